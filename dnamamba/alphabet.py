@@ -22,5 +22,33 @@ for _base in range(BASES):
     COMPLEMENT[_base] = 3 - _base
     COMPLEMENT[_base | SOFT_MASK_BIT] = (3 - _base) | SOFT_MASK_BIT
 
-IUPAC_AMBIGUOUS = "RYSWKMBDHVU"
-"""Codes read as N and counted. U is RNA's T, but in a reference genome it is a fault worth counting."""
+IUPAC_AMBIGUOUS = "RYSWKMBDHVUX"
+"""Codes read as N and counted. U is RNA's T and X a mask of old; in a reference genome both are worth counting."""
+
+ASCII_TO_TOKEN = np.full(256, UNK, np.uint8)
+"""byte -> token, lower case with the soft-mask bit; IUPAC codes are N, what is no nucleotide code is UNK."""
+TOKEN_TO_ASCII = np.full(256, ord("?"), np.uint8)
+"""token -> byte: the inverse for A, C, G, T, N, lower case where the soft-mask bit is set."""
+for _letter in IUPAC_AMBIGUOUS:
+    ASCII_TO_TOKEN[ord(_letter)] = N
+    ASCII_TO_TOKEN[ord(_letter.lower())] = N | SOFT_MASK_BIT
+for _token, _letter in enumerate("ACGTN"):
+    for _mask, _byte in ((0, ord(_letter)), (SOFT_MASK_BIT, ord(_letter.lower()))):
+        ASCII_TO_TOKEN[_byte] = _token | _mask
+        TOKEN_TO_ASCII[_token | _mask] = _byte
+
+
+def encode(sequence: str | bytes) -> np.ndarray:
+    """Tokens (length,) uint8 of a nucleotide sequence, soft mask in bit 7. What is no nucleotide code becomes UNK."""
+    data = sequence.encode("ascii", "replace") if isinstance(sequence, str) else sequence
+    return ASCII_TO_TOKEN[np.frombuffer(data, np.uint8)]
+
+
+def decode(tokens: np.ndarray) -> str:
+    """The sequence of tokens (length,) uint8: A, C, G, T, N, in lower case where soft-masked; other tokens are `?`."""
+    return TOKEN_TO_ASCII[tokens].tobytes().decode("ascii")
+
+
+def reverse_complement(tokens: np.ndarray) -> np.ndarray:
+    """Reverse complement along the last axis of uint8 tokens; the soft-mask bit goes with its base. A new array."""
+    return COMPLEMENT[tokens[..., ::-1]]

@@ -1,0 +1,327 @@
+"""The token store of a genome: opened in milliseconds, built from its FASTA when there is none or the source changed.
+
+The store (its files: `store_format`) lies beside the first genome file, in the user's cache folder where that is
+read-only, or where the user says. It is written under a temporary name and renamed when complete, by one builder at a
+time, so that a store that exists is a whole one. Header and sizes are checked at opening, the blocks by `verify`.
+"""
+
+import contextlib
+import errno
+import glob
+import hashlib
+import os
+import shutil
+import stat
+import tempfile
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dnamamba.errors import InputError
+from dnamamba.genome.reader import HashingFile, SourceFile, read_genome
+from dnamamba.genome.store_format import (
+    BLOCK_BYTES,
+    FORMAT_VERSION,
+    HEADER,
+    HEADER_BYTES,
+    INDEX_FILE,
+    MAGIC,
+    TOKENS_FILE,
+    Contig,
+    TokenWriter,
+    read_index,
+    read_json,
+    write_index,
+)
+
+__all__ = ["Contig", "TokenStore", "open_genome"]
+
+Progress = Callable[[int, int], None]
+"""Called while a store is built with (bytes of the source read so far, bytes in all)."""
+
+
+class TokenStore:
+    """A genome as tokens. Opening reads the index alone; the tokens are mapped on first use, in each process anew.
+
+    Pickling sends the path, so no handle is shared with another process. Use `open_genome` to get one from a FASTA.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Opens the store at `path`; `InputError` if it is none, damaged, or of another format version."""
+        self.path = path
+        index = read_index(path)
+        self.fingerprint: str = index["fingerprint"]
+        """SHA-256 (64 hexadecimal digits) of names, sequences and masks: the key of whatever is derived from them."""
+        self.bases: int = index["bases"]
+        self.source: list[dict[str, Any]] = index["source"]
+        """The files it was built from: path, size, mtime_ns and sha256 of each."""
+        self.empty_records: list[str] = index["empty_records"]
+        """Records of the source without a single base: no contigs."""
+        columns = index["contigs"]
+        self.contigs: tuple[Contig, ...] = tuple(
+            map(Contig._make, zip(*(columns[f] for f in Contig._fields), strict=True))
+        )
+        self._block_crcs: list[int] = index["block_crc32"]
+        self.all_n_runs = np.asarray(index["n_runs"], np.int64).reshape(-1, 2)
+        """(k, 2) int64: the stretches of N of all contigs, [start, end) among `tokens`, ascending."""
+        self._n_cumulative = np.concatenate(([0], np.cumsum(self.all_n_runs[:, 1] - self.all_n_runs[:, 0])))
+        self._by_name = {contig.name: contig for contig in self.contigs}
+        self._tokens: np.ndarray | None = None
+        self._process = -1
+        self._check_file()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return TokenStore, (self.path,)
+
+    def __repr__(self) -> str:
+        return f"TokenStore({str(self.path)!r}: {len(self.contigs)} contigs, {self.bases} bases)"
+
+    @property
+    def tokens(self) -> np.ndarray:
+        """(bases,) uint8, read-only: all contigs one after another, mapped by the process that asks."""
+        if self._tokens is None or self._process != os.getpid():
+            self._check_file()
+            file = self.path / TOKENS_FILE
+            mapped = np.memmap(file, np.uint8, "r", HEADER_BYTES, self.bases) if self.bases else np.empty(0, np.uint8)
+            self._tokens, self._process = np.asarray(mapped), os.getpid()
+        return self._tokens
+
+    def contig(self, name: str) -> Contig:
+        """The contig of that name; `InputError` naming a likely one if there is none."""
+        try:
+            return self._by_name[name]
+        except KeyError:
+            raise InputError(f"{self.path}: no contig {name!r}{self.suggestion(name)}") from None
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._by_name
+
+    def suggestion(self, name: str) -> str:
+        """What to say after "no contig NAME": the same name in the other style, else how the contigs are called."""
+        other = name[3:] if name.startswith("chr") else f"chr{name}"
+        for likely in (other, {"chrM": "MT", "MT": "chrM", "M": "MT"}.get(name, "")):
+            if likely in self._by_name:
+                return f"; this genome calls it {likely!r}"
+        names = ", ".join(contig.name for contig in self.contigs[:4])
+        return f"; the contigs are {names}{', …' if len(self.contigs) > 4 else ''}"
+
+    def read(self, contig: str, start: int, end: int) -> np.ndarray:
+        """(end − start,) uint8 view of a contig's tokens, 0-based half-open; `InputError` outside of the contig."""
+        record = self.contig(contig)
+        if not 0 <= start <= end <= record.length:
+            raise InputError(f"{contig}:{start}-{end} lies outside of the contig, which has {record.length} bases")
+        return self.tokens[record.offset + start : record.offset + end]
+
+    def n_runs(self, contig: str) -> np.ndarray:
+        """(k, 2) int64: the contig's maximal stretches of N, 0-based half-open, ascending."""
+        record = self.contig(contig)
+        first, last = np.searchsorted(self.all_n_runs[:, 0], (record.offset, record.offset + record.length))
+        return self.all_n_runs[first:last] - record.offset
+
+    def n_before(self, positions: np.ndarray) -> np.ndarray:
+        """N before each position of `tokens` (any shape, int64): a window has n_before(end) − n_before(start)."""
+        starts, ends = self.all_n_runs[:, 0], self.all_n_runs[:, 1]
+        run = np.searchsorted(starts, positions, side="right")
+        inside = ends[run - 1] - positions if len(ends) else np.zeros_like(positions)
+        return self._n_cumulative[run] - np.where(run > 0, np.maximum(inside, 0), 0)
+
+    def verify(self) -> None:
+        """Reads every block against its checksum; `InputError` naming the contigs of the first damaged one."""
+        for block, (crc, start) in enumerate(zip(self._block_crcs, range(0, self.bases, BLOCK_BYTES), strict=True)):
+            end = min(start + BLOCK_BYTES, self.bases)
+            if zlib.crc32(self.tokens[start:end].data) != crc:
+                hit = next(c.name for c in self.contigs if c.offset + c.length > start)
+                raise InputError(
+                    f"{self.path / TOKENS_FILE}: block {block} is damaged (at contig {hit}); "
+                    "delete the store to have it rebuilt"
+                )
+
+    def _check_file(self) -> None:
+        file = self.path / TOKENS_FILE
+        try:
+            with file.open("rb") as handle:
+                header = handle.read(HEADER.size)
+                size = os.fstat(handle.fileno()).st_size
+        except OSError as error:
+            raise InputError(f"{file}: cannot be read: {error.strerror}; delete the store to have it rebuilt") from None
+        expected = HEADER.pack(MAGIC, FORMAT_VERSION, 0, self.bases, bytes.fromhex(self.fingerprint))
+        if header != expected or size != HEADER_BYTES + self.bases:
+            raise InputError(
+                f"{file}: damaged, or replaced while in use (header or size, {size} bytes, do not fit the index); "
+                "start again, or delete the store to have it rebuilt"
+            )
+
+
+def open_genome(
+    paths: Sequence[Path] | Path, store: Path | None = None, verify: bool = False, progress: Progress | None = None
+) -> TokenStore:
+    """The token store of one or several genome files, or the one given by its own path (its source may be gone).
+
+    Built, and built again when a source has changed: its size or time differ, and then its SHA-256. `store` is where it
+    lies; without it the first of: beside the first file, the user's cache folder. Raises `InputError` for unusable
+    files, duplicate contigs (over all files), a damaged store, and where a store cannot be written.
+    """
+    files = [Path(paths)] if isinstance(paths, str | Path) else [Path(path) for path in paths]
+    if not files:
+        raise InputError("no genome file was given")
+    given_stores = [path for path in files if path.is_dir() and (path / INDEX_FILE).exists()]
+    if given_stores:
+        if len(files) > 1 or store is not None:
+            raise InputError(
+                f"{given_stores[0]}: a token store stands alone: no other genome files, no --store beside it"
+            )
+        opened = TokenStore(files[0])
+    else:
+        opened = _open_or_build(files, store, progress)
+    if verify:
+        opened.verify()
+    return opened
+
+
+def _open_or_build(files: list[Path], explicit: Path | None, progress: Progress | None) -> TokenStore:
+    for path in files:
+        if not path.exists():
+            beside = _store_name([path])
+            kept = f"; its token store is still there: give {beside}" if (beside / INDEX_FILE).exists() else ""
+            raise InputError(f"{path}: no such file; give a FASTA (plain, gzip, bgzip) or GenBank file{kept}")
+        if path.is_dir():
+            raise InputError(f"{path}: a folder that is no token store; give a FASTA or GenBank file")
+    places = [explicit] if explicit is not None else [_store_name(files), _cache_name(files)]
+    for place in places:
+        if (opened := _open_current(place, files)) is not None:
+            return opened
+    place = next((place for place in places if _is_writable(place.parent)), places[0])
+    return _build(place, files, explicit is not None, progress)
+
+
+def _store_name(files: list[Path]) -> Path:
+    """Beside the first file: FILE.dnamamba, or for several files FILE.and-K-more-HASH.dnamamba."""
+    if len(files) == 1:
+        return files[0].with_name(f"{files[0].name}.dnamamba")
+    names = "\0".join(str(path.resolve()) for path in files)
+    key = hashlib.sha256(names.encode()).hexdigest()[:8]
+    return files[0].with_name(f"{files[0].name}.and-{len(files) - 1}-more-{key}.dnamamba")
+
+
+def _cache_name(files: list[Path]) -> Path:
+    from platformdirs import user_cache_path
+
+    key = hashlib.sha256("\0".join(str(path.resolve()) for path in files).encode()).hexdigest()[:16]
+    return user_cache_path("dnamamba") / "genomes" / f"{files[0].name}-{key}.dnamamba"
+
+
+def _is_writable(folder: Path) -> bool:
+    """Whether a folder can be written or created. One without any write permission counts as read-only for root too."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    anyone = stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH
+    return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK) and bool(folder.stat().st_mode & anyone)
+
+
+def _open_current(place: Path, files: list[Path]) -> TokenStore | None:
+    """The store at `place` if it is the one of these files as they are now; None if it has to be built."""
+    if not (place / INDEX_FILE).exists() or read_json(place)["version"] != FORMAT_VERSION:
+        return None
+    store = TokenStore(place)
+    if len(store.source) != len(files):
+        return None
+    renewed = []
+    for recorded, path in zip(store.source, files, strict=True):
+        now = path.stat()
+        if now.st_size != recorded["size"]:
+            return None
+        if now.st_mtime_ns != recorded["mtime_ns"]:
+            with HashingFile(path) as file:
+                if file.hash_to_end() != recorded["sha256"]:
+                    return None
+        renewed.append({**recorded, "mtime_ns": now.st_mtime_ns})
+    if renewed != store.source:
+        with contextlib.suppress(OSError):  # where the store is read-only, the next opening hashes again
+            write_index(place, {**read_index(place), "source": renewed})
+    return store
+
+
+def _build(place: Path, files: list[Path], is_explicit: bool, progress: Progress | None) -> TokenStore:
+    from filelock import FileLock
+
+    if place.exists() and not (place / INDEX_FILE).exists():
+        raise InputError(f"{place}: exists and is no token store; move it away, or give another --store")
+    lock = place.with_name(f"{place.name}.lock")
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(lock):
+            try:
+                # Whoever held the lock before may have built it.
+                return _open_current(place, files) or _build_locked(place, files, is_explicit, progress)
+            finally:
+                lock.unlink(missing_ok=True)  # under the lock: whoever waits for it sees that its file is gone
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            size = sum(path.stat().st_size for path in files)
+            raise InputError(
+                f"{place}: the disk is full; a token store takes 1 byte a base (the source has {size / 1e6:.0f} MB, "
+                "about 4 times as many bases if compressed); free space, or give another --store"
+            ) from None
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+            raise InputError(f"{place}: cannot be written: {error.strerror}; give another --store") from None
+        raise
+
+
+def _build_locked(place: Path, files: list[Path], is_explicit: bool, progress: Progress | None) -> TokenStore:
+    for left_over in place.parent.glob(f"{glob.escape(place.name)}.tmp-*"):  # of a builder that was killed
+        shutil.rmtree(left_over, ignore_errors=True)
+    if is_explicit and place.exists():
+        _check_same_genome(place, files)
+    temporary = Path(tempfile.mkdtemp(prefix=f"{place.name}.tmp-", dir=place.parent))
+    complete = temporary / "store"
+    try:
+        complete.mkdir()
+        with TokenWriter(complete) as writer:
+            sources = _copy(files, writer, progress)
+            writer.finish([source._asdict() for source in sources])
+        if place.exists():
+            place.rename(temporary / "replaced")  # readers keep what they have mapped
+        complete.rename(place)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return TokenStore(place)
+
+
+def _check_same_genome(place: Path, files: list[Path]) -> None:
+    """A store given by --store is replaced when its source changed, never by another genome's."""
+    recorded = [Path(source["path"]).name for source in read_json(place).get("source", [])]
+    if recorded != [path.name for path in files]:
+        raise InputError(f"{place}: the token store of another genome ({', '.join(recorded)}); give another --store")
+
+
+def _copy(files: list[Path], writer: TokenWriter, progress: Progress | None) -> list[SourceFile]:
+    """Streams the files into the writer; `InputError` where two records have one name."""
+    total = sum(path.stat().st_size for path in files)
+    done = 0
+
+    def on_read(count: int) -> None:
+        nonlocal done
+        done += count
+        if progress is not None:
+            progress(done, total)
+
+    seen: dict[str, str] = {}
+    sources = []
+    for path in files:
+        for item in read_genome(path, on_read):
+            if isinstance(item, SourceFile):
+                sources.append(item)
+            elif item.first:
+                here = f"{path}, line {item.line}" if item.line else str(path)
+                if item.name in seen:
+                    raise InputError(
+                        f"{here}: duplicate contig {item.name!r} (first in {seen[item.name]}); rename or remove one"
+                    )
+                seen[item.name] = here
+                writer.begin(item.name, item.description)
+            else:
+                writer.append(item.tokens, item.ambiguous)
+    return sources

@@ -1,0 +1,207 @@
+"""Reading genome files: what is accepted, what is counted, and the one line that says what is wrong."""
+
+import gzip
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dnamamba.alphabet import SOFT_MASK_BIT, N, decode, encode, reverse_complement
+from dnamamba.errors import InputError
+from dnamamba.genome import reader
+from dnamamba.genome.reader import SequenceBlock, SourceFile, read_genome
+
+
+def records(path: Path) -> dict[str, tuple[str, str, int]]:
+    """name -> (description, sequence, ambiguous codes)."""
+    found: dict[str, tuple[str, str, int]] = {}
+    for item in read_genome(path):
+        if isinstance(item, SequenceBlock):
+            if item.first:
+                assert item.name not in found
+                found[item.name] = (item.description, "", 0)
+            description, sequence, ambiguous = found[item.name]
+            found[item.name] = (description, sequence + decode(item.tokens), ambiguous + item.ambiguous)
+    return found
+
+
+def write(tmp_path: Path, data: bytes, name: str = "genome.fa") -> Path:
+    path = tmp_path / name
+    path.write_bytes(data)
+    return path
+
+
+def test_alphabet_round_trip():
+    text = "ACGTNacgtn"
+    assert decode(encode(text)) == text
+    assert decode(encode("ARYx-")) == "ANNn?"
+    assert decode(reverse_complement(encode("AaCGn"))) == "nCGtT"
+
+
+def test_headers_and_line_ends(tmp_path):
+    path = write(
+        tmp_path,
+        b"\n\n>chr1 a b\r\nACGT\r\n\r\nac gt\r\n>gi|9|ref|NC_1.1|\tphage\nNNRYn\n\n>MAL1 \nA\n>empty\n>last\nGG",
+    )
+    assert records(path) == {
+        "chr1": ("a b", "ACGTacgt", 0),
+        "gi|9|ref|NC_1.1|": ("phage", "NNNNn", 2),
+        "MAL1": ("", "A", 0),
+        "empty": ("", "", 0),
+        "last": ("", "GG", 0),
+    }
+
+
+def test_byte_order_mark_and_header_at_the_end(tmp_path):
+    assert records(write(tmp_path, b"\xef\xbb\xbf>a\nAC\n>b tail")) == {"a": ("", "AC", 0), "b": ("tail", "", 0)}
+
+
+@given(
+    contigs=st.lists(st.text("ACGTNacgtnRYkx", max_size=40), min_size=1, max_size=5),
+    width=st.integers(1, 12),
+    block=st.integers(1, 30),
+    line_end=st.sampled_from(["\n", "\r\n", "\n\n", " \n"]),
+)
+@settings(max_examples=50, deadline=None)
+def test_any_block_boundary_gives_the_same(tmp_path_factory, contigs, width, block, line_end):
+    text = ""
+    expected = {}
+    for number, sequence in enumerate(contigs):
+        # Enough plain bases that the codes stay a minority.
+        sequence += "ACGT" * 20
+        lines = [sequence[i : i + width] for i in range(0, len(sequence), width)]
+        text += f">c{number} the {number}th" + line_end + line_end.join(lines) + line_end
+        codes = sum(letter in "RYkx" for letter in sequence)
+        expected[f"c{number}"] = (f"the {number}th", decode(encode(sequence)), codes)
+    path = write(tmp_path_factory.mktemp("fasta"), text.encode())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reader, "READ_BYTES", max(block, len(line_end) * 2 + 2))
+        assert records(path) == expected
+
+
+def test_compressed_equals_plain_and_is_identified(tmp_path):
+    plain = b">a\nACGTNN\n>b\nacgt\n"
+    first, second = write(tmp_path, plain), write(tmp_path, gzip.compress(plain[:9]) + gzip.compress(plain[9:]), "g.gz")
+    assert records(first) == records(second)
+    sources = [item for path in (first, second) for item in read_genome(path) if isinstance(item, SourceFile)]
+    import hashlib
+
+    for path, source in zip((first, second), sources, strict=True):
+        assert source.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+        assert (source.size, source.mtime_ns) == (path.stat().st_size, path.stat().st_mtime_ns)
+
+
+def test_progress_counts_the_file(tmp_path):
+    path = write(tmp_path, gzip.compress(b">a\n" + b"ACGT" * 10_000))
+    read: list[int] = []
+    list(read_genome(path, read.append))
+    assert sum(read) == path.stat().st_size
+
+
+def bgzip(data: bytes, *, end_mark: bool) -> bytes:
+    """One bgzip block: gzip with the extra field BC."""
+    import struct
+    import zlib
+
+    packer = zlib.compressobj(6, zlib.DEFLATED, -15)
+    body = packer.compress(data) + packer.flush()
+    size = len(body) + 25
+    head = b"\x1f\x8b\x08\x04\0\0\0\0\0\xff\x06\0BC\x02\0" + struct.pack("<H", size)
+    block = head + body + struct.pack("<II", zlib.crc32(data), len(data))
+    return block + (reader._BGZIP_EOF if end_mark else b"")
+
+
+def test_bgzip_is_read_and_its_end_mark_required(tmp_path):
+    assert records(write(tmp_path, bgzip(b">a\nACGT\n", end_mark=True)))["a"][1] == "ACGT"
+    with pytest.raises(InputError, match="truncated"):
+        records(write(tmp_path, bgzip(b">a\nACGT\n", end_mark=False)))
+
+
+LONG = b">chr1\n" + b"ACGTTGCA\n" * 4000
+PROTEIN = b">P1\nMKTAYIAKQR\n"
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (b"", "empty"),
+        (b" \n\n", "empty"),
+        (gzip.compress(b""), "empty"),
+        (b"ACGT\nACGT\n", "line 1: no FASTA header"),
+        (b"\n\nACGT\n>a\nAC", "line 3: no FASTA header"),
+        (b"\x00\x01\x02\x03", "binary data"),
+        (b">a\nACGT\n\x00\x00", "binary data"),
+        (b"\xff\xd8\xff\xe0", "binary data"),
+        (b"\x1a\x41\x27\x43\0\0\0\0", "2bit"),
+        (b"BZh91AY", "bzip2"),
+        (gzip.compress(b"BAM\x01\0\0"), "BAM"),
+        (gzip.compress(LONG)[:-20], "truncated"),
+        (b"\x1f\x8b\x08\x00", "truncated"),
+        (b"\x1f\x8b\x08\x00\0\0\0\0\0\x03garbage!", "gzip data are damaged"),
+        (gzip.compress(LONG)[:60] + b"xxxx" + gzip.compress(LONG)[64:], "gzip data are damaged"),
+        (PROTEIN, "record 'P1', line 2, column 6: 'I' is an amino-acid code: this looks like protein"),
+        (b">P2\n" + b"MKTAVRDHSW" * 3 + b"\n", "line 1: 24 of 30 letters are IUPAC ambiguity codes"),
+        (b">a\nAC\n\nACG1\n", "record 'a', line 4, column 4: '1' is not a nucleotide code"),
+        (b">a\nAC-G\n", "column 3: '-' is a gap"),
+        (b">a\nACG>T\n", "record 'a', line 2, column 4: '>' within a line"),
+        (b">\nACGT\n", "line 1: a header without a name"),
+        (b">a\rACGT\r>b\rAC\r", "old Mac"),
+    ],
+)
+def test_bad_files_are_named(tmp_path, data, expected):
+    path = write(tmp_path, data)
+    with pytest.raises(InputError) as caught:
+        records(path)
+    assert expected in str(caught.value)
+    assert str(caught.value).startswith(str(path))
+    assert "\n" not in str(caught.value)
+
+
+def test_position_survives_block_boundaries(tmp_path, monkeypatch):
+    path = write(tmp_path, b">a\n" + b"ACGTACGT\n" * 100 + b"ACGTAC!T\n")
+    for size in (7, 64, 900):
+        monkeypatch.setattr(reader, "READ_BYTES", size)
+        with pytest.raises(InputError, match=r"line 102, column 7: '!'"):
+            records(path)
+
+
+def test_missing_file_and_folder(tmp_path):
+    with pytest.raises(InputError, match="no such file"):
+        records(tmp_path / "none.fa")
+    with pytest.raises(InputError, match="folder"):
+        records(tmp_path)
+
+
+def genbank(sequence: str, name: str = "X1") -> bytes:
+    seqio, record_type, seq = pytest.importorskip("Bio.SeqIO"), "Bio.SeqRecord", pytest.importorskip("Bio.Seq").Seq
+    record = pytest.importorskip(record_type).SeqRecord(
+        seq(sequence), id=f"{name}.1", name=name, description="a phage", annotations={"molecule_type": "DNA"}
+    )
+    text = io.StringIO()
+    seqio.write([record], text, "genbank")
+    return text.getvalue().encode()
+
+
+def test_genbank_plain_and_gzip(tmp_path):
+    data = genbank("acgtnr" * 30) + genbank("ACGT" * 5, "X2")
+    expected = {"X1.1": ("a phage", "ACGTNN" * 30, 30), "X2.1": ("a phage", "ACGT" * 5, 0)}
+    assert records(write(tmp_path, data, "g.gb")) == expected
+    assert records(write(tmp_path, gzip.compress(data), "g.gb.gz")) == expected
+
+
+def test_genbank_without_sequence(tmp_path):
+    data = genbank("acgt" * 30)
+    cut = data[: data.index(b"ORIGIN")] + b"ORIGIN\n//\n"
+    with pytest.raises(InputError, match=r"X1.1.*without its sequence"):
+        records(write(tmp_path, cut))
+
+
+def test_tokens_are_those_of_the_design(tmp_path):
+    blocks = [
+        item.tokens for item in read_genome(write(tmp_path, b">a\nACGTNRacgtnr\n")) if isinstance(item, SequenceBlock)
+    ]
+    expected = [0, 1, 2, 3, N, N] + [token | SOFT_MASK_BIT for token in (0, 1, 2, 3, N, N)]
+    np.testing.assert_array_equal(np.concatenate(blocks), expected)
