@@ -1,0 +1,57 @@
+"""`python -m dnamamba.pretrain`: train a Mamba language model on a genome to predict the next base.
+
+Without arguments it trains a small model on the bundled E. coli genome.
+"""
+
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+from jsonargparse import Namespace, set_parsing_settings
+
+from dnamamba import cli
+from dnamamba.training.settings import ModelSettings, PretrainSettings
+
+_LISTS = ("genome", "contigs", "train", "validation", "test", "exclude")
+"""Flags that take one value or many behind them; jsonargparse alone would want a YAML list."""
+
+
+def build_parser() -> cli.Parser:
+    """The command line: every field of `PretrainSettings` is a flag, its docstring the help."""
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = cli.Parser(prog="python -m dnamamba.pretrain", description=PretrainSettings.__doc__)
+    parser.add_argument("--config", action="config", help="YAML file with any of these flags; flags win over it.")
+    documented = cli.attribute_docstrings(PretrainSettings)
+    for name in _LISTS:
+        kind = Path if name in ("genome", "exclude") else str
+        parser.add_argument(f"--{name}", nargs="+", type=kind, help=documented[name])
+    for name in ("verify", "resume"):
+        parser.add_argument(f"--{name}", action="store_true", help=documented[name])
+    parser.add_class_arguments(PretrainSettings, as_group=False, skip={*_LISTS, "verify", "resume"})
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Parses the command line and trains. A resumed run takes its settings from its own folder; flags given now win."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    parser = build_parser()
+    parsed = parser.parse_args(given)
+    if parsed.resume:
+        from dnamamba.training.resume import stored_config
+
+        parsed = parser.parse_args([f"--config={stored_config(parsed.out)}", *given])
+    settings = _settings(parsed)
+
+    from dnamamba.training.run import pretrain  # torch and Lightning: seconds that --help need not wait for
+
+    pretrain(settings)
+
+
+def _settings(parsed: Namespace) -> PretrainSettings:
+    values = {field.name: parsed.get(field.name) for field in fields(PretrainSettings)}
+    values["model"] = ModelSettings(**parsed.model.as_dict())
+    return PretrainSettings(**values)
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

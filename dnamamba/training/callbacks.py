@@ -1,0 +1,208 @@
+"""What happens between optimiser steps: progress, metrics, validation, checkpoints, signals, faults."""
+
+import math
+import signal
+import time
+from types import FrameType
+from typing import Any
+
+import lightning as L
+import torch
+
+from dnamamba.errors import InputError
+from dnamamba.training.checkpoints import CheckpointKeeper
+from dnamamba.training.data import PretrainData, WindowBatch
+from dnamamba.training.module import PretrainModule
+from dnamamba.training.progress import Progress
+from dnamamba.training.run_folder import RunFolder
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+"""Ctrl-C, a scheduler's end, and SLURM's warning before pre-emption: save, then stop."""
+_AGREE_EVERY = 10
+"""Steps between the ranks' agreements on stopping: a synchronisation each."""
+
+
+class RunControl(L.Callback):
+    """Runs after every step, in this order: metrics, validation, checkpoint, stop.
+
+    `validation_bits_per_base` is the last one, `best_bits_per_base` the lowest; `stopped_by` names the signal that
+    ended the run early.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        keeper: CheckpointKeeper,
+        *,
+        steps: int,
+        tokens_per_step: int,
+        log_every: int,
+        validation_every: int,
+        save_every: int | None,
+        save_minutes: float,
+        on_fault: str,
+        patience: int,
+    ) -> None:
+        self.folder, self.keeper = folder, keeper
+        self.steps, self.tokens_per_step = steps, tokens_per_step
+        self.log_every, self.validation_every = log_every, validation_every
+        self.save_every, self.save_minutes = save_every, save_minutes
+        self.on_fault = on_fault
+        self.patience = patience
+        self.validations_since_best = 0
+        self.validation_bits_per_base = math.nan
+        self.best_bits_per_base = math.inf
+        self.seconds = 0.0
+        self.stopped_by: signal.Signals | None = None
+        self._logged_step = 0
+        self._restored_sums, self._restored_seconds = [0.0, 0.0], 0.0
+        self._handlers: dict[signal.Signals, Any] = {}
+
+    @property
+    def out_of_patience(self) -> bool:
+        """Whether `patience` validations in a row brought no new best."""
+        return 0 < self.patience <= self.validations_since_best
+
+    # What a resumed run needs to know of its past; Lightning puts it into the trainer's checkpoint.
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "seconds": self.seconds,
+            "validation_bits_per_base": self.validation_bits_per_base,
+            "best_bits_per_base": self.best_bits_per_base,
+            "validations_since_best": self.validations_since_best,
+            # The row of metrics.csv that is being gathered.
+            "logged_step": self._logged_step,
+            "sums": self._sums.tolist(),
+            "seconds_since_row": time.perf_counter() - self._mark,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        state = dict(state)
+        self._logged_step, self._restored_sums = state.pop("logged_step"), state.pop("sums")
+        self._restored_seconds = state.pop("seconds_since_row")
+        self.__dict__.update(state)
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        first = trainer.global_step
+        self.keeper.saved_step = first if first else None
+        self._last_save = self._step_ended = time.perf_counter()
+        self._mark = self._last_save - self._restored_seconds
+        self._wait = 0.0
+        self._sums = torch.tensor(self._restored_sums, device=module.device)
+        self._progress = Progress(self.steps, first, self.tokens_per_step, trainer.is_global_zero)
+        if trainer.is_global_zero:
+            self.folder.start_metrics(first)
+        for number in STOP_SIGNALS:
+            self._handlers[number] = signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self.stopped_by is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt  # the second Ctrl-C does not wait
+        self.stopped_by = signal.Signals(number)
+
+    def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+        self._wait += time.perf_counter() - self._step_ended
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: WindowBatch, batch_idx: int
+    ) -> None:
+        assert isinstance(module, PretrainModule)
+        step = trainer.global_step
+        final = step >= self.steps
+        self._sums += module.step_sums
+        due_validation = final or step % self.validation_every == 0
+        if final or due_validation or step % self.log_every == 0:
+            self._log(trainer, module, step, due_validation)
+        stop = self._stop_agreed(trainer, step)
+        due_save = self.save_every is not None and step % self.save_every == 0
+        # Ranks must save together; only rank 0's clock decides, and only where they agree anyway.
+        overdue = time.perf_counter() - self._last_save > 60 * self.save_minutes
+        due_save = due_save or (step % self.log_every == 0 and self._decide(trainer, overdue))
+        if (due_save or stop) and self.keeper.saved_step != step:
+            self._refuse_faults(trainer, module)
+            self._save(trainer, module, step, best=False)
+        if stop or self.out_of_patience:
+            trainer.should_stop = True
+        self._step_ended = time.perf_counter()
+
+    def _decide(self, trainer: L.Trainer, rank_zero_says: bool) -> bool:
+        return bool(trainer.strategy.broadcast(rank_zero_says)) if trainer.world_size > 1 else rank_zero_says
+
+    def _stop_agreed(self, trainer: L.Trainer, step: int) -> bool:
+        if trainer.world_size == 1:
+            return self.stopped_by is not None
+        if step % _AGREE_EVERY:
+            return False
+        return trainer.strategy.reduce_boolean_decision(self.stopped_by is not None, all=False)
+
+    def _refuse_faults(self, trainer: L.Trainer, module: PretrainModule) -> None:
+        """The host waits for the device here, so this is asked only where it waits anyway."""
+        fault = int(module.first_fault)
+        if fault < 0:
+            return
+        data: PretrainData = trainer.datamodule  # type: ignore[attr-defined]
+        windows = ", ".join(f"{w.contig}:{w.start}-{w.end}" for w in data.step_dataset.windows(fault)[:4])
+        message = (
+            f"step {fault + 1}: the gradient is not finite; windows of this step (0-based half-open): {windows}, …; "
+            "that step was not applied"
+        )
+        if self.on_fault == "stop":
+            raise InputError(f"{message}; lower --learning_rate, or go on without such steps by --on_fault skip")
+        self._progress.say(f"warning: {message}")
+        module.first_fault.fill_(-1)
+
+    def _log(self, trainer: L.Trainer, module: PretrainModule, step: int, validate: bool) -> None:
+        self._refuse_faults(trainer, module)
+        nll, counted = self._sums.tolist()  # waits for the device, so the clock below is honest
+        now = time.perf_counter()
+        elapsed = now - self._mark
+        self.seconds += elapsed
+        taken = step - self._logged_step
+        row: dict[str, float | int | None] = {
+            "step": step,
+            "tokens": step * self.tokens_per_step,
+            "seconds": self.seconds,
+            "learning_rate": module.learning_rate(step - 1),
+            "train_bits_per_base": nll / counted / math.log(2) if counted else math.nan,
+            "gradient_norm": module.gradient_norm.item(),
+            "tokens_per_second": taken * self.tokens_per_step / elapsed if elapsed and taken else None,
+            "data_wait_fraction": min(self._wait / elapsed, 1.0) if elapsed else None,
+            "peak_memory_gib": torch.cuda.max_memory_allocated() / 2**30 if module.device.type == "cuda" else None,
+        }
+        improved = False
+        if validate:
+            data: PretrainData = trainer.datamodule  # type: ignore[attr-defined]
+            windows = data.validation_windows()
+            module.eval()
+            bits = module.bits_per_base(windows[item] for item in range(len(windows)))
+            module.train()
+            improved = bits < self.best_bits_per_base
+            self.validations_since_best = 0 if improved else self.validations_since_best + 1
+            self.validation_bits_per_base = bits
+            self.best_bits_per_base = min(bits, self.best_bits_per_base)
+            row |= {"validation_bits_per_base": bits, "validation_perplexity": 2**bits}
+        if trainer.is_global_zero:
+            self.folder.add_metrics(row)
+            numbers = {name: value for name, value in row.items() if name != "step" and value is not None}
+            for logger in trainer.loggers:
+                logger.log_metrics(numbers, step=step)
+        self._sums.zero_()
+        self._logged_step = step
+        self._wait = 0.0
+        self._progress.update(step, row, self.validation_bits_per_base)
+        self._mark = time.perf_counter()
+        if validate and self.keeper.saved_step != step:
+            self._save(trainer, module, step, best=improved)
+
+    def _save(self, trainer: L.Trainer, module: PretrainModule, step: int, best: bool) -> None:
+        bits = self.validation_bits_per_base
+        metrics = {"validation_bits_per_base": None if math.isnan(bits) else bits}
+        self.keeper.save(trainer, module, step, metrics, best)
+        self._last_save = time.perf_counter()
+
+    def teardown(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
+        while self._handlers:
+            number, handler = self._handlers.popitem()
+            signal.signal(number, handler)
+        if hasattr(self, "_progress"):
+            self._progress.close()

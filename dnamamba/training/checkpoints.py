@@ -1,0 +1,66 @@
+"""Checkpoints of a run: written whole or not at all, the best and the last few kept."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+
+from dnamamba.errors import InputError
+from dnamamba.model.checkpoint import save_checkpoint
+from dnamamba.training.module import PretrainModule
+
+TRAINER_STATE = "trainer.ckpt"
+"""Lightning's own file inside a checkpoint folder: optimiser, loops, weights. Only `--resume` reads it."""
+
+
+class CheckpointKeeper:
+    """Writes `step-00000100/`, then turns the links `last` and `best` to it, then removes what is no longer needed.
+
+    A crash at any point leaves the links on complete folders: a folder gets its name only when all its files are on
+    disk, and a link changes by a rename.
+    """
+
+    def __init__(self, folder: Path, *, keep: int, provenance: dict[str, Any]) -> None:
+        self.folder, self.keep, self.provenance = folder, keep, provenance
+        self.saved_step: int | None = None
+
+    def save(self, trainer: L.Trainer, module: PretrainModule, step: int, metrics: dict[str, Any], best: bool) -> None:
+        """All ranks call this. `metrics` go into provenance.json. Raises `InputError` when the disk is full."""
+        target = self.folder / f"step-{step:08d}"
+        partial = self.folder / f".step-{step:08d}.partial"
+        try:
+            if trainer.is_global_zero:
+                shutil.rmtree(partial, ignore_errors=True)
+                save_checkpoint(module.model, partial, self.provenance | {"step": step, "metrics": metrics})
+            trainer.save_checkpoint(partial / TRAINER_STATE)
+            if trainer.is_global_zero:
+                shutil.rmtree(target, ignore_errors=True)
+                os.replace(partial, target)
+                self._link("last", target.name)
+                if best:
+                    self._link("best", target.name)
+                self._prune()
+        except OSError as error:
+            if error.errno is None:
+                raise
+            shutil.rmtree(partial, ignore_errors=True)
+            raise InputError(
+                f"{target}: the checkpoint could not be written ({error.strerror}); the one before it is intact: "
+                "make room and go on with --resume"
+            ) from error
+        self.saved_step = step
+
+    def _link(self, name: str, target: str) -> None:
+        temporary = self.folder / f".{name}.{os.getpid()}"
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(target)
+        os.replace(temporary, self.folder / name)
+
+    def _prune(self) -> None:
+        linked = {(self.folder / name).resolve() for name in ("last", "best")}
+        steps = sorted(path for path in self.folder.glob("step-*") if path.is_dir())
+        for path in steps[: -self.keep]:
+            if path.resolve() not in linked:
+                shutil.rmtree(path)

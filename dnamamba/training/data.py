@@ -1,0 +1,169 @@
+"""From window plans to the batches of a training step.
+
+One item of the training loader is one optimiser step's share of one rank. Which windows belong to step s follows from
+(seed, s) alone, whatever the devices, workers and micro-batches: a step takes the next `windows_per_step` samples of an
+endless stream of epochs, and rank r of W takes the r-th W-th of them. So resuming needs the step number, nothing else.
+"""
+
+import bisect
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from dnamamba.genome.windows import Window, WindowPlan
+
+
+class WindowBatch(NamedTuple):
+    """Windows as they are read: nothing is cast or complemented before the device."""
+
+    tokens: Tensor
+    """(windows, length + 1) uint8: token ids with the soft-mask bit."""
+    reverse_complement: Tensor
+    """(windows,) bool: windows to be reverse-complemented on the device, before the shift."""
+
+
+class SampleStream:
+    """The endless sequence of training samples: epoch 0's windows, then epoch 1's, …
+
+    Sample numbers are global (0-based); `locate` tells which (epoch, index) a range of them is.
+    """
+
+    def __init__(self, plan: WindowPlan) -> None:
+        self.plan = plan
+        self._starts = [0]
+
+    def locate(self, first: int, count: int) -> list[tuple[int, np.ndarray]]:
+        """(epoch, indices (k,) int64) of the samples [first, first + count), in order, epoch by epoch."""
+        while self._starts[-1] < first + count:
+            self._starts.append(self._starts[-1] + self.plan.epoch_size(len(self._starts) - 1))
+        pieces = []
+        epoch = int(np.searchsorted(self._starts, first, side="right")) - 1
+        while count > 0:
+            taken = min(count, self._starts[epoch + 1] - first)
+            if taken:
+                index = first - self._starts[epoch]
+                pieces.append((epoch, np.arange(index, index + taken)))
+            first, count, epoch = first + taken, count - taken, epoch + 1
+        return pieces
+
+
+class Stage(NamedTuple):
+    """Optimiser steps [first_step, next stage's) read windows of one length."""
+
+    first_step: int
+    plan: WindowPlan
+    windows_per_step: int
+    """Over all ranks."""
+
+
+class StepDataset(Dataset[WindowBatch]):
+    """Item s is this rank's share of optimiser step s."""
+
+    def __init__(self, stages: Sequence[Stage], rank: int, world_size: int) -> None:
+        for stage in stages:
+            if stage.windows_per_step % world_size:
+                raise ValueError(f"{stage.windows_per_step} windows a step do not divide over {world_size} devices")
+        self.stages = list(stages)
+        self.streams = [SampleStream(stage.plan) for stage in stages]
+        self.rank, self.world_size = rank, world_size
+
+    def _pieces(self, step: int) -> tuple[WindowPlan, list[tuple[int, np.ndarray]]]:
+        number = bisect.bisect_right([stage.first_step for stage in self.stages], step) - 1
+        stage = self.stages[number]
+        share = stage.windows_per_step // self.world_size
+        first = (step - stage.first_step) * stage.windows_per_step + self.rank * share
+        return stage.plan, self.streams[number].locate(first, share)
+
+    def __getitem__(self, step: int) -> WindowBatch:
+        plan, pieces = self._pieces(step)
+        batches = [plan.batch(epoch, indices) for epoch, indices in pieces]
+        tokens = np.concatenate([tokens for tokens, _ in batches]) if len(batches) > 1 else batches[0][0]
+        flags = np.concatenate([flags for _, flags in batches]) if len(batches) > 1 else batches[0][1]
+        return WindowBatch(torch.from_numpy(tokens), torch.from_numpy(flags))
+
+    def windows(self, step: int) -> list[Window]:
+        """Where this rank's windows of a step lie: for messages that must name them."""
+        plan, pieces = self._pieces(step)
+        return [plan.window(epoch, int(index)) for epoch, indices in pieces for index in indices]
+
+
+class StepSampler(Sampler[int]):
+    """Step numbers from the trainer's current one (so that a resumed run goes on where it was) to the last.
+
+    Without a length on purpose: Lightning then counts nothing by it, and the trainer's `max_steps` ends the run.
+    """
+
+    def __init__(self, trainer: L.Trainer, steps: int) -> None:
+        self.trainer, self.steps = trainer, steps
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.trainer.global_step, self.steps))
+
+
+class FixedWindows(Dataset[WindowBatch]):
+    """This rank's share of fixed evaluation windows: every W-th, each exactly once over all ranks, never padded."""
+
+    def __init__(self, plan: WindowPlan, indices: np.ndarray, batch: int, rank: int, world_size: int) -> None:
+        own = indices[rank::world_size]
+        self.plan = plan
+        self.batches = [own[start : start + batch] for start in range(0, len(own), batch)]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, item: int) -> WindowBatch:
+        tokens, flags = self.plan.batch(0, self.batches[item])
+        return WindowBatch(torch.from_numpy(tokens), torch.from_numpy(flags))
+
+
+def evenly_spread(size: int, wanted: int) -> np.ndarray:
+    """`wanted` of the indices 0 … size − 1, evenly spread and ascending; all of them when `wanted` is 0 or too many."""
+    if wanted <= 0 or wanted >= size:
+        return np.arange(size)
+    return (np.arange(wanted) * size) // wanted
+
+
+class PretrainData(L.LightningDataModule):
+    """The training loader, and the fixed validation windows of this rank.
+
+    `validation_indices` are the windows of `validation` that are scored, the same at every validation.
+    `micro_batch` is in validation windows.
+    """
+
+    def __init__(
+        self,
+        stages: Sequence[Stage],
+        validation: WindowPlan,
+        *,
+        steps: int,
+        validation_indices: np.ndarray,
+        micro_batch: int,
+        num_workers: int,
+    ) -> None:
+        super().__init__()
+        self.stages, self.validation = stages, validation
+        self.steps = steps
+        self.validation_indices = validation_indices
+        self.micro_batch, self.num_workers = micro_batch, num_workers
+
+    def train_dataloader(self) -> DataLoader:
+        assert self.trainer is not None
+        self.step_dataset = StepDataset(self.stages, self.trainer.global_rank, self.trainer.world_size)
+        return DataLoader(
+            self.step_dataset,
+            batch_size=None,  # an item is a whole step already
+            sampler=StepSampler(self.trainer, self.steps),
+            num_workers=self.num_workers,
+            pin_memory=self.trainer.strategy.root_device.type == "cuda",
+        )
+
+    def validation_windows(self) -> FixedWindows:
+        """This rank's share of the validation windows, in micro-batches."""
+        assert self.trainer is not None
+        rank, world_size = self.trainer.global_rank, self.trainer.world_size
+        return FixedWindows(self.validation, self.validation_indices, self.micro_batch, rank, world_size)

@@ -1,0 +1,120 @@
+"""The Lightning module: one optimiser step from uint8 windows, validation as sums over counted bases."""
+
+import math
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+
+import lightning as L
+import torch
+from lightning.pytorch.strategies import DDPStrategy
+from torch import Tensor
+
+from dnamamba.alphabet import BASES
+from dnamamba.model.language_model import MambaLM
+from dnamamba.model.parameters import parameter_groups
+from dnamamba.model.tokens import prepare_batch
+from dnamamba.training.data import WindowBatch
+
+BETAS = (0.9, 0.95)
+"""AdamW's, as in the Mamba paper."""
+
+
+class PretrainModule(L.LightningModule):
+    """Next-base prediction.
+
+    A batch is a whole optimiser step of this rank; it is cut into micro-batches here, and the loss is the sum of the
+    negative log-likelihoods (nats) over all counted bases of all ranks and micro-batches, divided by their number. So
+    neither devices nor micro-batches nor runs of N change what a step means.
+
+    A step whose gradient is not finite leaves weights and optimiser untouched and is remembered in `first_fault`, all
+    without making the host wait for the device; whoever logs looks at it (`dnamamba.training.callbacks`).
+
+    Args:
+        learning_rate: maps an optimiser step (0-based) to its rate.
+        micro_tokens: bases in one forward pass.
+        soft_mask_weight: weight of soft-masked bases in the training loss.
+    """
+
+    step_sums: Tensor
+    """(2,) fp32 on the device: the last step's negative log-likelihood (nats) and counted bases, over all ranks."""
+    gradient_norm: Tensor
+    """() of the last step, before clipping."""
+    first_fault: Tensor
+    """() int64: the first step, 0-based, whose gradient was not finite; −1 when there was none."""
+
+    def __init__(
+        self,
+        model: MambaLM,
+        *,
+        learning_rate: Callable[[int], float],
+        weight_decay: float,
+        gradient_clip: float,
+        micro_tokens: int,
+        soft_mask_weight: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.model = model
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        self.gradient_clip = gradient_clip
+        self.micro_tokens = micro_tokens
+        self.soft_mask_weight = soft_mask_weight
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        groups = parameter_groups(self.model, self.weight_decay)
+        return torch.optim.AdamW(groups, lr=self.learning_rate(0), betas=BETAS, fused=True)
+
+    def on_fit_start(self) -> None:
+        self.first_fault = torch.tensor(-1, device=self.device)
+
+    def _sum_over_ranks(self, values: Tensor) -> Tensor:
+        return self.trainer.strategy.reduce(values, reduce_op="sum") if self.trainer.world_size > 1 else values
+
+    def training_step(self, batch: WindowBatch, batch_idx: int) -> None:
+        step = self.trainer.global_step
+        optimizer = self.optimizers()
+        assert not isinstance(optimizer, list)
+        for group in optimizer.param_groups:
+            group["lr"] = self.learning_rate(step)
+
+        prepared = prepare_batch(batch.tokens, batch.reverse_complement)
+        weights = torch.where(prepared.soft_mask, self.soft_mask_weight, 1.0) * (prepared.targets < BASES)
+        counted, weight = self._sum_over_ranks(torch.stack([(prepared.targets < BASES).sum(), weights.sum()])).unbind()
+        # DDP averages gradients over ranks; times world_size makes that average a sum.
+        scale = self.trainer.world_size / torch.where(weight > 0, weight, 1.0)
+        nll = torch.zeros((), device=self.device)
+        windows = max(self.micro_tokens // prepared.inputs.shape[1], 1)
+        pieces = list(zip(*(part.split(windows) for part in (prepared.inputs, prepared.targets, weights)), strict=True))
+        strategy = self.trainer.strategy
+        for number, (piece_inputs, piece_targets, piece_weights) in enumerate(pieces, start=1):
+            synchronise_later = isinstance(strategy, DDPStrategy) and number < len(pieces)
+            with strategy.block_backward_sync() if synchronise_later else nullcontext():  # type: ignore[attr-defined]
+                loss = self.model.next_base_loss(piece_inputs, piece_targets)
+                weighted = loss.nll_sum
+                if self.soft_mask_weight != 1.0:
+                    weighted = (torch.where(piece_weights > 0, loss.nll, 0.0) * piece_weights).sum()
+                self.manual_backward(weighted * scale)
+            nll += loss.nll_sum.detach()
+
+        self.gradient_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.gradient_clip)
+        fault = ~torch.isfinite(self.gradient_norm)
+        self.first_fault = torch.where(fault & (self.first_fault < 0), step, self.first_fault)
+        # The fused kernel skips the update where this is 1: torch's own contract with its GradScaler.
+        optimizer.optimizer.found_inf = fault.float()  # type: ignore[attr-defined]
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        self.step_sums = torch.stack([self._sum_over_ranks(nll), counted])
+
+    @torch.no_grad()
+    def bits_per_base(self, batches: Iterable[WindowBatch]) -> float:
+        """Bits per base over A, C, G and T of all ranks' batches together; NaN when they hold no base."""
+        sums = torch.zeros(2, dtype=torch.float64, device=self.device)
+        with self.trainer.precision_plugin.val_step_context():
+            for batch in batches:
+                tokens, flags = batch.tokens.to(self.device), batch.reverse_complement.to(self.device)
+                inputs, targets, _ = prepare_batch(tokens, flags)
+                loss = self.model.next_base_loss(inputs, targets)
+                sums += torch.stack([loss.nll_sum.double(), loss.counted.double()])
+        nll, counted = self._sum_over_ranks(sums).tolist()
+        return nll / counted / math.log(2) if counted else math.nan

@@ -1,0 +1,161 @@
+"""From what the user said to what the run does: defaults filled in, impossible numbers refused."""
+
+import dataclasses
+import math
+import os
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dnamamba.errors import InputError
+from dnamamba.model.config import ModelConfig, preset
+from dnamamba.training.settings import ModelSettings, PretrainSettings, RunSettings
+
+DEMO_STEPS, DEMO_LENGTH, DEMO_BATCH_TOKENS = 1200, 1024, 8192
+"""The demo's budget: under three minutes on two CPU cores."""
+STEPS, LENGTH, BATCH_TOKENS = 10_000, 8192, 262_144
+LEARNING_RATE = 8e-3
+MICRO_TOKENS_GPU, MICRO_TOKENS_CPU = 262_144, 16_384
+MIN_LENGTH = 128
+WARMUP_FROM = 1024
+"""Shortest windows of the length warm-up, as in the paper."""
+
+_RUN_FOLDER_VARIABLE = "DNAMAMBA_RUN_FOLDER"
+"""Tells the processes that Lightning starts for the other devices which run folder the first one chose."""
+
+
+def process_rank() -> int:
+    """This process's global rank, as torchrun, SLURM or Lightning's launcher set it; 0 when alone."""
+    for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"):
+        if name in os.environ:
+            return int(os.environ[name])
+    return 0
+
+
+def resolve(settings: PretrainSettings) -> RunSettings:
+    """Every `None` that stands for a default filled in, paths made absolute. Raises `InputError`."""
+    is_demo = settings.genome is None
+    on_gpu = _on_gpu(settings.accelerator)
+    length = _or(settings.length, DEMO_LENGTH if is_demo else LENGTH)
+    batch_tokens = _or(settings.batch_tokens, max(DEMO_BATCH_TOKENS if is_demo else BATCH_TOKENS, length))
+    max_steps = _or(settings.max_steps, DEMO_STEPS if is_demo else STEPS)
+    if settings.tokens is not None:
+        if settings.max_steps is not None and not settings.resume:
+            raise InputError("--tokens and --max_steps both say how long to train: give one of them")
+        max_steps = math.ceil(settings.tokens / max(batch_tokens, 1))
+    changed = replace(
+        settings,
+        genome=settings.genome and [path.absolute() for path in settings.genome],
+        exclude=settings.exclude and [path.absolute() for path in settings.exclude],
+        store=settings.store and settings.store.absolute(),
+        model=replace(settings.model, preset=settings.model.preset or ("demo" if is_demo else "1.4m")),
+        length=length,
+        tokens=None,
+        batch_tokens=batch_tokens,
+        micro_tokens=_or(settings.micro_tokens, max(MICRO_TOKENS_GPU if on_gpu else MICRO_TOKENS_CPU, length)),
+        max_steps=max_steps,
+        learning_rate=_or(settings.learning_rate, LEARNING_RATE),
+        validation_every=_or(settings.validation_every, max(math.ceil(max_steps / 10), 1)),
+        log_every=_or(settings.log_every, min(max(max_steps // 100, 1), 50)),
+        accelerator="gpu" if on_gpu else "cpu",
+        precision=("bf16" if on_gpu else "fp32") if settings.precision == "auto" else settings.precision,
+    )
+    resolved = RunSettings(**{field.name: getattr(changed, field.name) for field in dataclasses.fields(changed)})
+    _check_numbers(resolved)
+    resolved.out = _run_folder(settings.out, resolved).absolute()
+    return resolved
+
+
+def model_config(settings: ModelSettings) -> ModelConfig:
+    """The preset with the changes that were asked for. Raises `InputError`."""
+    changes = {name: value for name, value in dataclasses.asdict(settings).items() if value is not None}
+    return preset(changes.pop("preset"), **changes)
+
+
+def windows_per_step(settings: RunSettings) -> int:
+    """Windows of one optimiser step over all devices."""
+    return settings.batch_tokens // settings.length
+
+
+def warmup_lengths(settings: RunSettings) -> list[tuple[int, int]]:
+    """(first step, window length) of each stage: the lengths double up to `settings.length`, tokens a step constant.
+
+    The paper's sequence-length warm-up (arXiv 2312.00752, appendix E.3.2), begun at the halving of `length` that is
+    nearest above 1024; the stages before the last share `length_warmup` of the steps equally.
+    """
+    lengths = [settings.length]
+    while settings.length_warmup and lengths[0] % 2 == 0 and lengths[0] // 2 >= WARMUP_FROM:
+        lengths.insert(0, lengths[0] // 2)
+    share = settings.length_warmup * settings.max_steps / max(len(lengths) - 1, 1)
+    return [(round(number * share), length) for number, length in enumerate(lengths)]
+
+
+def as_plain(settings: PretrainSettings) -> dict[str, Any]:
+    """The settings as YAML can hold them."""
+    return _plain(dataclasses.asdict(settings))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _or(value: Any, default: Any) -> Any:
+    return default if value is None else value
+
+
+def _on_gpu(accelerator: str) -> bool:
+    if accelerator == "gpu" and not torch.cuda.is_available():
+        raise InputError("--accelerator gpu: torch sees no CUDA device here; use --accelerator cpu, or a CUDA build")
+    return accelerator == "gpu" or (accelerator == "auto" and torch.cuda.is_available())
+
+
+def _check_numbers(settings: RunSettings) -> None:
+    minima = {"length": MIN_LENGTH, "max_steps": 1, "devices": 1, "num_workers": 0, "validation_tokens": 0, "keep": 1}
+    minima |= {"validation_every": 1, "log_every": 1, "micro_tokens": 1, "markov_order": 0, "patience": 0}
+    for name, least in minima.items():
+        if getattr(settings, name) < least:
+            raise InputError(f"--{name}: {getattr(settings, name)} is below {least}")
+    if settings.save_every is not None and settings.save_every < 1:
+        raise InputError(f"--save_every: {settings.save_every} is below 1")
+    if not settings.soft_mask_weight >= 0:
+        raise InputError(f"--soft_mask_weight: {settings.soft_mask_weight} is below 0")
+    for name in ("max_n_fraction", "warmup_fraction", "final_learning_rate", "length_warmup"):
+        if not 0 <= getattr(settings, name) <= 1:
+            raise InputError(f"--{name}: {getattr(settings, name)} is not between 0 and 1")
+    for name in ("learning_rate", "gradient_clip", "save_minutes"):
+        if not getattr(settings, name) > 0:
+            raise InputError(f"--{name}: {getattr(settings, name)} is not above 0")
+    if not settings.weight_decay >= 0:
+        raise InputError(f"--weight_decay: {settings.weight_decay} is below 0")
+    if settings.batch_tokens % settings.length or settings.batch_tokens < settings.length:
+        raise InputError(f"--batch_tokens: {settings.batch_tokens} is not a multiple of --length {settings.length}")
+    if windows_per_step(settings) % settings.devices:
+        raise InputError(
+            f"--batch_tokens: its {windows_per_step(settings)} windows do not divide over {settings.devices} devices"
+        )
+    if settings.length_warmup and len(warmup_lengths(settings)) == 1:
+        raise InputError(
+            f"--length_warmup: --length {settings.length} has no shorter stage; take an even one from {2 * WARMUP_FROM}"
+        )
+    if settings.accelerator == "gpu" and settings.devices > torch.cuda.device_count():
+        raise InputError(f"--devices: {settings.devices} asked for, torch sees {torch.cuda.device_count()}")
+
+
+def _run_folder(wanted: Path | None, settings: RunSettings) -> Path:
+    if wanted is not None:
+        return wanted
+    if _RUN_FOLDER_VARIABLE in os.environ:
+        return Path(os.environ[_RUN_FOLDER_VARIABLE])
+    if "RANK" in os.environ or int(os.environ.get("SLURM_NTASKS", 1)) > 1:
+        raise InputError("--out: name the run folder when torchrun or SLURM starts the processes")
+    genome = "ecoli-demo" if settings.genome is None else settings.genome[0].name.split(".")[0]
+    name = f"{genome}-{settings.model.preset}-{settings.length}-{time.strftime('%Y%m%d-%H%M%S')}"
+    os.environ[_RUN_FOLDER_VARIABLE] = str(Path("runs", name).absolute())
+    return Path("runs", name)

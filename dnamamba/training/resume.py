@@ -1,0 +1,57 @@
+"""Going on with a run: which settings it had, and which of them may change on the way."""
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from dnamamba.errors import InputError
+from dnamamba.training.settings import PretrainSettings
+
+SAFE_TO_CHANGE = frozenset(
+    {
+        "out",
+        "resume",
+        "store",
+        "verify",
+        "max_steps",
+        "tokens",
+        "micro_tokens",
+        "validation_every",
+        "validation_tokens",
+        "markov_order",
+        "log_every",
+        "save_every",
+        "save_minutes",
+        "keep",
+        "on_fault",
+        "patience",
+        "devices",
+        "accelerator",
+        "precision",
+        "num_workers",
+    }
+)
+"""Settings that may differ when a run is resumed: none of them alters which windows a step sees. A new `max_steps`
+stretches or shortens the rest of the learning-rate schedule."""
+
+
+def stored_config(out: Path | None) -> Path:
+    """The config.yaml of the run folder to resume. Raises `InputError` when there is no such run."""
+    if out is None:
+        raise InputError("--resume: name the run folder to go on with by --out")
+    config = out / "config.yaml"
+    if not config.is_file():
+        raise InputError(f"{out}: no run to resume there (config.yaml is missing)")
+    return config
+
+
+def refuse_changes(stored: dict[str, Any], now: dict[str, Any], config: Path) -> None:
+    """Raises `InputError` naming the settings that a resumed run must keep but that differ (plain YAML values)."""
+    names = [field.name for field in fields(PretrainSettings) if field.name not in SAFE_TO_CHANGE]
+    changed = [
+        f"--{name} (was {stored.get(name)!r}, now {now.get(name)!r})"
+        for name in names
+        if stored.get(name) != now.get(name)
+    ]
+    if changed:
+        raise InputError(f"{config}: a resumed run keeps its settings; changed: {', '.join(changed)}")

@@ -1,0 +1,200 @@
+"""A pretraining run from settings to summary: the one place that knows the order of things."""
+
+import logging
+import os
+import warnings
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+import yaml
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from dnamamba.model.config import ModelConfig
+from dnamamba.model.kernels import describe_kernels
+from dnamamba.model.language_model import MambaLM
+from dnamamba.model.parameters import parameter_count
+from dnamamba.report.learning_curve import plot_learning_curve
+from dnamamba.training.baseline import best_markov
+from dnamamba.training.callbacks import RunControl
+from dnamamba.training.checkpoints import TRAINER_STATE, CheckpointKeeper
+from dnamamba.training.module import PretrainModule
+from dnamamba.training.prepare import Prepared, prepare_data
+from dnamamba.training.progress import clock, si
+from dnamamba.training.resolve import as_plain, model_config, process_rank, resolve, warmup_lengths, windows_per_step
+from dnamamba.training.resume import refuse_changes
+from dnamamba.training.run_folder import RunFolder, environment, write_atomically
+from dnamamba.training.schedule import learning_rate
+from dnamamba.training.settings import PretrainSettings, RunSettings
+
+
+def pretrain(requested: PretrainSettings) -> None:
+    """Trains, validates and summarises.
+
+    Raises `InputError` for everything that the user can mend, and `SystemExit` with 128 + the signal's number when one
+    stopped the run early (after saving a checkpoint).
+    """
+    settings = resolve(requested)
+    folder = RunFolder(settings.out)
+    first_process = process_rank() == 0
+    if settings.resume:
+        refuse_changes(yaml.safe_load(folder.config.read_text("utf-8")), as_plain(settings), folder.config)
+    elif first_process:
+        folder.refuse_existing()
+
+    config = model_config(settings.model)
+    prepared = prepare_data(settings)
+    if first_process:
+        if not settings.resume:
+            folder.create()
+        write_atomically(folder.config, yaml.safe_dump(as_plain(settings), sort_keys=False))
+        folder.write_json("environment.json", environment())
+        prepared.splits.write_bed(folder.path / "splits.bed")
+    torch.manual_seed(settings.seed)
+    model = MambaLM(config)
+    if first_process:
+        _print_header(settings, config, model, prepared, folder)
+
+    control = _train(settings, model, prepared, folder)
+    if control.stopped_by is not None:
+        if first_process:
+            print(f"stopped by {control.stopped_by.name}; go on with: {_resume_command(folder)}")
+        raise SystemExit(128 + control.stopped_by)
+    if first_process:
+        _finish(settings, prepared, folder, control)
+
+
+def _train(settings: RunSettings, model: MambaLM, prepared: Prepared, folder: RunFolder) -> RunControl:
+    _quiet_lightning()
+    module = PretrainModule(
+        model,
+        learning_rate=partial(
+            learning_rate,
+            peak=settings.learning_rate,
+            steps=settings.max_steps,
+            warmup_fraction=settings.warmup_fraction,
+            final_fraction=settings.final_learning_rate,
+        ),
+        weight_decay=settings.weight_decay,
+        gradient_clip=settings.gradient_clip,
+        micro_tokens=settings.micro_tokens,
+        soft_mask_weight=settings.soft_mask_weight,
+    )
+    keeper = CheckpointKeeper(folder.checkpoints, keep=settings.keep, provenance=_provenance(settings, prepared))
+    control = RunControl(
+        folder,
+        keeper,
+        steps=settings.max_steps,
+        tokens_per_step=settings.batch_tokens,
+        log_every=settings.log_every,
+        validation_every=settings.validation_every,
+        save_every=settings.save_every,
+        save_minutes=settings.save_minutes,
+        on_fault=settings.on_fault,
+        patience=settings.patience,
+    )
+    trainer = L.Trainer(
+        accelerator=settings.accelerator,
+        devices=settings.devices,
+        strategy="ddp" if settings.devices > 1 else "auto",
+        precision="bf16-mixed" if settings.precision == "bf16" else "32-true",
+        max_steps=settings.max_steps,
+        callbacks=[control],
+        logger=TensorBoardLogger(folder.path, name="", version="tensorboard"),
+        limit_val_batches=0,  # RunControl validates: every window once, whatever the number of processes
+        use_distributed_sampler=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    resumed_from = folder.last_checkpoint() if settings.resume else None
+    if settings.resume and process_rank() == 0:
+        print(f"resuming from {resumed_from}" if resumed_from else "no checkpoint yet: starting from the first step")
+    trainer.fit(
+        module,
+        datamodule=prepared.data,
+        ckpt_path=None if resumed_from is None else resumed_from / TRAINER_STATE,
+        weights_only=True,
+    )
+    return control
+
+
+def _quiet_lightning() -> None:
+    """Its notices speak to programmers; what a user should know is in the header."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", module=r"lightning\.")
+
+
+def _provenance(settings: RunSettings, prepared: Prepared) -> dict[str, Any]:
+    return {
+        "settings": as_plain(settings),
+        "genome": {"source": prepared.store.source, "fingerprint": prepared.store.fingerprint},
+        "splits": prepared.splits.fingerprint,
+        **environment(),
+    }
+
+
+def _print_header(
+    settings: RunSettings, config: ModelConfig, model: MambaLM, prepared: Prepared, folder: RunFolder
+) -> None:
+    data, splits, contigs = prepared.data, prepared.splits, prepared.contigs
+    train = data.stages[-1].plan
+    device = torch.device("cuda" if settings.accelerator == "gpu" else "cpu")
+    name = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    bases = {split: sum(i.end - i.start for i in getattr(splits, split)) for split in ("train", "validation", "test")}
+    left_out = f"; left out: {contigs.summary()}" if contigs.left_out else ""
+    lines = {
+        "genome": ", ".join(map(str, settings.genome or [])) or "E. coli K-12 (bundled demo)",
+        "contigs": f"{len(contigs.chosen)}{left_out}",
+        "splits": ", ".join(f"{split} {si(count)}b" for split, count in bases.items()),
+        "windows": f"{train.epoch_size(0):,} of {settings.length:,} bases an epoch"
+        f" ({train.skipped(0):,} skipped for N), {len(data.validation_indices):,} to validate on",
+        "model": f"{settings.model.preset}: {config.n_layer} blocks x {config.d_model},"
+        f" {parameter_count(model):,} parameters",
+        "device": f"{settings.devices} x {name}, {settings.precision}; {describe_kernels(device)}",
+        "steps": f"{settings.max_steps:,} of {windows_per_step(settings)} windows = {settings.batch_tokens:,} bases",
+        "lengths": ", ".join(f"{length:,} from step {first + 1:,}" for first, length in warmup_lengths(settings)),
+        "run folder": str(folder.path),
+    }
+    for label, text in lines.items():
+        print(f"{label:>10}  {text}")
+
+
+def _finish(settings: RunSettings, prepared: Prepared, folder: RunFolder, control: RunControl) -> None:
+    rows = folder.read_metrics()
+    tokens = int(rows[-1]["tokens"])
+    bits = control.validation_bits_per_base
+    markov = best_markov(settings, prepared)
+    plot_learning_curve(rows, folder.learning_curve, title=folder.path.name, markov=markov and markov.bits_per_base)
+    folder.write_json(
+        "summary.json",
+        {
+            "validation_bits_per_base": bits,
+            "validation_perplexity": 2**bits,
+            "best_validation_bits_per_base": control.best_bits_per_base,
+            "markov_bits_per_base": markov and markov.bits_per_base,
+            "markov_order": markov and markov.order,
+            "tokens": tokens,
+            "seconds": control.seconds,
+            "tokens_per_second": tokens / control.seconds,
+        },
+    )
+    print(f"validation  {bits:.4f} bits/base, perplexity {2**bits:.4f} over A, C, G, T")
+    if markov is not None:
+        difference = markov.bits_per_base - bits
+        verdict = f"below it by {difference:.4f}" if difference > 0 else f"above it by {-difference:.4f}: train longer"
+        print(f"    Markov  {markov.bits_per_base:.4f} bits/base (order {markov.order}); the model is {verdict}")
+    print(f"  training  {si(tokens)}bases in {clock(control.seconds)}, {si(tokens / control.seconds)}bases/s")
+    print(f"   results  {folder.learning_curve}, {folder.summary}")
+    print(f"checkpoint  {folder.checkpoints / 'best'}")
+    print(f"      next  train longer: {_resume_command(folder)} --max_steps {2 * int(rows[-1]['step'])}")
+
+
+def _resume_command(folder: RunFolder) -> str:
+    try:
+        shown: Path | str = os.path.relpath(folder.path)
+    except ValueError:
+        shown = folder.path
+    return f"python -m dnamamba.pretrain --resume --out {shown}"

@@ -1,0 +1,141 @@
+"""The run folder: everything that a run leaves behind, readable by people and by `--resume`.
+
+config.yaml          the resolved settings; `--config` takes it back
+environment.json     versions, git commit, command, devices
+splits.bed           the intervals of train, validation and test
+metrics.csv          one row every --log_every steps, and one a validation
+tensorboard/         the same, for TensorBoard
+checkpoints/         step-00000100/ …, and the links `last` and `best` (by validation)
+learning_curve.png   drawn from metrics.csv
+summary.json         the result
+"""
+
+import csv
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from dnamamba.errors import InputError
+
+METRICS = (
+    "step",
+    "tokens",
+    "seconds",
+    "learning_rate",
+    "train_bits_per_base",
+    "validation_bits_per_base",
+    "validation_perplexity",
+    "gradient_norm",
+    "tokens_per_second",
+    "data_wait_fraction",
+    "peak_memory_gib",
+)
+"""Columns of metrics.csv. `seconds` is training time without validation, summed over the pieces of a resumed run."""
+
+_PACKAGES = ("dnamamba", "torch", "triton", "numba", "lightning", "numpy", "safetensors")
+
+
+class RunFolder:
+    """Paths and files of one run. Making one touches nothing; `create` does."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.yaml"
+        self.metrics = path / "metrics.csv"
+        self.checkpoints = path / "checkpoints"
+        self.learning_curve = path / "learning_curve.png"
+        self.summary = path / "summary.json"
+
+    def refuse_existing(self) -> None:
+        """Asked before the long work begins, so that nobody waits for an answer like this. Raises `InputError`."""
+        if self.path.exists() or self.path.is_symlink():
+            raise InputError(
+                f"{self.path}: the run folder exists; choose another --out, or go on with that run by --resume"
+            )
+
+    def create(self) -> None:
+        """Raises `InputError` when it exists or cannot be made."""
+        self.refuse_existing()
+        try:
+            self.path.mkdir(parents=True)
+        except OSError as error:
+            raise InputError(f"{self.path}: cannot make the run folder ({error.strerror}); choose --out") from None
+        self.checkpoints.mkdir()
+
+    def write_json(self, name: str, content: Mapping[str, Any]) -> None:
+        write_atomically(self.path / name, json.dumps(content, indent=2) + "\n")
+
+    def last_checkpoint(self) -> Path | None:
+        """The checkpoint to resume from: `last`'s target, or None when none was completed."""
+        link = self.checkpoints / "last"
+        return link.resolve() if (link / "trainer.ckpt").is_file() else None
+
+    def start_metrics(self, step: int) -> dict[str, str] | None:
+        """Begin metrics.csv, or drop the rows of a resumed run that lie behind `step`; gives the last row kept."""
+        rows = [row for row in self.read_metrics() if int(row["step"]) <= step] if self.metrics.exists() else []
+        lines = [",".join(METRICS)] + [",".join(row[name] for name in METRICS) for row in rows]
+        write_atomically(self.metrics, "\n".join(lines) + "\n")
+        return rows[-1] if rows else None
+
+    def add_metrics(self, row: Mapping[str, float | int | None]) -> None:
+        cells = (row.get(name) for name in METRICS)
+        with self.metrics.open("a", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerow("" if cell is None else _short(cell) for cell in cells)
+
+    def read_metrics(self) -> list[dict[str, str]]:
+        """The rows of metrics.csv as text, missing cells empty. A row cut short by a crash is left out."""
+        with self.metrics.open(newline="") as file:
+            return [row for row in csv.DictReader(file) if None not in row.values()]
+
+
+def _short(value: float | int) -> str:
+    return str(value) if isinstance(value, int) else f"{value:.6g}"
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """The whole text or nothing appears under this name."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def environment(command: list[str] | None = None) -> dict[str, Any]:
+    """What a number needs beside it to be reproduced: versions, commit, machine, command."""
+    versions = {}
+    for name in _PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue  # run from a bare checkout, or a package that this machine does without
+    return {
+        "versions": versions,
+        "git_commit": _git_commit(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu_count": os.cpu_count(),
+        "command": command if command is not None else sys.orig_argv,
+    }
+
+
+def _git_commit() -> str | None:
+    """The commit of the checkout this code runs from, `-dirty` with local changes; None for an installed wheel."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

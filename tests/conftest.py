@@ -1,0 +1,10 @@
+"""What all tests share."""
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True, scope="session")
+def single_thread() -> None:
+    """Tiny tensors on busy machines: threads would wait for each other longer than they work."""
+    torch.set_num_threads(1)

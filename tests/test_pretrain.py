@@ -1,0 +1,241 @@
+"""The main job through its command line: a real run, its folder, exact resume, and every kind of bad input."""
+
+import csv
+import gzip
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dnamamba import cli, pretrain
+from dnamamba.demo import genome_path
+
+QUICK = ["--model.preset", "demo", "--model.n_layer", "1", "--model.d_model", "16", "--model.d_state", "4"]
+QUICK += ["--length", "256", "--batch_tokens", "1024", "--accelerator", "cpu", "--markov_order", "3"]
+QUICK += ["--validation_tokens", "4096"]
+
+
+@pytest.fixture(scope="module")
+def fasta(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The first 300 kb of E. coli."""
+    path = tmp_path_factory.mktemp("genome") / "small.fa"
+    with gzip.open(genome_path(), "rt") as source:
+        source.readline()
+        sequence = "".join(line.strip() for _, line in zip(range(6000), source, strict=False))[:300_000]
+    path.write_text(f">chr1 first 300 kb\n{sequence}\n")
+    return path
+
+
+def train(*arguments: object) -> int:
+    return cli.run(pretrain.main, [str(argument) for argument in arguments])
+
+
+def weights(run: Path, name: str = "last") -> bytes:
+    return (run / "checkpoints" / name / "model.safetensors").read_bytes()
+
+
+def rows(run: Path) -> list[dict[str, str]]:
+    with (run / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def whole_run(fasta: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    assert train("--genome", fasta, *QUICK, "--max_steps", 12, "--log_every", 2, "--out", out) == 0
+    return out
+
+
+def test_a_run_leaves_what_its_user_needs(whole_run: Path) -> None:
+    summary = json.loads((whole_run / "summary.json").read_text())
+    assert summary["tokens"] == 12 * 1024
+    assert 1.5 < summary["validation_bits_per_base"] < 2.3
+    assert 1.8 < summary["markov_bits_per_base"] < 2.0, "E. coli at order 3 and below"
+    assert summary["seconds"] > 0
+    assert summary["tokens_per_second"] == pytest.approx(summary["tokens"] / summary["seconds"])
+    assert (whole_run / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
+    assert list((whole_run / "tensorboard").glob("events*"))
+    assert yaml.safe_load((whole_run / "config.yaml").read_text())["learning_rate"] == 8e-3
+    assert "torch" in json.loads((whole_run / "environment.json").read_text())["versions"]
+    assert {line.split("\t")[3] for line in (whole_run / "splits.bed").read_text().splitlines()} >= {
+        "train",
+        "validation",
+    }
+    provenance = json.loads((whole_run / "checkpoints" / "best" / "provenance.json").read_text())
+    assert provenance["metrics"]["validation_bits_per_base"] == pytest.approx(
+        summary["best_validation_bits_per_base"], abs=1e-6
+    )
+    assert [row["step"] for row in rows(whole_run)] == ["2", "4", "6", "8", "10", "12"]
+    assert not list(whole_run.glob("**/*.partial"))
+
+
+def test_the_loss_falls(whole_run: Path) -> None:
+    losses = [float(row["train_bits_per_base"]) for row in rows(whole_run)]
+    assert losses[-1] < losses[0]
+
+
+def test_resumed_equals_uninterrupted_bit_for_bit(fasta: Path, whole_run: Path, tmp_path: Path) -> None:
+    """Killed in the middle of an epoch and of a row of metrics.csv, then resumed with another number of workers."""
+    out = tmp_path / "killed"
+    command = [sys.executable, "-m", "dnamamba.pretrain", "--genome", str(fasta), *QUICK, "--max_steps", "12"]
+    command += ["--log_every", "2", "--save_every", "1", "--out", str(out)]
+    same_threads = os.environ | {"OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=same_threads) as process:
+        deadline = time.monotonic() + 200
+        while not (out / "checkpoints" / "step-00000005").exists():
+            assert process.poll() is None, process.stderr.read()  # type: ignore[union-attr]
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+    reached = json.loads((out / "checkpoints" / "last" / "provenance.json").read_text())["step"]
+    assert 5 <= reached <= 12
+    assert train("--resume", "--out", out, "--num_workers", 1) == 0
+    assert weights(out) == weights(whole_run)
+    assert [row["train_bits_per_base"] for row in rows(out)] == [row["train_bits_per_base"] for row in rows(whole_run)]
+
+
+def test_micro_batches_change_nothing_beyond_rounding(fasta: Path, whole_run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "micro"
+    assert (
+        train("--genome", fasta, *QUICK, "--max_steps", 12, "--log_every", 2, "--micro_tokens", 256, "--out", out) == 0
+    )
+    for one, other in zip(rows(out), rows(whole_run), strict=True):
+        assert float(one["train_bits_per_base"]) == pytest.approx(float(other["train_bits_per_base"]), abs=2e-3)
+
+
+def test_resume_refuses_changed_settings(whole_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "copy"
+    shutil.copytree(whole_run, out, symlinks=True)
+    before = (out / "config.yaml").read_bytes()
+    assert train("--resume", "--out", out, "--seed", 7, "--length", 128) == 2
+    message = capsys.readouterr().err
+    assert "--seed (was 0, now 7)" in message and "--length" in message
+    assert (out / "config.yaml").read_bytes() == before
+
+
+def test_resume_goes_beyond_the_end(whole_run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "longer"
+    shutil.copytree(whole_run, out, symlinks=True)
+    assert train("--resume", "--out", out, "--max_steps", 14) == 0
+    assert json.loads((out / "summary.json").read_text())["tokens"] == 14 * 1024
+
+
+FASTA_FAULTS = {
+    "empty.fa": (b"", "empty"),
+    "binary.fa": (bytes(range(256)) * 16, "binary.fa"),
+    "headerless.fa": (b"ACGTACGTAC\nACGT\n", "headerless.fa"),
+    "protein.fa": (b">p1 a protein\nMKLPEFQILVWERTYPASDFGHKLE\n" * 20, "protein.fa"),
+    "twice.fa": (b">chr1\nACGT\n>chr1\nGGCC\n", "chr1"),
+    "short.fa": (b">chr1\n" + b"ACGT" * 40 + b"\n", "160"),
+    "truncated.fa.gz": (gzip.compress(b">chr1\n" + os.urandom(4000).hex().encode() + b"\n")[:-900], "truncated.fa.gz"),
+}
+
+
+@pytest.mark.parametrize("name", FASTA_FAULTS)
+def test_bad_fasta(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content, expected = FASTA_FAULTS[name]
+    path = tmp_path / name
+    path.write_bytes(content)
+    refused(capsys, tmp_path, expected, "--genome", path, *QUICK)
+
+
+def refused(capsys: pytest.CaptureFixture[str], folder: Path, expected: str, *arguments: object) -> None:
+    """Exit code 2, one line on stderr that says `expected`, and nothing left behind."""
+    before = files(folder)
+    out = ["--out", folder / "run"] if "--out" not in arguments else []
+    assert train(*arguments, *out) == 2
+    message = capsys.readouterr().err
+    assert expected in message, message
+    assert message.count("\n") == 1, message
+    assert "Traceback" not in message
+    assert files(folder) == before, "something half-written is left"
+
+
+def files(folder: Path) -> set[Path]:
+    """All but finished token stores, which are of use to the next try."""
+    return {path for path in folder.rglob("*") if ".dnamamba" not in str(path)}
+
+
+def bed(folder: Path, name: str, text: str) -> Path:
+    (folder / name).write_text(text)
+    return folder / name
+
+
+def test_bad_arguments(fasta: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The table of what users get wrong on the command line itself."""
+    genome = ["--genome", fasta, *QUICK]
+    exists = tmp_path / "exists"
+    exists.mkdir()
+    not_a_folder = bed(tmp_path, "file", "")
+    outside = bed(tmp_path, "outside.bed", "chr1\t0\t900000\n")
+    unknown = bed(tmp_path, "unknown.bed", "chr9\t0\t900\n")
+    reversed_ = bed(tmp_path, "reversed.bed", "chr1\t900\t0\n")
+    words = bed(tmp_path, "words.bed", "chr1\tone\ttwo\n")
+    left = bed(tmp_path, "left.bed", "chr1\t0\t150000\n")
+    right = bed(tmp_path, "right.bed", "chr1\t149000\t300000\n")
+    config = bed(tmp_path, "typo.yaml", "lenght: 512\n")
+    not_yaml = bed(tmp_path, "broken.yaml", "length: [512\n")
+    wrong = bed(tmp_path, "wrong.yaml", "length: long\n")
+    cases: list[tuple[str, list[object]]] = [
+        ("missing.fa", ["--genome", tmp_path / "missing.fa", *QUICK]),
+        ("outside.bed", [*genome, "--validation", outside]),
+        ("chr9", [*genome, "--validation", unknown]),
+        ("reversed.bed", [*genome, "--exclude", reversed_]),
+        ("words.bed", [*genome, "--exclude", words]),
+        ("overlap", [*genome, "--train", left, "--validation", right]),
+        ("chrX", [*genome, "--contigs", "chrX"]),
+        ("300000", [*genome, "--length", 1_000_000, "--batch_tokens", 1_000_000]),
+        ("--out", [*genome, "--out", exists]),
+        (str(not_a_folder), [*genome, "--out", not_a_folder / "run"]),
+        ("--lenght", [*genome, "--lenght", 5]),
+        ("lenght", [*genome, "--config", config]),
+        ("broken.yaml", [*genome, "--config", not_yaml]),
+        ("wrong.yaml", ["--genome", fasta, "--config", wrong]),
+        ("no-such.yaml", [*genome, "--config", tmp_path / "no-such.yaml"]),
+        ("--max_steps", [*genome, "--max_steps", "many"]),
+        ("--max_steps", [*genome, "--max_steps", -1]),
+        ("--length", [*genome, "--length", 100, "--batch_tokens", 100]),
+        ("multiple", [*genome, "--batch_tokens", 1000]),
+        ("3 devices", [*genome, "--devices", 3]),
+        ("huge", ["--genome", fasta, "--model.preset", "huge"]),
+        ("model.d_state", [*genome, "--model.d_state", 1000]),
+        ("--learning_rate", [*genome, "--learning_rate", 0]),
+        ("no run", ["--resume", "--out", tmp_path / "nothing"]),
+        ("--accelerator", [*genome, "--accelerator", "tpu"]),
+    ]
+    for expected, arguments in cases:
+        refused(capsys, tmp_path, expected, *arguments)
+    assert train("--resume") == 2
+    assert "--out" in capsys.readouterr().err
+
+
+def test_help_is_instant_and_complete() -> None:
+    began = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-m", "dnamamba.pretrain", "--help"], capture_output=True, text=True, check=True
+    )
+    assert time.perf_counter() - began < 3, "a second on a quiet machine"
+    for flag in ("genome", "length", "model.preset", "max_steps", "batch_tokens", "out", "seed", "devices"):
+        assert f"--{flag} " in done.stdout
+    imports = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "dnamamba.pretrain", "--help"], capture_output=True, text=True
+    ).stderr
+    assert "torch" not in imports and "lightning" not in imports
+
+
+def test_config_file_and_flags(fasta: Path, tmp_path: Path) -> None:
+    """YAML gives values, flags win over it, wherever they stand; a single genome needs no list."""
+    config = bed(tmp_path, "run.yaml", f"genome: {fasta}\nmax_steps: 3\nmodel:\n  preset: demo\n  n_layer: 1\n")
+    out = tmp_path / "run"
+    flags = ["--max_steps", 1, "--length", 256, "--batch_tokens", 512, "--markov_order", 0, "--accelerator", "cpu"]
+    assert train(*flags, "--config", config, "--out", out) == 0
+    written = yaml.safe_load((out / "config.yaml").read_text())
+    assert (written["max_steps"], written["model"]["n_layer"]) == (1, 1)
+    assert json.loads((out / "summary.json").read_text())["markov_bits_per_base"] is None
