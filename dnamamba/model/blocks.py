@@ -1,0 +1,52 @@
+"""The pre-norm residual block: residual ← hidden + residual, then hidden ← mixer(norm(residual)).
+
+The sum is taken at the start of the next block rather than at the end of this one, so that it and the norm are one
+kernel; the residual stream itself is never rounded to the lower precision when `residual_in_fp32` is set.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+from dnamamba.model.config import ModelConfig
+from dnamamba.model.mixers.mamba import MambaMixer
+from dnamamba_kernels import rms_norm
+
+
+class RMSNorm(nn.Module):
+    """y = r / √(mean(r²) + ε) · weight with r = x + residual: the fused add and norm, statistics in fp32."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.epsilon = config.norm_epsilon
+        self.residual_in_fp32 = config.residual_in_fp32
+        self.weight = nn.Parameter(torch.ones(config.d_model))
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """x (…, d_model) and the residual stream (none yet in the first block) → y in x's dtype, the new residual."""
+        return rms_norm(x, self.weight, residual=residual, eps=self.epsilon, residual_in_fp32=self.residual_in_fp32)
+
+
+class Block(nn.Module):
+    """Add, norm, mixer. `forward` and `step` hand states through to the mixer (see `dnamamba.model.mixers`)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.norm = RMSNorm(config)
+        self.mixer = MambaMixer(config)
+
+    def forward(
+        self, hidden: Tensor, residual: Tensor | None, state: Any = None, sequence_ids: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Any]:
+        """hidden, residual (batch, length, d_model) → hidden, residual, state after the last position."""
+        hidden, residual = self.norm(hidden, residual)
+        hidden, state = self.mixer(hidden, state, sequence_ids)
+        return hidden, residual, state
+
+    def step(self, hidden: Tensor, residual: Tensor | None, state: Any) -> tuple[Tensor, Tensor, Any]:
+        """The same for one position: hidden, residual (batch, d_model)."""
+        hidden, residual = self.norm(hidden, residual)
+        hidden, state = self.mixer.step(hidden, state)
+        return hidden, residual, state

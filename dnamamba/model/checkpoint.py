@@ -1,0 +1,188 @@
+"""Checkpoint folders: all that inference reads, in formats that hold no code.
+
+    model.safetensors   the parameters, fp32, under mamba-ssm's names; a tied head is stored once, as the embedding
+    config.json         `ModelConfig`, with the format's name and version
+    tokens.json         the alphabet: token → id
+    provenance.json     where the weights come from (data, splits, command, commit, metrics: the caller's words), and
+                        the sha256 of model.safetensors
+
+A run folder keeps its checkpoints as RUN/checkpoints/best (by validation) and RUN/checkpoints/last.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from dnamamba.alphabet import TOKENS
+from dnamamba.errors import InputError
+from dnamamba.model.config import ModelConfig
+from dnamamba.model.language_model import MambaLM
+
+WEIGHTS, CONFIG, ALPHABET, PROVENANCE = "model.safetensors", "config.json", "tokens.json", "provenance.json"
+MODEL_TYPE = "dnamamba"
+FORMAT_VERSION = 1
+_DIGEST = "weights_sha256"
+_TIED = "lm_head.weight"
+
+
+def save_checkpoint(model: MambaLM, folder: Path | str, provenance: dict[str, Any], *, overwrite: bool = False) -> None:
+    """Write the folder whole or not at all: into a temporary folder beside it, synced to disk, then renamed.
+
+    `provenance` is any JSON object. An existing `folder` is an `InputError` unless `overwrite`; then the old one stays
+    until the new one is complete. One process writes (rank 0). A disk that is full or read-only raises `OSError`.
+    """
+    folder = Path(folder)
+    if folder.exists() and not overwrite:
+        raise InputError(f"{folder}: exists already; choose another folder or remove it first")
+    partial, replaced = _sibling(folder, "partial"), _sibling(folder, "replaced")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(partial, ignore_errors=True)  # left by a save that was killed
+    partial.mkdir()
+    save_file(_stored_tensors(model), partial / WEIGHTS, metadata={"format": "pt"})
+    _write_json(partial / CONFIG, _config_to_json(model.config))
+    _write_json(partial / ALPHABET, _alphabet())
+    _write_json(partial / PROVENANCE, provenance | {_DIGEST: _sha256(partial / WEIGHTS)})
+    for path in (*partial.iterdir(), partial):
+        _sync(path)
+    if folder.exists():
+        shutil.rmtree(replaced, ignore_errors=True)
+        folder.rename(replaced)
+    partial.rename(folder)
+    _sync(folder.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def load_checkpoint(folder: Path | str, device: torch.device | str = "cpu") -> tuple[MambaLM, dict[str, Any]]:
+    """The model (in training mode, parameters on `device`) and its provenance.
+
+    `folder` is a checkpoint folder, or a run folder, of which the best checkpoint by validation is taken. Raises
+    `InputError` naming the file and what is wrong with it: missing, damaged, of another alphabet, version or shape.
+    """
+    folder = _checkpoint_folder(Path(folder))
+    config = _config_from_json(folder / CONFIG)
+    if _read_json(folder / ALPHABET) != _alphabet():
+        raise InputError(f"{folder / ALPHABET}: another alphabet than this program's ({' '.join(TOKENS)})")
+    provenance = _read_json(folder / PROVENANCE)
+    path = folder / WEIGHTS
+    if _sha256(path) != provenance.get(_DIGEST):
+        raise InputError(f"{path}: damaged, its sha256 is not the {_DIGEST} of {PROVENANCE}; copy the folder again")
+    try:
+        tensors = load_file(path, device=str(device))
+    except SafetensorError as error:
+        raise InputError(f"{path}: not a readable safetensors file ({error})") from error
+    with torch.device("meta"):  # shapes only: no time and no random numbers spent on weights to be replaced
+        model = MambaLM(config)
+    _check_tensors(path, tensors, model)
+    model.load_state_dict(tensors, strict=False, assign=True)
+    model.tie_weights()
+    return model, provenance
+
+
+def _checkpoint_folder(folder: Path) -> Path:
+    """The folder itself, or a run folder's best checkpoint."""
+    if (folder / "checkpoints").is_dir():
+        best = folder / "checkpoints" / "best"
+        if not best.is_dir():
+            raise InputError(
+                f"{folder}: this run has no validated checkpoint yet; give {best.with_name('last')} instead"
+            )
+        folder = best
+    if not folder.is_dir():
+        replaced = _sibling(folder, "replaced")
+        hint = f"; a save was interrupted, rename {replaced} to it" if replaced.is_dir() else ""
+        raise InputError(f"{folder}: no such folder, expected a checkpoint or run folder{hint}")
+    for name in (CONFIG, WEIGHTS, ALPHABET, PROVENANCE):
+        if not (folder / name).is_file():
+            raise InputError(f"{folder}: no checkpoint, it lacks {name}")
+    return folder
+
+
+def _stored_tensors(model: MambaLM) -> dict[str, Tensor]:
+    tensors = {name: value.detach().float().cpu().contiguous() for name, value in model.state_dict().items()}
+    if model.config.tie_embeddings:
+        del tensors[_TIED]
+    return tensors
+
+
+def _check_tensors(path: Path, tensors: dict[str, Tensor], model: MambaLM) -> None:
+    """Raise `InputError` unless names, shapes, dtypes and values are those of the model's parameters."""
+    expected = dict(model.state_dict())
+    if model.config.tie_embeddings:
+        del expected[_TIED]
+    for name in expected.keys() - tensors.keys():
+        raise InputError(f"{path}: lacks the parameter {name} that {CONFIG} calls for")
+    for name in tensors.keys() - expected.keys():
+        raise InputError(f"{path}: holds {name}, which the model of {CONFIG} does not have")
+    for name, tensor in tensors.items():
+        if tensor.shape != expected[name].shape:
+            stored, wanted = tuple(tensor.shape), tuple(expected[name].shape)
+            raise InputError(f"{path}: {name} has shape {stored}, {CONFIG} makes it {wanted}")
+        if tensor.dtype != torch.float32:
+            raise InputError(f"{path}: {name} is {tensor.dtype}, expected torch.float32")
+        if not tensor.isfinite().all():
+            raise InputError(f"{path}: {name} holds NaN or infinite numbers")
+
+
+def _config_to_json(config: ModelConfig) -> dict[str, Any]:
+    return {"model_type": MODEL_TYPE, "format_version": FORMAT_VERSION} | asdict(config)
+
+
+def _config_from_json(path: Path) -> ModelConfig:
+    values = _read_json(path)
+    model_type, version = values.pop("model_type", None), values.pop("format_version", None)
+    if (model_type, version) != (MODEL_TYPE, FORMAT_VERSION):
+        raise InputError(
+            f"{path}: model_type {model_type!r}, format_version {version!r}; "
+            f"expected {MODEL_TYPE!r}, {FORMAT_VERSION}: made by another program or version"
+        )
+    known = {field.name for field in fields(ModelConfig)}
+    for key in values.keys() ^ known:
+        raise InputError(f"{path}: {'lacks' if key in known else 'unknown key'} {key}")
+    try:
+        return ModelConfig(**values)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def _alphabet() -> dict[str, int]:
+    return {token: index for index, token in enumerate(TOKENS)}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"{path}: not readable as JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: expected a JSON object, found {type(value).__name__}")
+    return value
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sibling(folder: Path, purpose: str) -> Path:
+    return folder.with_name(f".{folder.name}.{purpose}")
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,192 @@
+"""A causal language model on DNA: tokens in, the next base's logits and the recurrent states out.
+
+Shapes (the legend of this file):
+    batch, length   sequences and positions
+    d_model         width of the residual stream
+    4               the bases A, C, G, T: probabilities are a softmax over these alone
+"""
+
+import math
+from typing import Any, NamedTuple, cast
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from dnamamba.alphabet import BASES
+from dnamamba.model.blocks import Block, RMSNorm
+from dnamamba.model.config import ModelConfig
+from dnamamba.model.loss import next_base_nll
+
+ModelState = tuple[Any, ...]
+"""One mixer state a block, a pytree of tensors with the batch first."""
+
+_HEAD_POSITIONS = 65_536
+"""Positions that go through the head at a time: its fp32 copy of the hidden states stays small."""
+
+
+class LMOutput(NamedTuple):
+    """What a forward pass gives."""
+
+    hidden: Tensor
+    """(batch, length, d_model), after the final norm: the embedding of each position"""
+    logits: Tensor | None
+    """(batch, length, 4) fp32: scores of the next base being A, C, G, T; None when not asked for"""
+    state: ModelState
+    """after the last position; hand it to the next chunk of the same sequences"""
+
+
+class LossSums(NamedTuple):
+    """A batch's loss in parts that add up over chunks, micro-batches, ranks and regions."""
+
+    nll_sum: Tensor
+    """() fp32, differentiable: Σ −ln p(target) over the counted positions, in nats (bits = nats / ln 2)"""
+    counted: Tensor
+    """() int64: positions whose target is A, C, G or T"""
+    nll: Tensor
+    """(batch, length) fp32, differentiable: −ln p(target) in nats; NaN, missing and not zero, where not counted"""
+    state: ModelState
+    """after the last input"""
+
+
+class MambaBackbone(nn.Module):
+    """Embedding, blocks, final norm: tokens to hidden states. Parameter names are those of mamba-ssm's checkpoints."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.residual_in_fp32 = config.residual_in_fp32
+        self.activation_checkpointing = config.activation_checkpointing
+        self.embedding = nn.Embedding(config.vocabulary_size, config.d_model)
+        self.layers = cast(list[Block], nn.ModuleList(Block(config) for _ in range(config.n_layer)))
+        self.norm_f = RMSNorm(config)
+
+    def _embed(self, tokens: Tensor) -> Tensor:
+        hidden = self.embedding(tokens.int())
+        device = hidden.device.type
+        if not self.residual_in_fp32 and torch.is_autocast_enabled(device):
+            hidden = hidden.to(torch.get_autocast_dtype(device))
+        return hidden
+
+    def forward(
+        self, tokens: Tensor, state: ModelState | None = None, sequence_ids: Tensor | None = None
+    ) -> tuple[Tensor, ModelState]:
+        """tokens (batch, length) → hidden states (batch, length, d_model) after the final norm, and the states."""
+        hidden, residual = self._embed(tokens), None
+        recompute = self.activation_checkpointing and torch.is_grad_enabled()
+        states = []
+        for index, block in enumerate(self.layers):
+            inputs = (hidden, residual, None if state is None else state[index], sequence_ids)
+            if recompute:
+                # No dropout here, so no random state to replay.
+                outputs = checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)
+            else:
+                outputs = block(*inputs)
+            hidden, residual, block_state = outputs
+            states.append(block_state)
+        return self.norm_f(hidden, residual)[0], tuple(states)
+
+    def step(self, token: Tensor, state: ModelState) -> tuple[Tensor, ModelState]:
+        """token (batch,) → hidden states (batch, d_model) after the final norm, and the states."""
+        hidden, residual = self._embed(token), None
+        states = []
+        for block, block_state in zip(self.layers, state, strict=True):
+            hidden, residual, block_state = block.step(hidden, residual, block_state)
+            states.append(block_state)
+        return self.norm_f(hidden, residual)[0], tuple(states)
+
+
+class MambaLM(nn.Module):
+    """The backbone and a linear head, by default tied to the embedding.
+
+    Weights are drawn from torch's global generator as in the paper's released code: embedding N(0, 0.02), linear
+    weights kaiming-uniform, every out_proj divided by √n_layer so that the residual stream's variance does not grow
+    with depth, linear biases zero; A, D and dt as in `dnamamba.model.mixers.mamba`.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = MambaBackbone(config)
+        self.lm_head = nn.Linear(config.d_model, config.vocabulary_size, bias=False)
+        self._initialise_weights()
+        self.tie_weights()
+
+    def _initialise_weights(self) -> None:
+        nn.init.normal_(self.backbone.embedding.weight, std=0.02)
+        for name, parameter in self.named_parameters():
+            if name.endswith("out_proj.weight"):
+                with torch.no_grad():
+                    parameter.div_(math.sqrt(self.config.n_layer))
+
+    def tie_weights(self) -> None:
+        """Make the head share the embedding's weight, if the configuration says so."""
+        if self.config.tie_embeddings:
+            self.lm_head.weight = self.backbone.embedding.weight
+
+    def init_state(self, batch: int) -> ModelState:
+        """The states before a sequence's first base, zeros, for `forward` or `step`."""
+        return tuple(block.mixer.init_state(batch) for block in self.backbone.layers)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        state: ModelState | None = None,
+        sequence_ids: Tensor | None = None,
+        *,
+        logits: bool = True,
+    ) -> LMOutput:
+        """One pass over a batch of sequences, or over the next chunk of them.
+
+        Args:
+            tokens: (batch, length) uint8 or int64 token ids, without the soft-mask bit.
+            state: as returned by the chunk before, or by `init_state`; None starts afresh.
+            sequence_ids: (batch, length) int32 for packed rows: nothing crosses a change of id; `state` belongs to the
+                first id, the returned one to the last.
+            logits: False leaves the head out (embeddings, states alone).
+        """
+        hidden, new_state = self.backbone(tokens, state, sequence_ids)
+        return LMOutput(hidden, self.base_logits(hidden) if logits else None, new_state)
+
+    def step(self, token: Tensor, state: ModelState) -> tuple[Tensor, ModelState]:
+        """One base a sequence: token (batch,) → the next base's logits (batch, 4) fp32, and the states. O(1) work."""
+        hidden, state = self.backbone.step(token, state)
+        return self.base_logits(hidden), state
+
+    def base_logits(self, hidden: Tensor) -> Tensor:
+        """hidden (…, d_model) → logits (…, 4), always in fp32: bf16 would round each by up to 0.4 %."""
+        if hidden.dtype == torch.float32:
+            return self._head(hidden)
+        # Piece by piece, and recomputed in the backward pass: no fp32 copy of all hidden states is made or kept.
+        pieces = hidden.flatten(0, -2).split(_HEAD_POSITIONS)
+        if torch.is_grad_enabled():
+            outputs = [checkpoint(self._head, p, use_reentrant=False, preserve_rng_state=False) for p in pieces]
+        else:
+            outputs = [self._head(piece) for piece in pieces]
+        return torch.cat(outputs).view(*hidden.shape[:-1], BASES)
+
+    def _head(self, hidden: Tensor) -> Tensor:
+        with torch.autocast(hidden.device.type, enabled=False):
+            return F.linear(hidden.float(), self.lm_head.weight[:BASES].float())
+
+    def next_base_loss(
+        self,
+        inputs: Tensor,
+        targets: Tensor,
+        state: ModelState | None = None,
+        sequence_ids: Tensor | None = None,
+    ) -> LossSums:
+        """Negative log-likelihood of each target given its inputs: sums and counts over A, C, G, T only.
+
+        Args:
+            inputs, targets: (batch, length) tokens without the soft-mask bit, targets[t] the base after inputs[t] (see
+                `dnamamba.model.tokens.prepare_batch`). N and the special tokens are legal in both; as targets they do
+                not count. In packed rows, give each sequence's last position the target PAD.
+            state, sequence_ids: as in `forward`.
+        """
+        output = self(inputs, state, sequence_ids)
+        assert output.logits is not None
+        nll = next_base_nll(output.logits, targets)
+        counted = targets < BASES
+        return LossSums(torch.where(counted, nll, 0.0).sum(), counted.sum(), nll, output.state)

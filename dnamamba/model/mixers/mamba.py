@@ -1,0 +1,165 @@
+"""The Mamba mixer: a selective state space model (S6) between a short convolution and a gate.
+
+Shapes (the legend of this file):
+    batch, length   sequences and positions
+    d_model         width of the residual stream
+    channels (D)    expand · d_model: each is a state space model of its own
+    state    (N)    numbers a channel remembers
+    rank     (R)    columns from which the step Δ is projected
+    width    (W)    taps of the convolution
+
+The recurrence, for each channel d and state n (arXiv 2312.00752, equations 2 and 4, algorithm 2):
+    Δ_t = softplus(dt_bias_d + dt_td)
+    h_t = exp(Δ_t A_dn) h_{t−1} + B̄_tn x_td         B̄ = Δ_t B_tn ("euler") or (exp(Δ_t A_dn) − 1)/A_dn B_tn ("zoh")
+    y_td = Σ_n C_tn h_tn + D_d x_td
+Δ, B and C are functions of the input: a small Δ ignores it and keeps the state, a large Δ forgets the state and takes
+the input.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+from dnamamba.model.config import ModelConfig
+from dnamamba_kernels import causal_conv1d, causal_conv1d_step, selective_scan, selective_scan_step
+
+
+class MambaState(NamedTuple):
+    """What a Mamba mixer carries from one position to the next."""
+
+    conv_state: Tensor
+    """(batch, width − 1, channels), the data's dtype: the convolution's last inputs, oldest first"""
+    ssm_state: Tensor
+    """(batch, channels, state), fp32 always: the recurrent state h"""
+
+
+class StepProjection(nn.Module):
+    """dt = weight · low rank; the bias is held here but added inside the scan, in fp32, where softplus follows.
+
+    Without a weight (`broadcast`) every channel gets the same number: Broadcast_D(Linear_1(x)).
+    """
+
+    weight: nn.Parameter | None
+    """(channels, rank)"""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        channels, rank = config.channels, config.rank
+        self.channels = channels
+        weight = None
+        if config.dt_rank != "broadcast":
+            # Variance of dt about that of the low-rank columns.
+            weight = nn.Parameter(torch.empty(channels, rank).uniform_(-(rank**-0.5), rank**-0.5))
+        self.register_parameter("weight", weight)
+        # softplus(bias) is log-uniform in [dt_min, dt_max]; softplus⁻¹(Δ) = Δ + ln(1 − e^−Δ).
+        low, high = math.log(config.dt_min), math.log(config.dt_max)
+        dt = torch.empty(channels).uniform_(low, high).exp().clamp(min=config.dt_init_floor)
+        self.bias = nn.Parameter(dt + torch.log(-torch.expm1(-dt)))
+
+    def forward(self, low_rank: Tensor) -> Tensor:
+        """(…, rank) → (…, channels), before bias and softplus."""
+        if self.weight is None:
+            return low_rank.expand(*low_rank.shape[:-1], self.channels).contiguous()
+        return F.linear(low_rank, self.weight)
+
+
+class MambaMixer(nn.Module):
+    """in_proj → [causal convolution, SiLU, selective scan] ⊙ SiLU(gate) → out_proj, with states in and out.
+
+    Parameters have the names and shapes of mamba-ssm's, so that public checkpoints load. Under autocast the projections
+    run in the lower precision; A, D, the step's bias and the recurrent state stay fp32.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        d_model, channels, state, rank = config.d_model, config.channels, config.d_state, config.rank
+        self.discretization = config.discretization
+        self.sections = (rank, state, state)
+        self.in_proj = nn.Linear(d_model, 2 * channels, bias=False)  # x first, then the gate z
+        # A holder of weight (channels, 1, width) and bias with torch's initialisation; the fused kernel does the work.
+        self.conv1d = nn.Conv1d(channels, channels, config.d_conv, groups=channels, bias=config.conv_bias)
+        self.x_proj = nn.Linear(channels, rank + 2 * state, bias=False)  # dt, then B, then C
+        self.dt_proj = StepProjection(config)
+        # S4D-real: A = −(1, 2, …, N) in every channel.
+        self.A_log = nn.Parameter(torch.arange(1, state + 1, dtype=torch.float32).log().repeat(channels, 1))
+        self.D = nn.Parameter(torch.ones(channels))
+        self.out_proj = nn.Linear(channels, d_model, bias=False)
+
+    @property
+    def A(self) -> Tensor:
+        """(channels, state) fp32, negative."""
+        return -torch.exp(self.A_log.float())
+
+    @property
+    def conv_weight(self) -> Tensor:
+        """(channels, width), the convolution's taps, the newest input's last."""
+        return self.conv1d.weight.squeeze(1)
+
+    def init_state(self, batch: int) -> MambaState:
+        """Zeros: the state before the first position, on the weights' device, in autocast's dtype if it is on."""
+        device = self.in_proj.weight.device
+        autocast = torch.is_autocast_enabled(device.type)
+        dtype = torch.get_autocast_dtype(device.type) if autocast else self.in_proj.weight.dtype
+        channels, state = self.A_log.shape
+        width = self.conv1d.kernel_size[0]
+        return MambaState(
+            torch.zeros(batch, width - 1, channels, device=device, dtype=dtype),
+            torch.zeros(batch, channels, state, device=device, dtype=torch.float32),
+        )
+
+    def forward(
+        self, x: Tensor, state: MambaState | None = None, sequence_ids: Tensor | None = None
+    ) -> tuple[Tensor, MambaState]:
+        """x (batch, length, d_model) → y of the same shape, and the state after the last position.
+
+        `state` None starts from zeros. `sequence_ids` (batch, length) int32: see `dnamamba.model.mixers`.
+        """
+        x, z = self.in_proj(x).chunk(2, dim=-1)
+        x, conv_state = causal_conv1d(
+            x,
+            self.conv_weight,
+            self.conv1d.bias,
+            activation="silu",
+            initial_state=None if state is None else state.conv_state.to(x.dtype),
+            sequence_ids=sequence_ids,
+        )
+        dt, B, C = self.x_proj(x).split(self.sections, dim=-1)
+        y, ssm_state = selective_scan(
+            x,
+            self.dt_proj(dt),
+            self.A,
+            B,
+            C,
+            D=self.D,
+            z=z,
+            dt_bias=self.dt_proj.bias,
+            initial_state=None if state is None else state.ssm_state,
+            sequence_ids=sequence_ids,
+            discretization=self.discretization,
+        )
+        return self.out_proj(y), MambaState(conv_state, ssm_state)
+
+    def step(self, x: Tensor, state: MambaState) -> tuple[Tensor, MambaState]:
+        """One position: x (batch, d_model) → y (batch, d_model) and the state after it."""
+        x, z = self.in_proj(x).chunk(2, dim=-1)
+        x, conv_state = causal_conv1d_step(
+            x, self.conv_weight, self.conv1d.bias, state.conv_state.to(x.dtype), activation="silu"
+        )
+        dt, B, C = self.x_proj(x).split(self.sections, dim=-1)
+        y, ssm_state = selective_scan_step(
+            x,
+            self.dt_proj(dt),
+            self.A,
+            B,
+            C,
+            state.ssm_state,
+            D=self.D,
+            z=z,
+            dt_bias=self.dt_proj.bias,
+            discretization=self.discretization,
+        )
+        return self.out_proj(y), MambaState(conv_state, ssm_state)
