@@ -15,6 +15,9 @@ from dnamamba.training.settings import ModelSettings, PretrainSettings
 _LISTS = ("genome", "contigs", "train", "validation", "test", "exclude")
 """Flags that take one value or many behind them; jsonargparse alone would want a YAML list."""
 
+_SWITCHES = ("verify", "dry_run", "profile", "resume")
+"""Flags that stand alone."""
+
 
 def build_parser() -> cli.Parser:
     """The command line: every field of `PretrainSettings` is a flag, its docstring the help."""
@@ -25,9 +28,9 @@ def build_parser() -> cli.Parser:
     for name in _LISTS:
         kind = Path if name in ("genome", "exclude") else str
         parser.add_argument(f"--{name}", nargs="+", type=kind, help=documented[name])
-    for name in ("verify", "resume"):
+    for name in _SWITCHES:
         parser.add_argument(f"--{name}", action="store_true", help=documented[name])
-    parser.add_class_arguments(PretrainSettings, as_group=False, skip={*_LISTS, "verify", "resume"})
+    parser.add_class_arguments(PretrainSettings, as_group=False, skip={*_LISTS, *_SWITCHES})
     return parser
 
 

@@ -239,3 +239,93 @@ def test_config_file_and_flags(fasta: Path, tmp_path: Path) -> None:
     written = yaml.safe_load((out / "config.yaml").read_text())
     assert (written["max_steps"], written["model"]["n_layer"]) == (1, 1)
     assert json.loads((out / "summary.json").read_text())["markov_bits_per_base"] is None
+
+
+def test_two_processes_equal_one(fasta: Path, whole_run: Path, tmp_path: Path) -> None:
+    """DDP over gloo: the same global batch gives the same losses, and validation covers each window once."""
+    out = tmp_path / "two"
+    command = [sys.executable, "-m", "dnamamba.pretrain", "--genome", str(fasta), *QUICK, "--max_steps", "12"]
+    command += ["--log_every", "2", "--devices", "2", "--out", str(out)]
+    subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, timeout=250)
+    for one, other in zip(rows(out), rows(whole_run), strict=True):
+        for column in ("train_bits_per_base", "gradient_norm", "validation_bits_per_base"):
+            assert one[column] == other[column] == "" or float(one[column]) == pytest.approx(
+                float(other[column]), rel=1e-4
+            )
+
+
+def test_sigterm_saves_and_tells_how_to_go_on(fasta: Path, whole_run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "preempted"
+    command = [sys.executable, "-m", "dnamamba.pretrain", "--genome", str(fasta), *QUICK, "--max_steps", "12"]
+    command += ["--log_every", "2", "--validation_every", "100", "--out", str(out)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        while not (out / "metrics.csv").exists() or len(rows(out)) < 1:
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        output, _ = process.communicate(timeout=100)
+    if process.returncode == 0:
+        pytest.skip("the run was over before the signal came")
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "SIGTERM" in output and "--resume" in output
+    assert train("--resume", "--out", out) == 0
+    assert weights(out) == weights(whole_run)
+
+
+def test_a_loss_that_explodes_is_named_and_never_applied(
+    fasta: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--genome", fasta, *QUICK, "--max_steps", 6, "--log_every", 1, "--learning_rate", 1e25]
+    assert train(*arguments, "--out", tmp_path / "stop") == 2
+    message = capsys.readouterr().err
+    assert "not finite" in message and "chr1:" in message and "step" in message
+    assert train(*arguments, "--out", tmp_path / "skip", "--on_fault", "skip") == 0
+    assert "was not applied" in capsys.readouterr().out
+
+
+def test_windows_without_a_base_do_not_divide_by_zero(tmp_path: Path) -> None:
+    """Batches of N alone have nothing to count: the run goes on, and weights stay finite."""
+    fasta = tmp_path / "gaps.fa"
+    fasta.write_text(">chr1\n" + "N" * 60_000 + "ACGTTGCA" * 5000 + "N" * 60_000 + "\n")
+    out = tmp_path / "run"
+    valid = bed(tmp_path, "validation.bed", "chr1\t60000\t75000\n")
+    arguments = ["--genome", fasta, *QUICK, "--max_n_fraction", 1, "--validation", valid, "--log_every", 1]
+    assert train(*arguments, "--batch_tokens", 256, "--max_steps", 8, "--out", out) == 0
+    counted = [row["train_bits_per_base"] for row in rows(out)]
+    assert "nan" in counted, "some steps had no base at all"
+    assert float(rows(out)[-1]["validation_bits_per_base"]) > 0
+
+
+def test_full_disk_keeps_the_last_checkpoint(
+    fasta: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import lightning
+
+    save = lightning.Trainer.save_checkpoint
+
+    def full(self: lightning.Trainer, *arguments: object, **options: object) -> None:
+        if self.global_step >= 4:
+            raise OSError(28, "No space left on device")
+        save(self, *arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(lightning.Trainer, "save_checkpoint", full)
+    out = tmp_path / "run"
+    arguments = ["--genome", fasta, *QUICK, "--max_steps", 6, "--log_every", 1, "--save_every", 1, "--out", out]
+    assert train(*arguments) == 2
+    message = capsys.readouterr().err
+    assert "No space left" in message and "--resume" in message
+    monkeypatch.undo()
+    assert train("--resume", "--out", out) == 0
+
+
+def test_length_warmup_tokens_and_patience(fasta: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    arguments = ["--genome", fasta, *QUICK, "--length", 4096, "--batch_tokens", 4096, "--length_warmup", 0.5]
+    arguments += ["--tokens", 30_000, "--soft_mask_weight", 0.1, "--log_every", 1]
+    assert train(*arguments, "--dry_run", "--out", out) == 0
+    shown = capsys.readouterr().out
+    assert "1,024 from step 1, 2,048 from step 3, 4,096 from step 5" in shown and "bases/s" in shown
+    assert not out.exists()
+    assert train(*arguments, "--learning_rate", 1e-12, "--patience", 1, "--validation_every", 1, "--out", out) == 0
+    assert 2 <= int(rows(out)[-1]["step"]) < 8, "no improvement: patience ended it"

@@ -52,11 +52,6 @@ class Contig(NamedTuple):
     """The header after the name."""
 
 
-def stored_version(path: Path) -> int:
-    """The format version of the store at `path`; 0 where there is none."""
-    return int(read_json(path)["version"]) if (path / INDEX_FILE).exists() else 0
-
-
 def read_json(path: Path) -> dict[str, Any]:
     """The index as it is, of whatever format version; `InputError` if there is none or it is damaged."""
     file = path / INDEX_FILE

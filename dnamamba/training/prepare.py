@@ -9,7 +9,7 @@ from dnamamba.genome.splits import Splits, make_splits
 from dnamamba.genome.store import TokenStore, open_genome
 from dnamamba.genome.windows import WindowPlan
 from dnamamba.training.data import PretrainData, Stage, evenly_spread
-from dnamamba.training.resolve import warmup_lengths
+from dnamamba.training.resolve import warmup_lengths, windows_per_pass
 from dnamamba.training.settings import RunSettings
 
 
@@ -64,7 +64,7 @@ def prepare_data(settings: RunSettings) -> Prepared:
         validation,
         steps=settings.max_steps,
         validation_indices=evenly_spread(validation.epoch_size(0), wanted),
-        micro_batch=max(settings.micro_tokens // settings.length, 1),
+        micro_batch=windows_per_pass(settings),
         num_workers=settings.num_workers,
     )
     return Prepared(store, contigs, splits, data)

@@ -80,6 +80,11 @@ def windows_per_step(settings: RunSettings) -> int:
     return settings.batch_tokens // settings.length
 
 
+def windows_per_pass(settings: RunSettings) -> int:
+    """Windows of the full length in one forward pass on one device."""
+    return max(settings.micro_tokens // settings.length, 1)
+
+
 def warmup_lengths(settings: RunSettings) -> list[tuple[int, int]]:
     """(first step, window length) of each stage: the lengths double up to `settings.length`, tokens a step constant.
 

@@ -11,6 +11,8 @@ SAFE_TO_CHANGE = frozenset(
     {
         "out",
         "resume",
+        "dry_run",
+        "profile",
         "store",
         "verify",
         "max_steps",

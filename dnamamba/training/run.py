@@ -11,6 +11,7 @@ import lightning as L
 import torch
 import yaml
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.profilers import PyTorchProfiler
 
 from dnamamba.model.config import ModelConfig
 from dnamamba.model.kernels import describe_kernels
@@ -20,6 +21,7 @@ from dnamamba.report.learning_curve import plot_learning_curve
 from dnamamba.training.baseline import best_markov
 from dnamamba.training.callbacks import RunControl
 from dnamamba.training.checkpoints import TRAINER_STATE, CheckpointKeeper
+from dnamamba.training.estimate import estimate
 from dnamamba.training.module import PretrainModule
 from dnamamba.training.prepare import Prepared, prepare_data
 from dnamamba.training.progress import clock, si
@@ -46,15 +48,18 @@ def pretrain(requested: PretrainSettings) -> None:
 
     config = model_config(settings.model)
     prepared = prepare_data(settings)
+    torch.manual_seed(settings.seed)
+    model = MambaLM(config)
+    if settings.dry_run:
+        _print_header(settings, config, model, prepared, folder)
+        print(f"  estimate  {estimate(settings, model)}")
+        return
     if first_process:
         if not settings.resume:
             folder.create()
         write_atomically(folder.config, yaml.safe_dump(as_plain(settings), sort_keys=False))
         folder.write_json("environment.json", environment())
         prepared.splits.write_bed(folder.path / "splits.bed")
-    torch.manual_seed(settings.seed)
-    model = MambaLM(config)
-    if first_process:
         _print_header(settings, config, model, prepared, folder)
 
     control = _train(settings, model, prepared, folder)
@@ -102,6 +107,7 @@ def _train(settings: RunSettings, model: MambaLM, prepared: Prepared, folder: Ru
         precision="bf16-mixed" if settings.precision == "bf16" else "32-true",
         max_steps=settings.max_steps,
         callbacks=[control],
+        profiler=_profiler(folder) if settings.profile else None,
         logger=TensorBoardLogger(folder.path, name="", version="tensorboard"),
         limit_val_batches=0,  # RunControl validates: every window once, whatever the number of processes
         use_distributed_sampler=False,
@@ -119,6 +125,15 @@ def _train(settings: RunSettings, model: MambaLM, prepared: Prepared, folder: Ru
         weights_only=True,
     )
     return control
+
+
+def _profiler(folder: RunFolder) -> PyTorchProfiler:
+    """Traces three steps after two to warm up, and writes profile.json."""
+    return PyTorchProfiler(
+        schedule=torch.profiler.schedule(wait=2, warmup=1, active=3, repeat=1),
+        on_trace_ready=lambda trace: trace.export_chrome_trace(str(folder.path / "profile.json")),
+        export_to_chrome=False,
+    )
 
 
 def _quiet_lightning() -> None:

@@ -103,6 +103,10 @@ class PretrainSettings:
 
     out: Path | None = None
     """Run folder, which must not exist. Default: runs/GENOME-PRESET-LENGTH-TIME."""
+    dry_run: bool = False
+    """Show sizes, splits, bases an epoch, and the time and memory that the run will take; then stop."""
+    profile: bool = False
+    """Trace a few steps into profile.json in the run folder (for chrome://tracing or Perfetto)."""
     resume: bool = False
     """Go on with the run in --out from its last checkpoint."""
     seed: int = 0

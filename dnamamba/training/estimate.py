@@ -1,0 +1,36 @@
+"""How long a run will take, and how much memory, from two passes of the model as it will run."""
+
+import time
+
+import torch
+
+from dnamamba.alphabet import BASES
+from dnamamba.model.language_model import MambaLM
+from dnamamba.training.progress import clock, si
+from dnamamba.training.resolve import windows_per_pass
+from dnamamba.training.settings import RunSettings
+
+
+def estimate(settings: RunSettings, model: MambaLM) -> str:
+    """One line: seconds a step, the whole run, bases/s, and on a GPU the peak memory. Leaves gradients in the model."""
+    device = torch.device("cuda" if settings.accelerator == "gpu" else "cpu")
+    model.to(device)
+    windows = min(windows_per_pass(settings), settings.batch_tokens // settings.length // settings.devices)
+    tokens = torch.randint(0, BASES, (windows, settings.length + 1), dtype=torch.uint8, device=device)
+    seconds = 0.0
+    for _ in range(2):  # the first compiles kernels
+        began = time.perf_counter()
+        with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
+            loss = model.next_base_loss(tokens[:, :-1], tokens[:, 1:])
+        loss.nll_sum.backward()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds = time.perf_counter() - began
+    step = seconds * settings.batch_tokens / (windows * settings.length) / settings.devices
+    parts = [
+        f"{step:.3g} s a step, {clock(step * settings.max_steps)} in all, {si(settings.batch_tokens / step)}bases/s",
+    ]
+    if device.type == "cuda":
+        optimizer_gib = 2 * sum(parameter.numel() * 4 for parameter in model.parameters()) / 2**30
+        parts.append(f"{torch.cuda.max_memory_allocated() / 2**30 + optimizer_gib:.1f} GiB a device")
+    return ", ".join(parts)
