@@ -9,6 +9,7 @@ from dnamamba.genome.splits import Splits, make_splits
 from dnamamba.genome.store import TokenStore, open_genome
 from dnamamba.genome.windows import WindowPlan
 from dnamamba.training.data import PretrainData, Stage, evenly_spread
+from dnamamba.training.progress import byte_bar
 from dnamamba.training.resolve import warmup_lengths, windows_per_pass
 from dnamamba.training.settings import RunSettings
 
@@ -29,7 +30,8 @@ def prepare_data(settings: RunSettings) -> Prepared:
     Raises `InputError` for every fault of the files or of the settings that concern them.
     """
     genome = [demo.genome_path()] if settings.genome is None else settings.genome
-    store = open_genome(genome, store=settings.store, verify=settings.verify)
+    with byte_bar("reading the genome", "B") as progress:
+        store = open_genome(genome, store=settings.store, verify=settings.verify, progress=progress)
     contigs = select_contigs(store, settings.contigs)
     splits = make_splits(
         store,

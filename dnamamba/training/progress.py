@@ -3,6 +3,8 @@
 import math
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from tqdm import tqdm
 
@@ -62,3 +64,15 @@ def clock(seconds: float) -> str:
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
+
+
+@contextmanager
+def byte_bar(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
+    """Gives a function to be told (done, total) now and then; on a terminal that is a bar, elsewhere nothing."""
+    with tqdm(desc=what, unit=unit, unit_scale=True, leave=False, disable=not sys.stderr.isatty()) as bar:
+
+        def update(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield update

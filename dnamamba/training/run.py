@@ -13,19 +13,17 @@ import yaml
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.profilers import PyTorchProfiler
 
-from dnamamba.model.config import ModelConfig
-from dnamamba.model.kernels import describe_kernels
 from dnamamba.model.language_model import MambaLM
-from dnamamba.model.parameters import parameter_count
 from dnamamba.report.learning_curve import plot_learning_curve
 from dnamamba.training.baseline import best_markov
 from dnamamba.training.callbacks import RunControl
 from dnamamba.training.checkpoints import TRAINER_STATE, CheckpointKeeper
 from dnamamba.training.estimate import estimate
+from dnamamba.training.header import print_header
 from dnamamba.training.module import PretrainModule
 from dnamamba.training.prepare import Prepared, prepare_data
 from dnamamba.training.progress import clock, si
-from dnamamba.training.resolve import as_plain, model_config, process_rank, resolve, warmup_lengths, windows_per_step
+from dnamamba.training.resolve import as_plain, model_config, process_rank, resolve
 from dnamamba.training.resume import refuse_changes
 from dnamamba.training.run_folder import RunFolder, environment, write_atomically
 from dnamamba.training.schedule import learning_rate
@@ -51,7 +49,7 @@ def pretrain(requested: PretrainSettings) -> None:
     torch.manual_seed(settings.seed)
     model = MambaLM(config)
     if settings.dry_run:
-        _print_header(settings, config, model, prepared, folder)
+        print_header(settings, config, model, prepared)
         print(f"  estimate  {estimate(settings, model)}")
         return
     if first_process:
@@ -60,7 +58,7 @@ def pretrain(requested: PretrainSettings) -> None:
         write_atomically(folder.config, yaml.safe_dump(as_plain(settings), sort_keys=False))
         folder.write_json("environment.json", environment())
         prepared.splits.write_bed(folder.path / "splits.bed")
-        _print_header(settings, config, model, prepared, folder)
+        print_header(settings, config, model, prepared)
 
     control = _train(settings, model, prepared, folder)
     if control.stopped_by is not None:
@@ -149,32 +147,6 @@ def _provenance(settings: RunSettings, prepared: Prepared) -> dict[str, Any]:
         "splits": prepared.splits.fingerprint,
         **environment(),
     }
-
-
-def _print_header(
-    settings: RunSettings, config: ModelConfig, model: MambaLM, prepared: Prepared, folder: RunFolder
-) -> None:
-    data, splits, contigs = prepared.data, prepared.splits, prepared.contigs
-    train = data.stages[-1].plan
-    device = torch.device("cuda" if settings.accelerator == "gpu" else "cpu")
-    name = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    bases = {split: sum(i.end - i.start for i in getattr(splits, split)) for split in ("train", "validation", "test")}
-    left_out = f"; left out: {contigs.summary()}" if contigs.left_out else ""
-    lines = {
-        "genome": ", ".join(map(str, settings.genome or [])) or "E. coli K-12 (bundled demo)",
-        "contigs": f"{len(contigs.chosen)}{left_out}",
-        "splits": ", ".join(f"{split} {si(count)}b" for split, count in bases.items()),
-        "windows": f"{train.epoch_size(0):,} of {settings.length:,} bases an epoch"
-        f" ({train.skipped(0):,} skipped for N), {len(data.validation_indices):,} to validate on",
-        "model": f"{settings.model.preset}: {config.n_layer} blocks x {config.d_model},"
-        f" {parameter_count(model):,} parameters",
-        "device": f"{settings.devices} x {name}, {settings.precision}; {describe_kernels(device)}",
-        "steps": f"{settings.max_steps:,} of {windows_per_step(settings)} windows = {settings.batch_tokens:,} bases",
-        "lengths": ", ".join(f"{length:,} from step {first + 1:,}" for first, length in warmup_lengths(settings)),
-        "run folder": str(folder.path),
-    }
-    for label, text in lines.items():
-        print(f"{label:>10}  {text}")
 
 
 def _finish(settings: RunSettings, prepared: Prepared, folder: RunFolder, control: RunControl) -> None:
