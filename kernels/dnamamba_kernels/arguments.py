@@ -1,0 +1,164 @@
+"""Checks of the scan's arguments and their one canonical form, shared by the public functions."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dnamamba_kernels.options import ScanOptions
+
+DATA_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+MAX_STATE = 256
+
+
+class ScanArguments(NamedTuple):
+    """Checked arguments as backends want them: B and C (batch, length, groups, state) or constant (channels, state)."""
+
+    x: Tensor
+    dt: Tensor
+    A: Tensor
+    B: Tensor
+    C: Tensor
+    D: Tensor | None
+    z: Tensor | None
+    dt_bias: Tensor | None
+    initial_state: Tensor | None
+    sequence_ids: Tensor | None
+    options: ScanOptions
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """The dtype of states and arithmetic: fp64 for fp64 data, else fp32."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise ValueError(message) unless the condition holds."""
+    if not condition:
+        raise ValueError(message)
+
+
+def check_rows(name: str, values: Tensor, shape: tuple[int, ...], meaning: str, x: Tensor) -> None:
+    """Check shape, floating dtype, device and unit stride of the last dimension."""
+    require(tuple(values.shape) == shape, f"{name} must be {meaning} = {shape}, got {tuple(values.shape)}")
+    require(values.dtype in DATA_DTYPES, f"{name} must be float32, bfloat16 or float16, got {values.dtype}")
+    require(values.device == x.device, f"{name} is on {values.device}, x on {x.device}: move one of them")
+    require(
+        values.stride(-1) == 1 or values.shape[-1] == 1,
+        f"{name} must have unit stride in its last dimension, got strides {values.stride()}: call .contiguous()",
+    )
+
+
+def check_sequence_ids(sequence_ids: Tensor | None, x: Tensor) -> None:
+    """Check that ids are (batch, length) int32 on x's device."""
+    if sequence_ids is None:
+        return
+    shape = tuple(x.shape[:2])
+    require(
+        tuple(sequence_ids.shape) == shape and sequence_ids.dtype == torch.int32,
+        f"sequence_ids must be (batch, length) = {shape} int32, got {tuple(sequence_ids.shape)} {sequence_ids.dtype}",
+    )
+    require(sequence_ids.device == x.device, f"sequence_ids is on {sequence_ids.device}, x on {x.device}")
+
+
+def scan_options(dt_softplus: bool, reverse: bool, discretization: str) -> ScanOptions:
+    """The options as one value; ValueError for an unknown discretization."""
+    known = ("euler", "zoh")
+    require(discretization in known, f"discretization must be 'euler' or 'zoh', got {discretization!r}")
+    return ScanOptions(dt_softplus, reverse, discretization == "zoh")
+
+
+def check_decay(A: Tensor, channels: int, x: Tensor) -> None:
+    """Check A (channels, state): real, fp32 (fp64 for fp64 data), at most MAX_STATE states."""
+    require(not A.is_complex(), "A must be real: complex A (S4D) is not served by selective_scan")
+    require(A.dim() == 2 and A.shape[0] == channels, f"A must be (channels={channels}, state), got {tuple(A.shape)}")
+    require(1 <= A.shape[1] <= MAX_STATE, f"state must be 1…{MAX_STATE}, got {A.shape[1]}")
+    require(A.dtype == compute_dtype(x), f"A must be {compute_dtype(x)}, got {A.dtype}: call .float()")
+    require(A.device == x.device, f"A is on {A.device}, x on {x.device}: move one of them")
+
+
+def canonical_map(name: str, B: Tensor, batch: int, length: int | None, channels: int, x: Tensor, state: int) -> Tensor:
+    """B or C as (batch, length, groups, state), or as contiguous (channels, state) in the compute dtype if constant.
+
+    With length None (one token) the length dimension is absent.
+    """
+    lead, meaning = ((batch,), "(batch") if length is None else ((batch, length), "(batch, length")
+    if (B.dim() == 2 and len(lead) == 2) or (B.dim() == 2 and tuple(B.shape) != (batch, state)):
+        check_rows(name, B, (channels, state), "(channels, state), being constant,", x)
+        return B.to(compute_dtype(x)).contiguous()
+    if B.dim() == len(lead) + 1:
+        check_rows(name, B, (*lead, state), f"{meaning}, state)", x)
+        return B.unsqueeze(-2)
+    require(
+        B.dim() == len(lead) + 2,
+        f"{name} must be {meaning}[, groups], state) or (channels, state), got {tuple(B.shape)}",
+    )
+    groups = B.shape[-2]
+    check_rows(name, B, (*lead, groups, state), f"{meaning}, groups, state)", x)
+    require(
+        groups > 0 and channels % groups == 0, f"{name} has {groups} groups, which do not divide {channels} channels"
+    )
+    return B
+
+
+def canonical_vector(name: str, values: Tensor | None, channels: int, x: Tensor) -> Tensor | None:
+    """D or dt_bias (channels,) in the compute dtype."""
+    if values is None:
+        return None
+    check_rows(name, values, (channels,), "(channels,)", x)
+    return values.to(compute_dtype(x))
+
+
+def check_state(name: str, state: Tensor | None, batch: int, A: Tensor, x: Tensor) -> None:
+    """Check a state (batch, channels, state) in the compute dtype."""
+    if state is None:
+        return
+    check_rows(name, state, (batch, *A.shape), "(batch, channels, state)", x)
+    require(state.dtype == compute_dtype(x), f"{name} must be {compute_dtype(x)}, got {state.dtype}: call .float()")
+
+
+def scan_arguments(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    dt_bias: Tensor | None = None,
+    initial_state: Tensor | None = None,
+    sequence_ids: Tensor | None = None,
+    dt_softplus: bool = True,
+    reverse: bool = False,
+    discretization: str = "euler",
+) -> ScanArguments:
+    """Check everything; ValueError says which argument is wrong, what was expected and what to do."""
+    require(x.dim() == 3, f"x must be (batch, length, channels), got {tuple(x.shape)}")
+    batch, length, channels = x.shape
+    require(batch >= 1 and length >= 1 and channels >= 1, f"x must not be empty, got {tuple(x.shape)}")
+    shape, meaning = tuple(x.shape), "x's shape (batch, length, channels)"
+    check_rows("x", x, shape, meaning, x)
+    check_rows("dt", dt, shape, meaning, x)
+    if z is not None:
+        check_rows("z", z, shape, meaning, x)
+    check_decay(A, channels, x)
+    check_state("initial_state", initial_state, batch, A, x)
+    check_sequence_ids(sequence_ids, x)
+    return ScanArguments(
+        x,
+        dt,
+        A,
+        canonical_map("B", B, batch, length, channels, x, A.shape[1]),
+        canonical_map("C", C, batch, length, channels, x, A.shape[1]),
+        canonical_vector("D", D, channels, x),
+        z,
+        canonical_vector("dt_bias", dt_bias, channels, x),
+        initial_state,
+        sequence_ids,
+        scan_options(dt_softplus, reverse, discretization),
+    )
+
+
+def unit_stride(values: Tensor) -> Tensor:
+    """The tensor itself, or a copy if its last dimension has another stride than 1 (a compiler may have changed it)."""
+    return values if values.stride(-1) == 1 else values.contiguous()

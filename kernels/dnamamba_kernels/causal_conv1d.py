@@ -1,0 +1,180 @@
+"""Causal depthwise convolution along the length, with its last inputs as a state, as one differentiable PyTorch
+operator.
+
+y_t = activation(bias + Σ_{j < width} weight[:, width−1−j] · x_{t−j})
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from dnamamba_kernels import backends
+from dnamamba_kernels.arguments import check_rows, check_sequence_ids, compute_dtype, require, unit_stride
+
+MAX_WIDTH = 8
+
+
+def causal_conv1d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    activation: str | None = "silu",
+    initial_state: Tensor | None = None,
+    sequence_ids: Tensor | None = None,
+    reverse: bool = False,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """Convolve a batch of sequences; differentiable in every tensor, the initial and the final state included.
+
+    Args:
+        x: (batch, length, channels), bf16, fp16 or fp32 (fp64 on the reference); unit channel stride, any row stride.
+        weight: (channels, width), width 2…8; the last tap meets the current position.
+        bias: (channels,).
+        activation: "silu" or None.
+        initial_state: (batch, width − 1, channels) in x's dtype: the inputs before the first position in scan
+            direction, the
+            earliest in time first (so in reverse row 0 lies farthest to the right); zeros if None. Belongs to the
+            first sequence id.
+        sequence_ids: (batch, length) int32; taps do not reach over a change of id.
+        reverse: from the last position to the first (anticausal).
+        backend: "auto", "reference", "cpu" or "triton".
+
+    Returns:
+        y (batch, length, channels) and final_state (batch, width − 1, channels), the last inputs of the last sequence
+        id, both in x's dtype and fresh tensors.
+
+    Raises:
+        ValueError: a shape, dtype, device or stride is wrong, or the backend cannot run this.
+    """
+    require(x.dim() == 3, f"x must be (batch, length, channels), got {tuple(x.shape)}")
+    batch, length, channels = x.shape
+    require(batch >= 1 and length >= 1 and channels >= 1, f"x must not be empty, got {tuple(x.shape)}")
+    check_rows("x", x, tuple(x.shape), "(batch, length, channels)", x)
+    width = _check_weights(x, weight, bias, activation)
+    _check_state("initial_state", initial_state, (batch, width - 1, channels), x)
+    check_sequence_ids(sequence_ids, x)
+    return conv_op(x, weight, bias, initial_state, sequence_ids, activation or "none", reverse, backend)
+
+
+def causal_conv1d_step(
+    x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor, *, activation: str | None = "silu"
+) -> tuple[Tensor, Tensor]:
+    """One position of `causal_conv1d`, for generation: x (batch, channels), state (batch, width − 1, channels) in x's
+    dtype.
+
+    Plain PyTorch on any device, differentiable.
+
+    Returns:
+        y (batch, channels) in x's dtype and the new state; `state` is left as it was.
+
+    Raises:
+        ValueError: a shape, dtype, device or stride is wrong.
+    """
+    require(x.dim() == 2, f"x must be (batch, channels), got {tuple(x.shape)}")
+    check_rows("x", x, tuple(x.shape), "(batch, channels)", x)
+    width = _check_weights(x, weight, bias, activation)
+    _check_state("state", state, (x.shape[0], width - 1, x.shape[1]), x)
+    rows = torch.cat([state, x[:, None]], 1)
+    compute = compute_dtype(x)
+    s = (rows.to(compute) * weight.to(compute).t()).sum(1)
+    if bias is not None:
+        s = s + bias
+    return (functional.silu(s) if activation else s).to(x.dtype), rows[:, 1:].clone()
+
+
+def _check_weights(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None) -> int:
+    channels = x.shape[-1]
+    shape = tuple(weight.shape)
+    require(
+        weight.dim() == 2 and shape[0] == channels and 2 <= shape[1] <= MAX_WIDTH,
+        f"weight must be (channels={channels}, width 2…{MAX_WIDTH}), got {shape}",
+    )
+    check_rows("weight", weight, shape, "(channels, width)", x)
+    if bias is not None:
+        check_rows("bias", bias, (channels,), "(channels,)", x)
+    require(activation in ("silu", None), f"activation must be 'silu' or None, got {activation!r}")
+    return shape[1]
+
+
+def _check_state(name: str, state: Tensor | None, shape: tuple[int, ...], x: Tensor) -> None:
+    if state is not None:
+        check_rows(name, state, shape, "(batch, width − 1, channels)", x)
+        require(state.dtype == x.dtype, f"{name} must have x's dtype {x.dtype}, got {state.dtype}")
+
+
+@torch.library.custom_op("dnamamba_kernels::causal_conv1d", mutates_args=())
+def conv_op(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    initial_state: Tensor | None,
+    sequence_ids: Tensor | None,
+    activation: str,
+    reverse: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    """(y, final_state); activation is "silu" or "none"."""
+    module = backends.choose("conv", backend, x)
+    kind = "silu" if activation == "silu" else None
+    initial_state = None if initial_state is None else unit_stride(initial_state)
+    y, final_state = module.conv_forward(unit_stride(x), weight, bias, initial_state, sequence_ids, kind, reverse)
+    return y.contiguous(), final_state.contiguous()
+
+
+@conv_op.register_fake
+def _(x, weight, bias, initial_state, sequence_ids, activation, reverse, backend):
+    return x.new_empty(x.shape), x.new_empty(x.shape[0], weight.shape[1] - 1, x.shape[2])
+
+
+@torch.library.custom_op("dnamamba_kernels::causal_conv1d_backward", mutates_args=())
+def conv_backward_op(
+    dy: Tensor,
+    dfinal_state: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    initial_state: Tensor | None,
+    sequence_ids: Tensor | None,
+    activation: str,
+    reverse: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(dx, dweight, dbias, dinitial_state); dbias is empty where there is no bias."""
+    module = backends.choose("conv", backend, x)
+    kind = "silu" if activation == "silu" else None
+    initial_state = None if initial_state is None else unit_stride(initial_state)
+    dx, dweight, dbias, dinitial = module.conv_backward(
+        unit_stride(dy),
+        unit_stride(dfinal_state),
+        unit_stride(x),
+        weight,
+        bias,
+        initial_state,
+        sequence_ids,
+        kind,
+        reverse,
+    )
+    dbias = weight.new_empty(0) if bias is None else dbias.to(bias.dtype)
+    return dx.contiguous(), dweight.to(weight.dtype), dbias, dinitial.contiguous()
+
+
+@conv_backward_op.register_fake
+def _(dy, dfinal_state, x, weight, bias, initial_state, sequence_ids, activation, reverse, backend):
+    dbias = weight.new_empty(0) if bias is None else bias.new_empty(bias.shape)
+    return x.new_empty(x.shape), weight.new_empty(weight.shape), dbias, x.new_empty(dfinal_state.shape)
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    *tensors, activation, reverse, backend = inputs
+    ctx.save_for_backward(*tensors)
+    ctx.flags = activation, reverse, backend
+
+
+def _backward(ctx, dy, dfinal_state):
+    gradients = conv_backward_op(dy, dfinal_state, *ctx.saved_tensors, *ctx.flags)
+    wanted = (g if need else None for g, need in zip(gradients, ctx.needs_input_grad, strict=False))
+    return *wanted, None, None, None, None
+
+
+conv_op.register_autograd(_backward, setup_context=_setup_context)

@@ -1,0 +1,78 @@
+"""mamba-ssm's scan function on these kernels, so that models written for it run unchanged, on the CPU too."""
+
+import importlib.util
+import sys
+from types import ModuleType
+
+from torch import Tensor
+
+from dnamamba_kernels.selective_scan import selective_scan
+
+
+def selective_scan_fn(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    return_last_state: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """`mamba_ssm.ops.selective_scan_interface.selective_scan_fn`: same names, order, layouts and results.
+
+    Args:
+        u, delta, z: (batch, channels, length).
+        A: (channels, state), real.
+        B, C: (batch, state, length), (batch, groups, state, length) or constant (channels, state).
+        D, delta_bias: (channels,).
+        delta_softplus: whether Δ = softplus(delta + delta_bias).
+        return_last_state: whether to return (out, last_state (batch, channels, state) fp32) instead of out.
+
+    Raises:
+        ValueError: as `selective_scan`; A is complex.
+    """
+    y, last_state = selective_scan(
+        _channels_last(u),
+        _channels_last(delta),
+        A.float() if A.is_floating_point() else A,
+        _map(B),
+        _map(C),
+        D=D,
+        z=None if z is None else _channels_last(z),
+        dt_bias=delta_bias,
+        dt_softplus=delta_softplus,
+    )
+    out = y.transpose(1, 2)
+    return (out, last_state) if return_last_state else out
+
+
+def install() -> None:
+    """Register `selective_scan_fn` under mamba-ssm's import name, where mamba-ssm itself is absent.
+
+    Raises:
+        RuntimeError: mamba-ssm is installed; this does not shadow it.
+    """
+    interface = "mamba_ssm.ops.selective_scan_interface"
+    present = sys.modules.get(interface)
+    if present is not None and getattr(present, "selective_scan_fn", None) is selective_scan_fn:
+        return
+    if "mamba_ssm" in sys.modules or importlib.util.find_spec("mamba_ssm") is not None:
+        raise RuntimeError("mamba_ssm is installed: uninstall it, or import dnamamba_kernels.compat.selective_scan_fn")
+    package, ops, module = (ModuleType(name) for name in ("mamba_ssm", "mamba_ssm.ops", interface))
+    package.__path__, ops.__path__ = [], []
+    package.ops, ops.selective_scan_interface = ops, module  # type: ignore[attr-defined]
+    module.selective_scan_fn = selective_scan_fn  # type: ignore[attr-defined]
+    sys.modules.update({m.__name__: m for m in (package, ops, module)})
+
+
+def _channels_last(values: Tensor) -> Tensor:
+    """(batch, channels, length) → (batch, length, channels) with unit channel stride."""
+    return values.transpose(1, 2).contiguous()
+
+
+def _map(B: Tensor) -> Tensor:
+    """(batch[, groups], state, length) → (batch, length[, groups], state); a constant one stays."""
+    return B.contiguous() if B.dim() == 2 else B.movedim(-1, 1).contiguous()

@@ -1,0 +1,33 @@
+"""Residual addition and RMSNorm in plain PyTorch, statistics in fp32 (fp64 where the residual is fp64).
+
+r = x + residual,   y = r · rsqrt(mean(r²) + eps) · weight
+"""
+
+import torch
+from torch import Tensor
+
+
+def norm_forward(
+    x: Tensor, weight: Tensor, residual: Tensor | None, eps: float, residual_dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """x (rows, dim) → (y in x's dtype, new_residual in residual_dtype, rstd (rows,))."""
+    compute = torch.float64 if residual_dtype == torch.float64 else torch.float32
+    total = x.to(compute)
+    if residual is not None:
+        total = total + residual
+    new_residual = total.to(residual_dtype, copy=True)
+    total = new_residual.to(compute)  # the value that the next layer sees is the one normalised
+    rstd = torch.rsqrt(total.square().mean(-1) + eps)
+    y = total * rstd[:, None] * weight
+    return y.to(x.dtype), new_residual, rstd
+
+
+def norm_backward(
+    dy: Tensor, dnew_residual: Tensor, new_residual: Tensor, weight: Tensor, rstd: Tensor
+) -> tuple[Tensor, Tensor]:
+    """(gradient of new_residual, which is that of x and of residual alike, in its dtype; dweight in fp32 or fp64)."""
+    normal = new_residual.to(rstd.dtype) * rstd[:, None]
+    dy = dy.to(rstd.dtype)
+    dnormal = dy * weight
+    dtotal = (dnormal - normal * (dnormal * normal).mean(-1, keepdim=True)) * rstd[:, None] + dnew_residual
+    return dtotal.to(new_residual.dtype), (dy * normal).sum(0)

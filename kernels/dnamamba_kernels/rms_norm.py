@@ -1,0 +1,100 @@
+"""Residual addition and RMSNorm in one pass, as one differentiable PyTorch operator.
+
+new_residual = x + residual,   y = new_residual · rsqrt(mean(new_residual²) + eps) · weight
+"""
+
+import torch
+from torch import Tensor
+
+from dnamamba_kernels import backends
+from dnamamba_kernels.arguments import check_rows, require, unit_stride
+
+
+def rms_norm(
+    x: Tensor,
+    weight: Tensor,
+    *,
+    residual: Tensor | None = None,
+    eps: float = 1e-5,
+    residual_in_fp32: bool = False,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """Add x to the residual stream and normalise; differentiable in every tensor. Statistics are fp32.
+
+    Args:
+        x: (…, dim), bf16, fp16 or fp32 (fp64 on the reference), unit stride in dim.
+        weight: (dim,).
+        residual: x's shape, x's dtype or fp32; None at the first layer.
+        eps: added to the mean square.
+        residual_in_fp32: whether new_residual is fp32 also where x and residual are not.
+        backend: "auto", "reference", "cpu" or "triton".
+
+    Returns:
+        y in x's dtype and new_residual in residual's dtype (x's if None; fp32 if asked for), both fresh tensors.
+
+    Raises:
+        ValueError: a shape, dtype, device or stride is wrong, or the backend cannot run this.
+    """
+    require(x.dim() >= 1 and x.numel() > 0, f"x must be (…, dim), not empty, got {tuple(x.shape)}")
+    shape = tuple(x.shape)
+    check_rows("x", x, shape, "(…, dim)", x)
+    check_rows("weight", weight, shape[-1:], "(dim,)", x)
+    dtype = x.dtype
+    if residual is not None:
+        check_rows("residual", residual, shape, "x's shape", x)
+        dtype = residual.dtype
+        require(dtype in (x.dtype, torch.float32), f"residual must be {x.dtype} like x or float32, got {dtype}")
+    if residual_in_fp32 and dtype != torch.float64:
+        dtype = torch.float32
+    rows = x.reshape(-1, shape[-1])
+    residual = None if residual is None else residual.reshape(-1, shape[-1])
+    y, new_residual, _ = norm_op(rows, weight, residual, eps, dtype, backend)
+    return y.view(shape), new_residual.view(shape)
+
+
+@torch.library.custom_op("dnamamba_kernels::rms_norm", mutates_args=())
+def norm_op(
+    x: Tensor, weight: Tensor, residual: Tensor | None, eps: float, residual_dtype: torch.dtype, backend: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(y, new_residual, rstd) of rows (rows, dim)."""
+    module = backends.choose("norm", backend, x)
+    residual = None if residual is None else unit_stride(residual)
+    return module.norm_forward(unit_stride(x), weight, residual, eps, residual_dtype)
+
+
+@norm_op.register_fake
+def _(x, weight, residual, eps, residual_dtype, backend):
+    rstd = torch.float64 if residual_dtype == torch.float64 else torch.float32
+    return x.new_empty(x.shape), x.new_empty(x.shape, dtype=residual_dtype), x.new_empty(x.shape[0], dtype=rstd)
+
+
+@torch.library.custom_op("dnamamba_kernels::rms_norm_backward", mutates_args=())
+def norm_backward_op(
+    dy: Tensor, dnew_residual: Tensor, new_residual: Tensor, weight: Tensor, rstd: Tensor, backend: str
+) -> tuple[Tensor, Tensor]:
+    """(gradient of x + residual in new_residual's dtype, dweight)."""
+    module = backends.choose("norm", backend, new_residual)
+    dtotal, dweight = module.norm_backward(unit_stride(dy), unit_stride(dnew_residual), new_residual, weight, rstd)
+    return dtotal, dweight.to(weight.dtype)
+
+
+@norm_backward_op.register_fake
+def _(dy, dnew_residual, new_residual, weight, rstd, backend):
+    return new_residual.new_empty(new_residual.shape), weight.new_empty(weight.shape)
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    x, weight, residual, _, _, backend = inputs
+    _, new_residual, rstd = output
+    ctx.save_for_backward(new_residual, weight, rstd)
+    ctx.flags = x.dtype, None if residual is None else residual.dtype, backend
+
+
+def _backward(ctx, dy, dnew_residual, _):
+    x_dtype, residual_dtype, backend = ctx.flags
+    dtotal, dweight = norm_backward_op(dy, dnew_residual, *ctx.saved_tensors, backend)
+    dresidual = None if residual_dtype is None else dtotal.to(residual_dtype)
+    return dtotal.to(x_dtype), dweight, dresidual, None, None, None
+
+
+norm_op.register_autograd(_backward, setup_context=_setup_context)

@@ -1,0 +1,257 @@
+"""The selective scan (S6) as one differentiable PyTorch operator.
+
+    Δ = softplus(dt + dt_bias),   h_t = exp(ΔA) h_{t−1} + B̄ x_t,   y_t = (Σ_n C_t h_t + D x_t) · silu(z_t)
+
+with B̄ = ΔB ("euler", Mamba's released code) or B̄ = (ΔA)⁻¹(exp(ΔA) − I)ΔB ("zoh", the paper's equation 4).
+"""
+
+from types import ModuleType
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from dnamamba_kernels import backends
+from dnamamba_kernels.arguments import (
+    canonical_map,
+    canonical_vector,
+    check_decay,
+    check_rows,
+    check_state,
+    compute_dtype,
+    require,
+    scan_arguments,
+    scan_options,
+    unit_stride,
+)
+from dnamamba_kernels.options import ScanOptions
+
+
+def selective_scan(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    *,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    dt_bias: Tensor | None = None,
+    dt_softplus: bool = True,
+    initial_state: Tensor | None = None,
+    sequence_ids: Tensor | None = None,
+    reverse: bool = False,
+    discretization: str = "euler",
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """Scan a batch of sequences; differentiable in every tensor, the initial and the final state included.
+
+    Args:
+        x: input (batch, length, channels), bf16, fp16 or fp32 (fp64 on the reference); unit channel stride, any row
+            stride.
+        dt: step before bias and softplus, x's shape.
+        A: decay (channels, state), real, negative, fp32; state 1…256.
+        B: input map (batch, length, state), (batch, length, groups, state) or constant (channels, state); channel d
+            belongs to group d // (channels // groups).
+        C: output map, shapes as B's.
+        D: skip (channels,).
+        z: gate, x's shape.
+        dt_bias: (channels,), added to dt.
+        dt_softplus: whether Δ = softplus(dt + dt_bias), else Δ = dt + dt_bias.
+        initial_state: (batch, channels, state) fp32; zeros if None. Belongs to the first sequence id.
+        sequence_ids: (batch, length) int32; the state restarts from zero where the id changes (packing).
+        reverse: scan from the last position to the first.
+        discretization: "euler" or "zoh".
+        backend: "auto", "reference", "cpu", "triton" or "cuda".
+
+    Returns:
+        y (batch, length, channels) in x's dtype and final_state (batch, channels, state) fp32, both fresh tensors.
+
+    Raises:
+        ValueError: a shape, dtype, device or stride is wrong, A is complex, or the backend cannot run this.
+    """
+    a = scan_arguments(x, dt, A, B, C, D, z, dt_bias, initial_state, sequence_ids, dt_softplus, reverse, discretization)
+    y, final_state, _ = scan_op(*a[:-1], *a.options, backend)
+    return y, final_state
+
+
+def selective_scan_step(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    state: Tensor,
+    *,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    dt_bias: Tensor | None = None,
+    dt_softplus: bool = True,
+    discretization: str = "euler",
+) -> tuple[Tensor, Tensor]:
+    """One position of `selective_scan`, for generation: x, dt, z (batch, channels), state (batch, channels, state)
+    fp32.
+
+    B and C are (batch, state), (batch, groups, state) or constant (channels, state); where (batch, state) and
+    (channels, state) are the same shape the former is meant. Plain PyTorch on any device, differentiable.
+
+    Returns:
+        y (batch, channels) in x's dtype and the new state (batch, channels, state) fp32; `state` is left as it was.
+
+    Raises:
+        ValueError: a shape, dtype, device or stride is wrong, or A is complex.
+    """
+    require(x.dim() == 2, f"x must be (batch, channels), got {tuple(x.shape)}")
+    batch, channels = x.shape
+    options = scan_options(dt_softplus, False, discretization)
+    check_rows("x", x, (batch, channels), "(batch, channels)", x)
+    check_rows("dt", dt, (batch, channels), "x's shape (batch, channels)", x)
+    check_decay(A, channels, x)
+    check_state("state", state, batch, A, x)
+    compute = compute_dtype(x)
+    B, C = (
+        (m if m.dim() == 2 else m.repeat_interleave(channels // m.shape[1], dim=1)).to(compute)
+        for m in (
+            canonical_map("B", B, batch, None, channels, x, A.shape[1]),
+            canonical_map("C", C, batch, None, channels, x, A.shape[1]),
+        )
+    )
+    D, dt_bias = canonical_vector("D", D, channels, x), canonical_vector("dt_bias", dt_bias, channels, x)
+    delta, inputs = dt.to(compute), x.to(compute)
+    if dt_bias is not None:
+        delta = delta + dt_bias
+    if dt_softplus:
+        delta = functional.softplus(delta)
+    product = delta[..., None] * A
+    weight = delta[..., None]
+    if options.zoh:
+        weight = torch.where(A == 0, weight, torch.expm1(product) / torch.where(A == 0, 1.0, A))
+    state = torch.exp(product) * state + weight * B * inputs[..., None]
+    y = (state * C).sum(-1)
+    if D is not None:
+        y = y + D * inputs
+    if z is not None:
+        check_rows("z", z, (batch, channels), "x's shape (batch, channels)", x)
+        y = y * functional.silu(z.to(compute))
+    return y.to(x.dtype), state
+
+
+def _plan(x: Tensor, A: Tensor, B: Tensor, C: Tensor, backend: str) -> tuple[ModuleType, int]:
+    """The backend's module and its chunk; the same for forward and backward, as both depend on shapes and dtypes
+    only."""
+    module = backends.choose("scan", backend, x, A, B, C)
+    return module, chunk_for(module, x, A, B, C)
+
+
+def chunk_for(module: ModuleType, x: Tensor, A: Tensor, B: Tensor, C: Tensor) -> int:
+    """Positions per chunk by the backend's table, at most the length."""
+    batch, length, channels = x.shape
+    groups = 0 if 2 in (B.dim(), C.dim()) else max(B.shape[2], C.shape[2])
+    return min(length, module.chunk_length(batch, length, channels, A.shape[1], groups))
+
+
+@torch.library.custom_op("dnamamba_kernels::selective_scan", mutates_args=())
+def scan_op(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    dt_bias: Tensor | None,
+    initial_state: Tensor | None,
+    sequence_ids: Tensor | None,
+    dt_softplus: bool,
+    reverse: bool,
+    zoh: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(y, final_state, chunk_states); the last, the states entering the chunks, is what the backward pass starts
+    from."""
+    options = ScanOptions(dt_softplus, reverse, zoh)
+    module, chunk = _plan(x, A, B, C, backend)
+    x, dt, B, C = unit_stride(x), unit_stride(dt), unit_stride(B), unit_stride(C)
+    z = None if z is None else unit_stride(z)
+    A = A.contiguous()
+    if hasattr(module, "forward"):
+        return module.forward(x, dt, A, B, C, D, z, dt_bias, sequence_ids, initial_state, options, chunk)
+    dt_sums, end_states = module.chunk_summaries(x, dt, A, B, dt_bias, sequence_ids, options, chunk)
+    chunk_states, final_state = module.propagate(dt_sums, end_states, A, initial_state, options)
+    y = module.chunk_outputs(x, dt, A, B, C, D, z, dt_bias, sequence_ids, chunk_states, options, chunk)
+    return y.contiguous(), final_state.contiguous(), chunk_states
+
+
+@scan_op.register_fake
+def _(x, dt, A, B, C, D, z, dt_bias, initial_state, sequence_ids, dt_softplus, reverse, zoh, backend):
+    batch, length, _ = x.shape
+    _, chunk = _plan(x, A, B, C, backend)
+    final_state = A.new_empty(batch, *A.shape)
+    return x.new_empty(x.shape), final_state, A.new_empty(batch, -(-length // chunk), *A.shape)
+
+
+@torch.library.custom_op("dnamamba_kernels::selective_scan_backward", mutates_args=())
+def scan_backward_op(
+    dy: Tensor,
+    dfinal_state: Tensor,
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    dt_bias: Tensor | None,
+    sequence_ids: Tensor | None,
+    chunk_states: Tensor,
+    dt_softplus: bool,
+    reverse: bool,
+    zoh: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(dx, ddt, dA, dB, dC, dD, dz, ddt_bias, dinitial_state); empty where the argument is absent."""
+    options = ScanOptions(dt_softplus, reverse, zoh)
+    module, chunk = _plan(x, A, B, C, backend)
+    dy, x, dt, B, C = unit_stride(dy), unit_stride(x), unit_stride(dt), unit_stride(B), unit_stride(C)
+    z = None if z is None else unit_stride(z)
+    A, dfinal_state = A.contiguous(), dfinal_state.contiguous()
+    if hasattr(module, "backward"):
+        *gradients, dinitial = module.backward(
+            dy, dfinal_state, x, dt, A, B, C, D, z, dt_bias, sequence_ids, chunk_states, options, chunk
+        )
+    else:
+        dt_sums, ends = module.backward_summaries(dy, dt, A, C, z, dt_bias, sequence_ids, options, chunk)
+        against_time = options._replace(reverse=not reverse)
+        adjoints, dinitial = module.propagate(dt_sums, ends, A, dfinal_state, against_time)
+        gradients = module.chunk_gradients(
+            dy, x, dt, A, B, C, D, z, dt_bias, sequence_ids, chunk_states, adjoints, options, chunk
+        )
+    dx, ddt, dA, dB, dC, dD, dz, ddt_bias = (A.new_empty(0) if g is None else g.contiguous() for g in gradients)
+    return dx, ddt, dA, dB, dC, dD, dz, ddt_bias, dinitial
+
+
+@scan_backward_op.register_fake
+def _(dy, dfinal_state, x, dt, A, B, C, D, z, dt_bias, sequence_ids, chunk_states, dt_softplus, reverse, zoh, backend):
+    dD, dz, ddt_bias = (A.new_empty(0) if g is None else g.new_empty(g.shape) for g in (D, z, dt_bias))
+    gradients = (g.new_empty(g.shape) for g in (x, dt, A, B, C))
+    return *gradients, dD, dz, ddt_bias, A.new_empty(x.shape[0], *A.shape)
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    *tensors, dt_softplus, reverse, zoh, backend = inputs
+    x, dt, A, B, C, D, z, dt_bias, _, sequence_ids = tensors
+    ctx.save_for_backward(x, dt, A, B, C, D, z, dt_bias, sequence_ids, output[2])
+    ctx.flags = dt_softplus, reverse, zoh, backend
+    ctx.given = [tensor is not None for tensor in tensors[:9]]
+
+
+def _backward(ctx, dy, dfinal_state, _):
+    gradients = scan_backward_op(dy, dfinal_state, *ctx.saved_tensors, *ctx.flags)
+    wanted = (
+        gradient if given and need else None
+        for gradient, given, need in zip(gradients, ctx.given, ctx.needs_input_grad, strict=False)
+    )
+    return *wanted, None, None, None, None, None
+
+
+scan_op.register_autograd(_backward, setup_context=_setup_context)
