@@ -1,0 +1,86 @@
+"""What the Triton kernels share: elementwise functions, the sum of partial results, and launch helpers."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+LOG2E = tl.constexpr(1.4426950408889634)
+LN2 = tl.constexpr(0.6931471805599453)
+
+
+@triton.jit
+def sigmoid(v):
+    """1 / (1 + exp(−v)) in fp32; exp2 overflows to inf for very negative v, which gives the right limit 0.
+
+    rsqrt(v)² is one special-function instruction and a product, where a division takes five instructions.
+    """
+    root = tl.rsqrt(1.0 + tl.exp2(-v * LOG2E))
+    return root * root
+
+
+@triton.jit
+def softplus(v):
+    """log(1 + exp(v)) to a few units in the last place over the whole range, tiny results included.
+
+    With e = exp(−|v|) and s = e / (2 + e) ≤ 1/3: log(1 + e) = 2 artanh(s) = 2 (s + s³/3 + s⁵/5 + …). A logarithm of
+    1 + e would lose all digits of results near 1e-6. Above 20, where torch's softplus returns v, so does this in fp32.
+    """
+    e = tl.exp2(-tl.abs(v) * LOG2E)
+    s = e / (2.0 + e)
+    q = s * s
+    series = 1.0 + q * (
+        1.0 / 3 + q * (1.0 / 5 + q * (1.0 / 7 + q * (1.0 / 9 + q * (1.0 / 11 + q * (1.0 / 13 + q * (1.0 / 15))))))
+    )
+    return tl.maximum(v, 0.0) + 2.0 * s * series
+
+
+@triton.jit
+def _sum_partials_kernel(partials, out, count, elements, BLOCK: tl.constexpr):
+    """out[e] = Σ_p partials[p, e], p in ascending order, fp32."""
+    e = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = e < elements
+    total = tl.zeros([BLOCK], tl.float32)
+    rows = partials + e
+    for _ in range(0, count):
+        total += tl.load(rows, mask=inside, other=0.0)
+        rows += elements
+    tl.store(out + e, total.to(out.dtype.element_ty), mask=inside)
+
+
+def sum_partials(partials: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Sum a contiguous fp32 tensor over its first dimension, in ascending order, and round once to ``dtype``.
+
+    Meant for few partials of many elements; sums over many partials of few elements go through ``torch.sum``.
+    """
+    count, elements = partials.shape[0], partials[0].numel()
+    out = torch.empty(partials.shape[1:], dtype=dtype, device=partials.device)
+    if elements:
+        with on_device(partials):
+            _sum_partials_kernel[(triton.cdiv(elements, 1024),)](
+                partials, out, count, elements, BLOCK=1024, num_warps=4
+            )
+    return out
+
+
+def on_device(tensor: torch.Tensor) -> torch.cuda.device_of:
+    """Make the tensor's GPU the current one for a launch; does nothing for CPU tensors (the interpreter)."""
+    return torch.cuda.device_of(tensor)
+
+
+def supports(x: torch.Tensor, *others: torch.Tensor) -> str | None:
+    """None if the kernels take data of this dtype, else why not; they compute in fp32."""
+    if x.dtype in (torch.bfloat16, torch.float16, torch.float32):
+        return None
+    return f"the Triton kernels take bfloat16, float16 and float32, not {x.dtype}"
+
+
+def unit_rows(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor itself if its last dimension has stride 1, else a contiguous copy (gradients of expanded tensors)."""
+    return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
+
+
+def optional(tensor: torch.Tensor | None, stand_in: torch.Tensor) -> torch.Tensor:
+    """A pointer argument for a tensor that may be absent; the kernel's flag keeps it from being read."""
+    return stand_in if tensor is None else tensor

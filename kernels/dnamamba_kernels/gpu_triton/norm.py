@@ -1,0 +1,120 @@
+"""Residual addition and RMSNorm in one pass over memory, forward and backward, statistics in fp32.
+
+r = x + residual,   y = r · rstd · weight,   rstd = rsqrt(mean(r²) + eps)
+dr = rstd · (weight · dy − r̂ · mean(weight · dy · r̂)) + dnew_residual,   dweight = Σ_rows dy · r̂,   r̂ = r · rstd
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from . import tuning
+from .common import on_device, optional, supports, unit_rows
+
+__all__ = ["norm_backward", "norm_forward", "supports"]
+
+
+@triton.jit
+def _forward_kernel(
+    x, weight, residual, y, new_residual, rstd_out,
+    rows, width, x_row, residual_row, eps,
+    HAS_RESIDUAL: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_W: tl.constexpr,
+):  # fmt: skip
+    """BLOCK_R rows of y, new_residual and rstd."""
+    row = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
+    column = tl.arange(0, BLOCK_W)
+    inside = (row < rows)[:, None] & (column < width)[None, :]
+    r = tl.load(x + row[:, None] * x_row + column[None, :], mask=inside, other=0.0).to(tl.float32)
+    if HAS_RESIDUAL:
+        r += tl.load(residual + row[:, None] * residual_row + column[None, :], mask=inside, other=0.0).to(tl.float32)
+    stored = r.to(new_residual.dtype.element_ty)
+    tl.store(new_residual + row[:, None] * width + column[None, :], stored, mask=inside)
+    r = stored.to(tl.float32)  # the value that the next layer sees is the one normalised
+    rstd = tl.rsqrt(tl.sum(r * r, axis=1) / width + eps)
+    w = tl.load(weight + column, mask=column < width, other=0.0).to(tl.float32)
+    scaled = r * rstd[:, None] * w[None, :]
+    tl.store(y + row[:, None] * width + column[None, :], scaled.to(y.dtype.element_ty), mask=inside)
+    tl.store(rstd_out + row, rstd, mask=row < rows)
+
+
+@triton.jit
+def _backward_kernel(
+    dy, dnew_residual, new_residual, weight, rstd_in, dr, partials,
+    rows, width, dy_row, dnew_row, tiles,
+    BLOCK_R: tl.constexpr, BLOCK_W: tl.constexpr,
+):  # fmt: skip
+    """dr for `tiles` tiles of BLOCK_R rows each, one after another, and this program's share of dweight."""
+    column = tl.arange(0, BLOCK_W)
+    in_width = column < width
+    w = tl.load(weight + column, mask=in_width, other=0.0).to(tl.float32)
+    dweight = tl.zeros([BLOCK_R, BLOCK_W], tl.float32)
+    first = tl.program_id(0).to(tl.int64) * tiles * BLOCK_R
+    for tile in range(0, tiles):
+        row = first + tile * BLOCK_R + tl.arange(0, BLOCK_R)
+        in_rows = row < rows
+        inside = in_rows[:, None] & in_width[None, :]
+        g = tl.load(dy + row[:, None] * dy_row + column[None, :], mask=inside, other=0.0).to(tl.float32)
+        r = tl.load(new_residual + row[:, None] * width + column[None, :], mask=inside, other=0.0).to(tl.float32)
+        passed = tl.load(dnew_residual + row[:, None] * dnew_row + column[None, :], mask=inside, other=0.0)
+        rstd = tl.load(rstd_in + row, mask=in_rows, other=0.0)
+        normal = r * rstd[:, None]
+        dweight += g * normal
+        g *= w[None, :]
+        mean = tl.sum(g * normal, axis=1) / width
+        total = (g - normal * mean[:, None]) * rstd[:, None] + passed.to(tl.float32)
+        tl.store(dr + row[:, None] * width + column[None, :], total.to(dr.dtype.element_ty), mask=inside)
+    tl.store(partials + tl.program_id(0) * width + column, tl.sum(dweight, axis=0), mask=in_width)
+
+
+def norm_forward(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    residual: torch.Tensor | None,
+    eps: float,
+    residual_dtype: torch.dtype,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """x, residual (rows, dim) → (y in x's dtype, new_residual in residual_dtype, rstd (rows,) fp32), all new."""
+    rows, width = x.shape
+    x = unit_rows(x)
+    residual = None if residual is None else unit_rows(residual)
+    y = torch.empty((rows, width), dtype=x.dtype, device=x.device)
+    new_residual = torch.empty((rows, width), dtype=residual_dtype, device=x.device)
+    rstd = torch.empty(rows, dtype=torch.float32, device=x.device)
+    block_r, block_w, warps = tuning.norm_forward(width)
+    with on_device(x):
+        _forward_kernel[(triton.cdiv(rows, block_r),)](
+            x, weight.contiguous(), optional(residual, x), y, new_residual, rstd,
+            rows, width, x.stride(0), 0 if residual is None else residual.stride(0), eps,
+            HAS_RESIDUAL=residual is not None, BLOCK_R=block_r, BLOCK_W=block_w, num_warps=warps,
+        )  # fmt: skip
+    return y, new_residual, rstd
+
+
+def norm_backward(
+    dy: torch.Tensor,
+    dnew_residual: torch.Tensor,
+    new_residual: torch.Tensor,
+    weight: torch.Tensor,
+    rstd: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(dL/dnew_residual's inputs, the same for x and residual, in new_residual's dtype; dweight fp32).
+
+    dweight: one fp32 sum a program, over a number of programs that depends on the shape alone, added in a fixed order.
+    """
+    rows, width = new_residual.shape
+    dy, dnew_residual, new_residual = unit_rows(dy), unit_rows(dnew_residual), new_residual.contiguous()
+    dr = torch.empty((rows, width), dtype=new_residual.dtype, device=dy.device)
+    block_r, block_w, warps = tuning.norm_backward(width)
+    row_tiles = triton.cdiv(rows, block_r)
+    tiles = max(1, triton.cdiv(row_tiles, tuning.NORM_BACKWARD_PROGRAMS))
+    programs = max(1, triton.cdiv(row_tiles, tiles))
+    partials = torch.empty((programs, width), dtype=torch.float32, device=dy.device)
+    with on_device(dy):
+        _backward_kernel[(programs,)](
+            dy, dnew_residual, new_residual, weight.contiguous(), rstd, dr, partials,
+            rows, width, dy.stride(0), dnew_residual.stride(0), tiles,
+            BLOCK_R=block_r, BLOCK_W=block_w, num_warps=warps,
+        )  # fmt: skip
+    return dr, partials.sum(dim=0)

@@ -1,0 +1,147 @@
+"""Compile every Triton kernel ahead of time, as the public functions launch it, on a machine without a GPU.
+
+    python tests/triton_aot.py 80 90 100        # compute capabilities
+
+The backend's functions run on CPU tensors with each kernel replaced by a recorder, so signatures, constants and
+divisibility are the real ones; then each recorded launch is compiled to a cubin. Needs TRITON_INTERPRET unset: not in
+the test process.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from dnamamba_kernels.gpu_triton import common, conv, norm, scan
+from dnamamba_kernels.options import ScanOptions
+
+TYPES = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32", torch.int32: "*i32"}
+OPTIONS = {"num_warps", "num_stages", "maxnreg"}
+
+
+class Launch:
+    """One recorded launch: a kernel with its arguments."""
+
+    def __init__(self, name: str, kernel: triton.JITFunction, args: tuple[Any, ...], kwargs: dict[str, Any]):
+        self.name, self.kernel = name, kernel
+        self.options = {k: v for k, v in kwargs.items() if k in OPTIONS}
+        bound = dict(zip(kernel.arg_names, args, strict=False))
+        bound.update({k: v for k, v in kwargs.items() if k not in OPTIONS})
+        self.signature: dict[str, str] = {}
+        self.constants: dict[tuple[int, ...], Any] = {}
+        self.attributes: dict[tuple[int, ...], Any] = {}
+        for index, parameter in enumerate(kernel.params):
+            value = bound[parameter.name]
+            if parameter.is_constexpr or (isinstance(value, int) and value == 1 and not parameter.do_not_specialize):
+                self.signature[parameter.name] = "constexpr"
+                self.constants[(index,)] = value
+            elif isinstance(value, torch.Tensor):
+                self.signature[parameter.name] = TYPES[value.dtype]
+                self.attributes[(index,)] = [["tt.divisibility", 16]]
+            elif isinstance(value, float):
+                self.signature[parameter.name] = "fp32"
+            else:
+                self.signature[parameter.name] = "i32" if value < 2**31 else "i64"
+                if value % 16 == 0 and not parameter.do_not_specialize:
+                    self.attributes[(index,)] = [["tt.divisibility", 16]]
+
+    def compile(self, capability: int) -> Any:
+        source = ASTSource(self.kernel, self.signature, self.constants, self.attributes)
+        return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=self.options)
+
+
+def record(call: Callable[[], object]) -> list[Launch]:
+    """The launches during ``call``, in which every kernel of the backend is replaced and nothing runs."""
+    launches: list[Launch] = []
+    kernels = {
+        (module, name): kernel
+        for module in (common, conv, norm, scan)
+        for name, kernel in vars(module).items()
+        if isinstance(kernel, triton.JITFunction) and name.endswith("_kernel")
+    }
+
+    class Recorder:
+        def __init__(self, label: str, kernel: triton.JITFunction):
+            self.label, self.kernel = label, kernel
+
+        def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+            assert all(0 < size < 2**31 for size in grid), f"{self.label}: grid {grid}"
+            return lambda *args, **kwargs: launches.append(Launch(self.label, self.kernel, args, kwargs))
+
+    try:
+        for (module, name), kernel in kernels.items():
+            setattr(module, name, Recorder(f"{module.__name__.rsplit('.', 1)[-1]}.{name.strip('_')}", kernel))
+        call()
+    finally:
+        for (module, name), kernel in kernels.items():
+            setattr(module, name, kernel)
+    return launches
+
+
+def conv_launches(dtype: torch.dtype, width: int, channels: int, every_option: bool) -> list[Launch]:
+    x = torch.zeros(1, 256, channels, dtype=dtype)
+    weight, bias = torch.zeros(channels, width), torch.zeros(channels)
+    state = torch.zeros(1, width - 1, channels, dtype=dtype) if every_option else None
+    ids = torch.zeros(1, 256, dtype=torch.int32) if every_option else None
+    args = (x, weight, bias, state, ids, "silu", every_option)
+    return record(lambda: (conv.conv_forward(*args), conv.conv_backward(x, state, *args)))
+
+
+def norm_launches(dtype: torch.dtype, residual_dtype: torch.dtype, width: int) -> list[Launch]:
+    x, residual, weight = (
+        torch.zeros(64, width, dtype=dtype),
+        torch.zeros(64, width, dtype=residual_dtype),
+        torch.zeros(width),
+    )
+    rstd = torch.zeros(64)
+
+    def call() -> None:
+        norm.norm_forward(x, weight, residual, 1e-5, residual_dtype)
+        norm.norm_backward(x, residual, residual, weight, rstd)
+
+    return record(call)
+
+
+def scan_launches(dtype: torch.dtype, channels: int, state: int, groups: int, every_option: bool) -> list[Launch]:
+    """All five kernels: as Mamba uses them, or (every_option) reversed, zero-order hold, packed, B constant."""
+    x, A, vector = torch.zeros(1, 256, channels, dtype=dtype), torch.zeros(channels, state), torch.zeros(channels)
+    C = torch.zeros(1, 256, groups, state, dtype=dtype)
+    B = torch.zeros(channels, state, dtype=dtype) if every_option else C
+    z, D, bias = (None, None, None) if every_option else (x, vector, vector)
+    ids = torch.zeros(1, 256, dtype=torch.int32) if every_option else None
+    options = ScanOptions(dt_softplus=not every_option, reverse=every_option, zoh=every_option)
+    states = torch.zeros(1, 4, channels, state)
+
+    def call() -> None:
+        scan.chunk_summaries(x, x, A, B, bias, ids, options, 64)
+        scan.propagate(torch.zeros(1, 4, channels), states, A, None, options)
+        scan.chunk_outputs(x, x, A, B, C, D, z, bias, ids, states, options, 64)
+        scan.backward_summaries(x, x, A, C, z, bias, ids, options, 64)
+        scan.chunk_gradients(x, x, x, A, B, C, D, z, bias, ids, states, states, options, 64)
+
+    return record(call)
+
+
+def all_launches() -> list[Launch]:
+    launches = conv_launches(torch.bfloat16, 4, 512, False) + conv_launches(torch.float32, 3, 33, True)
+    launches += norm_launches(torch.bfloat16, torch.float32, 256) + norm_launches(torch.float32, torch.float32, 100)
+    launches += scan_launches(torch.bfloat16, 512, 16, 1, False) + scan_launches(torch.float32, 33, 5, 3, True)
+    return launches
+
+
+def main(capabilities: list[int]) -> None:
+    for capability in capabilities:
+        for launch in all_launches():
+            compiled = launch.compile(capability)
+            assert compiled.asm["cubin"]
+            print(f"sm_{capability} {launch.name} shared {compiled.metadata.shared} bytes")
+
+
+if __name__ == "__main__":
+    main([int(argument) for argument in sys.argv[1:]] or [90])
