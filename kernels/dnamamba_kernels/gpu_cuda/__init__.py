@@ -1,0 +1,1 @@
+"""CUDA C++ kernels of the selective scan, compiled at first use by NVRTC."""

@@ -1,0 +1,154 @@
+"""CUDA C++ compiled at first use by NVRTC, which comes with PyTorch's CUDA build: no nvcc, no headers, no build step.
+
+The machine code is kept on disk, one file a (source, options, architecture, NVRTC version), so that only the first
+process on a machine compiles (a second a kernel). The folder is $DNAMAMBA_KERNEL_CACHE, else dnamamba_kernels under the
+user's cache folder.
+"""
+
+import ctypes
+import functools
+import glob
+import hashlib
+import os
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+Argument = ctypes.c_void_p | ctypes.c_int | ctypes.c_longlong | ctypes.Structure
+MAX_DYNAMIC_SHARED_SIZE = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+
+
+@functools.cache
+def _nvrtc() -> ctypes.CDLL:
+    """NVRTC as PyTorch has it; RuntimeError naming what was tried if it is not there."""
+    if torch.version.cuda is None:
+        raise RuntimeError("PyTorch was built without CUDA, so it brings no NVRTC: install a CUDA build of torch")
+    major = torch.version.cuda.split(".")[0]
+    if sys.platform == "win32":
+        names = [f"nvrtc64_{major}0_0.dll"]
+    else:
+        wheels = Path(sysconfig.get_paths()["purelib"]) / "nvidia"
+        names = [f"libnvrtc.so.{major}", *sorted(glob.glob(f"{wheels}/*/lib/libnvrtc.so.{major}")), "libnvrtc.so"]
+    for name in names:
+        try:
+            return ctypes.CDLL(name)
+        except OSError:
+            continue
+    raise RuntimeError(f"NVRTC was not found (tried {', '.join(names)}): reinstall torch with its CUDA packages")
+
+
+@functools.cache
+def _driver() -> ctypes.CDLL:
+    return ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+
+
+def _check_driver(code: int, doing: str) -> None:
+    if code:
+        text = ctypes.c_char_p()
+        _driver().cuGetErrorString(code, ctypes.byref(text))
+        raise RuntimeError(f"CUDA driver error {code} while {doing}: {(text.value or b'unknown').decode()}")
+
+
+def version() -> tuple[int, int]:
+    """NVRTC's version, e.g. (13, 0)."""
+    major, minor = ctypes.c_int(), ctypes.c_int()
+    if _nvrtc().nvrtcVersion(ctypes.byref(major), ctypes.byref(minor)):
+        raise RuntimeError("NVRTC does not tell its version")
+    return major.value, minor.value
+
+
+def compile_cubin(source: str, options: Sequence[str], architecture: str) -> bytes:
+    """Machine code for an architecture such as "sm_90"; RuntimeError with the compiler's log if it does not compile."""
+    nvrtc = _nvrtc()
+    program = ctypes.c_void_p()
+    if nvrtc.nvrtcCreateProgram(ctypes.byref(program), source.encode(), b"scan.cu", 0, None, None):
+        raise RuntimeError("NVRTC could not take the source")
+    try:
+        flags = [f"--gpu-architecture={architecture}", "--std=c++17", "--use_fast_math", *options]
+        array = (ctypes.c_char_p * len(flags))(*(flag.encode() for flag in flags))
+        if nvrtc.nvrtcCompileProgram(program, len(flags), array):
+            size = ctypes.c_size_t()
+            nvrtc.nvrtcGetProgramLogSize(program, ctypes.byref(size))
+            log = ctypes.create_string_buffer(size.value)
+            nvrtc.nvrtcGetProgramLog(program, log)
+            raise RuntimeError(f"NVRTC {version()} could not compile for {architecture}:\n{log.value.decode()}")
+        size = ctypes.c_size_t()
+        if nvrtc.nvrtcGetCUBINSize(program, ctypes.byref(size)):
+            raise RuntimeError(f"NVRTC {version()} made no machine code for {architecture}")
+        cubin = ctypes.create_string_buffer(size.value)
+        if nvrtc.nvrtcGetCUBIN(program, cubin):
+            raise RuntimeError(f"NVRTC {version()} made no machine code for {architecture}")
+        return cubin.raw
+    finally:
+        nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
+
+
+def cache_folder() -> Path:
+    """Where compiled kernels are kept between processes."""
+    if chosen := os.environ.get("DNAMAMBA_KERNEL_CACHE"):
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dnamamba_kernels"
+
+
+def cached_cubin(source: str, options: Sequence[str], architecture: str) -> bytes:
+    """`compile_cubin`, or its result in an earlier process. A read-only folder costs a compilation only."""
+    key = hashlib.sha256("\0".join([source, *options, architecture, str(version())]).encode()).hexdigest()
+    path = cache_folder() / f"{key}.cubin"
+    try:
+        return path.read_bytes()
+    except OSError:
+        pass
+    cubin = compile_cubin(source, options, architecture)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Written beside and renamed: another process sees the whole file or none.
+        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+            file.write(cubin)
+        os.replace(file.name, path)
+    except OSError:
+        pass
+    return cubin
+
+
+class Kernel:
+    """A loaded kernel; call it with a grid, a block, bytes of dynamic shared memory and ctypes arguments."""
+
+    def __init__(self, function: ctypes.c_void_p, name: str) -> None:
+        self._function, self._name = function, name
+        self._shared = 48 * 1024
+
+    def __call__(self, grid: int, block: int, shared: int, *arguments: Argument) -> None:
+        """Launch on the current device's current stream."""
+        if shared > self._shared:
+            code = _driver().cuFuncSetAttribute(self._function, MAX_DYNAMIC_SHARED_SIZE, shared)
+            _check_driver(code, f"asking for {shared} bytes of shared memory for {self._name}")
+            self._shared = shared
+        pointers = (ctypes.c_void_p * len(arguments))(*(ctypes.addressof(argument) for argument in arguments))
+        stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
+        code = _driver().cuLaunchKernel(self._function, grid, 1, 1, block, 1, 1, shared, stream, pointers, None)
+        _check_driver(code, f"launching {self._name}")
+
+
+class Module:
+    """The kernels of one compilation, loaded on one device (which must be the current one)."""
+
+    def __init__(self, source: str, options: Sequence[str], device: int) -> None:
+        torch.cuda.current_stream(device).synchronize()  # makes sure that the device's context exists and is current
+        major, minor = torch.cuda.get_device_capability(device)
+        cubin = cached_cubin(source, options, f"sm_{major}{minor}")
+        self._module = ctypes.c_void_p()
+        _check_driver(_driver().cuModuleLoadData(ctypes.byref(self._module), cubin), "loading the compiled kernels")
+        self._kernels: dict[str, Kernel] = {}
+
+    def __getitem__(self, name: str) -> Kernel:
+        """The kernel of this name."""
+        if name not in self._kernels:
+            function = ctypes.c_void_p()
+            code = _driver().cuModuleGetFunction(ctypes.byref(function), self._module, name.encode())
+            _check_driver(code, f"looking up {name}")
+            self._kernels[name] = Kernel(function, name)
+        return self._kernels[name]

@@ -1,0 +1,139 @@
+"""Times whole training steps of a Mamba language model on one GPU, beside mamba-ssm's rates.
+
+    python pipelines/training_step.py [--backend auto|triton|cuda] [--out training_step.csv] [--profile]
+
+8 layers, expand 2, 16 states, convolution of 4, vocabulary of 16, bf16 autocast, fused AdamW, inputs of exactly L
+tokens: the loop that mamba-ssm 2.3.2 was measured with on an H100 80GB HBM3 (PyTorch 2.11.0+cu130, November 2026).
+Medians of CUDA-event timings.
+"""
+
+import argparse
+import csv
+import statistics
+import time
+from typing import NamedTuple
+
+import torch
+from dnamamba_kernels import backends
+from torch.profiler import ProfilerActivity, profile
+
+from dnamamba.model.config import ModelConfig
+from dnamamba.model.language_model import MambaLM
+from dnamamba.model.parameters import parameter_groups
+
+
+class Row(NamedTuple):
+    d_model: int
+    batch: int
+    length: int
+    peer_step: float
+    """mamba-ssm, Mtoken/s, whole step; NaN where it runs out of memory"""
+    peer_forward: float
+    peer_peak: float
+    """GiB"""
+
+
+NAN = float("nan")
+ROWS = (
+    Row(128, 256, 1_024, 2.83, 17.9, 6.4),
+    Row(128, 8, 32_768, 3.19, 15.3, 6.4),
+    Row(128, 2, 131_072, 2.66, 14.6, 6.4),
+    Row(128, 1, 1_048_576, 2.55, 9.4, 24.6),
+    Row(256, 256, 1_024, 1.47, 9.5, 12.2),
+    Row(256, 8, 32_768, 1.72, 8.0, 12.2),
+    Row(256, 2, 131_072, 1.62, 7.7, 12.2),
+    Row(256, 1, 1_048_576, 1.35, 7.6, 47.6),
+    Row(512, 8, 32_768, 0.90, 3.9, 23.8),
+    Row(512, 1, 262_144, 0.83, 3.7, 23.8),
+)
+
+
+def median_seconds(function, repeats: int) -> float:
+    function()
+    times = []
+    for _ in range(repeats):
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        function()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end) / 1e3)
+    return statistics.median(times)
+
+
+def measure(row: Row, profiled: bool) -> dict[str, float | int | str]:
+    torch.manual_seed(0)
+    model = MambaLM(ModelConfig(d_model=row.d_model, n_layer=8)).cuda()
+    optimizer = torch.optim.AdamW(parameter_groups(model, 0.1), lr=1e-4, fused=True)
+    tokens = torch.randint(0, 4, (row.batch, row.length + 1), dtype=torch.uint8, device="cuda")
+    inputs, targets = tokens[:, :-1], tokens[:, 1:]
+
+    def step() -> None:
+        with torch.autocast("cuda", torch.bfloat16):
+            loss = model.next_base_loss(inputs, targets)
+        (loss.nll_sum / loss.counted).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    @torch.no_grad()
+    def forward() -> None:
+        with torch.autocast("cuda", torch.bfloat16):
+            model.next_base_loss(inputs, targets)
+
+    step()
+    torch.cuda.reset_peak_memory_stats()
+    seconds = median_seconds(step, 5)
+    peak = torch.cuda.max_memory_allocated() / 2**30
+    forward_seconds = median_seconds(forward, 5)
+    if profiled:
+        with profile(activities=[ProfilerActivity.CUDA]) as trace:
+            step()
+            torch.cuda.synchronize()
+        print(trace.key_averages().table(sort_by="self_cuda_time_total", row_limit=16, max_name_column_width=60))
+    million = row.batch * row.length / 1e6
+    return {
+        "d_model": row.d_model,
+        "batch": row.batch,
+        "length": row.length,
+        "mtoken_per_s": million / seconds,
+        "ratio": million / seconds / row.peer_step,
+        "forward_mtoken_per_s": million / forward_seconds,
+        "forward_ratio": million / forward_seconds / row.peer_forward,
+        "peak_gib": peak,
+        "peer_peak_gib": row.peer_peak,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backend", default="auto", help="of the scan: auto, triton or cuda")
+    parser.add_argument("--out", help="CSV file to write")
+    parser.add_argument("--profile", action="store_true", help="print the kernels' shares of each step")
+    parser.add_argument("--lengths", type=int, nargs="+", help="only rows of these lengths")
+    arguments = parser.parse_args()
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {backends.describe('cuda')}")
+    results = []
+    with backends.preferred("scan", arguments.backend):
+        for row in ROWS:
+            if arguments.lengths and row.length not in arguments.lengths:
+                continue
+            began = time.perf_counter()
+            result = measure(row, arguments.profile)
+            results.append(result)
+            print(
+                f"d_model {row.d_model:4d}  {row.batch:4d} x {row.length:9,d}  step {result['mtoken_per_s']:6.2f} Mtoken/s"
+                f" ({result['ratio']:4.2f}x mamba-ssm)  forward {result['forward_mtoken_per_s']:6.1f}"
+                f" ({result['forward_ratio']:4.2f}x)  peak {result['peak_gib']:5.1f} GiB ({row.peer_peak})"
+                f"  [{time.perf_counter() - began:.0f} s]",
+                flush=True,
+            )
+            torch.cuda.empty_cache()
+    if arguments.out:
+        with open(arguments.out, "w", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=list(results[0]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(results)
+
+
+if __name__ == "__main__":
+    main()
