@@ -48,6 +48,9 @@ def run(main: Callable[[list[str] | None], None], arguments: list[str] | None = 
     carry an errno (a missing file, a full disk, no permission) are the user's to mend and treated as bad input; any
     other exception is a fault of ours and passes with its traceback.
     """
+    # torch's OpenMP threads spin while they wait, which on a machine with other work to do takes the time from the
+    # very thread they wait for: two cores with one busy process trained 4 times slower (LOG.md). Read at its import.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         main(arguments)
         sys.stdout.flush()

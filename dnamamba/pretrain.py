@@ -15,7 +15,7 @@ from dnamamba.training.settings import ModelSettings, PretrainSettings
 _LISTS = ("genome", "contigs", "train", "validation", "test", "exclude")
 """Flags that take one value or many behind them; jsonargparse alone would want a YAML list."""
 
-_SWITCHES = ("verify", "dry_run", "profile", "resume")
+_SWITCHES = ("verify", "pack", "dry_run", "profile", "resume")
 """Flags that stand alone."""
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dnamamba.training.data import FixedWindows, SampleStream, Stage, StepDataset, evenly_spread
+from dnamamba.training.data import EvaluationSet, FixedWindows, SampleStream, Stage, StepDataset, evenly_spread
 from dnamamba.training.resolve import warmup_lengths
 from dnamamba.training.schedule import learning_rate
 from dnamamba.training.settings import RunSettings
@@ -47,7 +47,7 @@ def test_ranks_share_a_step_and_steps_follow_the_stream(sizes: Any, share: int, 
     shares = [tokens(dataset(plan, windows, rank, world), step) for rank in range(world)]
     alone = dataset(plan, windows)
     assert list(itertools.chain(*shares)) == tokens(alone, step)
-    stream = [[epoch, index] for epoch in range(400) for index in range(plan.epoch_size(epoch))]
+    stream = [[epoch, index] for epoch in range(800) for index in range(plan.epoch_size(epoch))]
     assert tokens(alone, step) == [[e % 256, i] for e, i in stream[step * windows : (step + 1) * windows]]
 
 
@@ -90,7 +90,7 @@ def test_every_validation_window_once_whatever_the_world_size(size: int, batch: 
     plan = cast(Any, CountingPlan((256,)))
     seen: list[int] = []
     for rank in range(world):
-        dataset = FixedWindows(plan, np.arange(size), batch, rank, world)
+        dataset = FixedWindows(EvaluationSet("", plan, np.arange(size)), batch, rank, world)
         seen += [int(token) for item in range(len(dataset)) for token in dataset[item].tokens[:, 1]]
     assert sorted(seen) == list(range(size))
 

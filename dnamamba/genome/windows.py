@@ -16,7 +16,7 @@ from dnamamba.errors import InputError
 from dnamamba.genome.intervals import Interval
 from dnamamba.genome.store import TokenStore
 
-__all__ = ["Window", "WindowPlan", "permute", "reverse_complement"]
+__all__ = ["Window", "WindowPlan", "hash_bits", "hash_key", "permute", "reverse_complement"]
 
 
 SHORT = 512
@@ -117,6 +117,10 @@ class WindowPlan:
         flag = bool(self._flags(epoch, np.array([index], np.int64))[0])
         return Window(self.intervals[intervals[0]].contig, start, start + self.length + 1, flag)
 
+    def windows(self, epoch: int, index: int) -> list[Window]:
+        """All windows of a row: this one. Plans that put several into a row have the same method."""
+        return [self.window(epoch, index)]
+
     def read(self, epoch: int, index: int) -> np.ndarray:
         """(length + 1,) uint8 tokens of a window with their soft-mask bits, as they stand in the genome: a view."""
         start = int(self._locate(epoch, np.array([index], np.int64))[0][0])
@@ -142,7 +146,7 @@ class WindowPlan:
                 # At most length − 1, and such that every interval keeps a window.
                 choices = np.minimum(self.length, self._lengths - self.length).astype(np.uint64)
                 numbers = np.arange(len(phases), dtype=np.uint64)
-                phases = (_hash(numbers, self.seed, epoch, 1) % choices).astype(np.int64)
+                phases = (hash_bits(numbers, self.seed, epoch, 1) % choices).astype(np.int64)
             counts = (self._lengths - 1 - phases) // self.length
             tile = np.concatenate(([0], np.cumsum(counts)))
             first = self._starts + phases
@@ -176,14 +180,14 @@ class WindowPlan:
         size = tiles.size
         if len(indices) and not (indices.min() >= 0 and indices.max() < size):
             raise IndexError(f"epoch {epoch} has windows 0 to {size - 1}; asked for {indices.min()} to {indices.max()}")
-        order = permute(indices, size, _key(self.seed, epoch, 2)) if self.random_phase else indices
+        order = permute(indices, size, hash_key(self.seed, epoch, 2)) if self.random_phase else indices
         numbers = order + np.searchsorted(tiles.skipped_shift, order, side="right")
         return self._tile_starts(numbers, tiles.first, tiles.tile)
 
     def _flags(self, epoch: int, indices: np.ndarray) -> np.ndarray:
         if not self.reverse_complement:
             return np.zeros(len(indices), bool)
-        return (_hash(indices.astype(np.uint64), self.seed, epoch, 3) >> np.uint64(63)).astype(bool)
+        return (hash_bits(indices.astype(np.uint64), self.seed, epoch, 3) >> np.uint64(63)).astype(bool)
 
 
 def _expand(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -209,14 +213,14 @@ def permute(indices: np.ndarray, size: int, key: int) -> np.ndarray:
         left: np.ndarray = values[outside] % a
         right: np.ndarray = values[outside] // a
         for turn in range(3):
-            left = (left + _hash(right, key, turn, 4) % a) % a
-            right = (right + _hash(left, key, turn, 5) % b) % b
+            left = (left + hash_bits(right, key, turn, 4) % a) % a
+            right = (right + hash_bits(left, key, turn, 5) % b) % b
         values[outside] = left + right * a
         outside = values >= size
     return values.astype(np.int64)
 
 
-def _key(*parts: int) -> int:
+def hash_key(*parts: int) -> int:
     """64 bits out of integers: `_mix` chained over them, in Python's own, which are quicker for a single number."""
     state = 0
     for part in parts:
@@ -227,9 +231,9 @@ def _key(*parts: int) -> int:
     return state
 
 
-def _hash(values: np.ndarray, *key: int) -> np.ndarray:
+def hash_bits(values: np.ndarray, *key: int) -> np.ndarray:
     """uint64 values to 64 well-mixed bits each, for a key of integers."""
-    return _mix(values ^ np.uint64(_key(*key)))
+    return _mix(values ^ np.uint64(hash_key(*key)))
 
 
 def _mix(values: np.ndarray) -> np.ndarray:

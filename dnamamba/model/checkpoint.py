@@ -52,12 +52,12 @@ def save_checkpoint(model: MambaLM, folder: Path | str, provenance: dict[str, An
     _write_json(partial / ALPHABET, _alphabet())
     _write_json(partial / PROVENANCE, provenance | {_DIGEST: _sha256(partial / WEIGHTS)})
     for path in (*partial.iterdir(), partial):
-        _sync(path)
+        sync(path)
     if folder.exists():
         shutil.rmtree(replaced, ignore_errors=True)
         folder.rename(replaced)
     partial.rename(folder)
-    _sync(folder.parent)
+    sync(folder.parent)
     shutil.rmtree(replaced, ignore_errors=True)
 
 
@@ -180,7 +180,8 @@ def _sibling(folder: Path, purpose: str) -> Path:
     return folder.with_name(f".{folder.name}.{purpose}")
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Returns when a file or a folder's entries have reached the disk: a later crash of the machine leaves them."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

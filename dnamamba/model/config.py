@@ -97,7 +97,7 @@ class ModelConfig:
 
 
 PRESETS: dict[str, ModelConfig] = {
-    "demo": ModelConfig(n_layer=4, d_model=64),
+    "demo": ModelConfig(n_layer=3, d_model=64, d_state=8, d_conv=8),
     "250k": ModelConfig(n_layer=8, d_model=64),
     "700k": ModelConfig(n_layer=10, d_model=96),
     "1.4m": ModelConfig(n_layer=12, d_model=128),

@@ -10,11 +10,14 @@ import lightning as L
 import torch
 
 from dnamamba.errors import InputError
+from dnamamba.model.parameters import training_flops_per_token
 from dnamamba.training.checkpoints import CheckpointKeeper
 from dnamamba.training.data import PretrainData, WindowBatch
 from dnamamba.training.module import PretrainModule
 from dnamamba.training.progress import Progress
 from dnamamba.training.run_folder import RunFolder
+from dnamamba.training.throughput import peak_bf16_flops
+from dnamamba.training.validation import bits_per_base, evaluate
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 """Ctrl-C, a scheduler's end, and SLURM's warning before pre-emption: save, then stop."""
@@ -25,8 +28,8 @@ _AGREE_EVERY = 10
 class RunControl(L.Callback):
     """Runs after every step, in this order: metrics, validation, checkpoint, stop.
 
-    `validation_bits_per_base` is the last one, `best_bits_per_base` the lowest; `stopped_by` names the signal that
-    ended the run early.
+    `validation_bits_per_base` is the last one, `bits_by_genome` its parts in a mixture, `best_bits_per_base` the
+    lowest; `stopped_by` names the signal that ended the run early.
     """
 
     def __init__(
@@ -51,7 +54,9 @@ class RunControl(L.Callback):
         self.patience = patience
         self.validations_since_best = 0
         self.validation_bits_per_base = math.nan
+        self.bits_by_genome: dict[str, float] = {}
         self.best_bits_per_base = math.inf
+        self.best_step: int | None = None
         self.seconds = 0.0
         self.stopped_by: signal.Signals | None = None
         self._logged_step = 0
@@ -68,7 +73,9 @@ class RunControl(L.Callback):
         return {
             "seconds": self.seconds,
             "validation_bits_per_base": self.validation_bits_per_base,
+            "bits_by_genome": self.bits_by_genome,
             "best_bits_per_base": self.best_bits_per_base,
+            "best_step": self.best_step,
             "validations_since_best": self.validations_since_best,
             # The row of metrics.csv that is being gathered.
             "logged_step": self._logged_step,
@@ -81,6 +88,10 @@ class RunControl(L.Callback):
         self._logged_step, self._restored_sums = state.pop("logged_step"), state.pop("sums")
         self._restored_seconds = state.pop("seconds_since_row")
         self.__dict__.update(state)
+
+    def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if trainer.is_global_zero:
+            self.keeper.mend(self.best_step)  # here: a run that was killed at its very end does not train again
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         first = trainer.global_step
@@ -158,29 +169,40 @@ class RunControl(L.Callback):
         elapsed = now - self._mark
         self.seconds += elapsed
         taken = step - self._logged_step
+        tokens_per_second = taken * self.tokens_per_step / elapsed if elapsed and taken else None
         row: dict[str, float | int | None] = {
             "step": step,
             "tokens": step * self.tokens_per_step,
             "seconds": self.seconds,
             "learning_rate": module.learning_rate(step - 1),
-            "train_bits_per_base": nll / counted / math.log(2) if counted else math.nan,
+            "train_bits_per_base": bits_per_base(nll, counted),
             "gradient_norm": module.gradient_norm.item(),
-            "tokens_per_second": taken * self.tokens_per_step / elapsed if elapsed and taken else None,
+            "tokens_per_second": tokens_per_second,
+            "peak_fraction": self._peak_fraction(trainer, module, tokens_per_second),
             "data_wait_fraction": min(self._wait / elapsed, 1.0) if elapsed else None,
             "peak_memory_gib": torch.cuda.max_memory_allocated() / 2**30 if module.device.type == "cuda" else None,
         }
         improved = False
         if validate:
             data: PretrainData = trainer.datamodule  # type: ignore[attr-defined]
-            windows = data.validation_windows()
             module.eval()
-            bits = module.bits_per_base(windows[item] for item in range(len(windows)))
+            scores = evaluate(
+                module.model,
+                data.validation_windows(),
+                context=trainer.precision_plugin.val_step_context,
+                sum_over_ranks=module.sum_over_ranks,
+            )
             module.train()
+            bits = scores[0].bits_per_base
+            self.bits_by_genome = {score.name: score.bits_per_base for score in scores if score.group == "genome"}
+            if trainer.is_global_zero:
+                self.folder.write_validation(score.row(step) for score in scores)
             improved = bits < self.best_bits_per_base
             self.validations_since_best = 0 if improved else self.validations_since_best + 1
             self.validation_bits_per_base = bits
             self.best_bits_per_base = min(bits, self.best_bits_per_base)
-            row |= {"validation_bits_per_base": bits, "validation_perplexity": 2**bits}
+            self.best_step = step if improved else self.best_step
+            row |= {"validation_bits_per_base": bits, "validation_perplexity": scores[0].perplexity}
         if trainer.is_global_zero:
             self.folder.add_metrics(row)
             numbers = {name: value for name, value in row.items() if name != "step" and value is not None}
@@ -193,6 +215,14 @@ class RunControl(L.Callback):
         self._mark = time.perf_counter()
         if validate and self.keeper.saved_step != step:
             self._save(trainer, module, step, best=improved)
+
+    def _peak_fraction(
+        self, trainer: L.Trainer, module: PretrainModule, tokens_per_second: float | None
+    ) -> float | None:
+        peak = peak_bf16_flops(module.device) if trainer.precision == "bf16-mixed" else None
+        if peak is None or tokens_per_second is None:
+            return None
+        return tokens_per_second * training_flops_per_token(module.model) / (peak * trainer.world_size)
 
     def _save(self, trainer: L.Trainer, module: PretrainModule, step: int, best: bool) -> None:
         bits = self.validation_bits_per_base

@@ -8,7 +8,7 @@ from typing import Any
 import lightning as L
 
 from dnamamba.errors import InputError
-from dnamamba.model.checkpoint import save_checkpoint
+from dnamamba.model.checkpoint import save_checkpoint, sync
 from dnamamba.training.module import PretrainModule
 
 TRAINER_STATE = "trainer.ckpt"
@@ -19,7 +19,7 @@ class CheckpointKeeper:
     """Writes `step-00000100/`, then turns the links `last` and `best` to it, then removes what is no longer needed.
 
     A crash at any point leaves the links on complete folders: a folder gets its name only when all its files are on
-    disk, and a link changes by a rename.
+    disk, and a link changes by a rename. What it may leave besides, `mend` puts right before the run goes on.
     """
 
     def __init__(self, folder: Path, *, keep: int, provenance: dict[str, Any]) -> None:
@@ -28,16 +28,18 @@ class CheckpointKeeper:
 
     def save(self, trainer: L.Trainer, module: PretrainModule, step: int, metrics: dict[str, Any], best: bool) -> None:
         """All ranks call this. `metrics` go into provenance.json. Raises `InputError` when the disk is full."""
-        target = self.folder / f"step-{step:08d}"
-        partial = self.folder / f".step-{step:08d}.partial"
+        target = self._path(step)
+        partial = self.folder / f".{target.name}.partial"
         try:
             if trainer.is_global_zero:
                 shutil.rmtree(partial, ignore_errors=True)
                 save_checkpoint(module.model, partial, self.provenance | {"step": step, "metrics": metrics})
             trainer.save_checkpoint(partial / TRAINER_STATE)
             if trainer.is_global_zero:
+                sync(partial / TRAINER_STATE)
                 shutil.rmtree(target, ignore_errors=True)
                 os.replace(partial, target)
+                sync(self.folder)
                 self._link("last", target.name)
                 if best:
                     self._link("best", target.name)
@@ -51,6 +53,23 @@ class CheckpointKeeper:
                 "make room and go on with --resume"
             ) from error
         self.saved_step = step
+
+    def mend(self, best_step: int | None) -> None:
+        """What a crash left undone: half-written and surplus checkpoints go, `best` leads to that of `best_step` again.
+
+        Rank 0 calls this once before a run goes on; `best_step` comes from the checkpoint that it goes on from.
+        """
+        for left_over in self.folder.glob(".*"):
+            if left_over.is_symlink():
+                left_over.unlink()
+            else:
+                shutil.rmtree(left_over)
+        if best_step is not None and (best := self._path(best_step)).is_dir():
+            self._link("best", best.name)
+        self._prune()
+
+    def _path(self, step: int) -> Path:
+        return self.folder / f"step-{step:08d}"
 
     def _link(self, name: str, target: str) -> None:
         temporary = self.folder / f".{name}.{os.getpid()}"

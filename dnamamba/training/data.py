@@ -7,7 +7,7 @@ endless stream of epochs, and rank r of W takes the r-th W-th of them. So resumi
 
 import bisect
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import lightning as L
 import numpy as np
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from dnamamba.genome.annotation import Annotation
 from dnamamba.genome.windows import Window, WindowPlan
 
 
@@ -25,6 +26,21 @@ class WindowBatch(NamedTuple):
     """(windows, length + 1) uint8: token ids with the soft-mask bit."""
     reverse_complement: Tensor
     """(windows,) bool: windows to be reverse-complemented on the device, before the shift."""
+    sequence_ids: Tensor | None = None
+    """(windows, length + 1) int32 for packed rows (`--pack`): the sequences in a row; None where each is one window."""
+
+
+class Plan(Protocol):
+    """What to read in which order: `WindowPlan`, `PackedPlan` (packed rows), `MixturePlan` (several genomes)."""
+
+    def epoch_size(self, epoch: int) -> int:
+        """Rows of an epoch."""
+
+    def batch(self, epoch: int, indices: np.ndarray) -> tuple[np.ndarray, ...]:
+        """The fields of a `WindowBatch` for the rows at `indices` of an epoch."""
+
+    def windows(self, epoch: int, index: int) -> list[Window]:
+        """Where a row's sequences lie."""
 
 
 class SampleStream:
@@ -33,7 +49,7 @@ class SampleStream:
     Sample numbers are global (0-based); `locate` tells which (epoch, index) a range of them is.
     """
 
-    def __init__(self, plan: WindowPlan) -> None:
+    def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self._starts = [0]
 
@@ -56,7 +72,7 @@ class Stage(NamedTuple):
     """Optimiser steps [first_step, next stage's) read windows of one length."""
 
     first_step: int
-    plan: WindowPlan
+    plan: Plan
     windows_per_step: int
     """Over all ranks."""
 
@@ -72,7 +88,7 @@ class StepDataset(Dataset[WindowBatch]):
         self.streams = [SampleStream(stage.plan) for stage in stages]
         self.rank, self.world_size = rank, world_size
 
-    def _pieces(self, step: int) -> tuple[WindowPlan, list[tuple[int, np.ndarray]]]:
+    def _pieces(self, step: int) -> tuple[Plan, list[tuple[int, np.ndarray]]]:
         number = bisect.bisect_right([stage.first_step for stage in self.stages], step) - 1
         stage = self.stages[number]
         share = stage.windows_per_step // self.world_size
@@ -82,14 +98,14 @@ class StepDataset(Dataset[WindowBatch]):
     def __getitem__(self, step: int) -> WindowBatch:
         plan, pieces = self._pieces(step)
         batches = [plan.batch(epoch, indices) for epoch, indices in pieces]
-        tokens = np.concatenate([tokens for tokens, _ in batches]) if len(batches) > 1 else batches[0][0]
-        flags = np.concatenate([flags for _, flags in batches]) if len(batches) > 1 else batches[0][1]
-        return WindowBatch(torch.from_numpy(tokens), torch.from_numpy(flags))
+        parts = batches[0] if len(batches) == 1 else map(np.concatenate, zip(*batches, strict=True))
+        return WindowBatch(*map(torch.from_numpy, parts))
 
     def windows(self, step: int) -> list[Window]:
         """Where this rank's windows of a step lie: for messages that must name them."""
         plan, pieces = self._pieces(step)
-        return [plan.window(epoch, int(index)) for epoch, indices in pieces for index in indices]
+        rows = [(epoch, int(index)) for epoch, indices in pieces for index in indices]
+        return [window for row in rows for window in plan.windows(*row)]
 
 
 class StepSampler(Sampler[int]):
@@ -105,12 +121,24 @@ class StepSampler(Sampler[int]):
         return iter(range(self.trainer.global_step, self.steps))
 
 
+class EvaluationSet(NamedTuple):
+    """The fixed windows of one genome that are scored, the same at every validation."""
+
+    name: str
+    """The genome's in a mixture, else ""."""
+    plan: WindowPlan
+    indices: np.ndarray
+    """(windows,) int64, ascending"""
+    annotation: Annotation | None = None
+    """The genome's exons, to score them apart."""
+
+
 class FixedWindows(Dataset[WindowBatch]):
     """This rank's share of fixed evaluation windows: every W-th, each exactly once over all ranks, never padded."""
 
-    def __init__(self, plan: WindowPlan, indices: np.ndarray, batch: int, rank: int, world_size: int) -> None:
-        own = indices[rank::world_size]
-        self.plan = plan
+    def __init__(self, evaluated: EvaluationSet, batch: int, rank: int, world_size: int) -> None:
+        own = evaluated.indices[rank::world_size]
+        self.name, self.plan, self.annotation = evaluated.name, evaluated.plan, evaluated.annotation
         self.batches = [own[start : start + batch] for start in range(0, len(own), batch)]
 
     def __len__(self) -> int:
@@ -119,6 +147,10 @@ class FixedWindows(Dataset[WindowBatch]):
     def __getitem__(self, item: int) -> WindowBatch:
         tokens, flags = self.plan.batch(0, self.batches[item])
         return WindowBatch(torch.from_numpy(tokens), torch.from_numpy(flags))
+
+    def windows(self, item: int) -> list[Window]:
+        """Where the rows of an item lie."""
+        return [self.plan.window(0, int(index)) for index in self.batches[item]]
 
 
 def evenly_spread(size: int, wanted: int) -> np.ndarray:
@@ -129,26 +161,23 @@ def evenly_spread(size: int, wanted: int) -> np.ndarray:
 
 
 class PretrainData(L.LightningDataModule):
-    """The training loader, and the fixed validation windows of this rank.
+    """The training loader, and the fixed validation windows of this rank, one set a genome.
 
-    `validation_indices` are the windows of `validation` that are scored, the same at every validation.
     `micro_batch` is in validation windows.
     """
 
     def __init__(
         self,
         stages: Sequence[Stage],
-        validation: WindowPlan,
+        validation: Sequence[EvaluationSet],
         *,
         steps: int,
-        validation_indices: np.ndarray,
         micro_batch: int,
         num_workers: int,
     ) -> None:
         super().__init__()
         self.stages, self.validation = stages, validation
         self.steps = steps
-        self.validation_indices = validation_indices
         self.micro_batch, self.num_workers = micro_batch, num_workers
 
     def train_dataloader(self) -> DataLoader:
@@ -162,8 +191,8 @@ class PretrainData(L.LightningDataModule):
             pin_memory=self.trainer.strategy.root_device.type == "cuda",
         )
 
-    def validation_windows(self) -> FixedWindows:
-        """This rank's share of the validation windows, in micro-batches."""
+    def validation_windows(self) -> list[FixedWindows]:
+        """This rank's share of each genome's validation windows, in micro-batches."""
         assert self.trainer is not None
         rank, world_size = self.trainer.global_rank, self.trainer.world_size
-        return FixedWindows(self.validation, self.validation_indices, self.micro_batch, rank, world_size)
+        return [FixedWindows(evaluated, self.micro_batch, rank, world_size) for evaluated in self.validation]

@@ -3,11 +3,13 @@
 import torch
 
 from dnamamba.genome.contigs import find_duplicates
+from dnamamba.genome.packing import PackedPlan
+from dnamamba.genome.windows import WindowPlan
 from dnamamba.model.config import ModelConfig
 from dnamamba.model.kernels import describe_kernels
 from dnamamba.model.language_model import MambaLM
 from dnamamba.model.parameters import parameter_count
-from dnamamba.training.prepare import Prepared
+from dnamamba.training.prepare import Prepared, PreparedGenome
 from dnamamba.training.progress import si
 from dnamamba.training.resolve import warmup_lengths, windows_per_step
 from dnamamba.training.settings import RunSettings
@@ -15,21 +17,10 @@ from dnamamba.training.settings import RunSettings
 
 def print_header(settings: RunSettings, config: ModelConfig, model: MambaLM, prepared: Prepared) -> None:
     """One labelled line each: genome, contigs, splits, windows, model, device and kernels, steps, run folder."""
-    data, contigs = prepared.data, prepared.contigs
-    train = data.stages[-1].plan
     device = torch.device("cuda" if settings.accelerator == "gpu" else "cpu")
     device_name = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     lines = [
-        ("genome", ", ".join(map(str, settings.genome or [])) or "E. coli K-12 (bundled demo)"),
-        ("contigs", f"{len(contigs.chosen)}, {_content(prepared)}"),
-        ("left out", contigs.summary()),
-        *(("duplicate", f"{d.kind}: {d.first} = {d.second}") for d in find_duplicates(prepared.store, contigs.chosen)),
-        ("splits", _splits(prepared)),
-        (
-            "windows",
-            f"{train.epoch_size(0):,} of {settings.length:,} bases an epoch ({train.skipped(0):,} skipped for N), "
-            f"{len(data.validation_indices):,} to validate on",
-        ),
+        *(line for number in range(len(prepared.genomes)) for line in _genome_lines(settings, prepared, number)),
         (
             "model",
             f"{settings.model.preset}: {config.n_layer} blocks x {config.d_model}, "
@@ -46,8 +37,41 @@ def print_header(settings: RunSettings, config: ModelConfig, model: MambaLM, pre
             print(f"{label:>10}  {text}")
 
 
-def _content(prepared: Prepared) -> str:
-    chosen = prepared.contigs.chosen
+def _genome_lines(settings: RunSettings, prepared: Prepared, number: int) -> list[tuple[str, str]]:
+    genome = prepared.genomes[number]
+    contigs, train = genome.contigs, genome.train[-1]
+    files = ", ".join(map(str, genome.settings.genome))
+    if settings.mixture is not None:
+        files = f"{genome.name}, {genome.weight / sum(g.weight for g in prepared.genomes):.1%} of the samples: {files}"
+    elif settings.genome is None:
+        files = "E. coli K-12 (bundled demo)"
+    return [
+        ("genome", files),
+        ("contigs", f"{len(contigs.chosen)}, {_content(genome)}"),
+        ("left out", contigs.summary()),
+        *(("duplicate", f"{d.kind}: {d.first} = {d.second}") for d in find_duplicates(genome.store, contigs.chosen)),
+        ("splits", _splits(genome)),
+        ("annotation", "" if genome.annotation is None else genome.annotation.summary()),
+        (
+            "windows",
+            f"{train.epoch_size(0):,} of {settings.length:,} bases an epoch ({train.skipped(0):,} skipped for N), "
+            f"{len(prepared.data.validation[number].indices):,} to validate on",
+        ),
+        ("short", _short(train)),
+    ]
+
+
+def _short(train: WindowPlan | PackedPlan) -> str:
+    """What becomes of the contigs and intervals that are shorter than a window."""
+    if isinstance(train, PackedPlan):
+        bases = sum(interval.length for interval in train.sequences)
+        share = bases / (train.packed_rows * (train.length + 1)) if bases else 0.0
+        return f"{len(train.sequences):,} short sequences in {train.packed_rows:,} of these rows, {share:.0%} full"
+    return f"{si(train.short_bases)}b of the training split in none: --pack takes them in" if train.short_bases else ""
+
+
+def _content(genome: PreparedGenome) -> str:
+    chosen = genome.contigs.chosen
     bases = sum(contig.length for contig in chosen)
     parts = [f"{si(bases)}b"]
     for name, count in (
@@ -60,9 +84,9 @@ def _content(prepared: Prepared) -> str:
     return ", ".join(parts)
 
 
-def _splits(prepared: Prepared) -> str:
+def _splits(genome: PreparedGenome) -> str:
     parts = []
     for name in ("train", "validation", "test"):
-        intervals = getattr(prepared.splits, name)
+        intervals = getattr(genome.splits, name)
         parts.append(f"{name} {si(sum(i.length for i in intervals))}b in {len(intervals)}")
-    return ", ".join(parts + [f"{name} {si(count)}b" for name, count in prepared.splits.left_out.items() if count])
+    return ", ".join(parts + [f"{name} {si(count)}b" for name, count in genome.splits.left_out.items() if count])

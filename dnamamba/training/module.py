@@ -1,7 +1,6 @@
-"""The Lightning module: one optimiser step from uint8 windows, validation as sums over counted bases."""
+"""The Lightning module: one optimiser step from uint8 windows."""
 
-import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import nullcontext
 
 import lightning as L
@@ -68,7 +67,8 @@ class PretrainModule(L.LightningModule):
     def on_fit_start(self) -> None:
         self.first_fault = torch.tensor(-1, device=self.device)
 
-    def _sum_over_ranks(self, values: Tensor) -> Tensor:
+    def sum_over_ranks(self, values: Tensor) -> Tensor:
+        """Adds a tensor up over all ranks; every rank calls this and gets the sum."""
         return self.trainer.strategy.reduce(values, reduce_op="sum") if self.trainer.world_size > 1 else values
 
     def training_step(self, batch: WindowBatch, batch_idx: int) -> None:
@@ -78,19 +78,21 @@ class PretrainModule(L.LightningModule):
         for group in optimizer.param_groups:
             group["lr"] = self.learning_rate(step)
 
-        prepared = prepare_batch(batch.tokens, batch.reverse_complement)
+        prepared = prepare_batch(batch.tokens, batch.reverse_complement, batch.sequence_ids)
         weights = torch.where(prepared.soft_mask, self.soft_mask_weight, 1.0) * (prepared.targets < BASES)
-        counted, weight = self._sum_over_ranks(torch.stack([(prepared.targets < BASES).sum(), weights.sum()])).unbind()
+        counted, weight = self.sum_over_ranks(torch.stack([(prepared.targets < BASES).sum(), weights.sum()])).unbind()
         # DDP averages gradients over ranks; times world_size makes that average a sum.
         scale = self.trainer.world_size / torch.where(weight > 0, weight, 1.0)
         nll = torch.zeros((), device=self.device)
         windows = max(self.micro_tokens // prepared.inputs.shape[1], 1)
-        pieces = list(zip(*(part.split(windows) for part in (prepared.inputs, prepared.targets, weights)), strict=True))
+        parts = [part.split(windows) for part in (prepared.inputs, prepared.targets, weights)]
+        ids = prepared.sequence_ids
+        pieces = list(zip(*parts, [None] * len(parts[0]) if ids is None else ids.split(windows), strict=True))
         strategy = self.trainer.strategy
-        for number, (piece_inputs, piece_targets, piece_weights) in enumerate(pieces, start=1):
+        for number, (piece_inputs, piece_targets, piece_weights, piece_ids) in enumerate(pieces, start=1):
             synchronise_later = isinstance(strategy, DDPStrategy) and number < len(pieces)
             with strategy.block_backward_sync() if synchronise_later else nullcontext():  # type: ignore[attr-defined]
-                loss = self.model.next_base_loss(piece_inputs, piece_targets)
+                loss = self.model.next_base_loss(piece_inputs, piece_targets, sequence_ids=piece_ids)
                 weighted = loss.nll_sum
                 if self.soft_mask_weight != 1.0:
                     weighted = (torch.where(piece_weights > 0, loss.nll, 0.0) * piece_weights).sum()
@@ -104,17 +106,4 @@ class PretrainModule(L.LightningModule):
         optimizer.optimizer.found_inf = fault.float()  # type: ignore[attr-defined]
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        self.step_sums = torch.stack([self._sum_over_ranks(nll), counted])
-
-    @torch.no_grad()
-    def bits_per_base(self, batches: Iterable[WindowBatch]) -> float:
-        """Bits per base over A, C, G and T of all ranks' batches together; NaN when they hold no base."""
-        sums = torch.zeros(2, dtype=torch.float64, device=self.device)
-        with self.trainer.precision_plugin.val_step_context():
-            for batch in batches:
-                tokens, flags = batch.tokens.to(self.device), batch.reverse_complement.to(self.device)
-                inputs, targets, _ = prepare_batch(tokens, flags)
-                loss = self.model.next_base_loss(inputs, targets)
-                sums += torch.stack([loss.nll_sum.double(), loss.counted.double()])
-        nll, counted = self._sum_over_ranks(sums).tolist()
-        return nll / counted / math.log(2) if counted else math.nan
+        self.step_sums = torch.stack([self.sum_over_ranks(nll), counted])

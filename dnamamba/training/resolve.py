@@ -14,7 +14,7 @@ from dnamamba.errors import InputError
 from dnamamba.model.config import ModelConfig, preset
 from dnamamba.training.settings import ModelSettings, PretrainSettings, RunSettings
 
-DEMO_STEPS, DEMO_LENGTH, DEMO_BATCH_TOKENS = 1200, 1024, 8192
+DEMO_STEPS, DEMO_LENGTH, DEMO_BATCH_TOKENS = 600, 1024, 4096
 """The demo's budget: under three minutes on two CPU cores."""
 STEPS, LENGTH, BATCH_TOKENS = 10_000, 8192, 262_144
 LEARNING_RATE = 8e-3
@@ -37,7 +37,8 @@ def process_rank() -> int:
 
 def resolve(settings: PretrainSettings) -> RunSettings:
     """Every `None` that stands for a default filled in, paths made absolute. Raises `InputError`."""
-    is_demo = settings.genome is None
+    is_demo = settings.genome is None and settings.mixture is None
+    _refuse_beside_mixture(settings)
     on_gpu = _on_gpu(settings.accelerator)
     length = _or(settings.length, DEMO_LENGTH if is_demo else LENGTH)
     batch_tokens = _or(settings.batch_tokens, max(DEMO_BATCH_TOKENS if is_demo else BATCH_TOKENS, length))
@@ -49,7 +50,9 @@ def resolve(settings: PretrainSettings) -> RunSettings:
     changed = replace(
         settings,
         genome=settings.genome and [path.absolute() for path in settings.genome],
+        mixture=settings.mixture and settings.mixture.absolute(),
         exclude=settings.exclude and [path.absolute() for path in settings.exclude],
+        annotation=settings.annotation and settings.annotation.absolute(),
         store=settings.store and settings.store.absolute(),
         model=replace(settings.model, preset=settings.model.preset or ("demo" if is_demo else "1.4m")),
         length=length,
@@ -58,7 +61,7 @@ def resolve(settings: PretrainSettings) -> RunSettings:
         micro_tokens=_or(settings.micro_tokens, max(MICRO_TOKENS_GPU if on_gpu else MICRO_TOKENS_CPU, length)),
         max_steps=max_steps,
         learning_rate=_or(settings.learning_rate, LEARNING_RATE),
-        validation_every=_or(settings.validation_every, max(math.ceil(max_steps / 10), 1)),
+        validation_every=_or(settings.validation_every, math.ceil(max_steps / 10)),
         log_every=_or(settings.log_every, min(max(max_steps // 100, 1), 50)),
         accelerator="gpu" if on_gpu else "cpu",
         precision=("bf16" if on_gpu else "fp32") if settings.precision == "auto" else settings.precision,
@@ -121,6 +124,14 @@ def _on_gpu(accelerator: str) -> bool:
     return accelerator == "gpu" or (accelerator == "auto" and torch.cuda.is_available())
 
 
+def _refuse_beside_mixture(settings: PretrainSettings) -> None:
+    if settings.mixture is None:
+        return
+    for name in ("genome", "contigs", "train", "validation", "test", "exclude", "annotation", "store"):
+        if getattr(settings, name) is not None:
+            raise InputError(f"--{name}: with --mixture this stands in {settings.mixture}, below the genome it is of")
+
+
 def _check_numbers(settings: RunSettings) -> None:
     minima = {"length": MIN_LENGTH, "max_steps": 1, "devices": 1, "num_workers": 0, "validation_tokens": 0, "keep": 1}
     minima |= {"validation_every": 1, "log_every": 1, "micro_tokens": 1, "markov_order": 0, "patience": 0}
@@ -160,7 +171,8 @@ def _run_folder(wanted: Path | None, settings: RunSettings) -> Path:
         return Path(os.environ[_RUN_FOLDER_VARIABLE])
     if "RANK" in os.environ or int(os.environ.get("SLURM_NTASKS", 1)) > 1:
         raise InputError("--out: name the run folder when torchrun or SLURM starts the processes")
-    genome = "ecoli-demo" if settings.genome is None else settings.genome[0].name.split(".")[0]
+    source = settings.mixture or (settings.genome[0] if settings.genome else Path("ecoli-demo"))
+    genome = source.name.split(".")[0]
     name = f"{genome}-{settings.model.preset}-{settings.length}-{time.strftime('%Y%m%d-%H%M%S')}"
     os.environ[_RUN_FOLDER_VARIABLE] = str(Path("runs", name).absolute())
     return Path("runs", name)

@@ -1,5 +1,6 @@
 """Going on with a run: which settings it had, and which of them may change on the way."""
 
+import json
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ SAFE_TO_CHANGE = frozenset(
         "dry_run",
         "profile",
         "store",
+        "annotation",
         "verify",
         "max_steps",
         "tokens",
@@ -57,3 +59,14 @@ def refuse_changes(stored: dict[str, Any], now: dict[str, Any], config: Path) ->
     ]
     if changed:
         raise InputError(f"{config}: a resumed run keeps its settings; changed: {', '.join(changed)}")
+
+
+def refuse_other_data(last: Path, fingerprint: str) -> None:
+    """Raises `InputError` when the checkpoint `last` saw other genomes, splits or weights than `fingerprint` says."""
+    from dnamamba.model.checkpoint import PROVENANCE  # torch, which this module's other users need not wait for
+
+    if json.loads((last / PROVENANCE).read_text("utf-8"))["splits"] != fingerprint:
+        raise InputError(
+            f"{last.parent.parent}: a resumed run keeps its data, but a genome file, a BED file or the mixture has "
+            "changed since; put it back, or begin a new run"
+        )

@@ -1,8 +1,10 @@
 """A pretraining run from settings to summary: the one place that knows the order of things."""
 
 import logging
+import math
 import os
 import warnings
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,8 @@ from lightning.pytorch.profilers import PyTorchProfiler
 
 from dnamamba.model.language_model import MambaLM
 from dnamamba.report.learning_curve import plot_learning_curve
-from dnamamba.training.baseline import best_markov
+from dnamamba.report.validation_by_class import plot_validation_by_class
+from dnamamba.training.baseline import best_markov, bits_over_all
 from dnamamba.training.callbacks import RunControl
 from dnamamba.training.checkpoints import TRAINER_STATE, CheckpointKeeper
 from dnamamba.training.estimate import estimate
@@ -24,10 +27,11 @@ from dnamamba.training.module import PretrainModule
 from dnamamba.training.prepare import Prepared, prepare_data
 from dnamamba.training.progress import clock, si
 from dnamamba.training.resolve import as_plain, model_config, process_rank, resolve
-from dnamamba.training.resume import refuse_changes
+from dnamamba.training.resume import refuse_changes, refuse_other_data
 from dnamamba.training.run_folder import RunFolder, environment, write_atomically
 from dnamamba.training.schedule import learning_rate
 from dnamamba.training.settings import PretrainSettings, RunSettings
+from dnamamba.training.validation import report_lines
 
 
 def pretrain(requested: PretrainSettings) -> None:
@@ -46,6 +50,8 @@ def pretrain(requested: PretrainSettings) -> None:
 
     config = model_config(settings.model)
     prepared = prepare_data(settings)
+    if settings.resume and (last := folder.last_checkpoint()) is not None:
+        refuse_other_data(last, prepared.fingerprint)
     torch.manual_seed(settings.seed)
     model = MambaLM(config)
     if settings.dry_run:
@@ -53,11 +59,16 @@ def pretrain(requested: PretrainSettings) -> None:
         print(f"  estimate  {estimate(settings, model)}")
         return
     if first_process:
-        if not settings.resume:
-            folder.create()
-        write_atomically(folder.config, yaml.safe_dump(as_plain(settings), sort_keys=False))
+        # As the run's settings, whoever started it this time: `--config` may take them to a new run.
+        config_text = yaml.safe_dump(as_plain(replace(settings, resume=False, profile=False)), sort_keys=False)
+        if settings.resume:
+            folder.mend()
+            write_atomically(folder.config, config_text)
+        else:
+            folder.create(config_text)
         folder.write_json("environment.json", environment())
-        prepared.splits.write_bed(folder.path / "splits.bed")
+        for genome in prepared.genomes:
+            genome.splits.write_bed(folder.path / (f"splits-{genome.name}.bed" if genome.name else "splits.bed"))
         print_header(settings, config, model, prepared)
 
     control = _train(settings, model, prepared, folder)
@@ -143,8 +154,11 @@ def _quiet_lightning() -> None:
 def _provenance(settings: RunSettings, prepared: Prepared) -> dict[str, Any]:
     return {
         "settings": as_plain(settings),
-        "genome": {"source": prepared.store.source, "fingerprint": prepared.store.fingerprint},
-        "splits": prepared.splits.fingerprint,
+        "genomes": [
+            {"name": g.name, "source": g.store.source, "fingerprint": g.store.fingerprint, "weight": g.weight}
+            for g in prepared.genomes
+        ],
+        "splits": prepared.fingerprint,
         **environment(),
     }
 
@@ -154,27 +168,43 @@ def _finish(settings: RunSettings, prepared: Prepared, folder: RunFolder, contro
     tokens = int(rows[-1]["tokens"])
     bits = control.validation_bits_per_base
     markov = best_markov(settings, prepared)
-    plot_learning_curve(rows, folder.learning_curve, title=folder.path.name, markov=markov and markov.bits_per_base)
+    markov_bits = bits_over_all(markov)
+    by_genome: dict[str, dict[str, float]] = {
+        genome.name: {"validation_bits_per_base": control.bits_by_genome.get(genome.name, math.nan)}
+        for genome in prepared.genomes
+    }
+    for figures, score in zip(by_genome.values(), markov, strict=bool(markov)):
+        figures["markov_bits_per_base"] = score.bits_per_base
+    plot_learning_curve(rows, folder.learning_curve, title=folder.path.name, markov=markov_bits)
+    by_class = folder.read_validation()
+    plot_validation_by_class(by_class, folder.validation_plot, title=folder.path.name, markov=markov_bits)
     folder.write_json(
         "summary.json",
         {
             "validation_bits_per_base": bits,
             "validation_perplexity": 2**bits,
             "best_validation_bits_per_base": control.best_bits_per_base,
-            "markov_bits_per_base": markov and markov.bits_per_base,
-            "markov_order": markov and markov.order,
+            "markov_bits_per_base": markov_bits,
+            "markov_order": max((score.order for score in markov), default=None),
+            **({"genomes": by_genome} if len(by_genome) > 1 else {}),
             "tokens": tokens,
             "seconds": control.seconds,
             "tokens_per_second": tokens / control.seconds,
         },
     )
     print(f"validation  {bits:.4f} bits/base, perplexity {2**bits:.4f} over A, C, G, T")
-    if markov is not None:
-        difference = markov.bits_per_base - bits
+    if markov_bits is not None:
+        difference = markov_bits - bits
         verdict = f"below it by {difference:.4f}" if difference > 0 else f"above it by {-difference:.4f}: train longer"
-        print(f"    Markov  {markov.bits_per_base:.4f} bits/base (order {markov.order}); the model is {verdict}")
+        orders = ", ".join(str(score.order) for score in markov)
+        print(f"    Markov  {markov_bits:.4f} bits/base (order {orders}); the model is {verdict}")
+    if len(by_genome) > 1:
+        for name, figures in by_genome.items():
+            print(f"{name[:10]:>10}  " + ", ".join(f"{key.replace('_', ' ')} {v:.4f}" for key, v in figures.items()))
+    for line in report_lines(by_class):
+        print(line)
     print(f"  training  {si(tokens)}bases in {clock(control.seconds)}, {si(tokens / control.seconds)}bases/s")
-    print(f"   results  {folder.learning_curve}, {folder.summary}")
+    print(f"   results  {folder.learning_curve}, {folder.validation_plot}, {folder.summary}")
     print(f"checkpoint  {folder.checkpoints / 'best'}")
     print(f"      next  train longer: {_resume_command(folder)} --max_steps {2 * int(rows[-1]['step'])}")
 

@@ -2,21 +2,23 @@
 
 config.yaml          the resolved settings; `--config` takes it back
 environment.json     versions, git commit, command, devices
-splits.bed           the intervals of train, validation and test
+splits.bed           the intervals of train, validation and test; splits-GENOME.bed for each one of a mixture
 metrics.csv          one row every --log_every steps, and one a validation
 tensorboard/         the same, for TensorBoard
 checkpoints/         step-00000100/ …, and the links `last` and `best` (by validation)
 learning_curve.png   drawn from metrics.csv
+validation_by_class.csv, .png   the last validation by position in the window, region class and contig
 summary.json         the result
 """
 
 import csv
+import io
 import json
 import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -33,10 +35,19 @@ METRICS = (
     "validation_perplexity",
     "gradient_norm",
     "tokens_per_second",
+    "peak_fraction",
     "data_wait_fraction",
     "peak_memory_gib",
 )
-"""Columns of metrics.csv. `seconds` is training time without validation, summed over the pieces of a resumed run."""
+"""Columns of metrics.csv. `seconds` is training time without validation, summed over the pieces of a resumed run.
+
+`peak_fraction` is the model's floating-point operations a second (`dnamamba.model.parameters.training_flops_per_token`,
+no recomputation counted) over the devices' dense bf16 peak; empty on CPUs, in fp32, and for chips whose peak is not in
+`dnamamba.training.throughput`.
+"""
+
+VALIDATION = ("step", "group", "class", "bits_per_base", "perplexity", "bases")
+"""Columns of validation_by_class.csv; `bases` are the counted ones. Within a group the classes share all of them."""
 
 _PACKAGES = ("dnamamba", "torch", "triton", "numba", "lightning", "numpy", "safetensors")
 
@@ -51,6 +62,8 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.learning_curve = path / "learning_curve.png"
         self.summary = path / "summary.json"
+        self.validation = path / "validation_by_class.csv"
+        self.validation_plot = path / "validation_by_class.png"
 
     def refuse_existing(self) -> None:
         """Asked before the long work begins, so that nobody waits for an answer like this. Raises `InputError`."""
@@ -59,14 +72,24 @@ class RunFolder:
                 f"{self.path}: the run folder exists; choose another --out, or go on with that run by --resume"
             )
 
-    def create(self) -> None:
-        """Raises `InputError` when it exists or cannot be made."""
+    def create(self, config: str) -> None:
+        """With its config.yaml or not at all, so that `--resume` can go on with whatever run folder there is.
+
+        Raises `InputError` when it exists or cannot be made.
+        """
         self.refuse_existing()
+        partial = RunFolder(self.path.with_name(f".{self.path.name}.{os.getpid()}.partial"))
         try:
-            self.path.mkdir(parents=True)
+            partial.checkpoints.mkdir(parents=True)
+            partial.config.write_text(config, encoding="utf-8")
+            partial.path.rename(self.path)
         except OSError as error:
             raise InputError(f"{self.path}: cannot make the run folder ({error.strerror}); choose --out") from None
-        self.checkpoints.mkdir()
+
+    def mend(self) -> None:
+        """Removes what a killed process left half-written beside the files of the run."""
+        for left_over in self.path.glob(".*.partial"):
+            left_over.unlink()
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         write_atomically(self.path / name, json.dumps(content, indent=2) + "\n")
@@ -93,9 +116,22 @@ class RunFolder:
         with self.metrics.open(newline="") as file:
             return [row for row in csv.DictReader(file) if None not in row.values()]
 
+    def write_validation(self, rows: Iterable[Mapping[str, str | float | int]]) -> None:
+        """validation_by_class.csv anew: the rows of one validation."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(VALIDATION)
+        writer.writerows([_short(row[name]) for name in VALIDATION] for row in rows)
+        write_atomically(self.validation, text.getvalue())
 
-def _short(value: float | int) -> str:
-    return str(value) if isinstance(value, int) else f"{value:.6g}"
+    def read_validation(self) -> list[dict[str, str]]:
+        """The rows of validation_by_class.csv as text."""
+        with self.validation.open(newline="") as file:
+            return list(csv.DictReader(file))
+
+
+def _short(value: str | float | int) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -33,6 +33,8 @@ class PretrainSettings:
 
     genome: list[Path] | None = None
     """FASTA (plain, gzip, bgzip), GenBank or token store files, one or many. Default: the bundled E. coli."""
+    mixture: Path | None = None
+    """YAML file with several genomes and their weights, in place of --genome and the flags of its splits."""
     contigs: list[str] | None = None
     """Contigs to use: names or shell patterns (chr[1-9]*). Default: the primary contigs."""
     train: list[str] | None = None
@@ -43,12 +45,16 @@ class PretrainSettings:
     """Test split, never read here but kept apart: BED files or contig patterns."""
     exclude: list[Path] | None = None
     """BED files of intervals that no split may touch."""
+    annotation: Path | None = None
+    """GFF3 or GTF file of the genome, plain or gzipped: the last validation is also scored inside and outside exons."""
     store: Path | None = None
     """Where the token store lies. Default: beside the first genome file; if that is read-only, in the user's cache."""
     verify: bool = False
     """Check every block of the token store against its checksum before training."""
     max_n_fraction: float = 0.1
     """Skip windows with more than this fraction of N."""
+    pack: bool = False
+    """Train on contigs and intervals shorter than --length too, several in a row of that length."""
     reverse_complement: bool = True
     """Show each training window as its reverse complement half of the time."""
 
@@ -58,7 +64,7 @@ class PretrainSettings:
     length: int | None = None
     """Context: bases a window. Default: 8192 (1024 for the demo)."""
     batch_tokens: int | None = None
-    """Bases an optimiser step, over all devices; a multiple of --length. Default: 262144 (8192 for the demo)."""
+    """Bases an optimiser step, over all devices; a multiple of --length. Default: 262144 (4096 for the demo)."""
     micro_tokens: int | None = None
     """Bases in one forward pass on one device; lower it when memory runs out. The result does not depend on it beyond
     rounding. Default: 262144 on a GPU, 16384 on a CPU, and at least one window."""
@@ -69,7 +75,7 @@ class PretrainSettings:
     tokens: int | None = None
     """Bases to train on, in place of --max_steps."""
     max_steps: int | None = None
-    """Optimiser steps. Default: 10000 (the demo's budget fits 3 minutes on 2 cores)."""
+    """Optimiser steps. Default: 10000 (600 for the demo: under 3 minutes on 2 cores)."""
     learning_rate: float | None = None
     """Peak learning rate. Default: 0.008 as in the Mamba paper."""
     warmup_fraction: float = 0.1

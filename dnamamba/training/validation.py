@@ -1,0 +1,190 @@
+"""How well the model predicts the validation windows: over all, and by class of base, so that one sees where.
+
+Everything is a sum of −ln p(target) and a count of bases, which add up over batches and ranks; a score is their ratio,
+taken once at the end. Sums and counts are fp64 and taken over masks in a fixed order, without atomics: the same inputs
+give the same bits. Every base that counts is in exactly one class of each group.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dnamamba.alphabet import BASES, C, G
+from dnamamba.genome.annotation import Annotation
+from dnamamba.genome.windows import Window
+from dnamamba.model.language_model import MambaLM
+from dnamamba.model.tokens import Batch, prepare_batch
+from dnamamba.training.data import FixedWindows
+
+ANNOTATION_CLASSES = ("exon", "intron or intergenic", "contig without annotation")
+
+
+def bits_per_base(nats: float, bases: float) -> float:
+    """Σ −ln p in nats over so many bases, as bits a base; NaN where there is no base."""
+    return nats / bases / math.log(2) if bases else math.nan
+
+
+class ClassScore(NamedTuple):
+    """One row of validation_by_class.csv."""
+
+    group: str
+    """`all`, `genome` (of a mixture), `position`, `repeat`, `cpg`, `annotation` or `contig`."""
+    name: str
+    """The class within its group."""
+    nll: float
+    """Σ −ln p(target) over the counted bases, in nats."""
+    bases: int
+    """Targets that are A, C, G or T."""
+
+    @property
+    def bits_per_base(self) -> float:
+        """Of this class; NaN where there is no base."""
+        return bits_per_base(self.nll, self.bases)
+
+    @property
+    def perplexity(self) -> float:
+        """2 to the bits per base: infinite, rather than an error, where that is beyond a float."""
+        return math.inf if self.bits_per_base >= 1024 else 2**self.bits_per_base
+
+    def row(self, step: int) -> dict[str, str | float | int]:
+        """As it stands in the table, for the validation after `step`."""
+        named: dict[str, str | float | int] = {"step": step, "group": self.group, "class": self.name}
+        return named | {"bits_per_base": self.bits_per_base, "perplexity": self.perplexity, "bases": self.bases}
+
+
+class _Tally:
+    """The sums of every class on the device, (classes, 2) fp64: nats and bases."""
+
+    def __init__(self, groups: dict[str, Sequence[str]], device: torch.device) -> None:
+        self.classes = [(group, name) for group, names in groups.items() for name in names]
+        self.first = {group: next(i for i, c in enumerate(self.classes) if c[0] == group) for group in groups}
+        self.sums = torch.zeros(len(self.classes), 2, dtype=torch.float64, device=device)
+
+    def add(self, group: str, labels: Tensor, present: Sequence[int], nll: Tensor, counted: Tensor) -> None:
+        """`labels`, integers that broadcast to nll's (batch, length), are classes of the group; `present` occur."""
+        for label in present:
+            mask = counted & (labels == label)
+            self.sums[self.first[group] + label] += torch.stack([torch.where(mask, nll, 0.0).sum(), mask.sum()])
+
+
+@torch.no_grad()
+def evaluate(
+    model: MambaLM,
+    sets: Sequence[FixedWindows],
+    *,
+    context: Callable[[], AbstractContextManager] = nullcontext,
+    sum_over_ranks: Callable[[Tensor], Tensor] = lambda values: values,
+) -> list[ClassScore]:
+    """The scores of all ranks' windows together, `all` first.
+
+    Classes without a base anywhere are left out, except for genomes.
+
+    Args:
+        sets: this rank's windows of each genome, all of one length; those with an annotation make the group of it.
+        context: entered around the forward passes (the trainer's precision).
+        sum_over_ranks: adds a tensor up over the ranks; called once.
+    """
+    device = model.lm_head.weight.device
+    length = sets[0].plan.length
+    position = torch.from_numpy(position_bins(length)).to(device)
+    bins = int(position[-1]) + 1
+    contigs = _contig_numbers(sets)
+    groups: dict[str, Sequence[str]] = {
+        "all": ["all"],
+        **({"genome": [fixed.name for fixed in sets]} if len(sets) > 1 else {}),
+        "position": [_bin_name(number, length) for number in range(bins)],
+        "repeat": ["unique", "soft-masked"],
+        "cpg": ["other", "CpG"],
+        **({"annotation": ANNOTATION_CLASSES} if any(fixed.annotation is not None for fixed in sets) else {}),
+        "contig": [f"{sets[genome].name}:{contig}".removeprefix(":") for genome, contig in contigs],
+    }
+    tally = _Tally(groups, device)
+    everywhere = torch.zeros((), dtype=torch.int64, device=device)
+    with context():
+        for genome, fixed in enumerate(sets):
+            for item in range(len(fixed)):
+                batch, windows = fixed[item], fixed.windows(item)
+                prepared = prepare_batch(batch.tokens.to(device), batch.reverse_complement.to(device))
+                nll = model.next_base_loss(prepared.inputs, prepared.targets).nll.double()
+                counted = prepared.targets < BASES
+                tally.add("all", everywhere, (0,), nll, counted)
+                if len(sets) > 1:
+                    tally.add("genome", everywhere + genome, (genome,), nll, counted)
+                tally.add("position", position, range(bins), nll, counted)
+                tally.add("repeat", prepared.soft_mask, (0, 1), nll, counted)
+                tally.add("cpg", in_cpg(prepared), (0, 1), nll, counted)
+                if fixed.annotation is not None:
+                    labels = torch.from_numpy(annotation_labels(fixed.annotation, windows)).to(device)
+                    tally.add("annotation", labels, range(len(ANNOTATION_CLASSES)), nll, counted)
+                numbers = [contigs[genome, window.contig] for window in windows]
+                of_row = torch.tensor(numbers, device=device)[:, None]
+                tally.add("contig", of_row, sorted(set(numbers)), nll, counted)
+    sums = sum_over_ranks(tally.sums).tolist()
+    scores = [ClassScore(*name, nats, int(bases)) for name, (nats, bases) in zip(tally.classes, sums, strict=True)]
+    return [score for score in scores if score.bases or score.group in ("all", "genome")]
+
+
+def position_bins(length: int) -> np.ndarray:
+    """(length,) int64: ⌊log2 k⌋ where k = 1, 2, … is the number of bases that a target's prediction has seen.
+
+    Where the length is a power of two, its last position joins the class before: alone it would be noise.
+    """
+    seen = np.minimum(np.arange(1, length + 1), max(length - 1, 1))
+    return np.frexp(seen)[1].astype(np.int64) - 1
+
+
+def in_cpg(batch: Batch) -> Tensor:
+    """(batch, length) bool: the target is the C or the G of a CG. CG reads the same on both strands.
+
+    The C of a CG that a window's end cuts counts as other: its G is not in the window.
+    """
+    is_g = (batch.inputs == C) & (batch.targets == G)
+    is_c = torch.zeros_like(is_g)
+    is_c[:, :-1] = is_g[:, 1:]
+    return is_g | is_c
+
+
+def annotation_labels(annotation: Annotation, windows: Sequence[Window]) -> np.ndarray:
+    """(windows, length) int8: the number in `ANNOTATION_CLASSES` of each target, in the order in which it is read."""
+    labels = np.empty((len(windows), windows[0].end - windows[0].start - 1), np.int8)
+    for row, window in zip(labels, windows, strict=True):
+        if window.contig in annotation.contigs:
+            exon = annotation.exon_mask(window.contig, window.start, window.end)
+            row[:] = ~(exon[::-1] if window.reverse_complement else exon)[1:]
+        else:
+            row[:] = 2
+    return labels
+
+
+def report_lines(rows: Sequence[dict[str, str]]) -> list[str]:
+    """A line a group of several classes, for the end of a run; `rows` of validation_by_class.csv, cells as text."""
+    titles = {"position": "by context", "repeat": "by mask", "cpg": "by CpG", "annotation": "by gene"}
+    lines = []
+    for group, title in titles.items():
+        chosen = [row for row in rows if row["group"] == group]
+        if group == "position":
+            # Every third is enough to see the trend; the last may be a sliver of the window, and noisy.
+            largest = max(range(len(chosen)), key=lambda number: int(chosen[number]["bases"]), default=0)
+            chosen = chosen[largest::-3][::-1]
+        if len(chosen) > 1:
+            lines.append(
+                f"{title:>10}  " + ", ".join(f"{row['class']} {float(row['bits_per_base']):.4f}" for row in chosen)
+            )
+    return lines
+
+
+def _contig_numbers(sets: Sequence[FixedWindows]) -> dict[tuple[int, str], int]:
+    """The class number of each (genome, contig) with validation windows: the same on every rank."""
+    names = [(genome, interval.contig) for genome, fixed in enumerate(sets) for interval in fixed.plan.intervals]
+    return {name: number for number, name in enumerate(dict.fromkeys(names))}
+
+
+def _bin_name(number: int, length: int) -> str:
+    first, last = 1 << number, (2 << number) - 1
+    last = length if last >= length - 1 else last
+    return str(first) if first == last else f"{first}-{last}"
