@@ -14,12 +14,12 @@ import time
 from typing import NamedTuple
 
 import torch
-from dnamamba_kernels import backends
 from torch.profiler import ProfilerActivity, profile
 
 from dnamamba.model.config import ModelConfig
 from dnamamba.model.language_model import MambaLM
 from dnamamba.model.parameters import parameter_groups
+from dnamamba_kernels import backends
 
 
 class Row(NamedTuple):
@@ -121,7 +121,8 @@ def main() -> None:
             result = measure(row, arguments.profile)
             results.append(result)
             print(
-                f"d_model {row.d_model:4d}  {row.batch:4d} x {row.length:9,d}  step {result['mtoken_per_s']:6.2f} Mtoken/s"
+                f"d_model {row.d_model:4d}  {row.batch:4d} x {row.length:9,d}"
+                f"  step {result['mtoken_per_s']:6.2f} Mtoken/s"
                 f" ({result['ratio']:4.2f}x mamba-ssm)  forward {result['forward_mtoken_per_s']:6.1f}"
                 f" ({result['forward_ratio']:4.2f}x)  peak {result['peak_gib']:5.1f} GiB ({row.peer_peak})"
                 f"  [{time.perf_counter() - began:.0f} s]",

@@ -61,7 +61,7 @@ def resolve(settings: PretrainSettings) -> RunSettings:
         micro_tokens=_or(settings.micro_tokens, max(MICRO_TOKENS_GPU if on_gpu else MICRO_TOKENS_CPU, length)),
         max_steps=max_steps,
         learning_rate=_or(settings.learning_rate, LEARNING_RATE),
-        validation_every=_or(settings.validation_every, math.ceil(max_steps / 10)),
+        validation_every=_or(settings.validation_every, math.ceil(max_steps / (5 if is_demo else 10))),
         log_every=_or(settings.log_every, min(max(max_steps // 100, 1), 50)),
         accelerator="gpu" if on_gpu else "cpu",
         precision=("bf16" if on_gpu else "fp32") if settings.precision == "auto" else settings.precision,

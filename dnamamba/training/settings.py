@@ -88,7 +88,7 @@ class PretrainSettings:
     """Largest norm of the whole gradient."""
 
     validation_every: int | None = None
-    """Steps between validations. Default: a tenth of --max_steps."""
+    """Steps between validations. Default: a tenth of --max_steps (a fifth for the demo)."""
     validation_tokens: int = 2_000_000
     """Bases of the validation split to score each time (windows spread evenly over it); 0 scores all of it."""
     patience: int = 0

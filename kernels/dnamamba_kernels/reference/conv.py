@@ -52,9 +52,7 @@ def conv_backward(
     padded, run = _padded(x, initial_state, width), _runs(sequence_ids, width)
     ds = dy.to(padded.dtype)
     if activation == "silu":
-        s = _before_activation(padded, run, weight, bias)
-        sigmoid = torch.sigmoid(s)
-        ds = ds * sigmoid * (1 + s * (1 - sigmoid))
+        ds = torch.ops.aten.silu_backward(ds, _before_activation(padded, run, weight, bias))
     dpadded = torch.zeros_like(padded)
     dfinal = dfinal.to(padded.dtype)
     if run is not None:
@@ -64,7 +62,7 @@ def conv_backward(
     for tap in range(width):
         seen = slice(tap, tap + length)
         counted = ds if run is None else torch.where((run[:, seen] == run[:, width - 1 :])[..., None], ds, 0)
-        dpadded[:, seen] += counted * weight[:, tap]
+        dpadded[:, seen].addcmul_(counted, weight[:, tap].to(padded.dtype))
         dweight[:, tap] = (counted * padded[:, seen]).sum((0, 1))
     dinitial, dx = dpadded[:, : width - 1].to(x.dtype, copy=True), dpadded[:, width - 1 :].to(x.dtype)
     return dx.flip(1) if reverse else dx, dweight, None if bias is None else ds.sum((0, 1)), dinitial
@@ -89,10 +87,12 @@ def _runs(sequence_ids: Tensor | None, width: int) -> Tensor | None:
 def _before_activation(padded: Tensor, run: Tensor | None, weight: Tensor, bias: Tensor | None) -> Tensor:
     width = weight.shape[1]
     length = padded.shape[1] - width + 1
-    s = torch.zeros_like(padded[:, :length]) if bias is None else bias.expand(padded.shape[0], length, -1)
+    s = torch.zeros_like(padded[:, :length])
+    if bias is not None:
+        s += bias
     for tap in range(width):
         rows = padded[:, tap : tap + length]
         if run is not None:
             rows = torch.where((run[:, tap : tap + length] == run[:, width - 1 :])[..., None], rows, 0)
-        s = s + rows * weight[:, tap]
+        s.addcmul_(rows, weight[:, tap].to(s.dtype))
     return s
