@@ -297,6 +297,16 @@ def test_a_loss_that_explodes_is_named_and_never_applied(
     assert "was not applied" in capsys.readouterr().out
 
 
+def test_a_gradient_out_of_line_is_not_applied(fasta: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With a limit below the usual norm the first step passes, and a later one is refused and named."""
+    arguments = ["--genome", fasta, *QUICK, "--max_steps", 12, "--log_every", 1, "--gradient_outlier", 0.5]
+    assert train(*arguments, "--out", tmp_path / "stop") == 2
+    message = capsys.readouterr().err
+    assert "has norm" in message and "chr1:" in message
+    assert train(*arguments, "--out", tmp_path / "skip", "--on_fault", "skip") == 0
+    assert "was not applied" in capsys.readouterr().out
+
+
 def test_windows_without_a_base_do_not_divide_by_zero(tmp_path: Path) -> None:
     """Batches of N alone have nothing to count: the run goes on, and weights stay finite."""
     fasta = tmp_path / "gaps.fa"

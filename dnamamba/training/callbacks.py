@@ -153,8 +153,12 @@ class RunControl(L.Callback):
             return
         data: PretrainData = trainer.datamodule  # type: ignore[attr-defined]
         windows = ", ".join(f"{w.contig}:{w.start}-{w.end}" for w in data.step_dataset.windows(fault)[:4])
+        norm = module.first_fault_norm.item()
+        what = (
+            "is not finite" if not math.isfinite(norm) else f"has norm {norm:.3g}, usual is {module.norm_average:.3g}"
+        )
         message = (
-            f"step {fault + 1}: the gradient is not finite; windows of this step (0-based half-open): {windows}, …; "
+            f"step {fault + 1}: the gradient {what}; windows of this step (0-based half-open): {windows}, …; "
             "that step was not applied"
         )
         if self.on_fault == "stop":

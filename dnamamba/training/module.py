@@ -1,5 +1,6 @@
 """The Lightning module: one optimiser step from uint8 windows."""
 
+import math
 from collections.abc import Callable
 from contextlib import nullcontext
 
@@ -16,6 +17,8 @@ from dnamamba.training.data import WindowBatch
 
 BETAS = (0.9, 0.95)
 """AdamW's, as in the Mamba paper."""
+NORM_AVERAGE_WEIGHT = 0.01
+"""Of the newest step in the running mean of gradient norms."""
 
 
 class PretrainModule(L.LightningModule):
@@ -25,21 +28,28 @@ class PretrainModule(L.LightningModule):
     negative log-likelihoods (nats) over all counted bases of all ranks and micro-batches, divided by their number. So
     neither devices nor micro-batches nor runs of N change what a step means.
 
-    A step whose gradient is not finite leaves weights and optimiser untouched and is remembered in `first_fault`, all
-    without making the host wait for the device; whoever logs looks at it (`dnamamba.training.callbacks`).
+    A step whose gradient is not finite, or far out of line, leaves weights and optimiser untouched and is remembered in
+    `first_fault`, all without making the host wait for the device; whoever logs looks at it
+    (`dnamamba.training.callbacks`).
 
     Args:
         learning_rate: maps an optimiser step (0-based) to its rate.
         micro_tokens: bases in one forward pass.
         soft_mask_weight: weight of soft-masked bases in the training loss.
+        gradient_outlier: a gradient whose norm is more than so many times the running mean is a fault.
     """
 
     step_sums: Tensor
     """(2,) fp32 on the device: the last step's negative log-likelihood (nats) and counted bases, over all ranks."""
     gradient_norm: Tensor
     """() of the last step, before clipping."""
+    norm_average: Tensor
+    """() running mean of `gradient_norm` over some hundred steps without fault; NaN before the first. A buffer: part of
+    the trainer's checkpoint."""
     first_fault: Tensor
-    """() int64: the first step, 0-based, whose gradient was not finite; −1 when there was none."""
+    """() int64: the first step, 0-based, whose gradient was not finite or far out of line; −1 when there was none."""
+    first_fault_norm: Tensor
+    """() its gradient's norm."""
 
     def __init__(
         self,
@@ -50,6 +60,7 @@ class PretrainModule(L.LightningModule):
         gradient_clip: float,
         micro_tokens: int,
         soft_mask_weight: float = 1.0,
+        gradient_outlier: float = math.inf,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -59,6 +70,8 @@ class PretrainModule(L.LightningModule):
         self.gradient_clip = gradient_clip
         self.micro_tokens = micro_tokens
         self.soft_mask_weight = soft_mask_weight
+        self.gradient_outlier = gradient_outlier
+        self.register_buffer("norm_average", torch.tensor(math.nan))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         groups = parameter_groups(self.model, self.weight_decay)
@@ -66,6 +79,7 @@ class PretrainModule(L.LightningModule):
 
     def on_fit_start(self) -> None:
         self.first_fault = torch.tensor(-1, device=self.device)
+        self.first_fault_norm = torch.tensor(0.0, device=self.device)
 
     def sum_over_ranks(self, values: Tensor) -> Tensor:
         """Adds a tensor up over all ranks; every rank calls this and gets the sum."""
@@ -100,10 +114,23 @@ class PretrainModule(L.LightningModule):
             nll += loss.nll_sum.detach()
 
         self.gradient_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.gradient_clip)
-        fault = ~torch.isfinite(self.gradient_norm)
-        self.first_fault = torch.where(fault & (self.first_fault < 0), step, self.first_fault)
+        fault = self._judge_gradient(step)
         # The fused kernel skips the update where this is 1: torch's own contract with its GradScaler.
         optimizer.optimizer.found_inf = fault.float()  # type: ignore[attr-defined]
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         self.step_sums = torch.stack([self.sum_over_ranks(nll), counted])
+
+    def _judge_gradient(self, step: int) -> Tensor:
+        """() bool: whether this step's gradient must not be applied. Keeps the books of faults and the usual norm."""
+        norm = self.gradient_norm
+        # Against NaN, before the first step, every comparison is false.
+        fault = ~torch.isfinite(norm) | (norm > self.gradient_outlier * self.norm_average)
+        is_first = fault & (self.first_fault < 0)
+        self.first_fault = torch.where(is_first, step, self.first_fault)
+        self.first_fault_norm = torch.where(is_first, norm, self.first_fault_norm)
+        moved = torch.lerp(self.norm_average, norm, NORM_AVERAGE_WEIGHT)
+        average = torch.where(self.norm_average.isnan(), norm, moved)
+        no_base = norm == 0
+        self.norm_average = torch.where(fault | no_base, self.norm_average, average)
+        return fault

@@ -145,7 +145,7 @@ def _check_numbers(settings: RunSettings) -> None:
     for name in ("max_n_fraction", "warmup_fraction", "final_learning_rate", "length_warmup"):
         if not 0 <= getattr(settings, name) <= 1:
             raise InputError(f"--{name}: {getattr(settings, name)} is not between 0 and 1")
-    for name in ("learning_rate", "gradient_clip", "save_minutes"):
+    for name in ("learning_rate", "gradient_clip", "gradient_outlier", "save_minutes"):
         if not getattr(settings, name) > 0:
             raise InputError(f"--{name}: {getattr(settings, name)} is not above 0")
     if not settings.weight_decay >= 0:

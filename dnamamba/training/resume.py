@@ -28,6 +28,7 @@ SAFE_TO_CHANGE = frozenset(
         "save_minutes",
         "keep",
         "on_fault",
+        "gradient_outlier",
         "patience",
         "devices",
         "accelerator",

@@ -95,6 +95,7 @@ def _train(settings: RunSettings, model: MambaLM, prepared: Prepared, folder: Ru
         gradient_clip=settings.gradient_clip,
         micro_tokens=settings.micro_tokens,
         soft_mask_weight=settings.soft_mask_weight,
+        gradient_outlier=settings.gradient_outlier,
     )
     keeper = CheckpointKeeper(folder.checkpoints, keep=settings.keep, provenance=_provenance(settings, prepared))
     control = RunControl(

@@ -105,7 +105,9 @@ class PretrainSettings:
     keep: int = 2
     """Checkpoints to keep, besides the best by validation."""
     on_fault: Literal["stop", "skip"] = "stop"
-    """What to do after a step whose gradient is not finite; such a step is never applied."""
+    """What to do after a step whose gradient is not finite or an outlier; such a step is never applied."""
+    gradient_outlier: float = 100.0
+    """A gradient whose norm exceeds the running mean so many times is an outlier."""
 
     out: Path | None = None
     """Run folder, which must not exist. Default: runs/GENOME-PRESET-LENGTH-TIME."""
