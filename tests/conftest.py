@@ -6,6 +6,11 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does,
 
 import pytest
 import torch
+from hypothesis import settings
+
+# The same examples every time: a failure belongs to the change that shows it. `--hypothesis-seed` draws others.
+settings.register_profile("repeatable", derandomize=True)
+settings.load_profile("repeatable")
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -192,6 +192,15 @@ def test_genbank_plain_and_gzip(tmp_path):
     assert records(write(tmp_path, gzip.compress(data), "g.gb.gz")) == expected
 
 
+@pytest.mark.parametrize("end", [b"", b"\n//\n"])
+def test_genbank_cut_short(tmp_path, end):
+    whole = genbank("acgt" * 300)
+    path = tmp_path / "cut.gb"
+    path.write_bytes(whole[: len(whole) // 2].rsplit(b"\n", 1)[0] + end)
+    with pytest.raises(InputError, match="truncated or damaged"):
+        list(read_genome(path))
+
+
 def test_genbank_without_sequence(tmp_path):
     data = genbank("acgt" * 30)
     cut = data[: data.index(b"ORIGIN")] + b"ORIGIN\n//\n"

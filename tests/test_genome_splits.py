@@ -12,7 +12,7 @@ from dnamamba.errors import InputError
 from dnamamba.genome import contigs as contigs_module
 from dnamamba.genome.contigs import find_duplicates, select_contigs
 from dnamamba.genome.intervals import Interval, merge, read_bed, subtract, widen
-from dnamamba.genome.splits import SPLITS, Splits, make_splits, prove_disjoint, read_splits
+from dnamamba.genome.splits import SPLITS, Splits, make_splits, prove_disjoint
 from dnamamba.genome.store import TokenStore, open_genome
 
 
@@ -269,18 +269,10 @@ def test_errors_of_make_splits(store, tmp_path):
         make_splits(store, select_contigs(store), context_length=10, validation=["none.bed"])
 
 
-def test_written_and_read(store, tmp_path):
+def test_written_as_bed(store, tmp_path):
     splits = make_splits(store, select_contigs(store), context_length=100)
-    splits.write_json(tmp_path / "splits.json")
-    assert read_splits(tmp_path / "splits.json", store) == splits
     splits.write_bed(tmp_path / "splits.bed")
     assert len(read_bed(tmp_path / "splits.bed", store)) == sum(len(getattr(splits, split)) for split in SPLITS)
-    other = make_store(tmp_path, {"chr1": 10})
-    with pytest.raises(InputError, match="another genome"):
-        read_splits(tmp_path / "splits.json", other)
-    (tmp_path / "splits.json").write_text("[]")
-    with pytest.raises(InputError, match="not a splits file"):
-        read_splits(tmp_path / "splits.json", store)
 
 
 @pytest.mark.skipif("DNAMAMBA_TEST_DATA" not in os.environ, reason="DNAMAMBA_TEST_DATA names no folder of real genomes")

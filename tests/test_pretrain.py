@@ -16,6 +16,8 @@ import yaml
 
 from dnamamba import cli, pretrain
 from dnamamba.demo import genome_path
+from dnamamba.training.resolve import resolve
+from dnamamba.training.settings import PretrainSettings
 
 QUICK = ["--model.preset", "demo", "--model.n_layer", "1", "--model.d_model", "16", "--model.d_state", "4"]
 QUICK += ["--length", "256", "--batch_tokens", "1024", "--accelerator", "cpu", "--markov_order", "3"]
@@ -135,6 +137,35 @@ def test_resume_goes_beyond_the_end(whole_run: Path, tmp_path: Path) -> None:
     assert json.loads((out / "summary.json").read_text())["tokens"] == 14 * 1024
 
 
+def test_resume_refuses_what_cannot_be_meant(
+    fasta: Path, whole_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "copy"
+    shutil.copytree(whole_run, out, symlinks=True)
+    assert train("--resume", "--out", out, "--max_steps", 3) == 2
+    assert "at step 12 already" in capsys.readouterr().err
+    staged = tmp_path / "staged"
+    arguments = ["--genome", fasta, *QUICK, "--length", 2048, "--batch_tokens", 2048, "--length_warmup", 0.5]
+    assert train(*arguments, "--max_steps", 2, "--out", staged) == 0
+    assert train("--resume", "--out", staged, "--max_steps", 4) == 2
+    assert "--length_warmup" in capsys.readouterr().err
+
+
+def test_any_length_has_a_default_batch() -> None:
+    for length, devices in ((1000, 1), (129, 3), (1_000_001, 2)):
+        settings = resolve(PretrainSettings(genome=[Path("x.fa")], length=length, devices=devices, accelerator="cpu"))
+        assert settings.batch_tokens % (length * devices) == 0
+
+
+def test_config_holds_from_any_folder(fasta: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bed(tmp_path, "validation.bed", "chr1\t0\t20000\n")
+    monkeypatch.chdir(tmp_path)
+    out = tmp_path / "run"
+    assert train("--genome", fasta, *QUICK, "--validation", "validation.bed", "--max_steps", 2, "--out", "run") == 0
+    monkeypatch.chdir("/")
+    assert train("--resume", "--out", out, "--max_steps", 3) == 0
+
+
 FASTA_FAULTS = {
     "empty.fa": (b"", "empty"),
     "binary.fa": (bytes(range(256)) * 16, "binary.fa"),
@@ -210,6 +241,8 @@ def test_bad_arguments(fasta: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
         ("no-such.yaml", [*genome, "--config", tmp_path / "no-such.yaml"]),
         ("--max_steps", [*genome, "--max_steps", "many"]),
         ("--max_steps", [*genome, "--max_steps", -1]),
+        ("--tokens", [*genome, "--tokens", 0]),
+        ("--markov_order", [*genome, "--markov_order", 13]),
         ("--length", [*genome, "--length", 100, "--batch_tokens", 100]),
         ("multiple", [*genome, "--batch_tokens", 1000]),
         ("3 devices", [*genome, "--devices", 3]),
@@ -295,6 +328,7 @@ def test_a_loss_that_explodes_is_named_and_never_applied(
     assert "not finite" in message and "chr1:" in message and "step" in message
     assert train(*arguments, "--out", tmp_path / "skip", "--on_fault", "skip") == 0
     assert "was not applied" in capsys.readouterr().out
+    json.loads((tmp_path / "skip" / "summary.json").read_text(), parse_constant=pytest.fail)  # NaN is no JSON
 
 
 def test_a_gradient_out_of_line_is_not_applied(fasta: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,6 +8,7 @@ blanks within lines are read over. Everything else is an `InputError` with file,
 import gzip
 import hashlib
 import io
+import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -273,17 +274,28 @@ class _Joined(io.RawIOBase):
         return len(data)
 
 
+def _complete_records(records: Iterator[Any], kind: type[Warning]) -> Iterator[Any]:
+    """Biopython only warns of a record that is cut short; its other remarks are on matters of form."""
+    while True:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", kind)
+            warnings.filterwarnings("error", "Premature end of file|Expected sequence length", kind)
+            if (record := next(records, None)) is None:
+                return
+        yield record
+
+
 def _read_genbank(path: Path, head: bytes, stream: IO[bytes]) -> Iterator[SequenceBlock]:
     """A record is one contig, named by its accession and version. GenBank is lower case by custom: no soft mask."""
     try:
-        from Bio import SeqIO
+        from Bio import BiopythonParserWarning, SeqIO
         from Bio.Seq import UndefinedSequenceError
     except ImportError:
         raise InputError(f"{path}: reading GenBank needs Biopython: pip install biopython; or give FASTA") from None
     text = io.TextIOWrapper(io.BufferedReader(_Joined(head, stream)), encoding="utf-8", errors="replace")
     name = ""
     try:
-        for record in SeqIO.parse(text, "genbank"):
+        for record in _complete_records(SeqIO.parse(text, "genbank"), BiopythonParserWarning):
             name = record.id
             sequence = bytes(record.seq).upper()
             marked = sequence.translate(_TO_MARKED)
@@ -299,6 +311,10 @@ def _read_genbank(path: Path, head: bytes, stream: IO[bytes]) -> Iterator[Sequen
     except UndefinedSequenceError:
         raise InputError(
             f"{path}, record {name!r}: a GenBank record without its sequence; fetch the full one"
+        ) from None
+    except BiopythonParserWarning as warning:
+        raise InputError(
+            f"{path}, after record {name!r}: truncated or damaged ({warning}); fetch the file again"
         ) from None
     except InputError:
         raise

@@ -10,7 +10,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -59,29 +58,6 @@ class Splits:
         rows = (f"{i.contig}\t{i.start}\t{i.end}\t{split}\n" for split in SPLITS for i in getattr(self, split))
         path.write_text("".join(rows), encoding="utf-8")
 
-    def write_json(self, path: Path) -> None:
-        """Everything, for `read_splits`."""
-        content = {split: [list(interval) for interval in getattr(self, split)] for split in SPLITS}
-        head = {"context_length": self.context_length, "genome": self.genome, "left_out": self.left_out}
-        path.write_text(json.dumps({**head, **content}), encoding="utf-8")
-
-
-def read_splits(path: Path, store: TokenStore) -> Splits:
-    """What `Splits.write_json` wrote; `InputError` if it is not that, or belongs to another genome."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        sets: dict[str, Any] = {
-            split: tuple(Interval(c, int(s), int(e)) for c, s, e in content[split]) for split in SPLITS
-        }
-        splits = Splits(**sets, **{key: content[key] for key in ("context_length", "genome", "left_out")})
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError):
-        raise InputError(f"{path}: not a splits file as a run folder holds it") from None
-    if splits.genome != store.fingerprint:
-        raise InputError(f"{path}: splits of another genome than {store.path}; make them anew")
-    return splits
-
 
 def make_splits(
     store: TokenStore,
@@ -100,7 +76,7 @@ def make_splits(
     """Splits of the chosen contigs; what is given (BED files or contig patterns, mixed) is taken as it is.
 
     - Nothing given: blocks of `block_size` bases, drawn by (seed, contig, block) until validation and test have their
-      fractions of the bases that are not N; training is the rest, less margins of `context_length` around them.
+      fractions of the bases; training is the rest, less margins of `context_length` around them.
     - Validation or test given: the other stays empty unless given (validation is needed, so then it is drawn), and
       training, unless given, is the rest less margins.
     - Training given: validation, unless given, is drawn from the rest.
@@ -133,7 +109,9 @@ def make_splits(
         split: to_intervals({c.name: sets[split][c.name] for c in chosen if c.name in sets[split]}) for split in SPLITS
     }
     used = sum(total(pairs) for pairs in sets.values())
-    left_out = {"excluded": total(whole) - total(usable), "margins": max(total(usable) - used, 0)}
+    # Where training is the rest, what no split has are margins; where it was given, perhaps whole contigs.
+    left = "unused" if train else "margins"
+    left_out = {"excluded": total(whole) - total(usable), left: max(total(usable) - used, 0)}
     splits = Splits(**ordered, context_length=context_length, genome=store.fingerprint, left_out=left_out)
     prove_disjoint(splits, context_length)
     return splits

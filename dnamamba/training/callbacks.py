@@ -132,6 +132,8 @@ class RunControl(L.Callback):
         if (due_save or stop) and self.keeper.saved_step != step:
             self._refuse_faults(trainer, module)
             self._save(trainer, module, step, best=False)
+        if stop and self.stopped_by is None:
+            self.stopped_by = signal.SIGTERM  # another rank was told: no rank may take this for the end of the run
         if stop or self.out_of_patience:
             trainer.should_stop = True
         self._step_ended = time.perf_counter()
@@ -162,7 +164,10 @@ class RunControl(L.Callback):
             "that step was not applied"
         )
         if self.on_fault == "stop":
-            raise InputError(f"{message}; lower --learning_rate, or go on without such steps by --on_fault skip")
+            raise InputError(
+                f"{message}; begin a new run with a lower --learning_rate, or go on without such steps by "
+                "--resume --on_fault skip"
+            )
         self._progress.say(f"warning: {message}")
         module.first_fault.fill_(-1)
 
@@ -204,8 +209,8 @@ class RunControl(L.Callback):
             improved = bits < self.best_bits_per_base
             self.validations_since_best = 0 if improved else self.validations_since_best + 1
             self.validation_bits_per_base = bits
-            self.best_bits_per_base = min(bits, self.best_bits_per_base)
-            self.best_step = step if improved else self.best_step
+            if improved:
+                self.best_bits_per_base, self.best_step = bits, step
             row |= {"validation_bits_per_base": bits, "validation_perplexity": scores[0].perplexity}
         if trainer.is_global_zero:
             self.folder.add_metrics(row)

@@ -18,7 +18,6 @@ from dnamamba.training.settings import RunSettings
 def print_header(settings: RunSettings, config: ModelConfig, model: MambaLM, prepared: Prepared) -> None:
     """One labelled line each: genome, contigs, splits, windows, model, device and kernels, steps, run folder."""
     device = torch.device("cuda" if settings.accelerator == "gpu" else "cpu")
-    device_name = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     lines = [
         *(line for number in range(len(prepared.genomes)) for line in _genome_lines(settings, prepared, number)),
         (
@@ -26,7 +25,7 @@ def print_header(settings: RunSettings, config: ModelConfig, model: MambaLM, pre
             f"{settings.model.preset}: {config.n_layer} blocks x {config.d_model}, "
             f"{parameter_count(model):,} parameters",
         ),
-        ("device", f"{settings.devices} x {device_name}, {settings.precision}"),
+        ("device", f"{settings.devices} x {device_name(settings)}, {settings.precision}"),
         ("kernels", describe_kernels(device)),
         ("steps", f"{settings.max_steps:,} of {windows_per_step(settings)} windows = {settings.batch_tokens:,} bases"),
         ("lengths", ", ".join(f"{length:,} from step {first + 1:,}" for first, length in warmup_lengths(settings))),
@@ -35,6 +34,11 @@ def print_header(settings: RunSettings, config: ModelConfig, model: MambaLM, pre
     for label, text in lines:
         if text:
             print(f"{label:>10}  {text}")
+
+
+def device_name(settings: RunSettings) -> str:
+    """What each process trains on."""
+    return torch.cuda.get_device_name() if settings.accelerator == "gpu" else f"CPU, {torch.get_num_threads()} threads"
 
 
 def _genome_lines(settings: RunSettings, prepared: Prepared, number: int) -> list[tuple[str, str]]:

@@ -125,7 +125,6 @@ def _open_and_plan(settings: RunSettings, genome: GenomeSettings) -> PreparedGen
         validation=genome.validation,
         test=genome.test,
         exclude=genome.exclude or (),
-        seed=settings.seed,
     )
 
     def plan(intervals: tuple[Interval, ...], length: int, training: bool) -> WindowPlan:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from dnamamba.errors import InputError
+from dnamamba.genome.markov import MAX_ORDER
 from dnamamba.model.config import ModelConfig, preset
 from dnamamba.training.settings import ModelSettings, PretrainSettings, RunSettings
 
@@ -23,7 +24,7 @@ MIN_LENGTH = 128
 WARMUP_FROM = 1024
 """Shortest windows of the length warm-up, as in the paper."""
 
-_RUN_FOLDER_VARIABLE = "DNAMAMBA_RUN_FOLDER"
+RUN_FOLDER_VARIABLE = "DNAMAMBA_RUN_FOLDER"
 """Tells the processes that Lightning starts for the other devices which run folder the first one chose."""
 
 
@@ -41,16 +42,23 @@ def resolve(settings: PretrainSettings) -> RunSettings:
     _refuse_beside_mixture(settings)
     on_gpu = _on_gpu(settings.accelerator)
     length = _or(settings.length, DEMO_LENGTH if is_demo else LENGTH)
-    batch_tokens = _or(settings.batch_tokens, max(DEMO_BATCH_TOKENS if is_demo else BATCH_TOKENS, length))
+    unit = max(length, 1) * max(settings.devices, 1)
+    wanted = DEMO_BATCH_TOKENS if is_demo else BATCH_TOKENS
+    batch_tokens = _or(settings.batch_tokens, max(wanted // unit, 1) * unit)
     max_steps = _or(settings.max_steps, DEMO_STEPS if is_demo else STEPS)
     if settings.tokens is not None:
         if settings.max_steps is not None and not settings.resume:
             raise InputError("--tokens and --max_steps both say how long to train: give one of them")
+        if settings.tokens < 1:
+            raise InputError(f"--tokens: {settings.tokens} is below 1")
         max_steps = math.ceil(settings.tokens / max(batch_tokens, 1))
     changed = replace(
         settings,
         genome=settings.genome and [path.absolute() for path in settings.genome],
         mixture=settings.mixture and settings.mixture.absolute(),
+        train=_bed_or_pattern(settings.train),
+        validation=_bed_or_pattern(settings.validation),
+        test=_bed_or_pattern(settings.test),
         exclude=settings.exclude and [path.absolute() for path in settings.exclude],
         annotation=settings.annotation and settings.annotation.absolute(),
         store=settings.store and settings.store.absolute(),
@@ -114,6 +122,11 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
+def _bed_or_pattern(items: list[str] | None) -> list[str] | None:
+    """BED files by their absolute paths, so that the run folder's config.yaml holds anywhere; patterns as they are."""
+    return items and [str(Path(item).absolute()) if Path(item).is_file() else item for item in items]
+
+
 def _or(value: Any, default: Any) -> Any:
     return default if value is None else value
 
@@ -138,6 +151,8 @@ def _check_numbers(settings: RunSettings) -> None:
     for name, least in minima.items():
         if getattr(settings, name) < least:
             raise InputError(f"--{name}: {getattr(settings, name)} is below {least}")
+    if settings.markov_order > MAX_ORDER:
+        raise InputError(f"--markov_order: {settings.markov_order} is above {MAX_ORDER}")
     if settings.save_every is not None and settings.save_every < 1:
         raise InputError(f"--save_every: {settings.save_every} is below 1")
     if not settings.soft_mask_weight >= 0:
@@ -167,12 +182,11 @@ def _check_numbers(settings: RunSettings) -> None:
 def _run_folder(wanted: Path | None, settings: RunSettings) -> Path:
     if wanted is not None:
         return wanted
-    if _RUN_FOLDER_VARIABLE in os.environ:
-        return Path(os.environ[_RUN_FOLDER_VARIABLE])
+    if RUN_FOLDER_VARIABLE in os.environ and process_rank() > 0:
+        return Path(os.environ[RUN_FOLDER_VARIABLE])
     if "RANK" in os.environ or int(os.environ.get("SLURM_NTASKS", 1)) > 1:
         raise InputError("--out: name the run folder when torchrun or SLURM starts the processes")
     source = settings.mixture or (settings.genome[0] if settings.genome else Path("ecoli-demo"))
     genome = source.name.split(".")[0]
     name = f"{genome}-{settings.model.preset}-{settings.length}-{time.strftime('%Y%m%d-%H%M%S')}"
-    os.environ[_RUN_FOLDER_VARIABLE] = str(Path("runs", name).absolute())
     return Path("runs", name)

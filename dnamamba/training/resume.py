@@ -36,8 +36,8 @@ SAFE_TO_CHANGE = frozenset(
         "num_workers",
     }
 )
-"""Settings that may differ when a run is resumed: none of them alters which windows a step sees. A new `max_steps`
-stretches or shortens the rest of the learning-rate schedule."""
+"""Settings that may differ when a run is resumed: none of them alters which windows a step sees (`max_steps` would
+under `length_warmup`, and is refused then). A new `max_steps` stretches the rest of the learning-rate schedule."""
 
 
 def stored_config(out: Path | None) -> Path:
@@ -58,15 +58,23 @@ def refuse_changes(stored: dict[str, Any], now: dict[str, Any], config: Path) ->
         for name in names
         if stored.get(name) != now.get(name)
     ]
+    if stored.get("length_warmup") and stored["max_steps"] != now["max_steps"]:
+        raise InputError(
+            f"{config}: --max_steps cannot change with --length_warmup: the lengths' stages are shares of the steps"
+        )
     if changed:
         raise InputError(f"{config}: a resumed run keeps its settings; changed: {', '.join(changed)}")
 
 
-def refuse_other_data(last: Path, fingerprint: str) -> None:
-    """Raises `InputError` when the checkpoint `last` saw other genomes, splits or weights than `fingerprint` says."""
+def refuse_unfit_checkpoint(last: Path, fingerprint: str, max_steps: int) -> None:
+    """Raises `InputError` when the checkpoint `last` saw other genomes, splits or weights than `fingerprint` says, or
+    lies beyond `max_steps`."""
     from dnamamba.model.checkpoint import PROVENANCE  # torch, which this module's other users need not wait for
 
-    if json.loads((last / PROVENANCE).read_text("utf-8"))["splits"] != fingerprint:
+    provenance = json.loads((last / PROVENANCE).read_text("utf-8"))
+    if provenance["step"] > max_steps:
+        raise InputError(f"--max_steps: {max_steps}, but {last.parent.parent} is at step {provenance['step']} already")
+    if provenance["splits"] != fingerprint:
         raise InputError(
             f"{last.parent.parent}: a resumed run keeps its data, but a genome file, a BED file or the mixture has "
             "changed since; put it back, or begin a new run"

@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import time
 import warnings
 from dataclasses import replace
 from functools import partial
@@ -22,16 +23,16 @@ from dnamamba.training.baseline import best_markov, bits_over_all
 from dnamamba.training.callbacks import RunControl
 from dnamamba.training.checkpoints import TRAINER_STATE, CheckpointKeeper
 from dnamamba.training.estimate import estimate
-from dnamamba.training.header import print_header
+from dnamamba.training.header import device_name, print_header
 from dnamamba.training.module import PretrainModule
 from dnamamba.training.prepare import Prepared, prepare_data
 from dnamamba.training.progress import clock, si
-from dnamamba.training.resolve import as_plain, model_config, process_rank, resolve
-from dnamamba.training.resume import refuse_changes, refuse_other_data
+from dnamamba.training.resolve import RUN_FOLDER_VARIABLE, as_plain, model_config, process_rank, resolve
+from dnamamba.training.resume import refuse_changes, refuse_unfit_checkpoint
 from dnamamba.training.run_folder import RunFolder, environment, write_atomically
 from dnamamba.training.schedule import learning_rate
 from dnamamba.training.settings import PretrainSettings, RunSettings
-from dnamamba.training.validation import report_lines
+from dnamamba.training.validation import perplexity, report_lines
 
 
 def pretrain(requested: PretrainSettings) -> None:
@@ -51,7 +52,7 @@ def pretrain(requested: PretrainSettings) -> None:
     config = model_config(settings.model)
     prepared = prepare_data(settings)
     if settings.resume and (last := folder.last_checkpoint()) is not None:
-        refuse_other_data(last, prepared.fingerprint)
+        refuse_unfit_checkpoint(last, prepared.fingerprint, settings.max_steps)
     torch.manual_seed(settings.seed)
     model = MambaLM(config)
     if settings.dry_run:
@@ -66,11 +67,14 @@ def pretrain(requested: PretrainSettings) -> None:
             write_atomically(folder.config, config_text)
         else:
             folder.create(config_text)
-        folder.write_json("environment.json", environment())
+        began = time.strftime("%Y%m%d-%H%M%S")
+        name = f"environment-resumed-{began}.json" if settings.resume else "environment.json"
+        folder.write_json(name, environment([device_name(settings)] * settings.devices))
         for genome in prepared.genomes:
             genome.splits.write_bed(folder.path / (f"splits-{genome.name}.bed" if genome.name else "splits.bed"))
         print_header(settings, config, model, prepared)
 
+    os.environ[RUN_FOLDER_VARIABLE] = str(folder.path)  # for the processes that Lightning starts
     control = _train(settings, model, prepared, folder)
     if control.stopped_by is not None:
         if first_process:
@@ -160,7 +164,7 @@ def _provenance(settings: RunSettings, prepared: Prepared) -> dict[str, Any]:
             for g in prepared.genomes
         ],
         "splits": prepared.fingerprint,
-        **environment(),
+        **environment([device_name(settings)] * settings.devices),
     }
 
 
@@ -182,9 +186,9 @@ def _finish(settings: RunSettings, prepared: Prepared, folder: RunFolder, contro
     folder.write_json(
         "summary.json",
         {
-            "validation_bits_per_base": bits,
-            "validation_perplexity": 2**bits,
-            "best_validation_bits_per_base": control.best_bits_per_base,
+            "validation_bits_per_base": _finite(bits),
+            "validation_perplexity": _finite(perplexity(bits)),
+            "best_validation_bits_per_base": _finite(control.best_bits_per_base),
             "markov_bits_per_base": markov_bits,
             "markov_order": max((score.order for score in markov), default=None),
             **({"genomes": by_genome} if len(by_genome) > 1 else {}),
@@ -193,8 +197,10 @@ def _finish(settings: RunSettings, prepared: Prepared, folder: RunFolder, contro
             "tokens_per_second": tokens / control.seconds,
         },
     )
-    print(f"validation  {bits:.4f} bits/base, perplexity {2**bits:.4f} over A, C, G, T")
-    if markov_bits is not None:
+    if control.out_of_patience:
+        print(f"   stopped  early: {settings.patience} validations without a new best (step {control.best_step})")
+    print(f"validation  {bits:.4f} bits/base, perplexity {perplexity(bits):.4f} over A, C, G, T")
+    if markov_bits is not None and math.isfinite(bits):
         difference = markov_bits - bits
         verdict = f"below it by {difference:.4f}" if difference > 0 else f"above it by {-difference:.4f}: train longer"
         orders = ", ".join(str(score.order) for score in markov)
@@ -206,8 +212,16 @@ def _finish(settings: RunSettings, prepared: Prepared, folder: RunFolder, contro
         print(line)
     print(f"  training  {si(tokens)}bases in {clock(control.seconds)}, {si(tokens / control.seconds)}bases/s")
     print(f"   results  {folder.learning_curve}, {folder.validation_plot}, {folder.summary}")
-    print(f"checkpoint  {folder.checkpoints / 'best'}")
-    print(f"      next  train longer: {_resume_command(folder)} --max_steps {2 * int(rows[-1]['step'])}")
+    print(f"checkpoint  {folder.checkpoints / ('best' if control.best_step else 'last')}")
+    if control.out_of_patience:
+        print(f"      next  go on all the same: {_resume_command(folder)} --patience 0")
+    elif not settings.length_warmup:
+        print(f"      next  train longer: {_resume_command(folder)} --max_steps {2 * settings.max_steps}")
+
+
+def _finite(number: float) -> float | None:
+    """JSON has no NaN."""
+    return number if math.isfinite(number) else None
 
 
 def _resume_command(folder: RunFolder) -> str:

@@ -23,6 +23,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from dnamamba import __version__
 from dnamamba.errors import InputError
 
 METRICS = (
@@ -49,7 +50,7 @@ no recomputation counted) over the devices' dense bf16 peak; empty on CPUs, in f
 VALIDATION = ("step", "group", "class", "bits_per_base", "perplexity", "bases")
 """Columns of validation_by_class.csv; `bases` are the counted ones. Within a group the classes share all of them."""
 
-_PACKAGES = ("dnamamba", "torch", "triton", "numba", "lightning", "numpy", "safetensors")
+_PACKAGES = ("torch", "triton", "numba", "lightning", "numpy", "safetensors")
 
 
 class RunFolder:
@@ -141,9 +142,9 @@ def write_atomically(path: Path, text: str) -> None:
     os.replace(temporary, path)
 
 
-def environment(command: list[str] | None = None) -> dict[str, Any]:
-    """What a number needs beside it to be reproduced: versions, commit, machine, command."""
-    versions = {}
+def environment(devices: list[str]) -> dict[str, Any]:
+    """What a number needs beside it to be reproduced: versions, commit, machine, the devices' names, command."""
+    versions = {"dnamamba": __version__}
     for name in _PACKAGES:
         try:
             versions[name] = metadata.version(name)
@@ -155,7 +156,8 @@ def environment(command: list[str] | None = None) -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpu_count": os.cpu_count(),
-        "command": command if command is not None else sys.orig_argv,
+        "devices": devices,
+        "command": sys.orig_argv,
     }
 
 

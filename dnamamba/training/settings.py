@@ -1,7 +1,7 @@
 """Everything a pretraining run can be told, with its unit and default. Torch-free, so that `--help` is instant.
 
 The attribute docstrings are the command line's help. `None` means "choose for me"; `resolve` in
-`dnamamba.training.run` fills those in, and the run folder's config.yaml holds what was chosen.
+`dnamamba.training.resolve` fills those in, and the run folder's config.yaml holds what was chosen.
 """
 
 from dataclasses import dataclass, field
@@ -36,7 +36,7 @@ class PretrainSettings:
     mixture: Path | None = None
     """YAML file with several genomes and their weights, in place of --genome and the flags of its splits."""
     contigs: list[str] | None = None
-    """Contigs to use: names or shell patterns (chr[1-9]*). Default: the primary contigs."""
+    """Contigs to use: names or shell patterns (chr2 chr1?). Default: the primary contigs."""
     train: list[str] | None = None
     """Training split: BED files or contig patterns. Default: blocks of every contig."""
     validation: list[str] | None = None

@@ -29,6 +29,11 @@ def bits_per_base(nats: float, bases: float) -> float:
     return nats / bases / math.log(2) if bases else math.nan
 
 
+def perplexity(bits: float) -> float:
+    """2 to the bits per base: infinite, rather than an error, where that is beyond a float."""
+    return math.inf if bits >= 1024 else 2**bits
+
+
 class ClassScore(NamedTuple):
     """One row of validation_by_class.csv."""
 
@@ -48,8 +53,8 @@ class ClassScore(NamedTuple):
 
     @property
     def perplexity(self) -> float:
-        """2 to the bits per base: infinite, rather than an error, where that is beyond a float."""
-        return math.inf if self.bits_per_base >= 1024 else 2**self.bits_per_base
+        """2 to the bits per base."""
+        return perplexity(self.bits_per_base)
 
     def row(self, step: int) -> dict[str, str | float | int]:
         """As it stands in the table, for the validation after `step`."""
