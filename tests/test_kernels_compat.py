@@ -1,5 +1,6 @@
 """mamba-ssm's interface: against its documented formulas, and inside Hugging Face's Mamba."""
 
+import importlib.util
 import sys
 
 import pytest
@@ -70,6 +71,10 @@ def test_install_registers_once_and_shadows_nothing(monkeypatch):
     from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
 
     assert selective_scan_fn is compat.selective_scan_fn
+    for name in ("mamba_ssm", "mamba_ssm.ops", "mamba_ssm.ops.selective_scan_interface"):  # as transformers asks
+        spec = importlib.util.find_spec(name)
+        assert spec is not None
+        assert spec.name == name
     for name in ("mamba_ssm.ops.selective_scan_interface", "mamba_ssm.ops"):
         monkeypatch.delitem(sys.modules, name)
     with pytest.raises(RuntimeError, match="mamba_ssm is installed"):

@@ -159,6 +159,58 @@ def test_importing_and_describing_load_no_compiler():
     assert done.stdout.strip() == ""
 
 
+def test_backward_uses_the_backend_of_forward():
+    """Whatever `preferred` says by then."""
+    problem = cases.random_problem(1, 100, 6, 3).to(torch.float32)
+
+    def outcome(during_forward, during_backward, backend="auto"):
+        leaves = {n: v.clone().requires_grad_() for n, v in problem.tensors.items()}
+        args = dict(leaves)
+        with backends.preferred("scan", during_forward):
+            y, final = selective_scan(*[args.pop(n) for n in NAMES], **args, backend=backend)
+        with backends.preferred("scan", during_backward):
+            torch.autograd.backward([y, final], [problem.dy, problem.dfinal])
+        return [v.grad for v in leaves.values()]
+
+    for first, then in (("reference", "auto"), ("reference", "cpu"), ("cpu", "reference"), ("auto", "reference")):
+        expected = outcome("auto", "auto", first)
+        assert all(map(torch.equal, outcome(first, then), expected)), (first, then)
+    x, weight = torch.randn(1, 6, 4, requires_grad=True), torch.ones(4, 3)
+    for kernel, function, w in (("conv", causal_conv1d, weight), ("norm", rms_norm, torch.ones(4))):
+        y, _ = function(x, w)
+        with backends.preferred(kernel, "cuda"):  # which has neither
+            y.sum().backward()
+            with pytest.raises(ValueError, match="no backend can run"):
+                function(x, w)
+        assert backends.requested(kernel, "auto") == "auto"
+
+
+def test_eager_calls_differentiate_like_the_operators():
+    """The public functions bypass torch.library's autograd outside of torch.compile; results are the same."""
+    x, dt, B, C, z, A, weight, scale = block_arguments()
+    calls = [
+        (selective_scan(x, dt, A, B, C, z=z), scan_op, (x, dt, A, B[:, :, None], C[:, :, None], None, z, None, None)),
+        (causal_conv1d(x, weight), conv_op, (x, weight, None, None)),
+        (rms_norm(x, scale), norm_op, (x.reshape(-1, 8), scale, None)),
+    ]
+    rest = [(None, True, False, False, "auto"), (None, "silu", False, "auto"), (1e-5, torch.float32, "auto")]
+    for (found, operator, tensors), options in zip(calls, rest, strict=True):
+        expected = operator(*tensors, *options)
+        leaves = [t for t in (x, dt, B, C, z, A, weight, scale) if operator is scan_op or t is not dt]
+        for k in range(2):  # each result alone: the other one's gradient is zero
+            assert torch.equal(found[k].flatten(), expected[k].flatten())
+            gradients = (
+                torch.autograd.grad(y.square().sum(), leaves, retain_graph=True, allow_unused=True)
+                for y in (found[k], expected[k])
+            )
+            for ours, theirs in zip(*gradients, strict=True):
+                assert (ours is None) == (theirs is None)
+                assert ours is None or torch.equal(ours, theirs)
+    with torch.no_grad():
+        assert not causal_conv1d(x, weight)[0].requires_grad
+    assert not causal_conv1d(x.detach(), weight.detach())[0].requires_grad
+
+
 # --- phases -----------------------------------------------------------------------------------------------------------
 
 
@@ -250,6 +302,42 @@ def test_phases_check_their_arguments():
     with pytest.raises(ValueError, match=r"chunk_states must be .* = \(1, 3, 4, 3\)"):
         phases.chunk_outputs(x, dt, A, B, C, torch.zeros(1, 2, 4, 3), chunk=16)
     assert phases.default_chunk(x, A, B, C) >= 1
+
+
+def test_phases_refuse_states_and_decays_of_another_dtype():
+    """Half precision with fp32 states, as a caller who casts everything gets it wrong."""
+    problem = cases.random_problem(1, 40, 4, 3).to(torch.bfloat16)
+    x, dt, A, B, C = positional(problem)[0]
+    sums, ends = phases.chunk_summaries(x, dt, A, B, chunk=16)
+    states, _ = phases.propagate(sums, ends, A)
+    rows = x, x, dt, A, B, C
+    for call, message in (
+        (lambda: phases.propagate(sums.half(), ends, A), "dt_sums must be torch.float32, got torch.float16"),
+        (lambda: phases.propagate(sums.double(), ends, A), "dt_sums must be torch.float32, got torch.float64"),
+        (lambda: phases.propagate(sums, ends.bfloat16(), A), "end_states must be torch.float32"),
+        (lambda: phases.propagate(sums, ends, A.double()), "A must be torch.float32, got torch.float64"),
+        (lambda: phases.propagate(sums, ends, A[:2]), r"A must be \(channels=4, state\)"),
+        (lambda: phases.propagate(sums, ends, A[:, :2]), "end_states must be .*state"),
+        (lambda: phases.chunk_outputs(x, dt, A, B, C, states.bfloat16(), chunk=16), "chunk_states must be torch.fl"),
+        (lambda: phases.chunk_outputs(x, dt, A, B, C, states, chunk=0), "chunk must be at least 1"),
+        (
+            lambda: phases.chunk_gradients(*rows, states.double(), states, chunk=16),
+            "chunk_states must be torch.float32",
+        ),
+        (
+            lambda: phases.chunk_gradients(*rows, states, states.half(), chunk=16),
+            "chunk_adjoints must be torch.float32",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+    wide = problem.to(torch.float64)
+    x, dt, A, B, C = positional(wide)[0]
+    sums, ends = phases.chunk_summaries(x, dt, A, B, chunk=16)
+    states, _ = phases.propagate(sums, ends, A)
+    assert states.dtype == torch.float64
+    with pytest.raises(ValueError, match=r"chunk_states must be torch\.float64"):
+        phases.chunk_outputs(x, dt, A, B, C, states.float(), chunk=16)
 
 
 # --- threads ----------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import torch
 
 pytest.importorskip("triton")
 
+from dnamamba_kernels import causal_conv1d
 from dnamamba_kernels.gpu_triton import conv, norm, scan, tuning
 from dnamamba_kernels.options import ScanOptions
 from dnamamba_kernels.reference import conv as reference_conv
@@ -123,6 +124,23 @@ def test_conv(device, batch, length, channels, width, state, ids, reverse, activ
 @pytest.mark.parametrize(("length", "channels", "width"), [(4999, 512, 4), (1031, 77, 4), (2048, 96, 2), (777, 130, 7)])
 def test_conv_at_size(dtype, reverse, length, channels, width):
     check_conv("cuda", 2, length, channels, width, dtype, True, reverse, reverse, "silu", True)
+
+
+def test_conv_of_one_channel_through_the_operator(device):
+    """Whose results may not share memory: with one channel a transpose is no copy."""
+    torch.manual_seed(0)
+    shapes = (2, 37, 1), (1, 4), (1,)
+    leaves = [torch.randn(s, device=device, requires_grad=True) for s in shapes]
+    dy = torch.randn(shapes[0], device=device)
+    found = causal_conv1d(*leaves, backend="triton")[0]
+    found = torch.autograd.grad(found, leaves, dy)
+    wide_leaves = [t.detach().double().requires_grad_() for t in leaves]
+    exact = causal_conv1d(*wide_leaves, backend="reference")[0]
+    expected = torch.autograd.grad(exact, wide_leaves, dy.double())
+    for name, value, want in zip(["dx", "dweight", "dbias"], found, expected, strict=True):
+        compare(name, value, want, BOUNDS[torch.float32])
+    raw = conv.conv_backward(dy, None, *(t.detach() for t in leaves), None, None, "silu", False)
+    assert raw[1].untyped_storage().data_ptr() != raw[2].untyped_storage().data_ptr()
 
 
 def test_conv_without_gradient_of_the_state(device):

@@ -32,49 +32,51 @@ def compute_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def require(condition: bool, message: str) -> None:
-    """Raise ValueError(message) unless the condition holds."""
-    if not condition:
-        raise ValueError(message)
-
-
 def check_rows(name: str, values: Tensor, shape: tuple[int, ...], meaning: str, x: Tensor) -> None:
     """Check shape, floating dtype, device and unit stride of the last dimension."""
-    require(tuple(values.shape) == shape, f"{name} must be {meaning} = {shape}, got {tuple(values.shape)}")
-    require(values.dtype in DATA_DTYPES, f"{name} must be float32, bfloat16 or float16, got {values.dtype}")
-    require(values.device == x.device, f"{name} is on {values.device}, x on {x.device}: move one of them")
-    require(
-        values.stride(-1) == 1 or values.shape[-1] == 1,
-        f"{name} must have unit stride in its last dimension, got strides {values.stride()}: call .contiguous()",
-    )
+    if tuple(values.shape) != shape:
+        raise ValueError(f"{name} must be {meaning} = {shape}, got {tuple(values.shape)}")
+    if values.dtype not in DATA_DTYPES:
+        raise ValueError(f"{name} must be float32, bfloat16 or float16, got {values.dtype}")
+    if values.device != x.device:
+        raise ValueError(f"{name} is on {values.device}, x on {x.device}: move one of them")
+    if values.stride(-1) != 1 and values.shape[-1] != 1:
+        strides = values.stride()
+        raise ValueError(
+            f"{name} must have unit stride in its last dimension, got strides {strides}: call .contiguous()"
+        )
 
 
 def check_sequence_ids(sequence_ids: Tensor | None, x: Tensor) -> None:
     """Check that ids are (batch, length) int32 on x's device."""
     if sequence_ids is None:
         return
-    shape = tuple(x.shape[:2])
-    require(
-        tuple(sequence_ids.shape) == shape and sequence_ids.dtype == torch.int32,
-        f"sequence_ids must be (batch, length) = {shape} int32, got {tuple(sequence_ids.shape)} {sequence_ids.dtype}",
-    )
-    require(sequence_ids.device == x.device, f"sequence_ids is on {sequence_ids.device}, x on {x.device}")
+    shape, given = tuple(x.shape[:2]), tuple(sequence_ids.shape)
+    if given != shape or sequence_ids.dtype != torch.int32:
+        raise ValueError(f"sequence_ids must be (batch, length) = {shape} int32, got {given} {sequence_ids.dtype}")
+    if sequence_ids.device != x.device:
+        raise ValueError(f"sequence_ids is on {sequence_ids.device}, x on {x.device}")
 
 
 def scan_options(dt_softplus: bool, reverse: bool, discretization: str) -> ScanOptions:
     """The options as one value; ValueError for an unknown discretization."""
-    known = ("euler", "zoh")
-    require(discretization in known, f"discretization must be 'euler' or 'zoh', got {discretization!r}")
+    if discretization not in ("euler", "zoh"):
+        raise ValueError(f"discretization must be 'euler' or 'zoh', got {discretization!r}")
     return ScanOptions(dt_softplus, reverse, discretization == "zoh")
 
 
 def check_decay(A: Tensor, channels: int, x: Tensor) -> None:
     """Check A (channels, state): real, fp32 (fp64 for fp64 data), at most MAX_STATE states."""
-    require(not A.is_complex(), "A must be real: complex A (S4D) is not served by selective_scan")
-    require(A.dim() == 2 and A.shape[0] == channels, f"A must be (channels={channels}, state), got {tuple(A.shape)}")
-    require(1 <= A.shape[1] <= MAX_STATE, f"state must be 1…{MAX_STATE}, got {A.shape[1]}")
-    require(A.dtype == compute_dtype(x), f"A must be {compute_dtype(x)}, got {A.dtype}: call .float()")
-    require(A.device == x.device, f"A is on {A.device}, x on {x.device}: move one of them")
+    if A.is_complex():
+        raise ValueError("A must be real: complex A (S4D) is not served by selective_scan")
+    if A.dim() != 2 or A.shape[0] != channels:
+        raise ValueError(f"A must be (channels={channels}, state), got {tuple(A.shape)}")
+    if not 1 <= A.shape[1] <= MAX_STATE:
+        raise ValueError(f"state must be 1…{MAX_STATE}, got {A.shape[1]}")
+    if A.dtype != compute_dtype(x):
+        raise ValueError(f"A must be {compute_dtype(x)}, got {A.dtype}: call .to({compute_dtype(x)})")
+    if A.device != x.device:
+        raise ValueError(f"A is on {A.device}, x on {x.device}: move one of them")
 
 
 def canonical_map(name: str, B: Tensor, batch: int, length: int | None, channels: int, x: Tensor, state: int) -> Tensor:
@@ -89,15 +91,12 @@ def canonical_map(name: str, B: Tensor, batch: int, length: int | None, channels
     if B.dim() == len(lead) + 1:
         check_rows(name, B, (*lead, state), f"{meaning}, state)", x)
         return B.unsqueeze(-2)
-    require(
-        B.dim() == len(lead) + 2,
-        f"{name} must be {meaning}[, groups], state) or (channels, state), got {tuple(B.shape)}",
-    )
+    if B.dim() != len(lead) + 2:
+        raise ValueError(f"{name} must be {meaning}[, groups], state) or (channels, state), got {tuple(B.shape)}")
     groups = B.shape[-2]
     check_rows(name, B, (*lead, groups, state), f"{meaning}, groups, state)", x)
-    require(
-        groups > 0 and channels % groups == 0, f"{name} has {groups} groups, which do not divide {channels} channels"
-    )
+    if groups < 1 or channels % groups:
+        raise ValueError(f"{name} has {groups} groups, which do not divide {channels} channels")
     return B
 
 
@@ -114,7 +113,8 @@ def check_state(name: str, state: Tensor | None, batch: int, A: Tensor, x: Tenso
     if state is None:
         return
     check_rows(name, state, (batch, *A.shape), "(batch, channels, state)", x)
-    require(state.dtype == compute_dtype(x), f"{name} must be {compute_dtype(x)}, got {state.dtype}: call .float()")
+    if state.dtype != compute_dtype(x):
+        raise ValueError(f"{name} must be {compute_dtype(x)}, got {state.dtype}: call .to({compute_dtype(x)})")
 
 
 def scan_arguments(
@@ -133,9 +133,11 @@ def scan_arguments(
     discretization: str = "euler",
 ) -> ScanArguments:
     """Check everything; ValueError says which argument is wrong, what was expected and what to do."""
-    require(x.dim() == 3, f"x must be (batch, length, channels), got {tuple(x.shape)}")
+    if x.dim() != 3:
+        raise ValueError(f"x must be (batch, length, channels), got {tuple(x.shape)}")
+    if x.numel() == 0:
+        raise ValueError(f"x must not be empty, got {tuple(x.shape)}")
     batch, length, channels = x.shape
-    require(batch >= 1 and length >= 1 and channels >= 1, f"x must not be empty, got {tuple(x.shape)}")
     shape, meaning = tuple(x.shape), "x's shape (batch, length, channels)"
     check_rows("x", x, shape, meaning, x)
     check_rows("dt", dt, shape, meaning, x)

@@ -8,6 +8,7 @@
 "auto" takes `reference` for fp64, else `cpu` on the CPU; on CUDA `cuda` for what it serves, else `triton`.
 """
 
+import functools
 import importlib
 import importlib.metadata
 import importlib.util
@@ -26,7 +27,11 @@ PACKAGES = {"reference": "reference", "cpu": "cpu", "triton": "gpu_triton", "cud
 
 @contextmanager
 def preferred(kernel: str, backend: str) -> Iterator[None]:
-    """Within it "auto" means `backend` for this kernel, in all threads: so a benchmark compares backends of a model."""
+    """Within it "auto" means `backend` for this kernel, in all threads: so a benchmark compares backends of a model.
+
+    What "auto" means is settled when a kernel is called: its backward pass uses the same backend, within or outside.
+    (Activation checkpointing calls it again in the backward pass, which must then be within, too.)
+    """
     before = _preferred.get(kernel, "auto")
     _preferred[kernel] = backend
     try:
@@ -35,6 +40,12 @@ def preferred(kernel: str, backend: str) -> Iterator[None]:
         _preferred[kernel] = before
 
 
+def requested(kernel: str, backend: str) -> str:
+    """What a call for this backend asks for: inside `preferred` "auto" is the preferred one, else as it was given."""
+    return _preferred.get(kernel, "auto") if backend == "auto" else backend
+
+
+@functools.cache
 def load(kernel: str, backend: str) -> ModuleType:
     """Import a backend's module for a kernel ("scan", "conv", "norm"); ValueError if there is none."""
     if backend not in PACKAGES:
@@ -46,33 +57,30 @@ def load(kernel: str, backend: str) -> ModuleType:
     return importlib.import_module(name)
 
 
-def candidates(kernel: str, requested: str, x: Tensor) -> list[str]:
-    """Backends to try in order."""
-    if requested == "auto":
-        requested = _preferred.get(kernel, "auto")
-    if requested != "auto":
-        return [requested]
+def candidates(kernel: str, backend: str, x: Tensor) -> list[str]:
+    """Backends to try in order; `preferred` plays no part here (see `requested`)."""
+    if backend != "auto":
+        return [backend]
     if x.dtype == torch.float64:
         return ["reference"]
     if x.device.type == "cpu":
         return ["cpu"]
     if x.device.type == "cuda":
-        present = importlib.util.find_spec("dnamamba_kernels.gpu_cuda") is not None
-        return ["cuda", "triton"] if kernel == "scan" and present else ["triton"]
+        return ["cuda", "triton"] if kernel == "scan" and _has_cuda_sources() else ["triton"]
     raise ValueError(f"no kernel for device {x.device}: pass backend='reference' to run plain PyTorch")
 
 
-def choose(kernel: str, requested: str, x: Tensor, *others: Tensor) -> ModuleType:
+def choose(kernel: str, backend: str, x: Tensor, *others: Tensor) -> ModuleType:
     """The module that will run this kernel on these tensors; ValueError with every reason if none can."""
     reasons = []
-    for backend in candidates(kernel, requested, x):
-        reason = _device_mismatch(backend, x)
+    for candidate in candidates(kernel, backend, x):
+        reason = _device_mismatch(candidate, x)
         if reason is None:
-            module = load(kernel, backend)
+            module = load(kernel, candidate)
             reason = module.supports(x, *others) if hasattr(module, "supports") else None
             if reason is None:
                 return module
-        reasons.append(f"{backend}: {reason}")
+        reasons.append(f"{candidate}: {reason}")
     raise ValueError(f"no backend can run this {kernel} ({'; '.join(reasons)})")
 
 
@@ -85,10 +93,14 @@ def describe(device: torch.device | str) -> str:
         return f"scan: {scan}, conv and norm: PyTorch {torch.__version__}"
     if device.type == "cuda":
         triton = f"triton {importlib.metadata.version('triton')}"
-        present = importlib.util.find_spec("dnamamba_kernels.gpu_cuda") is not None
-        scan = f"cuda (NVRTC {torch.version.cuda}) or {triton}" if present else triton
+        scan = f"cuda (NVRTC {torch.version.cuda}) or {triton}" if _has_cuda_sources() else triton
         return f"scan: {scan}, conv and norm: {triton}, on {torch.cuda.get_device_name(device)}"
     return f"no kernels for {device.type}: backend='reference' (PyTorch {torch.__version__}) only"
+
+
+@functools.cache
+def _has_cuda_sources() -> bool:
+    return importlib.util.find_spec("dnamamba_kernels.gpu_cuda") is not None
 
 
 def _device_mismatch(backend: str, x: Tensor) -> str | None:

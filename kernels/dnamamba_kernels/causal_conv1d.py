@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from dnamamba_kernels import backends
-from dnamamba_kernels.arguments import check_rows, check_sequence_ids, compute_dtype, require, unit_stride
+from dnamamba_kernels.arguments import check_rows, check_sequence_ids, compute_dtype, unit_stride
+from dnamamba_kernels.eager import differentiable
 
 MAX_WIDTH = 8
 
@@ -33,9 +34,8 @@ def causal_conv1d(
         bias: (channels,).
         activation: "silu" or None.
         initial_state: (batch, width − 1, channels) in x's dtype: the inputs before the first position in scan
-            direction, the
-            earliest in time first (so in reverse row 0 lies farthest to the right); zeros if None. Belongs to the
-            first sequence id.
+            direction, the earliest in time first (so in reverse row 0 lies farthest to the right); zeros if None.
+            Belongs to the first sequence id.
         sequence_ids: (batch, length) int32; taps do not reach over a change of id.
         reverse: from the last position to the first (anticausal).
         backend: "auto", "reference", "cpu" or "triton".
@@ -47,14 +47,17 @@ def causal_conv1d(
     Raises:
         ValueError: a shape, dtype, device or stride is wrong, or the backend cannot run this.
     """
-    require(x.dim() == 3, f"x must be (batch, length, channels), got {tuple(x.shape)}")
-    batch, length, channels = x.shape
-    require(batch >= 1 and length >= 1 and channels >= 1, f"x must not be empty, got {tuple(x.shape)}")
+    if x.dim() != 3:
+        raise ValueError(f"x must be (batch, length, channels), got {tuple(x.shape)}")
+    if x.numel() == 0:
+        raise ValueError(f"x must not be empty, got {tuple(x.shape)}")
+    batch, _, channels = x.shape
     check_rows("x", x, tuple(x.shape), "(batch, length, channels)", x)
     width = _check_weights(x, weight, bias, activation)
     _check_state("initial_state", initial_state, (batch, width - 1, channels), x)
     check_sequence_ids(sequence_ids, x)
-    return conv_op(x, weight, bias, initial_state, sequence_ids, activation or "none", reverse, backend)
+    backend = backends.requested("conv", backend)
+    return _conv(x, weight, bias, initial_state, sequence_ids, activation or "none", reverse, backend)
 
 
 def causal_conv1d_step(
@@ -71,7 +74,8 @@ def causal_conv1d_step(
     Raises:
         ValueError: a shape, dtype, device or stride is wrong.
     """
-    require(x.dim() == 2, f"x must be (batch, channels), got {tuple(x.shape)}")
+    if x.dim() != 2:
+        raise ValueError(f"x must be (batch, channels), got {tuple(x.shape)}")
     check_rows("x", x, tuple(x.shape), "(batch, channels)", x)
     width = _check_weights(x, weight, bias, activation)
     _check_state("state", state, (x.shape[0], width - 1, x.shape[1]), x)
@@ -86,21 +90,21 @@ def causal_conv1d_step(
 def _check_weights(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None) -> int:
     channels = x.shape[-1]
     shape = tuple(weight.shape)
-    require(
-        weight.dim() == 2 and shape[0] == channels and 2 <= shape[1] <= MAX_WIDTH,
-        f"weight must be (channels={channels}, width 2…{MAX_WIDTH}), got {shape}",
-    )
+    if len(shape) != 2 or shape[0] != channels or not 2 <= shape[1] <= MAX_WIDTH:
+        raise ValueError(f"weight must be (channels={channels}, width 2…{MAX_WIDTH}), got {shape}")
     check_rows("weight", weight, shape, "(channels, width)", x)
     if bias is not None:
         check_rows("bias", bias, (channels,), "(channels,)", x)
-    require(activation in ("silu", None), f"activation must be 'silu' or None, got {activation!r}")
+    if activation not in ("silu", None):
+        raise ValueError(f"activation must be 'silu' or None, got {activation!r}")
     return shape[1]
 
 
 def _check_state(name: str, state: Tensor | None, shape: tuple[int, ...], x: Tensor) -> None:
     if state is not None:
         check_rows(name, state, shape, "(batch, width − 1, channels)", x)
-        require(state.dtype == x.dtype, f"{name} must have x's dtype {x.dtype}, got {state.dtype}")
+        if state.dtype != x.dtype:
+            raise ValueError(f"{name} must have x's dtype {x.dtype}, got {state.dtype}")
 
 
 @torch.library.custom_op("dnamamba_kernels::causal_conv1d", mutates_args=())
@@ -178,3 +182,6 @@ def _backward(ctx, dy, dfinal_state):
 
 
 conv_op.register_autograd(_backward, setup_context=_setup_context)
+
+
+_conv = differentiable(conv_op, _setup_context, _backward)

@@ -2,6 +2,7 @@
 
 import importlib.util
 import sys
+from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 from torch import Tensor
@@ -62,6 +63,8 @@ def install() -> None:
     if "mamba_ssm" in sys.modules or importlib.util.find_spec("mamba_ssm") is not None:
         raise RuntimeError("mamba_ssm is installed: uninstall it, or import dnamamba_kernels.compat.selective_scan_fn")
     package, ops, module = (ModuleType(name) for name in ("mamba_ssm", "mamba_ssm.ops", interface))
+    for each in (package, ops, module):  # with a spec, importlib.util.find_spec finds them
+        each.__spec__ = ModuleSpec(each.__name__, None, is_package=each is not module)
     package.__path__, ops.__path__ = [], []
     package.ops, ops.selective_scan_interface = ops, module  # type: ignore[attr-defined]
     module.selective_scan_fn = selective_scan_fn  # type: ignore[attr-defined]

@@ -2,9 +2,9 @@
 
 A scan over a long sequence is three steps, the first and last of which are parallel over chunks of the length:
 
-    dt_sums, end_states       = chunk_summaries(…)                  what each chunk does to a state: h ↦
-    exp(A·dt_sum)·h + end chunk_states, final_state = propagate(dt_sums, end_states, A)   the state that enters each
-    chunk y                         = chunk_outputs(…, chunk_states)
+    dt_sums, end_states       = chunk_summaries(…)                 a chunk makes of a state h: exp(A·dt_sum)·h + end
+    chunk_states, final_state = propagate(dt_sums, end_states, A)  the state that enters each chunk
+    y                         = chunk_outputs(…, chunk_states)
 
 and so is its gradient, against time, with g = dL/d(state):
 
@@ -16,7 +16,8 @@ and so is its gradient, against time, with g = dL/d(state):
 has dt_sum = Σ_k dt_sums[:, k] and, as end state, propagate(…)'s final state from zero. The ranks gather these two
 small tensors, stack them as chunks, `propagate` over ranks, and each takes its row as the initial state of its own
 `propagate`, then `chunk_outputs`. The gradient goes likewise, the ranks in the other order; dA, dD and ddt_bias are
-then summed over ranks. Nothing is scanned twice.
+then summed over ranks. No phase runs twice (but CUDA's `chunk_gradients` begins with one more pass of outputs, which
+rebuilds the states within chunks).
 With sequence ids, a rank cannot see the id before its first position: where the id changes at a border, set the
 slice's dt_sum (forward: of the later slice; backward too) to +inf, and the state and the adjoint that cross the
 border to zero.
@@ -36,7 +37,7 @@ import torch
 from torch import Tensor
 
 from dnamamba_kernels import backends
-from dnamamba_kernels.arguments import check_rows, check_state, require, scan_arguments
+from dnamamba_kernels.arguments import check_decay, check_rows, check_state, compute_dtype, scan_arguments
 from dnamamba_kernels.options import ScanOptions
 from dnamamba_kernels.selective_scan import chunk_for
 
@@ -57,7 +58,7 @@ class ChunkGradients(NamedTuple):
 def default_chunk(x: Tensor, A: Tensor, B: Tensor, C: Tensor, *, backend: str = "auto") -> int:
     """Positions per chunk that the backend's table gives for these shapes."""
     a = scan_arguments(x, x, A, B, C)
-    return chunk_for(backends.choose("scan", backend, a.x, a.A, a.B, a.C), a.x, a.A, a.B, a.C)
+    return chunk_for(_choose(backend, a.x, a.A, a.B, a.C, 1), a.x, a.A, a.B, a.C)
 
 
 @torch.no_grad()
@@ -103,12 +104,12 @@ def propagate(
         chunk_states (batch, chunks, channels, state), the state that enters each chunk, and final_state
         (batch, channels, state). With reverse the last chunk in memory comes first.
     """
-    require(
-        end_states.dim() == 4, f"end_states must be (batch, chunks, channels, state), got {tuple(end_states.shape)}"
-    )
-    batch, chunks, channels, state = end_states.shape
-    check_rows("dt_sums", dt_sums, (batch, chunks, channels), "(batch, chunks, channels)", end_states)
-    check_rows("A", A, (channels, state), "(channels, state)", end_states)
+    if end_states.dim() != 4:
+        raise ValueError(f"end_states must be (batch, chunks, channels, state), got {tuple(end_states.shape)}")
+    batch, chunks, channels, _ = end_states.shape
+    check_decay(A, channels, end_states)
+    _check_computed("end_states", end_states, (batch, chunks, *A.shape), "(batch, chunks, channels, state)", end_states)
+    _check_computed("dt_sums", dt_sums, (batch, chunks, channels), "(batch, chunks, channels)", end_states)
     check_state("initial_state", initial_state, batch, A, end_states)
     module = _choose(backend, end_states, A, A, A, 1)
     return module.propagate(dt_sums, end_states, A, initial_state, ScanOptions(reverse=reverse))
@@ -205,10 +206,23 @@ def chunk_gradients(
 
 
 def _choose(backend: str, x: Tensor, A: Tensor, B: Tensor, C: Tensor, chunk: int) -> ModuleType:
-    require(chunk >= 1, f"chunk must be at least 1 position, got {chunk}")
-    return backends.choose("scan", backend, x, A, B, C)
+    _check_chunk(chunk)
+    return backends.choose("scan", backends.requested("scan", backend), x, A, B, C)
+
+
+def _check_chunk(chunk: int) -> None:
+    if chunk < 1:
+        raise ValueError(f"chunk must be at least 1 position, got {chunk}")
 
 
 def _check_chunked(name: str, states: Tensor, x: Tensor, A: Tensor, chunk: int) -> None:
+    _check_chunk(chunk)
     shape = (x.shape[0], -(-x.shape[1] // chunk), *A.shape)
-    check_rows(name, states, shape, "(batch, chunks, channels, state)", x)
+    _check_computed(name, states, shape, "(batch, chunks, channels, state)", x)
+
+
+def _check_computed(name: str, values: Tensor, shape: tuple[int, ...], meaning: str, x: Tensor) -> None:
+    """Check what an earlier phase computed: as `check_rows`, and in the compute dtype."""
+    check_rows(name, values, shape, meaning, x)
+    if values.dtype != compute_dtype(x):
+        raise ValueError(f"{name} must be {compute_dtype(x)}, got {values.dtype}: call .to({compute_dtype(x)})")

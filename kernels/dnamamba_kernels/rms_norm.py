@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from dnamamba_kernels import backends
-from dnamamba_kernels.arguments import check_rows, require, unit_stride
+from dnamamba_kernels.arguments import check_rows, unit_stride
+from dnamamba_kernels.eager import differentiable
 
 
 def rms_norm(
@@ -35,7 +36,8 @@ def rms_norm(
     Raises:
         ValueError: a shape, dtype, device or stride is wrong, or the backend cannot run this.
     """
-    require(x.dim() >= 1 and x.numel() > 0, f"x must be (…, dim), not empty, got {tuple(x.shape)}")
+    if x.dim() < 1 or x.numel() == 0:
+        raise ValueError(f"x must be (…, dim), not empty, got {tuple(x.shape)}")
     shape = tuple(x.shape)
     check_rows("x", x, shape, "(…, dim)", x)
     check_rows("weight", weight, shape[-1:], "(dim,)", x)
@@ -43,12 +45,13 @@ def rms_norm(
     if residual is not None:
         check_rows("residual", residual, shape, "x's shape", x)
         dtype = residual.dtype
-        require(dtype in (x.dtype, torch.float32), f"residual must be {x.dtype} like x or float32, got {dtype}")
+        if dtype not in (x.dtype, torch.float32):
+            raise ValueError(f"residual must be {x.dtype} like x or float32, got {dtype}")
     if residual_in_fp32 and dtype != torch.float64:
         dtype = torch.float32
     rows = x.reshape(-1, shape[-1])
     residual = None if residual is None else residual.reshape(-1, shape[-1])
-    y, new_residual, _ = norm_op(rows, weight, residual, eps, dtype, backend)
+    y, new_residual, _ = _norm(rows, weight, residual, eps, dtype, backends.requested("norm", backend))
     return y.view(shape), new_residual.view(shape)
 
 
@@ -98,3 +101,6 @@ def _backward(ctx, dy, dnew_residual, _):
 
 
 norm_op.register_autograd(_backward, setup_context=_setup_context)
+
+
+_norm = differentiable(norm_op, _setup_context, _backward)

@@ -19,11 +19,11 @@ from dnamamba_kernels.arguments import (
     check_rows,
     check_state,
     compute_dtype,
-    require,
     scan_arguments,
     scan_options,
     unit_stride,
 )
+from dnamamba_kernels.eager import differentiable
 from dnamamba_kernels.options import ScanOptions
 
 
@@ -71,7 +71,7 @@ def selective_scan(
         ValueError: a shape, dtype, device or stride is wrong, A is complex, or the backend cannot run this.
     """
     a = scan_arguments(x, dt, A, B, C, D, z, dt_bias, initial_state, sequence_ids, dt_softplus, reverse, discretization)
-    y, final_state, _ = scan_op(*a[:-1], *a.options, backend)
+    y, final_state, _ = _scan(*a[:-1], *a.options, backends.requested("scan", backend))
     return y, final_state
 
 
@@ -101,7 +101,8 @@ def selective_scan_step(
     Raises:
         ValueError: a shape, dtype, device or stride is wrong, or A is complex.
     """
-    require(x.dim() == 2, f"x must be (batch, channels), got {tuple(x.shape)}")
+    if x.dim() != 2:
+        raise ValueError(f"x must be (batch, channels), got {tuple(x.shape)}")
     batch, channels = x.shape
     options = scan_options(dt_softplus, False, discretization)
     check_rows("x", x, (batch, channels), "(batch, channels)", x)
@@ -137,8 +138,7 @@ def selective_scan_step(
 
 
 def _plan(x: Tensor, A: Tensor, B: Tensor, C: Tensor, backend: str) -> tuple[ModuleType, int]:
-    """The backend's module and its chunk; the same for forward and backward, as both depend on shapes and dtypes
-    only."""
+    """The backend's module and its chunk, from shapes, dtypes and devices only: the same for forward and backward."""
     module = backends.choose("scan", backend, x, A, B, C)
     return module, chunk_for(module, x, A, B, C)
 
@@ -255,3 +255,6 @@ def _backward(ctx, dy, dfinal_state, _):
 
 
 scan_op.register_autograd(_backward, setup_context=_setup_context)
+
+
+_scan = differentiable(scan_op, _setup_context, _backward)

@@ -4,10 +4,9 @@ outer loop.
 Two layers, in one file because numba's cache on disk watches only the file that a function is written in:
 
 * bodies in a few lines of vector arithmetic (`Lanes`), emitted as LLVM vectors by `@vector_code`. LLVM cuts them to
-what the
-  machine has (AVX2, AVX-512, NEON), so speed does not hang on its auto-vectoriser;
+  what the machine has (AVX2, AVX-512, NEON), so speed does not hang on its auto-vectoriser;
 * `forward_blocks` and `backward_blocks`, plain numba loops over chunks, tiles of TILE positions and blocks of LANES
-channels.
+  channels.
 
 The forward pass needs one exp2 (polynomial, 2 ulp) and three fused multiply-adds an element. The backward pass
 recomputes a tile's states from the state that enters its chunk, keeps them and the decays in L2 cache, and walks the

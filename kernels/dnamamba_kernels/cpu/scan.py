@@ -9,6 +9,7 @@ first. The first call compiles (seconds), later processes load the code from num
 the user's cache folder, or where NUMBA_CACHE_DIR says.
 """
 
+import functools
 import importlib.util
 import math
 from types import ModuleType
@@ -29,11 +30,16 @@ SMALLEST_DECAY = 1e-20  # |A| from which on zoh divides by it
 
 def supports(x: Tensor, A: Tensor, B: Tensor, C: Tensor) -> str | None:
     """None for data on the CPU in at most fp32, where numba is installed."""
-    if importlib.util.find_spec("numba") is None:
+    if not _has_numba():
         return "numba is not installed: pip install numba, or pass backend='reference'"
     if torch.float64 in (x.dtype, B.dtype, C.dtype):
         return "float64 is not served: pass backend='reference'"
     return None
+
+
+@functools.cache
+def _has_numba() -> bool:
+    return importlib.util.find_spec("numba") is not None
 
 
 def chunk_length(batch: int, length: int, channels: int, state: int, groups: int) -> int:

@@ -2,9 +2,10 @@
 
 The machine code is kept on disk, one file a (source, options, architecture, NVRTC version), so that only the first
 process on a machine compiles (a second a kernel). The folder is $DNAMAMBA_KERNEL_CACHE, else dnamamba_kernels under the
-user's cache folder.
+user's cache folder, else in the folder for temporary files.
 """
 
+import contextlib
 import ctypes
 import functools
 import glob
@@ -91,13 +92,23 @@ def cache_folder() -> Path:
     """Where compiled kernels are kept between processes."""
     if chosen := os.environ.get("DNAMAMBA_KERNEL_CACHE"):
         return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dnamamba_kernels"
+    if chosen := os.environ.get("XDG_CACHE_HOME"):
+        return Path(chosen) / "dnamamba_kernels"
+    try:
+        return Path.home() / ".cache" / "dnamamba_kernels"
+    except RuntimeError:  # this user has no home, as in some containers
+        return Path(tempfile.gettempdir()) / "dnamamba_kernels"
+
+
+def cubin_path(source: str, options: Sequence[str], architecture: str) -> Path:
+    """Where `cached_cubin` keeps its result."""
+    key = hashlib.sha256("\0".join([source, *options, architecture, str(version())]).encode()).hexdigest()
+    return cache_folder() / f"{key}.cubin"
 
 
 def cached_cubin(source: str, options: Sequence[str], architecture: str) -> bytes:
     """`compile_cubin`, or its result in an earlier process. A read-only folder costs a compilation only."""
-    key = hashlib.sha256("\0".join([source, *options, architecture, str(version())]).encode()).hexdigest()
-    path = cache_folder() / f"{key}.cubin"
+    path = cubin_path(source, options, architecture)
     try:
         return path.read_bytes()
     except OSError:
@@ -112,6 +123,17 @@ def cached_cubin(source: str, options: Sequence[str], architecture: str) -> byte
     except OSError:
         pass
     return cubin
+
+
+def load_cubin(source: str, options: Sequence[str], architecture: str) -> ctypes.c_void_p:
+    """The module of `cached_cubin`; a kept file that does not load (cut short, say) is compiled again, once."""
+    module = ctypes.c_void_p()
+    if _driver().cuModuleLoadData(ctypes.byref(module), cached_cubin(source, options, architecture)):
+        with contextlib.suppress(OSError):
+            cubin_path(source, options, architecture).unlink()
+        cubin = cached_cubin(source, options, architecture)
+        _check_driver(_driver().cuModuleLoadData(ctypes.byref(module), cubin), "loading the compiled kernels")
+    return module
 
 
 class Kernel:
@@ -139,9 +161,7 @@ class Module:
     def __init__(self, source: str, options: Sequence[str], device: int) -> None:
         torch.cuda.current_stream(device).synchronize()  # makes sure that the device's context exists and is current
         major, minor = torch.cuda.get_device_capability(device)
-        cubin = cached_cubin(source, options, f"sm_{major}{minor}")
-        self._module = ctypes.c_void_p()
-        _check_driver(_driver().cuModuleLoadData(ctypes.byref(self._module), cubin), "loading the compiled kernels")
+        self._module = load_cubin(source, options, f"sm_{major}{minor}")
         self._kernels: dict[str, Kernel] = {}
 
     def __getitem__(self, name: str) -> Kernel:

@@ -314,7 +314,9 @@ def conv_backward(
             BLOCK_T=config.block_t, BLOCK_C=config.block_c, UNROLL=config.unroll, num_warps=config.num_warps,
         )  # fmt: skip
     sums = partials.sum(dim=0)
-    return dx, sums[:width].t().contiguous(), None if bias is None else sums[width], dinitial
+    # a copy even where the transpose of one channel is contiguous: results of an operator may not share memory
+    dweight = sums[:width].t().clone(memory_format=torch.contiguous_format)
+    return dx, dweight, None if bias is None else sums[width], dinitial
 
 
 def _contiguous(tensor: torch.Tensor | None) -> torch.Tensor | None:

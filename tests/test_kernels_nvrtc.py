@@ -1,0 +1,76 @@
+"""The folder of compiled CUDA kernels, without CUDA: the compiler and the driver are stand-ins."""
+
+import ctypes
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from dnamamba_kernels.gpu_cuda import nvrtc
+
+
+class Driver:
+    """Loads the one cubin that is whole."""
+
+    def __init__(self):
+        self.loaded = []
+
+    def cuModuleLoadData(self, module, cubin):
+        self.loaded.append(cubin)
+        return 0 if cubin == b"whole" else 200
+
+    def cuGetErrorString(self, code, text):
+        return 1
+
+
+@pytest.fixture
+def compiled(monkeypatch, tmp_path):
+    """(driver, list of the architectures compiled for), with an empty folder."""
+    driver, calls = Driver(), []
+
+    def compile_cubin(source, options, architecture):
+        calls.append(architecture)
+        return source.encode()
+
+    monkeypatch.setattr(nvrtc, "_driver", lambda: driver)
+    monkeypatch.setattr(nvrtc, "version", lambda: (13, 0))
+    monkeypatch.setattr(nvrtc, "compile_cubin", compile_cubin)
+    monkeypatch.setenv("DNAMAMBA_KERNEL_CACHE", str(tmp_path / "kernels"))
+    return driver, calls
+
+
+def test_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("DNAMAMBA_KERNEL_CACHE", str(tmp_path))
+    assert nvrtc.cache_folder() == tmp_path
+    monkeypatch.delenv("DNAMAMBA_KERNEL_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert nvrtc.cache_folder() == tmp_path / "dnamamba_kernels"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", lambda: tmp_path / "me")
+    assert nvrtc.cache_folder() == tmp_path / "me" / ".cache" / "dnamamba_kernels"
+
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", homeless)
+    assert nvrtc.cache_folder() == Path(tempfile.gettempdir()) / "dnamamba_kernels"
+
+
+def test_a_file_that_does_not_load_is_compiled_again(compiled):
+    driver, calls = compiled
+    assert isinstance(nvrtc.load_cubin("whole", [], "sm_90"), ctypes.c_void_p)
+    nvrtc.load_cubin("whole", [], "sm_90")
+    assert calls == ["sm_90"]
+    path = nvrtc.cubin_path("whole", [], "sm_90")
+    path.write_bytes(b"who")
+    nvrtc.load_cubin("whole", [], "sm_90")
+    assert calls == ["sm_90"] * 2
+    assert driver.loaded == [b"whole", b"whole", b"who", b"whole"]
+    assert path.read_bytes() == b"whole"
+
+
+def test_what_never_loads_is_an_error_after_one_more_try(compiled):
+    driver, _ = compiled
+    with pytest.raises(RuntimeError, match="CUDA driver error 200 while loading the compiled kernels"):
+        nvrtc.load_cubin("broken", [], "sm_90")
+    assert len(driver.loaded) == 2
