@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dnamamba.report.figures import save_png
+
 
 def plot_learning_curve(
     rows: Sequence[Mapping[str, str]], path: Path, *, title: str, markov: float | None = None
@@ -32,6 +34,4 @@ def plot_learning_curve(
     axes.set(title=title, xlabel="bases seen (millions)", ylabel="bits per base (A, C, G, T only)")
     axes.grid(alpha=0.3)
     axes.legend()
-    partial = path.with_name(f".{path.name}.partial")
-    figure.savefig(partial, dpi=120, format="png")
-    partial.replace(path)
+    save_png(figure, path)

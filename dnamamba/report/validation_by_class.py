@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dnamamba.report.figures import save_png
+
 MOST_CONTIGS = 30
 """Bars of contigs at most: those with the most bases."""
 _SMALL_GROUPS = {"genome": "genome", "repeat": "repeats", "cpg": "CpG", "annotation": "exons"}
@@ -66,9 +68,7 @@ def plot_validation_by_class(
             draw(markov, color="tab:gray", linestyle="--", label=f"best Markov model, {markov:.4f}")
     if overall or markov is not None:
         panels[0].legend()
-    partial = path.with_name(f".{path.name}.partial")
-    figure.savefig(partial, dpi=120, format="png")
-    partial.replace(path)
+    save_png(figure, path)
 
 
 def _bars(axes: Any, labels: Sequence[str], rows: Sequence[Mapping[str, str]], color: str) -> None:

@@ -52,6 +52,13 @@ class GenomeSettings:
     annotation: Path | None = None
 
 
+def bed_or_pattern(text: str, folder: Path) -> str:
+    """A BED file by its absolute path (relative ones lie in `folder`), so that it is found from anywhere; a contig
+    pattern as it is."""
+    path = (folder / text).absolute()
+    return str(path) if text.endswith(".bed") or path.is_file() else text
+
+
 def read_mixture(path: Path) -> list[GenomeSettings]:
     """The genomes in the file's order, paths made absolute; that they exist is checked where they are opened.
 
@@ -107,11 +114,8 @@ def _genome(path: Path, name: Any, values: Any) -> GenomeSettings:
     def absolute(text: str) -> Path:
         return (path.parent / text).absolute()
 
-    def bed_or_pattern(text: str) -> str:
-        return str(absolute(text)) if text.endswith(".bed") or absolute(text).is_file() else text
-
     def splits(key: str) -> list[str] | None:
-        return [bed_or_pattern(text) for text in lists[key] or []] or None
+        return [bed_or_pattern(text, path.parent) for text in lists[key] or []] or None
 
     return GenomeSettings(
         name,

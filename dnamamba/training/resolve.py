@@ -13,6 +13,7 @@ import torch
 from dnamamba.errors import InputError
 from dnamamba.genome.markov import MAX_ORDER
 from dnamamba.model.config import ModelConfig, preset
+from dnamamba.training.mixture_file import bed_or_pattern
 from dnamamba.training.settings import ModelSettings, PretrainSettings, RunSettings
 
 DEMO_STEPS, DEMO_LENGTH, DEMO_BATCH_TOKENS = 600, 1024, 4096
@@ -56,9 +57,9 @@ def resolve(settings: PretrainSettings) -> RunSettings:
         settings,
         genome=settings.genome and [path.absolute() for path in settings.genome],
         mixture=settings.mixture and settings.mixture.absolute(),
-        train=_bed_or_pattern(settings.train),
-        validation=_bed_or_pattern(settings.validation),
-        test=_bed_or_pattern(settings.test),
+        train=_beds_or_patterns(settings.train),
+        validation=_beds_or_patterns(settings.validation),
+        test=_beds_or_patterns(settings.test),
         exclude=settings.exclude and [path.absolute() for path in settings.exclude],
         annotation=settings.annotation and settings.annotation.absolute(),
         store=settings.store and settings.store.absolute(),
@@ -122,9 +123,8 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def _bed_or_pattern(items: list[str] | None) -> list[str] | None:
-    """BED files by their absolute paths, so that the run folder's config.yaml holds anywhere; patterns as they are."""
-    return items and [str(Path(item).absolute()) if Path(item).is_file() else item for item in items]
+def _beds_or_patterns(items: list[str] | None) -> list[str] | None:
+    return items and [bed_or_pattern(item, Path.cwd()) for item in items]
 
 
 def _or(value: Any, default: Any) -> Any:

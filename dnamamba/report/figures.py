@@ -1,0 +1,14 @@
+"""What all pictures share. matplotlib is imported by who draws, when they draw."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def save_png(figure: "Figure", path: Path) -> None:
+    """The whole picture or nothing appears under this name."""
+    partial = path.with_name(f".{path.name}.partial")
+    figure.savefig(partial, dpi=120, format="png")
+    partial.replace(path)
