@@ -5,6 +5,14 @@ import sys
 
 VERBS = {
     "pretrain": "train a language model on a genome (no arguments: a demo on E. coli)",
+    "finetune": "train a classifier: species, sequences or variants",
+    "predict": "class probabilities of a fine-tuned model on FASTA, BED or tables",
+    "likelihood": "per-position likelihoods of a genome as bigWig tracks and tables",
+    "score": "zero-shot scores of the variants of a VCF",
+    "mutagenesis": "all single-base changes of a region, as a matrix and a picture",
+    "embed": "embeddings of regions or sequences",
+    "generate": "sample sequences from a model",
+    "info": "show what a checkpoint was trained on, and its metrics",
     "doctor": "show versions, devices and kernels; verify token stores",
 }
 """verb (a module of this package with `main(arguments)`) -> what `dnamamba --help` says about it."""

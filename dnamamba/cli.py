@@ -25,7 +25,7 @@ import os
 import re
 import sys
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -147,6 +147,29 @@ class Parser(jsonargparse.ArgumentParser):
         if configs and re.match(r"Problems parsing config|Unexpected config", message):
             return f"{configs}: not a YAML mapping of flags to values: {_spaces(message.partition(':')[2])}"
         return _spaces(message)
+
+
+def settings_parser(
+    prog: str, settings: type, *, lists: Mapping[str, Callable[[str], Any]], switches: Sequence[str] = ()
+) -> Parser:
+    """A parser with a flag for every field of the dataclass `settings`: its docstring the help, its value the default.
+
+    Args:
+        prog: what the user typed, for example `"python -m dnamamba.pretrain"`.
+        lists: flags that take one value or many behind them, and the type of each value; jsonargparse alone would want
+            a YAML list.
+        switches: flags that stand alone.
+    """
+    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = Parser(prog=prog, description=settings.__doc__)
+    parser.add_argument("--config", action="config", help="YAML file with any of these flags; flags win over it.")
+    documented = attribute_docstrings(settings)
+    for name, kind in lists.items():
+        parser.add_argument(f"--{name}", nargs="+", type=kind, help=documented[name])
+    for name in switches:
+        parser.add_argument(f"--{name}", action="store_true", help=documented[name])
+    parser.add_class_arguments(settings, as_group=False, skip={*lists, *switches})
+    return parser
 
 
 class _Help(jsonargparse.DefaultHelpFormatter):

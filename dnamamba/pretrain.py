@@ -7,31 +7,18 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
-from jsonargparse import Namespace, set_parsing_settings
+from jsonargparse import Namespace
 
 from dnamamba import cli
 from dnamamba.training.settings import ModelSettings, PretrainSettings
 
-_LISTS = ("genome", "contigs", "train", "validation", "test", "exclude")
-"""Flags that take one value or many behind them; jsonargparse alone would want a YAML list."""
-
+_LISTS = {"genome": Path, "exclude": Path, "contigs": str, "train": str, "validation": str, "test": str}
 _SWITCHES = ("verify", "pack", "dry_run", "profile", "resume")
-"""Flags that stand alone."""
 
 
 def build_parser() -> cli.Parser:
     """The command line: every field of `PretrainSettings` is a flag, its docstring the help."""
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = cli.Parser(prog="python -m dnamamba.pretrain", description=PretrainSettings.__doc__)
-    parser.add_argument("--config", action="config", help="YAML file with any of these flags; flags win over it.")
-    documented = cli.attribute_docstrings(PretrainSettings)
-    for name in _LISTS:
-        kind = Path if name in ("genome", "exclude") else str
-        parser.add_argument(f"--{name}", nargs="+", type=kind, help=documented[name])
-    for name in _SWITCHES:
-        parser.add_argument(f"--{name}", action="store_true", help=documented[name])
-    parser.add_class_arguments(PretrainSettings, as_group=False, skip={*_LISTS, *_SWITCHES})
-    return parser
+    return cli.settings_parser("python -m dnamamba.pretrain", PretrainSettings, lists=_LISTS, switches=_SWITCHES)
 
 
 def main(arguments: list[str] | None = None) -> None:

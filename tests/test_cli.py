@@ -10,6 +10,7 @@ from typing import Literal
 import pytest
 
 from dnamamba import cli
+from dnamamba.__main__ import VERBS
 from dnamamba.errors import InputError
 
 
@@ -198,7 +199,8 @@ class TestVerbs:
     def test_unknown_verb(self):
         done = dnamamba("pretrian")
         assert (done.returncode, done.stdout) == (2, "")
-        assert done.stderr == "error: unknown verb 'pretrian': expected one of pretrain, doctor (see dnamamba --help)\n"
+        verbs = ", ".join(VERBS)
+        assert done.stderr == f"error: unknown verb 'pretrian': expected one of {verbs} (see dnamamba --help)\n"
 
     def test_no_verb_prints_the_list_and_fails(self):
         done = dnamamba()

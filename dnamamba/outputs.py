@@ -1,0 +1,66 @@
+"""Files that a job leaves: whole or not at all, and never over an existing one without being told."""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dnamamba.errors import InputError
+
+if TYPE_CHECKING:
+    import polars
+
+TABLES = {".parquet": "Parquet", ".tsv": "tab-separated text", ".csv": "comma-separated text"}
+"""Suffixes that `write_table` knows."""
+
+
+def refuse_existing(paths: Sequence[Path], overwrite: bool = False) -> None:
+    """Asked before the long work begins. Raises `InputError` for a file that exists, or whose folder does not."""
+    for path in paths:
+        if path.is_dir():
+            raise InputError(f"{path}: is a folder; give the name of a file")
+        if path.exists() and not overwrite:
+            raise InputError(f"{path}: exists already; choose another --out, or give --overwrite")
+        if not path.absolute().parent.is_dir():
+            raise InputError(f"{path}: there is no folder {path.absolute().parent}; make it first")
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path` to write to; renamed to `path` when the block ends well, else removed.
+
+    The temporary name ends in `path`'s suffix, by which some writers choose their format.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial{path.suffix}")
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def table_format(path: Path) -> str:
+    """The suffix of a table's name. Raises `InputError` for one that `write_table` does not know."""
+    if path.suffix not in TABLES:
+        known = ", ".join(f"{suffix} ({kind})" for suffix, kind in TABLES.items())
+        raise InputError(f"{path}: unknown kind of table {path.suffix!r}; expected one of {known}")
+    return path.suffix
+
+
+def write_table(table: "polars.DataFrame", path: Path) -> None:
+    """A polars table as Parquet, TSV or CSV, by the suffix of `path`; whole or not at all."""
+    suffix = table_format(path)
+    with whole_file(path) as partial:
+        if suffix == ".parquet":
+            table.write_parquet(partial)
+        else:
+            table.write_csv(partial, separator="\t" if suffix == ".tsv" else ",")
+
+
+def write_arrays(arrays: Mapping[str, Any], path: Path) -> None:
+    """numpy arrays as a compressed npz; whole or not at all."""
+    import numpy as np
+
+    with whole_file(path) as partial, partial.open("wb") as file:
+        np.savez_compressed(file, **arrays)
