@@ -1,16 +1,18 @@
 """Times whole training steps of a Mamba language model on one GPU, beside mamba-ssm's rates.
 
-    python pipelines/training_step.py [--backend auto|triton|cuda] [--out training_step.csv] [--profile]
+    python pipelines/training_step.py [--backend auto|triton|cuda] [--out training_step.csv] [--profile] [--graph]
 
 8 layers, expand 2, 16 states, convolution of 4, vocabulary of 16, bf16 autocast, fused AdamW, inputs of exactly L
 tokens: the loop that mamba-ssm 2.3.2 was measured with on an H100 80GB HBM3 (PyTorch 2.11.0+cu130, November 2026).
-Medians of CUDA-event timings.
+Medians of CUDA-event timings. "host" is the part of a time in which Python queues the work: where it is nearly the
+whole, the GPU waits. --graph times the forward pass as a captured CUDA graph, too: the GPU's work alone.
 """
 
 import argparse
 import csv
 import statistics
 import time
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -48,20 +50,33 @@ ROWS = (
 )
 
 
-def median_seconds(function, repeats: int) -> float:
+def median_seconds(function: Callable[[], object], repeats: int) -> tuple[float, float]:
+    """Seconds of a call, and those that the host takes to queue its work."""
     function()
-    times = []
+    times, host = [], []
     for _ in range(repeats):
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        began = time.perf_counter()
         start.record()
         function()
         end.record()
+        host.append(time.perf_counter() - began)
         end.synchronize()
         times.append(start.elapsed_time(end) / 1e3)
-    return statistics.median(times)
+    return statistics.median(times), statistics.median(host)
 
 
-def measure(row: Row, profiled: bool) -> dict[str, float | int | str]:
+def graph_seconds(function: Callable[[], object], repeats: int) -> float:
+    """Seconds of a call that is captured once and replayed."""
+    function()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        function()
+    return median_seconds(graph.replay, repeats)[0]
+
+
+def measure(row: Row, profiled: bool, graph: bool) -> dict[str, float | int | str]:
     torch.manual_seed(0)
     model = MambaLM(ModelConfig(d_model=row.d_model, n_layer=8)).cuda()
     optimizer = torch.optim.AdamW(parameter_groups(model, 0.1), lr=1e-4, fused=True)
@@ -77,14 +92,16 @@ def measure(row: Row, profiled: bool) -> dict[str, float | int | str]:
 
     @torch.no_grad()
     def forward() -> None:
-        with torch.autocast("cuda", torch.bfloat16):
+        # A captured cast of a weight must not be taken from a cache that ends with the capture.
+        with torch.autocast("cuda", torch.bfloat16, cache_enabled=not torch.cuda.is_current_stream_capturing()):
             model.next_base_loss(inputs, targets)
 
     step()
     torch.cuda.reset_peak_memory_stats()
-    seconds = median_seconds(step, 5)
+    seconds, host = median_seconds(step, 5)
     peak = torch.cuda.max_memory_allocated() / 2**30
-    forward_seconds = median_seconds(forward, 5)
+    forward_seconds, forward_host = median_seconds(forward, 5)
+    captured = graph_seconds(forward, 5) if graph else NAN
     if profiled:
         with profile(activities=[ProfilerActivity.CUDA]) as trace:
             step()
@@ -99,6 +116,11 @@ def measure(row: Row, profiled: bool) -> dict[str, float | int | str]:
         "ratio": million / seconds / row.peer_step,
         "forward_mtoken_per_s": million / forward_seconds,
         "forward_ratio": million / forward_seconds / row.peer_forward,
+        "forward_graph_mtoken_per_s": million / captured,
+        "step_ms": seconds * 1e3,
+        "step_host_ms": host * 1e3,
+        "forward_ms": forward_seconds * 1e3,
+        "forward_host_ms": forward_host * 1e3,
         "peak_gib": peak,
         "peer_peak_gib": row.peer_peak,
     }
@@ -109,6 +131,7 @@ def main() -> None:
     parser.add_argument("--backend", default="auto", help="of the scan: auto, triton or cuda")
     parser.add_argument("--out", help="CSV file to write")
     parser.add_argument("--profile", action="store_true", help="print the kernels' shares of each step")
+    parser.add_argument("--graph", action="store_true", help="time the forward pass as a CUDA graph, too")
     parser.add_argument("--lengths", type=int, nargs="+", help="only rows of these lengths")
     arguments = parser.parse_args()
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {backends.describe('cuda')}")
@@ -118,13 +141,16 @@ def main() -> None:
             if arguments.lengths and row.length not in arguments.lengths:
                 continue
             began = time.perf_counter()
-            result = measure(row, arguments.profile)
+            result = measure(row, arguments.profile, arguments.graph)
             results.append(result)
             print(
                 f"d_model {row.d_model:4d}  {row.batch:4d} x {row.length:9,d}"
                 f"  step {result['mtoken_per_s']:6.2f} Mtoken/s"
                 f" ({result['ratio']:4.2f}x mamba-ssm)  forward {result['forward_mtoken_per_s']:6.1f}"
-                f" ({result['forward_ratio']:4.2f}x)  peak {result['peak_gib']:5.1f} GiB ({row.peer_peak})"
+                f" ({result['forward_ratio']:4.2f}x), as a graph {result['forward_graph_mtoken_per_s']:5.1f}"
+                f"  host {result['step_host_ms']:3.0f}/{result['step_ms']:4.0f}"
+                f" {result['forward_host_ms']:3.0f}/{result['forward_ms']:3.0f} ms"
+                f"  peak {result['peak_gib']:5.1f} GiB ({row.peer_peak})"
                 f"  [{time.perf_counter() - began:.0f} s]",
                 flush=True,
             )

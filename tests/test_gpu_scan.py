@@ -5,13 +5,17 @@ import subprocess
 from itertools import product
 from pathlib import Path
 
+import kernel_cases
 import pytest
 import torch
 
 from dnamamba_kernels import options as scan_options
-from dnamamba_kernels.gpu_cuda import nvrtc
+from dnamamba_kernels.causal_conv1d import conv_op
+from dnamamba_kernels.gpu_cuda import nvrtc, plan
 from dnamamba_kernels.gpu_cuda import scan as cuda_scan
 from dnamamba_kernels.reference import scan as reference
+from dnamamba_kernels.rms_norm import norm_op
+from dnamamba_kernels.selective_scan import scan_op
 
 NAMES = ["dx", "ddt", "dA", "dB", "dC", "dD", "dz", "ddt_bias", "dinitial"]
 # Relative norm of the error against fp64: bf16 and fp16 results are rounded once; dB and dC in fp32 are summed from
@@ -196,6 +200,88 @@ def test_same_bits_every_run(device):
         assert torch.equal(left, right)
 
 
+@gpu
+def test_ten_million_positions(device):
+    """More than 2³¹ elements a tensor: the last positions are as if scanned alone from the state before them."""
+    length, channels, tail, dtype = 10_000_019, 224, 100_003, torch.bfloat16
+    if torch.cuda.mem_get_info(device)[0] < 50 * 2**30:
+        pytest.skip("needs 50 GiB of free GPU memory")
+    torch.manual_seed(0)
+    x, z, dt, dy = (torch.randn(1, length, channels, device=device, dtype=dtype) for _ in range(4))
+    B, C = (torch.randn(1, length, 1, 16, device=device, dtype=dtype) for _ in range(2))
+    A, bias, D = -torch.rand(channels, 16, device=device), torch.full((channels,), -4.0, device=device), None
+    options, dfinal = scan_options.ScanOptions(), torch.randn(1, channels, 16, device=device)
+
+    def maps(at):
+        return x[:, at], dt[:, at], A, B[:, at], C[:, at], D, z[:, at], bias, None
+
+    head, end = slice(0, length - tail), slice(length - tail, None)
+    _, initial, _ = cuda_scan.forward(*maps(head), None, options, cuda_scan.TILE, keep_states=False)
+    y, final, saved = cuda_scan.forward(*maps(end), initial, options, cuda_scan.TILE)
+    alone = y, final, cuda_scan.backward(dy[:, end], dfinal, *maps(end), saved, options, cuda_scan.TILE)
+    everything = slice(None)
+    y, final, saved = cuda_scan.forward(*maps(everything), None, options, cuda_scan.TILE)
+    whole = cuda_scan.backward(dy, dfinal, *maps(everything), saved, options, cuda_scan.TILE)
+    pairs = {"y": (y[:, end], alone[0]), "final": (final, alone[1])}
+    pairs |= {NAMES[i]: (whole[i][:, end], alone[2][i]) for i in (0, 1, 3, 4, 6)}
+    for name, (found, expected) in pairs.items():
+        error = (found.float() - expected.float()).norm() / expected.float().norm()
+        assert error <= BOUND[dtype], f"{name}: relative error {error:.1e}"  # false for NaN, too
+
+
+@gpu
+@pytest.mark.parametrize("ids", [False, True])
+def test_decays_of_zero(device, ids):
+    """exp(−200) underflows: A = −0 keeps the state for ever, but not over a change of id."""
+    a = make(device, torch.float32, 2, 515, 64, 16, ids=ids)
+    a["A"][:, 0], a["A"][:, 1] = -0.0, 0.0
+    options = scan_options.ScanOptions()
+    want = run_reference(a, options)
+    check(run_cuda(a, options), want, torch.float32)
+    check(run_phases(a, options, 50), want, torch.float32)
+
+
+@gpu
+@pytest.mark.parametrize("backend", ["cuda", "triton"])
+@pytest.mark.parametrize(("dtype", "length"), [(torch.float32, 331), (torch.bfloat16, 5003)])
+def test_not_a_number_stays_in_its_packed_sequence(device, backend, dtype, length):
+    problem = kernel_cases.random_problem(1, length, 66, 16, initial=False, discretization="zoh")
+    # Two positions share a tensor-core product with zeros and ones, and 0 · NaN is NaN.
+    border = 1 if backend == "cuda" else 0
+    kernel_cases.check_sequences_stay_apart(problem.to(dtype, str(device)), backend, border)
+
+
+@gpu
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("backend", ["cuda", "triton"])
+def test_opcheck_scan(device, backend):
+    a = make(device, torch.float32, 2, 70, 6, 4, ids=True)
+    names = "x", "dt", "A", "B", "C", "D", "z", "dt_bias", "initial"
+    t = [a[name].detach().clone().requires_grad_() for name in names]
+    torch.library.opcheck(scan_op, (*t, a["sequence_ids"], True, False, True, True, backend))
+    bare = (*t[:5], None, None, None, None, None, True, True, False)
+    torch.library.opcheck(scan_op, (*bare, True, backend))
+    with torch.no_grad():
+        detached = [v if v is None or isinstance(v, bool) else v.detach() for v in bare]
+        torch.library.opcheck(scan_op, (*detached, False, backend))
+
+
+@gpu
+@pytest.mark.filterwarnings("ignore")
+def test_opcheck_conv_and_norm(device):
+    def leaf(*shape, dtype=torch.float32):
+        return torch.randn(*shape, device=device, dtype=dtype, requires_grad=True)
+
+    x, weight, bias, state = leaf(2, 9, 5), leaf(5, 4), leaf(5), leaf(2, 3, 5)
+    torch.library.opcheck(conv_op, (x, weight, bias, state, None, "silu", False, "triton"))
+    torch.library.opcheck(conv_op, (x, weight, None, None, None, "none", True, "triton"))
+    rows, scale, residual = leaf(7, 5), leaf(5), leaf(7, 5)
+    torch.library.opcheck(norm_op, (rows, scale, residual, 1e-5, torch.float32, "triton"))
+    half = leaf(7, 5, dtype=torch.bfloat16)
+    torch.library.opcheck(norm_op, (half, scale, residual, 1e-5, torch.float32, "triton"))
+    torch.library.opcheck(norm_op, (half, scale, None, 1e-5, torch.float32, "triton"))
+
+
 def test_argument_block_mirrors_the_source():
     source = (Path(cuda_scan.__file__).parent / "scan_common.cuh").read_text()
     body = source.split("struct Arguments {")[1].split("};")[0]
@@ -206,12 +292,34 @@ def test_argument_block_mirrors_the_source():
         if line.strip()
         for name in line.split(None, 2 if line.split()[0] == "const" else 1)[-1].split(",")
     ]
-    assert declared == [name for name, _ in cuda_scan._Arguments._fields_]
+    assert declared == [name for name, _ in plan.Arguments._fields_]
+
+
+@pytest.mark.parametrize("in_memory", [False, True])
+@pytest.mark.parametrize("length", [1, 31, 515, 16_384, 1_048_575, 10_000_019])
+def test_plan_covers_the_length(monkeypatch, length, in_memory):
+    monkeypatch.setattr(plan, "processors", lambda device: 132)
+    strides = ((length * 512, 512, 1),) * 3, (None,), ((length * 16, 16, 16, 1),) * 2, (None,)
+    options = scan_options.ScanOptions(reverse=True)
+    flat = tuple(stride for group in strides for stride in group)
+    layout = plan.Layout(
+        0, torch.bfloat16, True, (2, length, 512), 16, 1, flat, True, options, in_memory, cuda_scan.SHAPE
+    )
+    found = plan.Plan(layout)
+    for chunk, channels in ((found.forward_chunk, cuda_scan.SHAPE.channels), (found.backward_chunk, 64)):
+        grid, block = found.cut(chunk, channels)
+        a = plan.Arguments.from_buffer_copy(block)
+        assert a.x_row == 512 and a.B_row == 16 and a.ids_batch == 0 and a.x is None
+        assert (a.chunks - 1) * chunk < length <= a.chunks * chunk
+        assert a.shorten == (a.chunks * chunk - length if in_memory else 0) and a.shorten < chunk
+        assert a.tile_rows * cuda_scan.TILE >= length
+        assert grid == 2 * a.chunks * a.blocks and a.blocks * channels >= 512
 
 
 def test_shared_memory_mirrors_the_source():
     source = (Path(cuda_scan.__file__).parent / "scan_backward.cuh").read_text()
-    assert f"sizeof(BackwardShared) == {cuda_scan.BACKWARD_SHARED}," in source
+    kept = f"KEEP_ROWS * {plan.BACKWARD_ROWS_SHARED}"
+    assert f"sizeof(BackwardShared) == {plan.BACKWARD_SHARED} + {kept}," in source
 
 
 def test_supports_says_why_not():
@@ -226,10 +334,8 @@ def test_supports_says_why_not():
 def all_defines() -> list[str]:
     """Options that build every kernel at once, as a Mamba layer uses them."""
     switches = {"DATA": 1, "ALIGNED": 1, "STATE": 16, "SOFTPLUS": 1, "ZOH": 0, "HAS_Z": 1, "HAS_D": 1, "HAS_IDS": 0}
-    built = [f"-D{name}_BUILT" for name in cuda_scan.KERNELS]
-    return built + [
-        f"-D{name}={value}" for name, value in {**switches, **cuda_scan.shape_defines(cuda_scan.SHAPE)}.items()
-    ]
+    built = [f"-D{name}_BUILT" for name in plan.KERNELS]
+    return built + [f"-D{name}={value}" for name, value in {**switches, **plan.shape_defines(cuda_scan.SHAPE)}.items()]
 
 
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90", "sm_100"])
@@ -241,7 +347,7 @@ def test_compiles(architecture, tmp_path):
         if shutil.which("nvcc") is None:
             pytest.skip("neither NVRTC nor nvcc")
         source = tmp_path / "scan.cu"
-        source.write_text(cuda_scan.source())
+        source.write_text(plan.source())
         command = [
             "nvcc",
             "-cubin",
@@ -254,4 +360,4 @@ def test_compiles(architecture, tmp_path):
         done = subprocess.run([*command, *all_defines(), source], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         return
-    assert nvrtc.compile_cubin(cuda_scan.source(), all_defines(), architecture)
+    assert nvrtc.compile_cubin(plan.source(), all_defines(), architecture)

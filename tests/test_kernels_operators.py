@@ -31,8 +31,8 @@ def test_opcheck_scan(backend):
     t = {n: v.requires_grad_() for n, v in t.items()}
     args = [t["x"], t["dt"], t["A"], t["B"][:, :, None], t["C"][:, :, None], t["D"], t["z"], t["dt_bias"]]
     ids = torch.arange(70, dtype=torch.int32).expand(2, 70) // 40
-    torch.library.opcheck(scan_op, (*args, t["initial_state"], ids, True, False, True, backend))
-    torch.library.opcheck(scan_op, (*args[:5], None, None, None, None, None, True, True, False, backend))
+    torch.library.opcheck(scan_op, (*args, t["initial_state"], ids, True, False, True, True, backend))
+    torch.library.opcheck(scan_op, (*args[:5], None, None, None, None, None, True, True, False, True, backend))
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -193,7 +193,7 @@ def test_eager_calls_differentiate_like_the_operators():
         (causal_conv1d(x, weight), conv_op, (x, weight, None, None)),
         (rms_norm(x, scale), norm_op, (x.reshape(-1, 8), scale, None)),
     ]
-    rest = [(None, True, False, False, "auto"), (None, "silu", False, "auto"), (1e-5, torch.float32, "auto")]
+    rest = [(None, True, False, False, True, "auto"), (None, "silu", False, "auto"), (1e-5, torch.float32, "auto")]
     for (found, operator, tensors), options in zip(calls, rest, strict=True):
         expected = operator(*tensors, *options)
         leaves = [t for t in (x, dt, B, C, z, A, weight, scale) if operator is scan_op or t is not dt]

@@ -186,6 +186,13 @@ def test_not_a_number_and_infinity_stay_in_their_channel():
     torch.testing.assert_close(y[..., others], clean[..., others], rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("length", "channels"), [(150, 18), (701, 5)])
+def test_not_a_number_stays_in_its_packed_sequence(backend, length, channels):
+    problem = cases.random_problem(1, length, channels, 4, initial=False)
+    cases.check_sequences_stay_apart(problem.to(torch.float32), backend)
+
+
 @pytest.mark.parametrize("options", [{}, {"groups": 2}, {"constant_B": True}, {"discretization": "zoh", "gate": False}])
 def test_steps_equal_the_scan(options):
     problem = cases.random_problem(3, 9, 4, 5, **options).to(torch.float32)

@@ -167,11 +167,16 @@ def check_norm(device, rows, width, dtype, residual_dtype, with_residual):
     ):
         compare(name, value, want, bound)
     dy, dtotal = torch.randn_like(y), torch.randn_like(total)
-    found = norm.norm_backward(dy, dtotal, total, weight, rstd)
-    expected = reference_norm.norm_backward(*map(wide, (dy, dtotal, total, weight, rstd)))
-    for name, value, want in zip(["dx", "dweight"], found, expected, strict=True):
-        compare(name, value, want, bound)
-    assert all(map(torch.equal, found, norm.norm_backward(dy, dtotal, total, weight, rstd))), "not the same bits twice"
+    for passed, second in ((dtotal, None if dtype == residual_dtype else residual_dtype), (None, torch.float32)):
+        args = (dy, passed, total, weight, rstd, dtype, second)
+        found = norm.norm_backward(*args)
+        assert (found[0].dtype, None if found[1] is None else found[1].dtype) == (dtype, second)
+        expected = reference_norm.norm_backward(*map(wide, args[:5]), torch.float64, second and torch.float64)
+        for name, value, want in zip(["dx", "dresidual", "dweight"], found, expected, strict=True):
+            compare(name, value, want, bound)
+        again = norm.norm_backward(*args)
+        same = (torch.equal(a, b) for a, b in zip(found, again, strict=True) if a is not None)
+        assert all(same), "not the same bits twice"
 
 
 @pytest.mark.parametrize(("rows", "width"), [(1, 7), (13, 48), (5, 256), (3, 1500)])
@@ -375,6 +380,8 @@ def test_every_kernel_compiles(capability):
     """Ahead of time, with the arguments of real launches; needs no GPU."""
     out = run_python(os.path.join(os.path.dirname(__file__), "triton_aot.py"), capability)
     for kernel in ("conv.forward", "conv.backward", "norm.forward", "norm.backward", "common.sum_partials"):
+        assert f"{kernel}_kernel" in out
+    for kernel in ("step.conv_step", "step.scan_step"):
         assert f"{kernel}_kernel" in out
     for kernel in ("chunk_summaries", "propagate", "chunk_outputs", "backward_summaries", "chunk_gradients"):
         assert f"scan.{kernel}_kernel" in out

@@ -18,7 +18,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from dnamamba_kernels.gpu_triton import common, conv, norm, scan
+from dnamamba_kernels.gpu_triton import common, conv, norm, scan, step
 from dnamamba_kernels.options import ScanOptions
 
 TYPES = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32", torch.int32: "*i32"}
@@ -61,7 +61,7 @@ def record(call: Callable[[], object]) -> list[Launch]:
     launches: list[Launch] = []
     kernels = {
         (module, name): kernel
-        for module in (common, conv, norm, scan)
+        for module in (common, conv, norm, scan, step)
         for name, kernel in vars(module).items()
         if isinstance(kernel, triton.JITFunction) and name.endswith("_kernel")
     }
@@ -103,7 +103,9 @@ def norm_launches(dtype: torch.dtype, residual_dtype: torch.dtype, width: int) -
 
     def call() -> None:
         norm.norm_forward(x, weight, residual, 1e-5, residual_dtype)
-        norm.norm_backward(x, residual, residual, weight, rstd)
+        norm.norm_backward(
+            x, residual, residual, weight, rstd, dtype, None if dtype == residual_dtype else residual_dtype
+        )
 
     return record(call)
 
@@ -128,10 +130,25 @@ def scan_launches(dtype: torch.dtype, channels: int, state: int, groups: int, ev
     return record(call)
 
 
+def step_launches(dtype: torch.dtype, channels: int, state: int, every_option: bool) -> list[Launch]:
+    """Both steps: as Mamba uses them, or (every_option) zero-order hold with constant B, and no more."""
+    x, A, vector = torch.zeros(2, channels, dtype=dtype), torch.zeros(channels, state), torch.zeros(channels)
+    B, h = torch.zeros(2, 1, state, dtype=dtype), torch.zeros(2, channels, state)
+    rows, weight = torch.zeros(2, 3, channels, dtype=dtype), torch.zeros(channels, 4)
+    given = (None, None, None) if every_option else (vector, x, vector)
+
+    def call() -> None:
+        step.conv_step(x, weight, given[0], rows, None if every_option else "silu")
+        step.scan_step(x, x, A, A if every_option else B, B, *given, h, not every_option, every_option)
+
+    return record(call)
+
+
 def all_launches() -> list[Launch]:
     launches = conv_launches(torch.bfloat16, 4, 512, False) + conv_launches(torch.float32, 3, 33, True)
     launches += norm_launches(torch.bfloat16, torch.float32, 256) + norm_launches(torch.float32, torch.float32, 100)
     launches += scan_launches(torch.bfloat16, 512, 16, 1, False) + scan_launches(torch.float32, 33, 5, 3, True)
+    launches += step_launches(torch.bfloat16, 512, 16, False) + step_launches(torch.float32, 33, 5, True)
     return launches
 
 

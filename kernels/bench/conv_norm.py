@@ -86,7 +86,8 @@ def check() -> None:
         (found, reference_norm.norm_forward(rows.double(), scale.double(), residual.double(), 1e-5, torch.float64))
     )
     arguments = (dy[0].contiguous(), residual, found[1], scale, found[2])
-    pairs.append((norm.norm_backward(*arguments), reference_norm.norm_backward(*(t.double() for t in arguments))))
+    exact = reference_norm.norm_backward(*(t.double() for t in arguments), torch.float64, torch.float64)
+    pairs.append((norm.norm_backward(*arguments, torch.bfloat16, torch.float32), exact))
     for values, expected in pairs:
         for value, want in zip(values, expected, strict=True):
             error = ((value.double() - want).norm() / want.norm()).item()
@@ -117,10 +118,11 @@ def norm_rows(bandwidth: float) -> Iterator[Row]:
             weight = torch.randn(width, device="cuda")
             forward = (x, weight, residual, 1e-5, residual_dtype)
             _, total, rstd = norm.norm_forward(*forward)
-            backward = (x, residual, total, weight, rstd)
+            twice = None if residual_dtype == x.dtype else residual_dtype
+            backward = (x, residual, total, weight, rstd, x.dtype, twice)
             shape = f"{rows} x {width} residual {str(residual_dtype)[6:]}"
             forward_bytes = 2 * x.nbytes + 2 * residual.nbytes + rstd.nbytes
-            backward_bytes = x.nbytes + 3 * residual.nbytes + rstd.nbytes
+            backward_bytes = 2 * x.nbytes + (2 if twice is None else 3) * residual.nbytes + rstd.nbytes
             yield row("norm forward", shape, lambda a=forward: norm.norm_forward(*a), forward_bytes, bandwidth)
             yield row("norm backward", shape, lambda a=backward: norm.norm_backward(*a), backward_bytes, bandwidth)
 

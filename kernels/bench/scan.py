@@ -2,13 +2,15 @@
 
     python kernels/bench/scan.py --backends cuda triton --out results/scan
 
-Every backend is first compared with the fp64 reference (outputs and all gradients, an odd length); one that is wrong is
-not timed. Writes scan.csv (GPU, versions, commit) and scan.png into --out. Times are medians of CUDA events around
-replays of the captured call, that is of the GPU's work without Python's.
+Every backend is first compared with the fp64 reference (outputs and all gradients, odd lengths); one that is wrong is
+not timed. Writes scan.csv (GPU, versions, commit) and scan.png into --out and prints a table last. Times are medians of
+CUDA events around replays of the captured call, that is of the GPU's work without Python's. `--variants` names shapes
+of the CUDA kernels (VARIANTS) to compare.
 """
 
 import argparse
 import csv
+import itertools
 import shutil
 import statistics
 import subprocess
@@ -24,6 +26,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dnamamba_kernels import backends, selective_scan
+from dnamamba_kernels.gpu_cuda import scan as cuda_scan
 from dnamamba_kernels.selective_scan import scan_backward_op, scan_op
 
 STATE = 16
@@ -55,6 +58,13 @@ CASES = (
 ODD = (Case(1, 512, 131_071, None, None, 0.65, 2.0), Case(1, 512, 1_048_575, None, None, 4.7, 15.0))
 CEILING_FORWARD = 0.25  # ps an element: one exp2 on the special-function unit
 CEILING_BACKWARD = 1.0  # ps an element, about: two to three exp2 and 13 FMAs, and the sums over channels
+DIRECTIONS = "forward", "inference", "backward"
+VARIANTS = {
+    "default": cuda_scan.SHAPE,
+    "rows": cuda_scan.SHAPE._replace(backward_rows=True),
+    "rows16": cuda_scan.SHAPE._replace(backward_rows=True, backward_waves=16),
+}
+"""Shapes of the CUDA kernels by name."""
 LIMITS = {torch.float32: 1e-5, torch.bfloat16: 5e-3}  # relative norm of the error
 
 
@@ -89,8 +99,8 @@ def with_gradients(tensors: dict[str, Tensor], backend: str, dy: Tensor) -> dict
 
 def check(backend: str) -> None:
     """Raise ValueError if an output or gradient is farther from the fp64 reference than its dtype allows."""
-    for dtype, limit in LIMITS.items():
-        tensors = arguments(2, 515, 96, dtype)
+    for (dtype, limit), length in itertools.product(LIMITS.items(), (515, 4099)):
+        tensors = arguments(2, length, 96, dtype)
         dy = torch.randn_like(tensors["x"])
         want = with_gradients({k: v.double() for k, v in tensors.items()}, "reference", dy.double())
         got = with_gradients(tensors, backend, dy)
@@ -122,36 +132,37 @@ def median_ms(run: Callable[[], object], repeats: int) -> float:
     return statistics.median(begin.elapsed_time(end) for begin, end in times[2:])
 
 
-def time_case(case: Case, backend: str, dtype: torch.dtype, repeats: int) -> tuple[float, float]:
-    """Forward and backward of a shape in ms."""
+def time_case(case: Case, backend: str, dtype: torch.dtype, repeats: int) -> tuple[float, float, float]:
+    """Forward, forward without the states for a backward pass, and backward of a shape in ms."""
     tensors = arguments(case.batch, case.length, case.channels, dtype)
     inputs = [tensors[name] for name in ("x", "dt", "A", "B", "C", "D", "z", "dt_bias")]
     inputs[3:5] = [rows.unsqueeze(2) for rows in inputs[3:5]]
-    switches = True, False, False, backend
-    forward = median_ms(lambda: scan_op(*inputs, None, None, *switches), repeats)
-    y, final, states = scan_op(*inputs, None, None, *switches)
-    dy, dfinal = torch.randn_like(y), torch.zeros_like(final)
-    backward = median_ms(lambda: scan_backward_op(dy, dfinal, *inputs, None, states, *switches), repeats)
-    return forward, backward
+    switches = True, False, False
+    forward = median_ms(lambda: scan_op(*inputs, None, None, *switches, True, backend), repeats)
+    inference = median_ms(lambda: scan_op(*inputs, None, None, *switches, False, backend), repeats)
+    y, _, states = scan_op(*inputs, None, None, *switches, True, backend)
+    dy = torch.randn_like(y)
+    backward = median_ms(lambda: scan_backward_op(dy, None, *inputs, None, states, *switches, backend), repeats)
+    return forward, inference, backward
 
 
-def rows_for(case: Case, backend: str, dtype: torch.dtype, repeats: int) -> list[dict[str, object]]:
+def rows_for(case: Case, backend: str, variant: str, dtype: torch.dtype, repeats: int) -> list[dict[str, object]]:
     """One row a direction: times, ps an element and ratios."""
     elements = case.batch * case.length * case.channels * STATE
     measured = time_case(case, backend, dtype, repeats)
     rows: list[dict[str, object]] = []
     for direction, ms, mamba, target, ceiling in zip(
-        ("forward", "backward"),
+        DIRECTIONS,
         measured,
-        (case.mamba_forward, case.mamba_backward),
-        (case.target_forward, case.target_backward),
-        (CEILING_FORWARD, CEILING_BACKWARD),
+        (case.mamba_forward, case.mamba_forward, case.mamba_backward),
+        (case.target_forward, case.target_forward, case.target_backward),
+        (CEILING_FORWARD, CEILING_FORWARD, CEILING_BACKWARD),
         strict=True,
     ):
         ps = ms * 1e9 / elements
         rows.append(
             {
-                "backend": backend,
+                "backend": backend if variant == "default" else f"{backend}:{variant}",
                 "dtype": str(dtype).removeprefix("torch."),
                 "batch": case.batch,
                 "channels": case.channels,
@@ -212,10 +223,24 @@ def draw(rows: list[dict[str, object]], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
+def table(rows: list[dict[str, object]]) -> str:
+    """One line a shape and backend: ms (target), both ways."""
+    lines = [f"{'backend':22} {'batch, channels, length':>24} {'forward':>16} {'inference':>10} {'backward':>16}"]
+    for _, group in itertools.groupby(rows, key=lambda r: (r["backend"], r["batch"], r["channels"], r["length"])):
+        shape = list(group)
+        forward, inference, backward = shape
+        where = f"{forward['batch']}, {forward['channels']}, {forward['length']:,}"
+        both = [f"{row['ms']:.3f} ({row['target_ms'] or '-'})" for row in (forward, backward)]
+        ms = f"{inference['ms']:.3f}"
+        lines.append(f"{forward['backend']:22} {where:>24} {both[0]:>16} {ms:>10} {both[1]:>16}")
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Check and time the backends asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backends", nargs="+", default=["cuda", "triton"], choices=sorted(backends.PACKAGES))
+    parser.add_argument("--variants", nargs="+", default=["default"], choices=list(VARIANTS))
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"])
     parser.add_argument("--repeats", type=int, default=20, help="timed calls of each shape")
     parser.add_argument("--out", type=Path, default=Path("."), help="folder of scan.csv and scan.png")
@@ -227,23 +252,24 @@ def main() -> None:
     print(*(f"{key} {value}" for key, value in where.items()), sep=" · ")
     rows: list[dict[str, object]] = []
     for backend in given.backends:
-        try:
-            check(backend)
-        except ValueError as error:
-            print(f"FAILED {error}")
-            continue
-        for case in (*CASES, *ODD):
-            for row in rows_for(case, backend, getattr(torch, given.dtype), given.repeats):
-                print(*(f"{key}={value}" for key, value in row.items()), flush=True)
-                rows.append({**row, **where})
-            torch.cuda.empty_cache()
+        for variant in given.variants if backend == "cuda" else ["default"]:
+            cuda_scan.SHAPE = VARIANTS[variant]
+            try:
+                check(backend)
+            except ValueError as error:
+                print(f"FAILED {variant}: {error}")
+                continue
+            for case in (*CASES, *ODD):
+                rows += rows_for(case, backend, variant, getattr(torch, given.dtype), given.repeats)
+                torch.cuda.empty_cache()
     if not rows:
         sys.exit("scan.py: no backend passed the check")
     with (given.out / "scan.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
+        writer = csv.DictWriter(file, [*rows[0], *where])
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows({**row, **where} for row in rows)
     draw(rows, given.out / "scan.png")
+    print(table(rows))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@ from torch.nn import functional
 
 from dnamamba_kernels import backends
 from dnamamba_kernels.arguments import check_rows, check_sequence_ids, compute_dtype, unit_stride
-from dnamamba_kernels.eager import differentiable
+from dnamamba_kernels.eager import differentiable, direct
+from dnamamba_kernels.steps import step_module
 
 MAX_WIDTH = 8
 
@@ -66,7 +67,7 @@ def causal_conv1d_step(
     """One position of `causal_conv1d`, for generation: x (batch, channels), state (batch, width − 1, channels) in x's
     dtype.
 
-    Plain PyTorch on any device, differentiable.
+    Differentiable. One Triton kernel on CUDA tensors where no gradient is wanted, else plain PyTorch.
 
     Returns:
         y (batch, channels) in x's dtype and the new state; `state` is left as it was.
@@ -79,6 +80,9 @@ def causal_conv1d_step(
     check_rows("x", x, tuple(x.shape), "(batch, channels)", x)
     width = _check_weights(x, weight, bias, activation)
     _check_state("state", state, (x.shape[0], width - 1, x.shape[1]), x)
+    module = step_module("conv", x, weight, bias, state)
+    if module is not None:
+        return module.conv_step(x, weight, bias, state, activation)
     rows = torch.cat([state, x[:, None]], 1)
     compute = compute_dtype(x)
     s = (rows.to(compute) * weight.to(compute).t()).sum(1)
@@ -107,8 +111,7 @@ def _check_state(name: str, state: Tensor | None, shape: tuple[int, ...], x: Ten
             raise ValueError(f"{name} must have x's dtype {x.dtype}, got {state.dtype}")
 
 
-@torch.library.custom_op("dnamamba_kernels::causal_conv1d", mutates_args=())
-def conv_op(
+def _forward(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -126,15 +129,17 @@ def conv_op(
     return y.contiguous(), final_state.contiguous()
 
 
+conv_op = torch.library.custom_op("dnamamba_kernels::causal_conv1d", _forward, mutates_args=())
+
+
 @conv_op.register_fake
 def _(x, weight, bias, initial_state, sequence_ids, activation, reverse, backend):
     return x.new_empty(x.shape), x.new_empty(x.shape[0], weight.shape[1] - 1, x.shape[2])
 
 
-@torch.library.custom_op("dnamamba_kernels::causal_conv1d_backward", mutates_args=())
-def conv_backward_op(
+def _gradients(
     dy: Tensor,
-    dfinal_state: Tensor,
+    dfinal_state: Tensor | None,
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -150,7 +155,7 @@ def conv_backward_op(
     initial_state = None if initial_state is None else unit_stride(initial_state)
     dx, dweight, dbias, dinitial = module.conv_backward(
         unit_stride(dy),
-        unit_stride(dfinal_state),
+        None if dfinal_state is None else unit_stride(dfinal_state),
         unit_stride(x),
         weight,
         bias,
@@ -163,20 +168,30 @@ def conv_backward_op(
     return dx.contiguous(), dweight.to(weight.dtype), dbias, dinitial.contiguous()
 
 
+conv_backward_op = torch.library.custom_op("dnamamba_kernels::causal_conv1d_backward", _gradients, mutates_args=())
+
+
 @conv_backward_op.register_fake
 def _(dy, dfinal_state, x, weight, bias, initial_state, sequence_ids, activation, reverse, backend):
     dbias = weight.new_empty(0) if bias is None else bias.new_empty(bias.shape)
-    return x.new_empty(x.shape), weight.new_empty(weight.shape), dbias, x.new_empty(dfinal_state.shape)
+    dinitial = x.new_empty(x.shape[0], weight.shape[1] - 1, x.shape[2])
+    return x.new_empty(x.shape), weight.new_empty(weight.shape), dbias, dinitial
+
+
+_run_backward = direct(conv_backward_op, _gradients)
 
 
 def _setup_context(ctx, inputs, output) -> None:
     *tensors, activation, reverse, backend = inputs
     ctx.save_for_backward(*tensors)
     ctx.flags = activation, reverse, backend
+    ctx.set_materialize_grads(False)
 
 
 def _backward(ctx, dy, dfinal_state):
-    gradients = conv_backward_op(dy, dfinal_state, *ctx.saved_tensors, *ctx.flags)
+    x, *saved = ctx.saved_tensors
+    dy = x.new_zeros(x.shape) if dy is None else dy
+    gradients = _run_backward(dy, dfinal_state, x, *saved, *ctx.flags)
     wanted = (g if need else None for g, need in zip(gradients, ctx.needs_input_grad, strict=False))
     return *wanted, None, None, None, None
 
@@ -184,4 +199,4 @@ def _backward(ctx, dy, dfinal_state):
 conv_op.register_autograd(_backward, setup_context=_setup_context)
 
 
-_conv = differentiable(conv_op, _setup_context, _backward)
+_conv = differentiable(direct(conv_op, _forward), _setup_context, _backward)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dnamamba_kernels import backends
 from dnamamba_kernels.arguments import check_rows, unit_stride
-from dnamamba_kernels.eager import differentiable
+from dnamamba_kernels.eager import differentiable, direct
 
 
 def rms_norm(
@@ -55,8 +55,7 @@ def rms_norm(
     return y.view(shape), new_residual.view(shape)
 
 
-@torch.library.custom_op("dnamamba_kernels::rms_norm", mutates_args=())
-def norm_op(
+def _forward(
     x: Tensor, weight: Tensor, residual: Tensor | None, eps: float, residual_dtype: torch.dtype, backend: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(y, new_residual, rstd) of rows (rows, dim)."""
@@ -65,42 +64,65 @@ def norm_op(
     return module.norm_forward(unit_stride(x), weight, residual, eps, residual_dtype)
 
 
+norm_op = torch.library.custom_op("dnamamba_kernels::rms_norm", _forward, mutates_args=())
+
+
 @norm_op.register_fake
 def _(x, weight, residual, eps, residual_dtype, backend):
     rstd = torch.float64 if residual_dtype == torch.float64 else torch.float32
     return x.new_empty(x.shape), x.new_empty(x.shape, dtype=residual_dtype), x.new_empty(x.shape[0], dtype=rstd)
 
 
-@torch.library.custom_op("dnamamba_kernels::rms_norm_backward", mutates_args=())
-def norm_backward_op(
-    dy: Tensor, dnew_residual: Tensor, new_residual: Tensor, weight: Tensor, rstd: Tensor, backend: str
-) -> tuple[Tensor, Tensor]:
-    """(gradient of x + residual in new_residual's dtype, dweight)."""
+def _gradients(
+    dy: Tensor,
+    dnew_residual: Tensor | None,
+    new_residual: Tensor,
+    weight: Tensor,
+    rstd: Tensor,
+    dtype: torch.dtype,
+    residual_dtype: torch.dtype | None,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(the gradient of x + residual in `dtype`, the same in `residual_dtype` or empty if that is None, dweight)."""
     module = backends.choose("norm", backend, new_residual)
-    dtotal, dweight = module.norm_backward(unit_stride(dy), unit_stride(dnew_residual), new_residual, weight, rstd)
-    return dtotal, dweight.to(weight.dtype)
+    dnew_residual = None if dnew_residual is None else unit_stride(dnew_residual)
+    rest = new_residual, weight, rstd, dtype, residual_dtype
+    dx, dresidual, dweight = module.norm_backward(unit_stride(dy), dnew_residual, *rest)
+    return dx, weight.new_empty(0) if dresidual is None else dresidual, dweight.to(weight.dtype)
+
+
+norm_backward_op = torch.library.custom_op("dnamamba_kernels::rms_norm_backward", _gradients, mutates_args=())
 
 
 @norm_backward_op.register_fake
-def _(dy, dnew_residual, new_residual, weight, rstd, backend):
-    return new_residual.new_empty(new_residual.shape), weight.new_empty(weight.shape)
+def _(dy, dnew_residual, new_residual, weight, rstd, dtype, residual_dtype, backend):
+    dx = new_residual.new_empty(new_residual.shape, dtype=dtype)
+    other = weight.new_empty(0) if residual_dtype is None else torch.empty_like(dx, dtype=residual_dtype)
+    return dx, other, weight.new_empty(weight.shape)
+
+
+_run_backward = direct(norm_backward_op, _gradients)
 
 
 def _setup_context(ctx, inputs, output) -> None:
     x, weight, residual, _, _, backend = inputs
     _, new_residual, rstd = output
     ctx.save_for_backward(new_residual, weight, rstd)
-    ctx.flags = x.dtype, None if residual is None else residual.dtype, backend
+    # x and residual have the same gradient: one tensor, unless their dtypes differ.
+    ctx.shared = residual is None or residual.dtype == x.dtype
+    ctx.flags = x.dtype, None if ctx.shared else residual.dtype, backend
+    ctx.set_materialize_grads(False)
 
 
 def _backward(ctx, dy, dnew_residual, _):
-    x_dtype, residual_dtype, backend = ctx.flags
-    dtotal, dweight = norm_backward_op(dy, dnew_residual, *ctx.saved_tensors, backend)
-    dresidual = None if residual_dtype is None else dtotal.to(residual_dtype)
-    return dtotal.to(x_dtype), dweight, dresidual, None, None, None
+    new_residual, weight, rstd = ctx.saved_tensors
+    dy = new_residual.new_zeros(new_residual.shape) if dy is None else dy
+    dx, dresidual, dweight = _run_backward(dy, dnew_residual, new_residual, weight, rstd, *ctx.flags)
+    dresidual = dx if ctx.shared else dresidual
+    return dx, dweight, dresidual if ctx.needs_input_grad[2] else None, None, None, None
 
 
 norm_op.register_autograd(_backward, setup_context=_setup_context)
 
 
-_norm = differentiable(norm_op, _setup_context, _backward)
+_norm = differentiable(direct(norm_op, _forward), _setup_context, _backward)

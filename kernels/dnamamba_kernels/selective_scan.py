@@ -23,8 +23,9 @@ from dnamamba_kernels.arguments import (
     scan_options,
     unit_stride,
 )
-from dnamamba_kernels.eager import differentiable
+from dnamamba_kernels.eager import differentiable, direct, wants_gradient
 from dnamamba_kernels.options import ScanOptions
+from dnamamba_kernels.steps import step_module
 
 
 def selective_scan(
@@ -71,7 +72,7 @@ def selective_scan(
         ValueError: a shape, dtype, device or stride is wrong, A is complex, or the backend cannot run this.
     """
     a = scan_arguments(x, dt, A, B, C, D, z, dt_bias, initial_state, sequence_ids, dt_softplus, reverse, discretization)
-    y, final_state, _ = _scan(*a[:-1], *a.options, backends.requested("scan", backend))
+    y, final_state, _ = _scan(*a[:-1], *a.options, wants_gradient(*a[:-2]), backends.requested("scan", backend))
     return y, final_state
 
 
@@ -93,7 +94,8 @@ def selective_scan_step(
     fp32.
 
     B and C are (batch, state), (batch, groups, state) or constant (channels, state); where (batch, state) and
-    (channels, state) are the same shape the former is meant. Plain PyTorch on any device, differentiable.
+    (channels, state) are the same shape the former is meant. Differentiable. One Triton kernel on CUDA tensors where no
+    gradient is wanted, else plain PyTorch.
 
     Returns:
         y (batch, channels) in x's dtype and the new state (batch, channels, state) fp32; `state` is left as it was.
@@ -109,15 +111,18 @@ def selective_scan_step(
     check_rows("dt", dt, (batch, channels), "x's shape (batch, channels)", x)
     check_decay(A, channels, x)
     check_state("state", state, batch, A, x)
+    if z is not None:
+        check_rows("z", z, (batch, channels), "x's shape (batch, channels)", x)
+    B = canonical_map("B", B, batch, None, channels, x, A.shape[1])
+    C = canonical_map("C", C, batch, None, channels, x, A.shape[1])
+    D, dt_bias = canonical_vector("D", D, channels, x), canonical_vector("dt_bias", dt_bias, channels, x)
+    module = step_module("scan", x, dt, A, B, C, D, z, dt_bias, state)
+    if module is not None:
+        return module.scan_step(x, dt, A, B, C, D, z, dt_bias, state, options.dt_softplus, options.zoh)
     compute = compute_dtype(x)
     B, C = (
-        (m if m.dim() == 2 else m.repeat_interleave(channels // m.shape[1], dim=1)).to(compute)
-        for m in (
-            canonical_map("B", B, batch, None, channels, x, A.shape[1]),
-            canonical_map("C", C, batch, None, channels, x, A.shape[1]),
-        )
+        (m if m.dim() == 2 else m.repeat_interleave(channels // m.shape[1], dim=1)).to(compute) for m in (B, C)
     )
-    D, dt_bias = canonical_vector("D", D, channels, x), canonical_vector("dt_bias", dt_bias, channels, x)
     delta, inputs = dt.to(compute), x.to(compute)
     if dt_bias is not None:
         delta = delta + dt_bias
@@ -132,7 +137,6 @@ def selective_scan_step(
     if D is not None:
         y = y + D * inputs
     if z is not None:
-        check_rows("z", z, (batch, channels), "x's shape (batch, channels)", x)
         y = y * functional.silu(z.to(compute))
     return y.to(x.dtype), state
 
@@ -150,8 +154,7 @@ def chunk_for(module: ModuleType, x: Tensor, A: Tensor, B: Tensor, C: Tensor) ->
     return min(length, module.chunk_length(batch, length, channels, A.shape[1], groups))
 
 
-@torch.library.custom_op("dnamamba_kernels::selective_scan", mutates_args=())
-def scan_op(
+def _forward(
     x: Tensor,
     dt: Tensor,
     A: Tensor,
@@ -165,35 +168,40 @@ def scan_op(
     dt_softplus: bool,
     reverse: bool,
     zoh: bool,
+    keep_states: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(y, final_state, chunk_states); the last, the states entering the chunks, is what the backward pass starts
-    from."""
+    """(y, final_state, chunk_states); the last, the states entering the chunks, is what the backward pass starts from,
+    empty unless `keep_states`."""
     options = ScanOptions(dt_softplus, reverse, zoh)
     module, chunk = _plan(x, A, B, C, backend)
     x, dt, B, C = unit_stride(x), unit_stride(dt), unit_stride(B), unit_stride(C)
     z = None if z is None else unit_stride(z)
     A = A.contiguous()
     if hasattr(module, "forward"):
-        return module.forward(x, dt, A, B, C, D, z, dt_bias, sequence_ids, initial_state, options, chunk)
+        rest = D, z, dt_bias, sequence_ids, initial_state, options, chunk, keep_states
+        y, final_state, chunk_states = module.forward(x, dt, A, B, C, *rest)
+        return y, final_state, chunk_states if keep_states else A.new_empty(0)
     dt_sums, end_states = module.chunk_summaries(x, dt, A, B, dt_bias, sequence_ids, options, chunk)
     chunk_states, final_state = module.propagate(dt_sums, end_states, A, initial_state, options)
     y = module.chunk_outputs(x, dt, A, B, C, D, z, dt_bias, sequence_ids, chunk_states, options, chunk)
-    return y.contiguous(), final_state.contiguous(), chunk_states
+    return y.contiguous(), final_state.contiguous(), chunk_states if keep_states else A.new_empty(0)
+
+
+scan_op = torch.library.custom_op("dnamamba_kernels::selective_scan", _forward, mutates_args=())
 
 
 @scan_op.register_fake
-def _(x, dt, A, B, C, D, z, dt_bias, initial_state, sequence_ids, dt_softplus, reverse, zoh, backend):
+def _(x, dt, A, B, C, D, z, dt_bias, initial_state, sequence_ids, dt_softplus, reverse, zoh, keep_states, backend):
     batch, length, _ = x.shape
     _, chunk = _plan(x, A, B, C, backend)
-    final_state = A.new_empty(batch, *A.shape)
-    return x.new_empty(x.shape), final_state, A.new_empty(batch, -(-length // chunk), *A.shape)
+    states = A.new_empty(batch, -(-length // chunk), *A.shape) if keep_states else A.new_empty(0)
+    return x.new_empty(x.shape), A.new_empty(batch, *A.shape), states
 
 
-@torch.library.custom_op("dnamamba_kernels::selective_scan_backward", mutates_args=())
-def scan_backward_op(
+def _gradients(
     dy: Tensor,
-    dfinal_state: Tensor,
+    dfinal_state: Tensor | None,
     x: Tensor,
     dt: Tensor,
     A: Tensor,
@@ -214,7 +222,7 @@ def scan_backward_op(
     module, chunk = _plan(x, A, B, C, backend)
     dy, x, dt, B, C = unit_stride(dy), unit_stride(x), unit_stride(dt), unit_stride(B), unit_stride(C)
     z = None if z is None else unit_stride(z)
-    A, dfinal_state = A.contiguous(), dfinal_state.contiguous()
+    A, dfinal_state = A.contiguous(), None if dfinal_state is None else dfinal_state.contiguous()
     if hasattr(module, "backward"):
         *gradients, dinitial = module.backward(
             dy, dfinal_state, x, dt, A, B, C, D, z, dt_bias, sequence_ids, chunk_states, options, chunk
@@ -230,6 +238,9 @@ def scan_backward_op(
     return dx, ddt, dA, dB, dC, dD, dz, ddt_bias, dinitial
 
 
+scan_backward_op = torch.library.custom_op("dnamamba_kernels::selective_scan_backward", _gradients, mutates_args=())
+
+
 @scan_backward_op.register_fake
 def _(dy, dfinal_state, x, dt, A, B, C, D, z, dt_bias, sequence_ids, chunk_states, dt_softplus, reverse, zoh, backend):
     dD, dz, ddt_bias = (A.new_empty(0) if g is None else g.new_empty(g.shape) for g in (D, z, dt_bias))
@@ -237,24 +248,32 @@ def _(dy, dfinal_state, x, dt, A, B, C, D, z, dt_bias, sequence_ids, chunk_state
     return *gradients, dD, dz, ddt_bias, A.new_empty(x.shape[0], *A.shape)
 
 
+_run_backward = direct(scan_backward_op, _gradients)
+
+
 def _setup_context(ctx, inputs, output) -> None:
-    *tensors, dt_softplus, reverse, zoh, backend = inputs
+    *tensors, dt_softplus, reverse, zoh, keep_states, backend = inputs
+    if not keep_states:
+        raise ValueError("the scan's gradient needs the states of its chunks: pass keep_states=True to the operator")
     x, dt, A, B, C, D, z, dt_bias, _, sequence_ids = tensors
     ctx.save_for_backward(x, dt, A, B, C, D, z, dt_bias, sequence_ids, output[2])
     ctx.flags = dt_softplus, reverse, zoh, backend
     ctx.given = [tensor is not None for tensor in tensors[:9]]
+    ctx.set_materialize_grads(False)  # zeros as large as the chunk states would be made for each call
 
 
 def _backward(ctx, dy, dfinal_state, _):
-    gradients = scan_backward_op(dy, dfinal_state, *ctx.saved_tensors, *ctx.flags)
+    x, *saved = ctx.saved_tensors
+    dy = x.new_zeros(x.shape) if dy is None else dy
+    gradients = _run_backward(dy, dfinal_state, x, *saved, *ctx.flags)
     wanted = (
         gradient if given and need else None
         for gradient, given, need in zip(gradients, ctx.given, ctx.needs_input_grad, strict=False)
     )
-    return *wanted, None, None, None, None, None
+    return *wanted, None, None, None, None, None, None
 
 
 scan_op.register_autograd(_backward, setup_context=_setup_context)
 
 
-_scan = differentiable(scan_op, _setup_context, _backward)
+_scan = differentiable(direct(scan_op, _forward), _setup_context, _backward)

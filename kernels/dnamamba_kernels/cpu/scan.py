@@ -60,8 +60,12 @@ def forward(
     initial_state: Tensor | None,
     options: ScanOptions,
     chunk: int,
+    keep_states: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(y, final_state, chunk_states) in one pass, or in two where there are few channels."""
+    """(y, final_state, chunk_states) in one pass, or in two where there are few channels.
+
+    The chunk states are written whether they are to be kept or not: they are few.
+    """
     p = _Problem(dt, A, B, C, D, dt_bias, sequence_ids, options, chunk)
     if p.few_channels:
         dt_sums, ends = chunk_summaries(x, dt, A, B, dt_bias, sequence_ids, options, chunk)
@@ -104,10 +108,10 @@ def propagate(
     chunk_states = torch.empty_like(end_states)
     chunks = dt_sums.shape[1]
     alive = dt_sums[..., None].isfinite()
-    decays = torch.exp(torch.where(alive, dt_sums[..., None], 0.0) * A) * alive
+    decays = torch.exp(torch.where(alive, dt_sums[..., None], 0.0) * A)
     for k in range(chunks - 1, -1, -1) if options.reverse else range(chunks):
         chunk_states[:, k] = state
-        state = torch.addcmul(end_states[:, k], decays[:, k], state)
+        state = torch.addcmul(end_states[:, k], decays[:, k], torch.where(alive[:, k], state, 0.0))
     return chunk_states, state
 
 
@@ -152,7 +156,7 @@ def backward_summaries(
 
 def backward(
     dy: Tensor,
-    dfinal_state: Tensor,
+    dfinal_state: Tensor | None,
     x: Tensor,
     dt: Tensor,
     A: Tensor,
@@ -173,7 +177,11 @@ def backward(
         against_time = options._replace(reverse=not options.reverse)
         adjoints, dinitial = propagate(dt_sums, ends, A, dfinal_state, against_time)
         return *p.backward(p.code.FROM_STATES, dy, x, z, chunk_states, adjoints), dinitial
-    adjoint = dfinal_state.clone(memory_format=torch.contiguous_format)
+    adjoint = (
+        torch.zeros(p.batch, *A.shape)
+        if dfinal_state is None
+        else dfinal_state.clone(memory_format=torch.contiguous_format)
+    )
     return *p.backward(p.code.FUSED, dy, x, z, chunk_states, adjoint), adjoint
 
 

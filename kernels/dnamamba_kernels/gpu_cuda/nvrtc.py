@@ -137,22 +137,22 @@ def load_cubin(source: str, options: Sequence[str], architecture: str) -> ctypes
 
 
 class Kernel:
-    """A loaded kernel; call it with a grid, a block, bytes of dynamic shared memory and ctypes arguments."""
+    """A loaded kernel; call it with a grid, a block, bytes of dynamic shared memory, a stream and ctypes arguments."""
 
     def __init__(self, function: ctypes.c_void_p, name: str) -> None:
         self._function, self._name = function, name
         self._shared = 48 * 1024
+        self._launch = _driver().cuLaunchKernel
 
-    def __call__(self, grid: int, block: int, shared: int, *arguments: Argument) -> None:
-        """Launch on the current device's current stream."""
+    def __call__(self, grid: int, block: int, shared: int, stream: ctypes.c_void_p, *arguments: Argument) -> None:
+        """Launch on a stream of the current device."""
         if shared > self._shared:
             code = _driver().cuFuncSetAttribute(self._function, MAX_DYNAMIC_SHARED_SIZE, shared)
             _check_driver(code, f"asking for {shared} bytes of shared memory for {self._name}")
             self._shared = shared
-        pointers = (ctypes.c_void_p * len(arguments))(*(ctypes.addressof(argument) for argument in arguments))
-        stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
-        code = _driver().cuLaunchKernel(self._function, grid, 1, 1, block, 1, 1, shared, stream, pointers, None)
-        _check_driver(code, f"launching {self._name}")
+        pointers = (ctypes.c_void_p * len(arguments))(*map(ctypes.addressof, arguments))
+        if code := self._launch(self._function, grid, 1, 1, block, 1, 1, shared, stream, pointers, None):
+            _check_driver(code, f"launching {self._name}")
 
 
 class Module:

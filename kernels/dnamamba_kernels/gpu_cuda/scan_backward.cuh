@@ -13,13 +13,14 @@
 // tensor cores: a lane's 4 dB and 4 dC (summed over its two channels) are the B operand of mma.m16n8k16, whose product with
 // a matrix of zeros and ones adds the four lanes of a quad exactly in fp32 and lays what belongs to one state side by side.
 // Operands are bf16: rounded once for bf16 data, split in two (16 bits) otherwise. Over warps the sum goes through shared
-// memory, over blocks through scan_sum_maps: the order is fixed, no atomics.
+// memory, over blocks through scan_sum_parts: the order is fixed, no atomics.
 #define STEPS 4
 #define BLOCK_CHANNELS 64
 #define BACKWARD_WARPS 4
 #define BACKWARD_THREADS 128
 #define ROWS (TILE / BACKWARD_WARPS)   // rows of a tile that a warp serves as a worker on scalars
 #define SPLIT (DATA != 1)
+#define KEEP_ROWS (BACKWARD_ROWS && DATA != 0)   // x, dL/dy and z stay in shared memory from stage 1 to 4: room for 16 bits
 
 struct BackwardShared {
     float delta[TILE][BLOCK_CHANNELS];
@@ -29,9 +30,12 @@ struct BackwardShared {
     // One kilobyte a warp and step group: its state (32 lanes x 8); once used, dB and dC of its positions ([STEPS][32])
     // and d delta ([STEPS][16 channels]).
     float kept[TILE / STEPS][BACKWARD_WARPS][256];
-    float restart[TILE];
+#if KEEP_ROWS
+    pair_t rows[3][TILE][LANES];
+#endif
+    bool restart[TILE];
 };
-static_assert(sizeof(BackwardShared) == 61568, "scan.py asks for as many bytes: BACKWARD_SHARED");
+static_assert(sizeof(BackwardShared) == 61472 + KEEP_ROWS * 12288, "scan.py asks for as many bytes");
 static_assert(BACKWARD_WARPS == STEPS, "stage 4 takes row i of each warp to lie in step group i");
 
 FORCE void mma_add(float (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
@@ -58,6 +62,12 @@ template <int SLOT> FORCE void add_quads(float (&d)[4], const Selector &pick, co
 FORCE float fold(float a, float b, bool bit, int distance) {
     const float keep = bit ? b : a, send = bit ? a : b;
     return keep + __shfl_xor_sync(0xffffffffu, send, distance);
+}
+
+// d softplus(v) / dv = 1 - exp(-softplus(v)), from delta = softplus(v); relative error 2e-6 and less.
+FORCE float softplus_slope(float delta) {
+    const float series = delta * fmaf(delta, fmaf(delta, fmaf(delta, -1.0f / 24, 1.0f / 6), -0.5f), 1.0f);
+    return delta < 0.03f ? series : 1.0f - exp2_fast(-LOG2E * delta);
 }
 
 FORCE u32 ones(bool low, bool high) { return (low ? 0x3f80u : 0u) | (high ? 0x3f800000u : 0u); }
@@ -114,10 +124,18 @@ extern "C" __global__ void __launch_bounds__(BACKWARD_THREADS, BACKWARD_BLOCKS) 
         for (int i = 0; i < ROWS; i++) {
             const int t = warp + i * BACKWARD_WARPS;
             const bool in0 = t < count && row_first, in1 = t < count && row_second;
-            const float2 raw = unpack(load_pair(dt_at, in0, in1)), in_x = unpack(load_pair(x_at, in0, in1));
-            float2 grad = unpack(load_pair(dy_at, in0, in1));
+            const pair_t x_row = load_pair(x_at, in0, in1), dy_row = load_pair(dy_at, in0, in1);
+            const float2 raw = unpack(load_pair(dt_at, in0, in1)), in_x = unpack(x_row);
+            float2 grad = unpack(dy_row);
+#if KEEP_ROWS
+            s.rows[0][t][lane] = x_row, s.rows[1][t][lane] = dy_row;
+#endif
             if (HAS_Z) {
-                const float2 g = unpack(load_pair(z_at, in0, in1));
+                const pair_t z_row = load_pair(z_at, in0, in1);
+                const float2 g = unpack(z_row);
+#if KEEP_ROWS
+                s.rows[2][t][lane] = z_row;
+#endif
                 grad.x *= g.x * sigmoid(g.x), grad.y *= g.y * sigmoid(g.y);
                 z_at += z_step;
             }
@@ -140,7 +158,7 @@ extern "C" __global__ void __launch_bounds__(BACKWARD_THREADS, BACKWARD_BLOCKS) 
             *reinterpret_cast<float2 *>(&s.C[t][n]) = unpack(load_pair(C + p * a.C_row + n, in, in));
         }
         if (HAS_IDS && threadIdx.x < TILE)
-            s.restart[threadIdx.x] = threadIdx.x < count && restarts(a, at, start + (i64)at.sign * threadIdx.x) ? INF : 0.0f;
+            s.restart[threadIdx.x] = threadIdx.x < count && restarts(a, at, start + (i64)at.sign * threadIdx.x);
 
         float h[2][4];
         const i64 tile_row = (i64)at.batch * a.tile_rows + (i64)at.time_chunk * a.tiles + tile;
@@ -150,8 +168,9 @@ extern "C" __global__ void __launch_bounds__(BACKWARD_THREADS, BACKWARD_BLOCKS) 
         *reinterpret_cast<float4 *>(h[1]) = second && part < STATE / 4 ? *reinterpret_cast<const float4 *>(saved + 4) : zero;
         __syncthreads();
 
-        // One position forward from h_in to h_out, keeping the decays.
-        auto advance = [&](int t, const float (&h_in)[2][4], float (&h_out)[2][4], float (&decay)[2][4]) {
+        // One position forward from h_in to h_out, keeping the decays; h_in is cleared where the state restarts.
+        auto advance = [&](int t, float (&h_in)[2][4], float (&h_out)[2][4], float (&decay)[2][4]) {
+            const bool restart = HAS_IDS && s.restart[t];
             const float2 delta = *reinterpret_cast<const float2 *>(&s.delta[t][pair]);
             const float2 input = *reinterpret_cast<const float2 *>(&s.input[t][pair]);
             const float4 row = *reinterpret_cast<const float4 *>(&s.B[t][4 * part]);
@@ -160,7 +179,8 @@ extern "C" __global__ void __launch_bounds__(BACKWARD_THREADS, BACKWARD_BLOCKS) 
             for (int c = 0; c < 2; c++)
 #pragma unroll
                 for (int k = 0; k < 4; k++) {
-                    decay[c][k] = exp2_fast((HAS_IDS ? d[c] + s.restart[t] : d[c]) * A[c][k]);
+                    if (restart) h_in[c][k] = 0.0f;   // not by a decay of zero, which NaN would survive
+                    decay[c][k] = exp2_fast(d[c] * A[c][k]);
                     float w = u[c] * map[k];
                     if (ZOH) w *= zoh_weight(d[c], d[c] * A[c][k], exp2_fast(d[c] * A[c][k]));
                     h_out[c][k] = fmaf(decay[c][k], h_in[c][k], w);
@@ -204,6 +224,7 @@ extern "C" __global__ void __launch_bounds__(BACKWARD_THREADS, BACKWARD_BLOCKS) 
                     const float4 rowB = *reinterpret_cast<const float4 *>(&s.B[t][4 * part]);
                     const float4 rowC = *reinterpret_cast<const float4 *>(&s.C[t][4 * part]);
                     const float mapB[4] = {rowB.x, rowB.y, rowB.z, rowB.w}, mapC[4] = {rowC.x, rowC.y, rowC.z, rowC.w};
+                    const bool restart = HAS_IDS && s.restart[t];
                     const float delta[2] = {delta2.x, delta2.y}, input[2] = {input2.x, input2.y}, dyc[2] = {dy2.x, dy2.y};
                     float dB[4] = {}, dC[4] = {};
 #pragma unroll
@@ -213,7 +234,7 @@ extern "C" __global__ void __launch_bounds__(BACKWARD_THREADS, BACKWARD_BLOCKS) 
                             const float g = fmaf(dyc[c], mapC[k], r[c][k]);
                             dC[k] = fmaf(dyc[c], states[j + 1][c][k], dC[k]);
                             if (HAS_Z) sums[odd][c][0] = fmaf(states[j + 1][c][k], mapC[k], sums[odd][c][0]);
-                            r[c][k] = decay[j][c][k] * g;
+                            r[c][k] = restart ? 0.0f : decay[j][c][k] * g;
                             const float through = r[c][k] * states[j][c][k];
                             sums[odd][c][2] = fmaf(A[c][k], through, sums[odd][c][2]);
                             dA[c][k] = fmaf(delta[c], through, dA[c][k]);
@@ -265,24 +286,33 @@ extern "C" __global__ void __launch_bounds__(BACKWARD_THREADS, BACKWARD_BLOCKS) 
             dmaps += at.sign * (BACKWARD_WARPS * 32);
         }
         asm volatile("" : "+r"(column));
+#if !KEEP_ROWS
         dt_at = a.dt + at.batch * a.dt_batch + mine * a.dt_row + column;
         x_at = a.x + at.batch * a.x_batch + mine * a.x_row + column;
         dy_at = a.dy + at.batch * a.dy_batch + mine * a.dy_row + column;
         if (HAS_Z) z_at = a.z + at.batch * a.z_batch + mine * a.z_row + column;
+#endif
         i64 out = ((i64)at.batch * a.length + mine) * a.channels + column;
 #pragma unroll 4
         for (int i = 0; i < ROWS; i++) {
             const int t = warp + i * BACKWARD_WARPS;
             const bool in0 = t < count && row_first, in1 = t < count && row_second;
+#if KEEP_ROWS
+            const float2 in_x = unpack(s.rows[0][t][lane]);
+            float2 grad = unpack(s.rows[1][t][lane]);
+            const pair_t z_row = HAS_Z ? s.rows[2][t][lane] : 0;
+#else
             const float2 raw = unpack(load_pair(dt_at, in0, in1)), in_x = unpack(load_pair(x_at, in0, in1));
             float2 grad = unpack(load_pair(dy_at, in0, in1));
+            const pair_t z_row = load_pair(z_at, HAS_Z && in0, HAS_Z && in1);
             dt_at += dt_step, x_at += x_step, dy_at += dy_step;
+            if (HAS_Z) z_at += z_step;
+#endif
             const float2 delta = *reinterpret_cast<const float2 *>(&s.delta[t][2 * lane]);
             const float2 q = *reinterpret_cast<const float2 *>(&s.input[t][2 * lane]);
             const float2 d = *reinterpret_cast<const float2 *>(&s.kept[i][lane / 8][STEPS * 32 + warp * 16 + 2 * lane % 16]);
             if (HAS_Z) {
-                const float2 g = unpack(load_pair(z_at, in0, in1));
-                z_at += z_step;
+                const float2 g = unpack(z_row);
                 const float2 y = *reinterpret_cast<const float2 *>(&s.dy[t][2 * lane]);
                 const float s0 = sigmoid(g.x), s1 = sigmoid(g.y);
                 store_pair(a.dz + out, grad.x * fmaf(skip0, in_x.x, y.x) * s0 * fmaf(g.x, 1.0f - s0, 1.0f),
@@ -292,7 +322,11 @@ extern "C" __global__ void __launch_bounds__(BACKWARD_THREADS, BACKWARD_BLOCKS) 
             store_pair(a.dx + out, fmaf(skip0, grad.x, ZOH ? q.x : delta.x * q.x),
                        fmaf(skip1, grad.y, ZOH ? q.y : delta.y * q.y), in0, in1);
             float ddt0 = ZOH ? d.x : fmaf(in_x.x, q.x, d.x), ddt1 = ZOH ? d.y : fmaf(in_x.y, q.y, d.y);
+#if KEEP_ROWS
+            if (SOFTPLUS) ddt0 *= softplus_slope(delta.x), ddt1 *= softplus_slope(delta.y);
+#else
             if (SOFTPLUS) ddt0 *= sigmoid(raw.x + bias0), ddt1 *= sigmoid(raw.y + bias1);
+#endif
             store_pair(a.ddt + out, ddt0, ddt1, in0, in1);
             if (in0) dbias0 += ddt0;
             if (in1) dbias1 += ddt1;
@@ -315,25 +349,48 @@ extern "C" __global__ void __launch_bounds__(BACKWARD_THREADS, BACKWARD_BLOCKS) 
 }
 #endif
 
-#ifdef scan_sum_maps_BUILT
-// dB and dC (batch, length, groups, STATE) from the sums of the blocks of 64 channels, in the order of the blocks.
-extern "C" __global__ void __launch_bounds__(256)
-scan_sum_maps(const float *parts, data_t *dB, data_t *dC, i64 length, int groups, int blocks, i64 total) {
-    const i64 i = (i64)blockIdx.x * 256 + threadIdx.x;   // over (batch, group, length, 8 fours)
-    if (i >= total) return;
-    const int four = i % 8;
-    const i64 t = i / 8 % length, bg = i / 8 / length, b = bg / groups, g = bg % groups;
-    const float *p = parts + ((bg * blocks) * length + t) * 32 + four * 4;
-    float4 sum = *reinterpret_cast<const float4 *>(p);
-    for (int k = 1; k < blocks; k++) {
-        const float4 v = *reinterpret_cast<const float4 *>(p + k * length * 32);
-        sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w;
+#ifdef scan_sum_parts_BUILT
+// What scan_gradients leaves in parts, summed in a fixed order: dB and dC (batch, length, groups, STATE) over the blocks of 64
+// channels by the first thread blocks; dA, dD and ddt_bias over chunks and the batch by the others, 32 elements each, where a
+// warp takes every eighth part.
+#define SUM_THREADS 256
+extern "C" __global__ void __launch_bounds__(SUM_THREADS) scan_sum_parts(const Arguments a) {
+    const i64 maps = (i64)a.batch * a.groups * a.length * 8;   // fours: of a position's 32 numbers, dB then dC
+    const int map_blocks = (int)((maps + SUM_THREADS - 1) / SUM_THREADS);
+    if ((int)blockIdx.x < map_blocks) {
+        const i64 i = (i64)blockIdx.x * SUM_THREADS + threadIdx.x;
+        if (i >= maps) return;
+        const int four = i % 8, n = four % 4 * 4;
+        const i64 t = i / 8 % a.length, bg = i / 8 / a.length, b = bg / a.groups, g = bg % a.groups;
+        const float *p = a.dmaps + ((bg * a.blocks) * a.length + t) * 32 + four * 4;
+        float4 sum = *reinterpret_cast<const float4 *>(p);
+        for (int k = 1; k < a.blocks; k++) {
+            const float4 v = *reinterpret_cast<const float4 *>(p + k * (i64)a.length * 32);
+            sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w;
+        }
+        pair_t *out = reinterpret_cast<pair_t *>((four < 4 ? a.dB : a.dC) + ((b * a.length + t) * a.groups + g) * STATE + n);
+        if (n < STATE) out[0] = pack(sum.x, sum.y), out[1] = pack(sum.z, sum.w);
+        return;
     }
-    const float v[4] = {sum.x, sum.y, sum.z, sum.w};
-    const int n = four % 4 * 4;
-    data_t *out = (four < 4 ? dB : dC) + ((b * length + t) * groups + g) * STATE + n;
+    __shared__ float over_warps[SUM_THREADS / LANES][LANES];
+    const int lane = threadIdx.x % LANES, warp = threadIdx.x / LANES, states = a.channels * STATE;
+    int e = ((int)blockIdx.x - map_blocks) * LANES + lane, width = a.channels;
+    const float *parts = nullptr;
+    float *out = nullptr;
+    if (e < states) parts = a.dA_parts, out = a.dA, width = states;
+    else if ((e -= states) < a.channels) parts = a.dD_parts, out = a.dD;
+    else if ((e -= a.channels) < a.channels) parts = a.dbias_parts, out = a.ddt_bias;
+    float sum = 0.0f;
+    if (out) {
+#pragma unroll 4
+        for (int k = warp; k < a.batch * a.chunks; k += SUM_THREADS / LANES) sum += parts[k * (i64)width + e];
+    }
+    over_warps[warp][lane] = sum;
+    __syncthreads();
+    if (warp == 0 && out) {
 #pragma unroll
-    for (int k = 0; k < 4; k++)
-        if (n + k < STATE) out[k] = from_float(v[k]);
+        for (int w = 1; w < SUM_THREADS / LANES; w++) sum += over_warps[w][lane];
+        out[e] = sum;
+    }
 }
 #endif

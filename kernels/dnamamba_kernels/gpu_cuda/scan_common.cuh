@@ -43,6 +43,8 @@ struct Arguments {
     float *tile_states;       // (batch, tile_rows, STATE / 4, channels, 4): state that enters each tile, in time order
     float *dmaps;             // (batch, groups * blocks, length, 32): dB and dC summed over the channels of a block
     float *dA_parts, *dD_parts, *dbias_parts;   // (batch, chunks, channels[, STATE])
+    data_t *dB, *dC;
+    float *dA, *dD, *ddt_bias;
     i64 x_batch, x_row, dt_batch, dt_row, z_batch, z_row, dy_batch, dy_row;
     i64 B_batch, B_row, B_group, C_batch, C_row, C_group, ids_batch;
     int batch, length, channels, group_channels, groups, blocks;   // blocks of channels in a group
@@ -261,11 +263,9 @@ FORCE void store_state(float *p, int n, bool valid, const float *in, int count) 
             *reinterpret_cast<float4 *>(p + n + k) = make_float4(in[k], in[k + 1], in[k + 2], in[k + 3]);
 }
 
-// A[channel][n] / ln 2, so that exp(delta A) = exp2(delta a). Never zero, as an infinite delta must give a decay of 0.
+// A[channel][n] / ln 2, so that exp(delta A) = exp2(delta a).
 FORCE void load_decay(const Arguments &a, int channel, int n, bool valid, float *out, int count) {
     load_state(a.A + (i64)channel * STATE, n, valid, out, count);
 #pragma unroll
-    for (int k = 0; k < count; k++) out[k] = out[k] == 0.0f ? -1e-35f : out[k] * LOG2E;
+    for (int k = 0; k < count; k++) out[k] *= LOG2E;
 }
-
-FORCE void prefetch(const void *p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }

@@ -29,7 +29,7 @@ template <Pass PASS, int POLYNOMIAL> FORCE void walk(const Arguments &a) {
     constexpr bool NEEDS_B = PASS != ADJOINT, NEEDS_C = PASS != SUMMARY, NEEDS_Z = HAS_Z && PASS != SUMMARY;
     constexpr int MAPS = NEEDS_B + NEEDS_C, STAGED = TILE * PADDED / 2 * MAPS / THREADS;
     __shared__ __align__(16) float maps[2][MAPS][TILE][PADDED];
-    __shared__ float restart[2][TILE];
+    __shared__ bool restart[2][TILE];
     enum { DT, X, Z };   // X: the input, or dL/dy for ADJOINT
     __shared__ __align__(16) pair_t ring[GROUPS][2 + NEEDS_Z][GROUP][THREADS];
 
@@ -67,7 +67,7 @@ template <Pass PASS, int POLYNOMIAL> FORCE void walk(const Arguments &a) {
     const data_t *B = NEEDS_B ? a.B + at.batch * a.B_batch + at.group * a.B_group : nullptr;
     const data_t *C = NEEDS_C ? a.C + at.batch * a.C_batch + at.group * a.C_group : nullptr;
     pair_t staged[STAGED];
-    float staged_restart = 0.0f;
+    bool staged_restart = false;
     auto fetch_maps = [&](int tile) {   // rows of B and C of a tile into registers
 #pragma unroll
         for (int s = 0; s < STAGED; s++) {
@@ -80,7 +80,7 @@ template <Pass PASS, int POLYNOMIAL> FORCE void walk(const Arguments &a) {
         }
         if (HAS_IDS && threadIdx.x < TILE) {
             const int t = tile * TILE + threadIdx.x;
-            staged_restart = t < at.count && restarts(a, at, start + (i64)sign * t) ? INF : 0.0f;
+            staged_restart = t < at.count && restarts(a, at, start + (i64)sign * t);
         }
     };
     auto put_maps = [&](int buffer) {
@@ -100,6 +100,15 @@ template <Pass PASS, int POLYNOMIAL> FORCE void walk(const Arguments &a) {
             if (NEEDS_Z) fetch_pair(&slot[NEEDS_Z ? Z : 0][j][threadIdx.x], z, in0, in1), z += z_step;
         }
         end_group();
+    };
+
+    auto forget = [&] {   // nothing survives: not even NaN, as a decay of zero would let it
+#pragma unroll
+        for (int c = 0; c < WIDTH; c++) {
+            sum[c] = INF;
+#pragma unroll
+            for (int n = 0; n < PADDED; n++) h[c][n] = 0.0f;
+        }
     };
 
     fetch_maps(0);
@@ -132,16 +141,15 @@ template <Pass PASS, int POLYNOMIAL> FORCE void walk(const Arguments &a) {
 #pragma unroll
             for (int j = 0; j < GROUP; j++) {
                 const bool in = i + j < at.count;
-                float delta[WIDTH], time[WIDTH], gate[WIDTH], u[WIDTH], out[WIDTH][2];
+                if (HAS_IDS && PASS != ADJOINT && restart[buffer][group + j]) forget();
+                float delta[WIDTH], gate[WIDTH], u[WIDTH], out[WIDTH][2];
                 const float2 raw2 = unpack(slot[DT][j][threadIdx.x]), x2 = unpack(slot[X][j][threadIdx.x]);
                 const float2 z2 = NEEDS_Z ? unpack(slot[NEEDS_Z ? Z : 0][j][threadIdx.x]) : make_float2(0.0f, 0.0f);
                 const float raw[WIDTH] = {raw2.x, raw2.y}, in_x[WIDTH] = {x2.x, x2.y}, g[WIDTH] = {z2.x, z2.y};
 #pragma unroll
                 for (int c = 0; c < WIDTH; c++) {
                     delta[c] = (in ? 1.0f : 0.0f) * step_size(raw[c], bias[c]);
-                    // what the state decays by: infinite where it restarts
-                    time[c] = HAS_IDS ? delta[c] + restart[buffer][group + j] : delta[c];
-                    if (PASS != OUTPUT) sum[c] += time[c];
+                    if (PASS != OUTPUT) sum[c] += delta[c];
                     gate[c] = NEEDS_Z ? g[c] * sigmoid(g[c]) : 1.0f;
                     // what multiplies B (delta x, or x for zero-order hold), or C for ADJOINT (dL/dy before the gate)
                     u[c] = in_x[c] * (PASS == ADJOINT ? gate[c] : ZOH ? 1.0f : delta[c]);
@@ -160,8 +168,8 @@ template <Pass PASS, int POLYNOMIAL> FORCE void walk(const Arguments &a) {
                             const int n = 4 * q + k;
                             // spread the states that take the polynomial evenly, so that both pipes stay busy
                             const bool poly = (n + 1) * POLYNOMIAL / PADDED != n * POLYNOMIAL / PADDED;
-                            const float decay = poly ? exp2_polynomial(time[c], A[c][n], bound[c][n])
-                                                     : exp2_fast(time[c] * A[c][n]);
+                            const float decay = poly ? exp2_polynomial(delta[c], A[c][n], bound[c][n])
+                                                     : exp2_fast(delta[c] * A[c][n]);
                             if (PASS == ADJOINT) {
                                 h[c][n] = decay * fmaf(u[c], in_map[k], h[c][n]);
                                 continue;
@@ -172,6 +180,7 @@ template <Pass PASS, int POLYNOMIAL> FORCE void walk(const Arguments &a) {
                             if (PASS == OUTPUT) out[c][n & 1] = fmaf(h[c][n], out_map[k], out[c][n & 1]);
                         }
                 }
+                if (HAS_IDS && PASS == ADJOINT && restart[buffer][group + j]) forget();
                 if (PASS == OUTPUT) {
                     const float y0 = (out[0][0] + out[0][1]) * gate[0], y1 = (out[1][0] + out[1][1]) * gate[1];
                     store_pair(y, y0, y1, in && valid[0], in && valid[1]);
@@ -233,7 +242,7 @@ scan_propagate(const float *dt_sums, const float *ends, const float *A, const fl
             if (base + j >= chunks) break;
             const i64 k = b * chunks + (backwards ? chunks - 1 - base - j : base + j);
             states[k * width + dn] = h;
-            h = fmaf(exp2_fast(a2 * sum[j]), h, end[j]);
+            h = sum[j] == INF ? end[j] : fmaf(exp2_fast(a2 * sum[j]), h, end[j]);   // infinite: nothing survives
         }
     }
     final[i] = h;

@@ -263,8 +263,8 @@ def conv_forward(
     y = torch.empty((batch, length, channels), dtype=x.dtype, device=x.device)
     final_state = torch.empty((batch, width - 1, channels), dtype=x.dtype, device=x.device)
     config = tuning.conv_forward(channels)
-    time_blocks = triton.cdiv(length, config.block_t)
-    channel_blocks = triton.cdiv(channels, config.block_c)
+    time_blocks = -(-length // config.block_t)
+    channel_blocks = -(-channels // config.block_c)
     with on_device(x):
         _forward_kernel[(batch * time_blocks * channel_blocks,)](
             x, weight, optional(bias, x), optional(_contiguous(initial_state), x), optional(sequence_ids, x), y,
@@ -300,8 +300,8 @@ def conv_backward(
     dx = torch.empty((batch, length, channels), dtype=x.dtype, device=x.device)
     dinitial = torch.empty((batch, width - 1, channels), dtype=x.dtype, device=x.device)
     config = tuning.conv_backward(batch, length, channels, x.element_size())
-    strips = triton.cdiv(length, config.block_t)
-    channel_blocks = triton.cdiv(channels, config.block_c)
+    strips = -(-length // config.block_t)
+    channel_blocks = -(-channels // config.block_c)
     partials = torch.empty((batch * strips, width + 1, channels), dtype=torch.float32, device=x.device)
     with on_device(x):
         _backward_kernel[(batch * strips * channel_blocks,)](

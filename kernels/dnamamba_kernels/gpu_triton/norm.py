@@ -41,11 +41,12 @@ def _forward_kernel(
 
 @triton.jit
 def _backward_kernel(
-    dy, dnew_residual, new_residual, weight, rstd_in, dr, partials,
+    dy, dnew_residual, new_residual, weight, rstd_in, dx, dresidual, partials,
     rows, width, dy_row, dnew_row, tiles,
-    BLOCK_R: tl.constexpr, BLOCK_W: tl.constexpr,
+    HAS_DNEW: tl.constexpr, TWICE: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_W: tl.constexpr,
 ):  # fmt: skip
-    """dr for `tiles` tiles of BLOCK_R rows each, one after another, and this program's share of dweight."""
+    """dx (TWICE: and dresidual, the same in another dtype) for `tiles` tiles of BLOCK_R rows each, one after another,
+    and this program's share of dweight."""
     column = tl.arange(0, BLOCK_W)
     in_width = column < width
     w = tl.load(weight + column, mask=in_width, other=0.0).to(tl.float32)
@@ -57,14 +58,19 @@ def _backward_kernel(
         inside = in_rows[:, None] & in_width[None, :]
         g = tl.load(dy + row[:, None] * dy_row + column[None, :], mask=inside, other=0.0).to(tl.float32)
         r = tl.load(new_residual + row[:, None] * width + column[None, :], mask=inside, other=0.0).to(tl.float32)
-        passed = tl.load(dnew_residual + row[:, None] * dnew_row + column[None, :], mask=inside, other=0.0)
         rstd = tl.load(rstd_in + row, mask=in_rows, other=0.0)
         normal = r * rstd[:, None]
         dweight += g * normal
         g *= w[None, :]
         mean = tl.sum(g * normal, axis=1) / width
-        total = (g - normal * mean[:, None]) * rstd[:, None] + passed.to(tl.float32)
-        tl.store(dr + row[:, None] * width + column[None, :], total.to(dr.dtype.element_ty), mask=inside)
+        total = (g - normal * mean[:, None]) * rstd[:, None]
+        if HAS_DNEW:
+            passed = tl.load(dnew_residual + row[:, None] * dnew_row + column[None, :], mask=inside, other=0.0)
+            total += passed.to(tl.float32)
+        place = row[:, None] * width + column[None, :]
+        tl.store(dx + place, total.to(dx.dtype.element_ty), mask=inside)
+        if TWICE:
+            tl.store(dresidual + place, total.to(dresidual.dtype.element_ty), mask=inside)
     tl.store(partials + tl.program_id(0) * width + column, tl.sum(dweight, axis=0), mask=in_width)
 
 
@@ -84,7 +90,7 @@ def norm_forward(
     rstd = torch.empty(rows, dtype=torch.float32, device=x.device)
     block_r, block_w, warps = tuning.norm_forward(width)
     with on_device(x):
-        _forward_kernel[(triton.cdiv(rows, block_r),)](
+        _forward_kernel[(-(-rows // block_r),)](
             x, weight.contiguous(), optional(residual, x), y, new_residual, rstd,
             rows, width, x.stride(0), 0 if residual is None else residual.stride(0), eps,
             HAS_RESIDUAL=residual is not None, BLOCK_R=block_r, BLOCK_W=block_w, num_warps=warps,
@@ -94,27 +100,32 @@ def norm_forward(
 
 def norm_backward(
     dy: torch.Tensor,
-    dnew_residual: torch.Tensor,
+    dnew_residual: torch.Tensor | None,
     new_residual: torch.Tensor,
     weight: torch.Tensor,
     rstd: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(dL/dnew_residual's inputs, the same for x and residual, in new_residual's dtype; dweight fp32).
+    dtype: torch.dtype,
+    residual_dtype: torch.dtype | None,
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
+    """(the gradient of x + residual in `dtype`, the same in `residual_dtype` if any, dweight fp32).
 
     dweight: one fp32 sum a program, over a number of programs that depends on the shape alone, added in a fixed order.
     """
     rows, width = new_residual.shape
-    dy, dnew_residual, new_residual = unit_rows(dy), unit_rows(dnew_residual), new_residual.contiguous()
-    dr = torch.empty((rows, width), dtype=new_residual.dtype, device=dy.device)
+    dy, new_residual = unit_rows(dy), new_residual.contiguous()
+    passed = dy if dnew_residual is None else unit_rows(dnew_residual)
+    dx = torch.empty((rows, width), dtype=dtype, device=dy.device)
+    dresidual = None if residual_dtype is None else torch.empty_like(dx, dtype=residual_dtype)
     block_r, block_w, warps = tuning.norm_backward(width)
-    row_tiles = triton.cdiv(rows, block_r)
-    tiles = max(1, triton.cdiv(row_tiles, tuning.NORM_BACKWARD_PROGRAMS))
-    programs = max(1, triton.cdiv(row_tiles, tiles))
+    row_tiles = -(-rows // block_r)
+    tiles = max(1, -(-row_tiles // tuning.NORM_BACKWARD_PROGRAMS))
+    programs = max(1, -(-row_tiles // tiles))
     partials = torch.empty((programs, width), dtype=torch.float32, device=dy.device)
     with on_device(dy):
         _backward_kernel[(programs,)](
-            dy, dnew_residual, new_residual, weight.contiguous(), rstd, dr, partials,
-            rows, width, dy.stride(0), dnew_residual.stride(0), tiles,
+            dy, passed, new_residual, weight.contiguous(), rstd, dx, optional(dresidual, dx), partials,
+            rows, width, dy.stride(0), passed.stride(0), tiles,
+            HAS_DNEW=dnew_residual is not None, TWICE=dresidual is not None,
             BLOCK_R=block_r, BLOCK_W=block_w, num_warps=warps,
         )  # fmt: skip
-    return dr, partials.sum(dim=0)
+    return dx, dresidual, partials.sum(dim=0)

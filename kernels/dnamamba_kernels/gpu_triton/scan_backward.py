@@ -70,7 +70,6 @@ def backward_summaries_kernel(
 
     adjoint = tl.zeros([BLOCK_R, BLOCK_N, BLOCK_C], tl.float32)
     total = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
-    lost = 0.0
     for i in range(0, count):
         g = dy_next.to(tl.float32)
         z_here = z_next.to(tl.float32)
@@ -89,14 +88,14 @@ def backward_summaries_kernel(
             C_at += ahead * C_row
             C_next = tl.load(C_at + n, mask=n < state, other=0.0)
         a = tl.exp2(delta[:, None, :] * A_log2)
-        if HAS_IDS:
-            restart = restarts(ids + b * ids_batch, last + sign * i, length, REVERSE, ids_row)
-            a = tl.where(restart, 0.0, a)
-            lost = tl.where(restart, float("inf"), lost)
         adjoint = a * (adjoint + g[:, None, :] * C_here)
         total += delta
+        if HAS_IDS:
+            restart = restarts(ids + b * ids_batch, last + sign * i, length, REVERSE, ids_row)
+            adjoint = tl.where(restart, 0.0, adjoint)
+            total = tl.where(restart, float("inf"), total)
     summary = (b * chunks + chunk) * channels
-    tl.store(dt_sums + summary + d, total + lost, mask=d_in)
+    tl.store(dt_sums + summary + d, total, mask=d_in)
     tl.store(per_state(adjoint_ends + summary * state, d, state, zero, BLOCK_N, BLOCK_C), adjoint, mask=state_in)
 
 
@@ -184,7 +183,7 @@ def chunk_gradients_kernel(
                 a = tl.exp2(delta[:, None, :] * A_log2)
                 added = added_input(x_rows[u].to(tl.float32), delta, a, A_tile, widen(B_rows[u], B_CONSTANT), ZOH)
                 if HAS_IDS:
-                    a = tl.where(restarts(ids + b * ids_batch, first + sign * i, length, REVERSE, ids_row), 0.0, a)
+                    h = tl.where(restarts(ids + b * ids_batch, first + sign * i, length, REVERSE, ids_row), 0.0, h)
                 h = a * h + added
 
         tl.debug_barrier()
@@ -228,7 +227,7 @@ def chunk_gradients_kernel(
                 a = tl.exp2(delta[:, None, :] * A_log2)
                 added = added_input(x_rows[u].to(tl.float32), delta, a, A_tile, widen(B_rows[u], B_CONSTANT), ZOH)
                 if HAS_IDS:
-                    a = tl.where(restarts(ids + b * ids_batch, first + sign * i, length, REVERSE, ids_row), 0.0, a)
+                    h = tl.where(restarts(ids + b * ids_batch, first + sign * i, length, REVERSE, ids_row), 0.0, h)
                 h = a * h + added
                 before = before + (h,)
             for u in tl.static_range(SPAN - 1, -1, -1):
@@ -243,11 +242,10 @@ def chunk_gradients_kernel(
                 C_here = widen(C_rows[u], C_CONSTANT).to(tl.float32)
                 a = tl.exp2(delta[:, None, :] * A_log2)
                 weight = input_weight(delta, a, A_tile, ZOH)
-                a_kept = a
+                decayed = a * before[u]
                 if HAS_IDS:
-                    restart = restarts(ids + b * ids_batch, first + sign * i, length, REVERSE, ids_row)
-                    a_kept = tl.where(restart & exists, 0.0, a)
-                decayed = a_kept * before[u]
+                    restart = exists & restarts(ids + b * ids_batch, first + sign * i, length, REVERSE, ids_row)
+                    decayed = tl.where(restart, 0.0, decayed)
                 if ZOH:
                     weighted = weight * x_here[:, None, :]
                     h = decayed + weighted * B_here
@@ -296,7 +294,9 @@ def chunk_gradients_kernel(
                     dbias += tl.where(exists, ddelta, 0.0)
                 tl.store(dx + out_0 + i * sign * channels, dx_here.to(dx.dtype.element_ty), mask=here_in)
                 tl.store(ddt + out_0 + i * sign * channels, ddelta.to(ddt.dtype.element_ty), mask=here_in)
-                adjoint *= a_kept
+                adjoint *= a
+                if HAS_IDS:
+                    adjoint = tl.where(restart, 0.0, adjoint)
 
         tl.store(per_state(dA_parts + chunk_0 * state, d, state, zero, BLOCK_N, BLOCK_C), dA, mask=state_in)
         if B_CONSTANT:

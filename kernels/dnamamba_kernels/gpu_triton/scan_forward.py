@@ -136,7 +136,6 @@ def chunk_summaries_kernel(
 
     h = tl.zeros([BLOCK_R, BLOCK_N, BLOCK_C], tl.float32)
     total = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
-    lost = 0.0
     for i in range(0, count):
         x_here = x_next.to(tl.float32)
         delta = step_size(dt_next, bias, SOFTPLUS)
@@ -153,12 +152,12 @@ def chunk_summaries_kernel(
         added = added_input(x_here, delta, a, A_tile, B_here, ZOH)
         if HAS_IDS:
             restart = restarts(ids + b * ids_batch, first + sign * i, length, REVERSE, ids_row)
-            a = tl.where(restart, 0.0, a)
-            lost = tl.where(restart, float("inf"), lost)
+            h = tl.where(restart, 0.0, h)  # 0 · NaN would be NaN
+            total = tl.where(restart, float("inf"), total)
         h = a * h + added
         total += delta
     summary = (b * chunks + chunk) * channels
-    tl.store(dt_sums + summary + d, total + lost, mask=d_in)
+    tl.store(dt_sums + summary + d, total, mask=d_in)
     tl.store(per_state(end_states + summary * state, d, state, zero, BLOCK_N, BLOCK_C), h, mask=state_in)
 
 
@@ -236,7 +235,7 @@ def chunk_outputs_kernel(
         a = tl.exp2(delta[:, None, :] * A_log2)
         added = added_input(x_here, delta, a, A_tile, B_here, ZOH)
         if HAS_IDS:
-            a = tl.where(restarts(ids + b * ids_batch, first + sign * i, length, REVERSE, ids_row), 0.0, a)
+            h = tl.where(restarts(ids + b * ids_batch, first + sign * i, length, REVERSE, ids_row), 0.0, h)
         h = a * h + added
         out = tl.sum(h * C_here, axis=1)
         if HAS_D:
@@ -282,7 +281,7 @@ def propagate_kernel(
         end = tl.load(end_states + chunk_at + e, mask=e_in, other=0.0)
         if not SUMMARIZE:
             tl.store(states + chunk_at + e, h, mask=e_in)
-        h = tl.where(dt_sum == float("inf"), 0.0, tl.exp2(dt_sum * A_log2)) * h + end
+        h = tl.where(dt_sum == float("inf"), 0.0, tl.exp2(dt_sum * A_log2) * h) + end
         total += dt_sum
         sums_at += sign * channels
         chunk_at += sign * tl.cast(elements, tl.int64)

@@ -36,7 +36,7 @@ def conv_forward(
 
 def conv_backward(
     dy: Tensor,
-    dfinal: Tensor,
+    dfinal: Tensor | None,
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -54,10 +54,11 @@ def conv_backward(
     if activation == "silu":
         ds = torch.ops.aten.silu_backward(ds, _before_activation(padded, run, weight, bias))
     dpadded = torch.zeros_like(padded)
-    dfinal = dfinal.to(padded.dtype)
-    if run is not None:
-        dfinal = torch.where((run[:, length:] == run[:, -1:])[..., None], dfinal, 0)
-    dpadded[:, length:] += dfinal
+    if dfinal is not None:
+        dfinal = dfinal.to(padded.dtype)
+        if run is not None:
+            dfinal = torch.where((run[:, length:] == run[:, -1:])[..., None], dfinal, 0)
+        dpadded[:, length:] += dfinal
     dweight = torch.empty_like(weight, dtype=padded.dtype)
     for tap in range(width):
         seen = slice(tap, tap + length)

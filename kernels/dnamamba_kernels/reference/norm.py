@@ -23,11 +23,20 @@ def norm_forward(
 
 
 def norm_backward(
-    dy: Tensor, dnew_residual: Tensor, new_residual: Tensor, weight: Tensor, rstd: Tensor
-) -> tuple[Tensor, Tensor]:
-    """(gradient of new_residual, which is that of x and of residual alike, in its dtype; dweight in fp32 or fp64)."""
+    dy: Tensor,
+    dnew_residual: Tensor | None,
+    new_residual: Tensor,
+    weight: Tensor,
+    rstd: Tensor,
+    dtype: torch.dtype,
+    residual_dtype: torch.dtype | None,
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """(the gradient of x + residual in `dtype`, the same in `residual_dtype` if any, dweight in fp32 or fp64)."""
     normal = new_residual.to(rstd.dtype) * rstd[:, None]
     dy = dy.to(rstd.dtype)
     dnormal = dy * weight
-    dtotal = (dnormal - normal * (dnormal * normal).mean(-1, keepdim=True)) * rstd[:, None] + dnew_residual
-    return dtotal.to(new_residual.dtype), (dy * normal).sum(0)
+    dtotal = (dnormal - normal * (dnormal * normal).mean(-1, keepdim=True)) * rstd[:, None]
+    if dnew_residual is not None:
+        dtotal = dtotal + dnew_residual
+    dresidual = None if residual_dtype is None else dtotal.to(residual_dtype, copy=True)
+    return dtotal.to(dtype), dresidual, (dy * normal).sum(0)

@@ -67,8 +67,8 @@ def propagate(
     for k in _steps(chunks, options.reverse):
         entering[:, k] = state
         lost = torch.isinf(dt_sums[:, k])[..., None]
-        decay = torch.where(lost, 0.0, torch.exp(dt_sums[:, k, :, None] * A))
-        state = decay * state + end_states[:, k]
+        decay = torch.exp(dt_sums[:, k, :, None] * A)
+        state = torch.where(lost, 0.0, decay * state) + end_states[:, k]  # 0 · NaN would be NaN
     return entering, state
 
 
@@ -122,7 +122,7 @@ def backward_summaries(
     adjoint = delta.new_zeros(*delta.shape[:2], *A.shape)
     for j in _steps(chunk, not options.reverse):
         adjoint = adjoint + dy[:, :, j, :, None] * _at(C, j, A)
-        adjoint = adjoint * torch.exp(delta[:, :, j, :, None] * A) * _kept(keep, j)
+        adjoint = _kept(adjoint * torch.exp(delta[:, :, j, :, None] * A), keep, j)
     return _decay_sums(delta, keep), adjoint
 
 
@@ -156,7 +156,7 @@ def chunk_gradients(
     states = {}
     state = chunk_states
     for j in _steps(chunk, options.reverse):
-        before[j] = state * _kept(keep, j)
+        before[j] = _kept(state, keep, j)
         args = folded[:, :, j], delta[:, :, j], A, _at(B_folded, j, A), None, j, options
         states[j] = state = _advance(before[j], *args)
 
@@ -180,7 +180,7 @@ def chunk_gradients(
         else:  # weight = Δ
             ddelta[:, :, j] = (d_product * A + d_weight).sum(-1)
             dA += (d_product * step).sum((0, 1))
-        adjoint = adjoint * decay * _kept(keep, j)
+        adjoint = _kept(adjoint * decay, keep, j)
 
     dy_ungated = _before_gate(dy, z, delta.dtype)
     dx, y, ddt = _unfold(dx, length), _unfold(y, length), _unfold(ddelta, length)
@@ -241,8 +241,9 @@ def _keep(sequence_ids: Tensor | None, dt: Tensor, options: ScanOptions, chunk: 
     return 1 - _fold(restarts.to(torch.float64 if dt.dtype == torch.float64 else torch.float32), chunk)
 
 
-def _kept(keep: Tensor | None, j: int) -> Tensor | float:
-    return 1.0 if keep is None else keep[:, :, j, None, None]
+def _kept(values: Tensor, keep: Tensor | None, j: int) -> Tensor:
+    """(b, k, d, n), zero where the state restarts, whatever was there (NaN, too)."""
+    return values if keep is None else torch.where(keep[:, :, j, None, None] == 0, 0.0, values)
 
 
 def _decay_sums(delta: Tensor, keep: Tensor | None) -> Tensor:
@@ -284,8 +285,7 @@ def _advance(
 ) -> Tensor:
     """h_t = Ā h_{t−1} + B̄ x_t for one position of every chunk; x, delta (b, k, d), state (b, k, d, n)."""
     delta, x = delta[..., None], x[..., None]
-    decay = torch.exp(delta * A) * _kept(keep, j)
-    return decay * state + _input_weight(delta, A, options) * B * x
+    return torch.exp(delta * A) * _kept(state, keep, j) + _input_weight(delta, A, options) * B * x
 
 
 def _input_weight(delta: Tensor, A: Tensor, options: ScanOptions) -> Tensor:

@@ -1,0 +1,65 @@
+"""All that a session on a GPU should measure, in one command: GPU tests, kernel benchmarks, host times, whole steps.
+
+    python kernels/bench/session.py --out results [--variants default …] [--skip tests …]
+
+Each part is a process of its own whose output goes into a file under --out beside its CSV and picture; the ends of the
+files are printed last. A part that fails does not stop the others, but the exit code then is 1.
+"""
+
+import argparse
+import importlib.util
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+TESTS = ["tests/test_gpu_scan.py", "tests/test_triton_kernels.py"]
+
+
+def parts(out: Path, variants: list[str]) -> dict[str, tuple[list[str], int]]:
+    """Each part's command and how many lines of its output matter most, the last ones."""
+    bench, step = ROOT / "kernels" / "bench", str(ROOT / "pipelines" / "training_step.py")
+    # Most of the tests' time goes into compiling kernels, which several processes share.
+    parallel = ["-n", "8"] if importlib.util.find_spec("xdist") else []
+    return {
+        "tests": (["-m", "pytest", *TESTS, "-m", "gpu", "-q", "-x", *parallel, "--durations", "5"], 12),
+        "scan": ([str(bench / "scan.py"), "--backends", "cuda", "--variants", *variants, "--out", str(out)], 100),
+        "conv_norm": ([str(bench / "conv_norm.py"), "--out", str(out / "conv_norm.csv")], 50),
+        "host": ([str(bench / "host.py")], 5),
+        "training_step": ([step, "--out", str(out / "training_step.csv")], 12),
+        "graph": ([step, "--graph", "--lengths", "1024", "32768", "--out", str(out / "training_step_graph.csv")], 6),
+    }
+
+
+def main() -> None:
+    """Run the parts one after another."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder for CSV files, pictures and output")
+    parser.add_argument("--variants", nargs="+", default=["default"], help="see scan.py")
+    parser.add_argument("--skip", nargs="+", default=[], choices=list(parts(Path(), [])))
+    given = parser.parse_args()
+    out = given.out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    summaries, failed = [], []
+    # a bare checkout, not installed
+    path = os.pathsep.join([str(ROOT), str(ROOT / "kernels"), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = os.environ | {"PYTHONPATH": path}
+    for name, (command, lines) in parts(out, given.variants).items():
+        if name in given.skip:
+            continue
+        began, log = time.perf_counter(), out / f"{name}.txt"
+        with log.open("w") as file:
+            done = subprocess.run([sys.executable, *command], cwd=ROOT, env=environment, stdout=file, stderr=file)
+        code = done.returncode
+        seconds = time.perf_counter() - began
+        print(f"{name}: {'passed' if code == 0 else f'FAILED ({code})'} in {seconds:.0f} s", flush=True)
+        failed += [name] if code else []
+        summaries.append(f"--- {name}\n" + "\n".join(log.read_text().splitlines()[-(40 if code else lines) :]))
+    print(*summaries, sep="\n")
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()

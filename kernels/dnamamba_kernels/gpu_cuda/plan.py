@@ -1,0 +1,214 @@
+"""How the kernels of the CUDA scan are built and launched, from sizes, strides, dtypes and options alone.
+
+A plan is made once for each layout of a scan's arguments and kept: what a call adds are addresses.
+"""
+
+import ctypes
+import functools
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from dnamamba_kernels.gpu_cuda.nvrtc import Kernel, Module
+from dnamamba_kernels.options import ScanOptions
+
+LANES = 32  # threads of a warp
+TILE = 32  # positions between saved states, as in scan_common.cuh
+MAX_STATE = 16
+SHORT_CHUNK = 256  # positions
+BACKWARD_CHANNELS = 64  # channels of a block of scan_gradients
+BACKWARD_THREADS = 128
+SUM_THREADS = 256
+BACKWARD_SHARED = 4 * (3 * TILE * 64 + 2 * TILE * 16 + (TILE // 4) * 4 * 256) + TILE  # struct BackwardShared
+BACKWARD_ROWS_SHARED = 3 * TILE * LANES * 4  # the same struct's rows, where they are kept
+LAYER = ("DATA", "ALIGNED", "STATE", "SOFTPLUS", "ZOH", "HAS_Z", "HAS_D", "HAS_IDS")
+SCALARS = ("DATA", "ALIGNED", "STATE", "SOFTPLUS", "HAS_IDS")
+WALK = (*SCALARS, "WARPS", "MIN_BLOCKS")
+KERNELS = {  # the compile-time switches that each kernel depends on; the others are 0
+    "scan_summaries": (*WALK, "ZOH", "POLYNOMIAL_SUMMARY"),
+    "scan_outputs": (*WALK, "ZOH", "HAS_Z", "HAS_D", "POLYNOMIAL_OUTPUT"),
+    "scan_adjoints": (*WALK, "HAS_Z", "POLYNOMIAL_SUMMARY"),
+    "scan_propagate": (),
+    "scan_gradients": (*SCALARS, "ZOH", "HAS_Z", "HAS_D", "BACKWARD_BLOCKS", "BACKWARD_ROWS"),
+    "scan_sum_parts": ("DATA", "STATE"),
+}
+DATA = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+SOURCES = ("scan_common.cuh", "scan_forward.cuh", "scan_backward.cuh")
+
+
+class Shape(NamedTuple):
+    """How the kernels are cut; measured on an H100, see kernels/README.md."""
+
+    warps: int = 4
+    """Warps of a block in the forward passes; a thread has two channels."""
+    blocks: int = 3
+    """Blocks of a forward pass that a multiprocessor holds."""
+    polynomial_summary: int = 2
+    """Of 16 exponentials, how many go to the FMA pipe in summaries and adjoints."""
+    polynomial_output: int = 1
+    """The same in outputs."""
+    backward_blocks: int = 3
+    """Blocks of scan_gradients that a multiprocessor holds."""
+    backward_rows: bool = False
+    """Whether scan_gradients keeps rows of 16-bit data in shared memory instead of loading them twice."""
+    waves: int = 1
+    """Chunks are cut so that a forward pass has this many times the blocks that the chip holds."""
+    backward_waves: int = 8
+    """The same for scan_gradients; half of it where chunks would get shorter than SHORT_CHUNK."""
+
+    @property
+    def channels(self) -> int:
+        """Channels of a block in the forward passes."""
+        return 64 * self.warps
+
+
+def shape_defines(shape: Shape) -> dict[str, int]:
+    """The compile-time names of a shape."""
+    return {
+        "WARPS": shape.warps,
+        "MIN_BLOCKS": shape.blocks,
+        "BACKWARD_BLOCKS": shape.backward_blocks,
+        "BACKWARD_ROWS": int(shape.backward_rows),
+        "POLYNOMIAL_SUMMARY": shape.polynomial_summary,
+        "POLYNOMIAL_OUTPUT": shape.polynomial_output,
+    }
+
+
+_POINTERS = (
+    "x", "dt", "z", "dy", "B", "C", "A", "D", "dt_bias", "ids", "y", "dx", "ddt", "dz", "dt_sums", "chunk_ends",
+    "chunk_states", "chunk_adjoints", "tile_states", "dmaps", "dA_parts", "dD_parts", "dbias_parts",
+    "dB", "dC", "dA", "dD", "ddt_bias",
+)  # fmt: skip
+_SIZES = (
+    "batch", "length", "channels", "group_channels", "groups", "blocks",
+    "chunk", "chunks", "tiles", "tile_rows", "shorten", "reverse",
+)  # fmt: skip
+
+
+class Arguments(ctypes.Structure):
+    """struct Arguments of scan_common.cuh, field by field."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in _POINTERS),
+        *((f"{name}_{of}", ctypes.c_longlong) for name in ("x", "dt", "z", "dy") for of in ("batch", "row")),
+        *((f"{name}_{of}", ctypes.c_longlong) for name in ("B", "C") for of in ("batch", "row", "group")),
+        ("ids_batch", ctypes.c_longlong),
+        *((name, ctypes.c_int) for name in _SIZES),
+    ]
+
+
+def _cut(batch: int, length: int, block_columns: int, resident: int, waves: int) -> int:
+    """Positions per chunk, a multiple of TILE, such that the grid has at most `waves` times the `resident` blocks."""
+    chunks = max(1, waves * resident // (batch * block_columns))
+    return TILE * -(-length // (TILE * chunks))
+
+
+@functools.cache
+def source() -> str:
+    """The CUDA C++ of all kernels."""
+    return "\n".join((Path(__file__).parent / name).read_text() for name in SOURCES)
+
+
+def defines(name: str, switches: dict[str, int]) -> tuple[str, ...]:
+    """Compiler options for one kernel: the switches that it does not depend on are 0, so that it is compiled once."""
+    values = {switch: value if switch in KERNELS[name] else 0 for switch, value in switches.items()}
+    return (f"-D{name}_BUILT", *(f"-D{switch}={value}" for switch, value in values.items()))
+
+
+@functools.cache
+def _compiled(device: int, name: str, options: tuple[str, ...]) -> Kernel:
+    return Module(source(), options, device)[name]
+
+
+@functools.cache
+def kernel(device: int, name: str, layer: tuple[int, ...], shape: Shape) -> Kernel:
+    """The kernel for the values of LAYER, the switches that follow from the arguments."""
+    return _compiled(device, name, defines(name, {**dict(zip(LAYER, layer, strict=True)), **shape_defines(shape)}))
+
+
+@functools.cache
+def processors(device: int) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+class Layout(NamedTuple):
+    """All that the launches of a scan depend on, but for addresses: the key of its plan."""
+
+    device: int
+    dtype: torch.dtype
+    aligned: bool
+    """Whether addresses are aligned to pairs of elements"""
+    size: tuple[int, ...]
+    """batch, length, channels"""
+    state: int
+    groups: int
+    strides: tuple[tuple[int, ...] | None, ...]
+    """of x, dt, z, dy, B, C and ids, None where absent"""
+    has_D: bool
+    options: ScanOptions
+    in_memory: bool
+    """Chunks start at multiples of their length in memory (the public phases), else in time (tiles must line up)"""
+    shape: Shape
+
+
+class Plan:
+    """How the scans of one layout are launched: kernels, chunks, grids and argument blocks without addresses."""
+
+    def __init__(self, layout: Layout) -> None:
+        self.layout, (self.batch, self.length, self.channels) = layout, layout.size
+        self.group_channels = self.channels // layout.groups
+        rows = [strides[:-1] for strides in layout.strides[:6] if strides is not None]
+        paired = layout.aligned and self.group_channels % 2 == 0
+        aligned = paired and all(stride % 2 == 0 for strides in rows for stride in strides)
+        options, (_, _, z, _, _, _, ids) = layout.options, layout.strides
+        flags = aligned, layout.state, options.dt_softplus, options.zoh, z is not None, layout.has_D, ids is not None
+        self.layer = DATA[layout.dtype], *map(int, flags)
+        self._kernels: dict[str, Kernel] = {}
+        self._cuts: dict[tuple[int, int], tuple[int, bytes]] = {}
+        keeps_rows = layout.shape.backward_rows and layout.dtype != torch.float32
+        self.backward_shared = BACKWARD_SHARED + BACKWARD_ROWS_SHARED * keeps_rows
+        self.forward_chunk = self._chunk(layout.shape.channels, layout.shape.blocks, layout.shape.waves)
+        waves = layout.shape.backward_waves
+        self.backward_chunk = self._chunk(BACKWARD_CHANNELS, layout.shape.backward_blocks, waves)
+        if self.backward_chunk < SHORT_CHUNK:
+            self.backward_chunk = self._chunk(BACKWARD_CHANNELS, layout.shape.backward_blocks, waves // 2)
+
+    def kernel(self, name: str) -> Kernel:
+        if name not in self._kernels:
+            self._kernels[name] = kernel(self.layout.device, name, self.layer, self.layout.shape)
+        return self._kernels[name]
+
+    def columns(self, channels: int) -> int:
+        """Blocks of this many channels side by side, all groups together."""
+        return self.layout.groups * -(-self.group_channels // channels)
+
+    def _chunk(self, channels: int, blocks: int, waves: int) -> int:
+        """Positions per chunk for blocks of this many channels, so many of which a multiprocessor holds."""
+        resident = processors(self.layout.device) * blocks
+        return _cut(self.batch, self.length, self.columns(channels), resident, waves)
+
+    def tile_rows(self, chunk: int) -> int:
+        """Tiles of a sequence; chunks cut in time are multiples of TILE, so that only its last tile may be short."""
+        return -(-self.length // chunk) * -(-chunk // TILE) if self.layout.in_memory else -(-self.length // TILE)
+
+    def cut(self, chunk: int, block_channels: int) -> tuple[int, bytes]:
+        """The blocks of a grid for these chunks, and the argument block, addresses missing."""
+        if (chunk, block_channels) not in self._cuts:
+            a, layout = Arguments(), self.layout
+            for name, strides in zip(("x", "dt", "z", "dy", "B", "C"), layout.strides, strict=False):
+                for of, stride in zip(("batch", "row", "group"), (strides or ())[:-1], strict=False):
+                    setattr(a, f"{name}_{of}", stride)
+            a.ids_batch = (layout.strides[6] or (0,))[0]
+            a.batch, a.length, a.channels = layout.size
+            a.group_channels, a.groups, a.reverse = self.group_channels, layout.groups, int(layout.options.reverse)
+            a.blocks = -(-self.group_channels // block_channels)
+            a.chunk, a.chunks, a.tiles = chunk, -(-self.length // chunk), -(-chunk // TILE)
+            a.tile_rows = self.tile_rows(chunk)
+            # in reverse the last chunk in memory, which may be short, comes first
+            a.shorten = a.chunks * chunk - self.length if a.reverse and layout.in_memory else 0
+            self._cuts[chunk, block_channels] = self.batch * a.chunks * a.groups * a.blocks, bytes(a)
+        return self._cuts[chunk, block_channels]
+
+
+plan_for = functools.lru_cache(maxsize=256)(Plan)
