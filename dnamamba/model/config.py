@@ -14,6 +14,12 @@ from dnamamba.errors import InputError
 
 Discretization = Literal["euler", "zoh"]
 DtRank = int | Literal["auto", "broadcast"]
+Kind = Literal["multiclass", "multilabel", "regression"]
+"""Of a classifier's outputs: one of the classes, any of the labels, a number for each target."""
+Pooling = Literal["last", "mean", "alleles"]
+"""What a head sees: the last state, the mean, or what two alleles differ in (`dnamamba.model.alleles`)."""
+Strands = Literal["one", "mean", "both"]
+"""What a classifier's head sees: the strand as given, the mean of the two strands' features, or both side by side."""
 
 
 @dataclass(frozen=True)

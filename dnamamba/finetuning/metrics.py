@@ -1,0 +1,142 @@
+"""How good predictions are, by scikit-learn; over seeds as mean and deviation, over groups by resampling."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from dnamamba.finetuning.examples import Target
+from dnamamba.model.config import Kind
+
+SELECT_BY = {"multiclass": "mcc", "multilabel": "auroc", "regression": "pearson"}
+"""The dev metric by which epochs and learning rates are selected; higher is better. Ties go to the lower loss."""
+RESAMPLES = 1000
+
+
+class Interval(NamedTuple):
+    """A statistic with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+    groups: int
+    """What was resampled."""
+
+
+def evaluate(predictions: np.ndarray, labels: np.ndarray, target: Target) -> dict[str, float]:
+    """Metrics by name; NaN where one is not defined (a class that no example has).
+
+    Args:
+        predictions: (examples, outputs): probabilities, or the values of a regression.
+        labels: multiclass (examples,); multilabel and regression (examples, outputs).
+    """
+    return _EVALUATE[target.kind](predictions, labels)
+
+
+def _multiclass(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    from sklearn import metrics
+
+    predicted = probabilities.argmax(1)
+    classes = np.arange(probabilities.shape[1])
+    return {
+        "accuracy": float((predicted == labels).mean()),
+        "mcc": _mcc(labels, predicted),
+        "f1": float(metrics.f1_score(labels, predicted, labels=classes, average="macro", zero_division=0)),
+        "auroc": _multiclass_auroc(probabilities, labels),
+    }
+
+
+def _multiclass_auroc(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    """Of two classes that of the second's probability; of more the mean of each against the rest."""
+    if probabilities.shape[1] == 2:
+        return _auroc(labels == 1, probabilities[:, 1])
+    return float(np.mean([_auroc(labels == k, probabilities[:, k]) for k in range(probabilities.shape[1])]))
+
+
+def _multilabel(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    from sklearn import metrics
+
+    predicted = probabilities > 0.5
+    each = [_auroc(labels[:, k] > 0, probabilities[:, k]) for k in range(labels.shape[1])]
+    defined = [value for value in each if not math.isnan(value)]  # a label that no test example has
+    return {
+        "accuracy": float((predicted == (labels > 0)).mean()),
+        "exact_match": float((predicted == (labels > 0)).all(1).mean()),
+        "mcc": float(np.mean([_mcc(labels[:, k] > 0, predicted[:, k]) for k in range(labels.shape[1])])),
+        "f1": float(metrics.f1_score(labels > 0, predicted, average="macro", zero_division=0)),
+        "auroc": float(np.mean(defined)) if defined else math.nan,
+    }
+
+
+def _regression(values: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Correlations are the mean over targets."""
+    from scipy import stats
+
+    def mean(statistic: Callable[..., tuple[float, float]]) -> float:
+        columns = zip(values.T, labels.T, strict=True)
+        return float(np.mean([statistic(a, b)[0] if a.std() > 0 and b.std() > 0 else math.nan for a, b in columns]))
+
+    return {
+        "pearson": mean(stats.pearsonr),
+        "spearman": mean(stats.spearmanr),
+        "mse": float(((values - labels) ** 2).mean()),
+    }
+
+
+_EVALUATE: dict[Kind, Callable[[np.ndarray, np.ndarray], dict[str, float]]] = {
+    "multiclass": _multiclass,
+    "multilabel": _multilabel,
+    "regression": _regression,
+}
+
+
+def _auroc(is_positive: np.ndarray, scores: np.ndarray) -> float:
+    from sklearn.metrics import roc_auc_score
+
+    if is_positive.all() or not is_positive.any():
+        return math.nan
+    return float(roc_auc_score(is_positive, scores))
+
+
+def _mcc(truth: np.ndarray, predicted: np.ndarray) -> float:
+    from sklearn.metrics import matthews_corrcoef
+
+    if len(np.unique(truth)) < 2 or len(np.unique(predicted)) < 2:
+        return 0.0  # as scikit-learn has it, which warns where both are constant
+    return float(matthews_corrcoef(truth, predicted))
+
+
+def over_seeds(values: Sequence[dict[str, float]]) -> dict[str, dict[str, object]]:
+    """Metric → mean, std (over seeds, n − 1; None for one seed) and the value by seed; None stands for undefined."""
+    summary: dict[str, dict[str, object]] = {}
+    for name in values[0]:
+        numbers = np.array([seed[name] for seed in values])
+        summary[name] = {
+            "mean": _finite(numbers.mean()),
+            "std": _finite(numbers.std(ddof=1)) if len(numbers) > 1 else None,
+            "by_seed": [_finite(number) for number in numbers],
+        }
+    return summary
+
+
+def bootstrap_by_group(
+    values: np.ndarray, groups: Sequence[str], resamples: int = RESAMPLES, seed: int = 0
+) -> Interval:
+    """The mean of `values` (examples,) with a 95 % interval from resampling whole groups with replacement.
+
+    Neighbouring windows share sequence, homologous ones of several species their locus: resampling windows would count
+    them as independent and make the interval too narrow. Percentiles of the ratio of sums over the drawn groups.
+    """
+    names, number = np.unique(np.asarray(groups), return_inverse=True)
+    sums = np.bincount(number, weights=values, minlength=len(names))
+    counts = np.bincount(number, minlength=len(names))
+    drawn = np.random.default_rng(seed).integers(len(names), size=(resamples, len(names)))
+    means = sums[drawn].sum(1) / counts[drawn].sum(1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return Interval(float(values.mean()), float(low), float(high), len(names))
+
+
+def _finite(number: float) -> float | None:
+    """JSON has no NaN."""
+    return float(number) if math.isfinite(number) else None

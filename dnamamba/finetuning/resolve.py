@@ -1,0 +1,158 @@
+"""From what the user said to what the run does: defaults filled in, impossible settings refused."""
+
+import dataclasses
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dnamamba.errors import InputError
+from dnamamba.finetuning.predictions import Compute
+from dnamamba.finetuning.settings import FinetuneSettings, RunSettings
+from dnamamba.finetuning.trial import STRAND_USES, WARMUP_FROM, warmup_lengths
+from dnamamba.training.resolve import MICRO_TOKENS_CPU, MICRO_TOKENS_GPU
+from dnamamba.training.settings import ModelSettings
+
+FROM_SCRATCH = "none"
+SAFE_TO_CHANGE = frozenset(
+    {"out", "resume", "dry_run", "micro_tokens", "accelerator", "precision", "refuse_overlap", "seeds", "model"}
+)
+"""Settings that may differ when a run is resumed: they change no example. `seeds` only before the test was read."""
+
+
+def resolve(settings: FinetuneSettings) -> RunSettings:
+    """Every `None` that stands for a default filled in, paths made absolute. Raises `InputError`."""
+    if settings.checkpoint is None:
+        raise InputError("--checkpoint: name a pretrained checkpoint or run folder, or none to train from scratch")
+    scratch = settings.checkpoint == FROM_SCRATCH
+    on_gpu = settings.accelerator == "gpu" or (settings.accelerator == "auto" and torch.cuda.is_available())
+    if on_gpu and not torch.cuda.is_available():
+        raise InputError("--accelerator gpu: torch sees no CUDA device here; use --accelerator cpu, or a CUDA build")
+    is_species = settings.task == "species"
+    is_variants = settings.task == "variants"
+    length = 1024 if settings.task != "sequences" and settings.length is None else settings.length
+    changed = replace(
+        settings,
+        data=settings.data and settings.data.absolute(),
+        species=settings.species and settings.species.absolute(),
+        variants=settings.variants and settings.variants.absolute(),
+        genome=settings.genome and [path.absolute() for path in settings.genome],
+        checkpoint=settings.checkpoint if scratch else str(Path(settings.checkpoint).absolute()),
+        model=replace(settings.model, preset=settings.model.preset or ("1.4m" if scratch else None)),
+        conjoin=settings.conjoin or ["no" if settings.reverse_complement is False else "test"],
+        length=length,
+        micro_tokens=settings.micro_tokens or (MICRO_TOKENS_GPU if on_gpu else MICRO_TOKENS_CPU),
+        learning_rate=settings.learning_rate or [1e-2 if settings.mode == "probe" else 1e-3],
+        kmer=(0 if is_variants else 6 if is_species else 5) if settings.kmer is None else settings.kmer,
+        accelerator="gpu" if on_gpu else "cpu",
+        precision=("bf16" if on_gpu else "fp32") if settings.precision == "auto" else settings.precision,
+    )
+    resolved = RunSettings(**{field.name: getattr(changed, field.name) for field in dataclasses.fields(changed)})
+    _check(resolved)
+    resolved.out = _run_folder(settings.out, resolved).absolute()
+    return resolved
+
+
+def compute_of(settings: RunSettings) -> Compute:
+    """Where the run computes."""
+    device = torch.device("cuda" if settings.accelerator == "gpu" else "cpu")
+    assert settings.precision != "auto"
+    return Compute(device, settings.precision, settings.micro_tokens)
+
+
+def as_plain(settings: FinetuneSettings) -> dict[str, Any]:
+    """The settings as YAML and JSON can hold them."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [plain(item) for item in value]
+        return str(value) if isinstance(value, Path) else value
+
+    return plain(dataclasses.asdict(settings))
+
+
+def refuse_changes(stored: dict[str, Any], now: dict[str, Any], config: Path, test_was_read: bool) -> None:
+    """Raises `InputError` naming the settings that a resumed run must keep but that differ (plain YAML values)."""
+    free = SAFE_TO_CHANGE - ({"seeds"} if test_was_read else set())
+    sizes = [{**settings["model"], "activation_checkpointing": None} for settings in (stored, now)]
+    if sizes[0] != sizes[1]:
+        free = free - {"model"}
+    changed = [
+        f"--{name} (was {stored.get(name)!r}, now {now[name]!r})"
+        for name in now
+        if name not in free and stored.get(name) != now[name]
+    ]
+    if changed:
+        why = " whose test split was read" if test_was_read else ""
+        raise InputError(f"{config}: a resumed run{why} keeps its settings; changed: {', '.join(changed)}")
+
+
+def _check(settings: RunSettings) -> None:
+    minima = {"epochs": 1, "batch_size": 1, "micro_tokens": 1, "patience": 0, "seeds": 1, "kmer": 0}
+    for name, least in minima.items():
+        if getattr(settings, name) < least:
+            raise InputError(f"--{name}: {getattr(settings, name)} is below {least}")
+    for name in ("length", "steps", "examples", "evaluation_examples"):
+        if (value := getattr(settings, name)) is not None and value < 1:
+            raise InputError(f"--{name}: {value} is below 1")
+    for name in ("warmup_fraction", "length_warmup"):
+        if not 0 <= getattr(settings, name) <= 1:
+            raise InputError(f"--{name}: {getattr(settings, name)} is not between 0 and 1")
+    if not 0 < settings.dev_fraction < 1:
+        raise InputError(f"--dev_fraction: {settings.dev_fraction} is not between 0 and 1")
+    if settings.kmer > 8:
+        raise InputError(f"--kmer: {settings.kmer} is above 8, a regression on {4**settings.kmer:,} counts")
+    for name in ("gradient_clip", "weight_decay"):
+        if not getattr(settings, name) >= 0:
+            raise InputError(f"--{name}: {getattr(settings, name)} is below 0")
+    for rate in settings.learning_rate:
+        if not 0 < rate < 1:
+            raise InputError(f"--learning_rate: {rate} is not between 0 and 1")
+    for use in settings.conjoin:
+        if use not in STRAND_USES:
+            raise InputError(f"--conjoin: {use!r} is none of {', '.join(STRAND_USES)}")
+    for name in ("learning_rate", "conjoin"):
+        if len(set(getattr(settings, name))) < len(getattr(settings, name)):
+            raise InputError(f"--{name}: the same value is given twice")
+    scratch = settings.checkpoint == FROM_SCRATCH
+    if scratch and settings.mode == "probe":
+        raise InputError("--mode probe: needs a pretrained model; give --checkpoint, or --mode full")
+    if not scratch:
+        given = replace(settings.model, activation_checkpointing=False)
+        if given != ModelSettings():
+            raise InputError(
+                "--model: a pretrained model has its sizes; only model.activation_checkpointing can be chosen"
+            )
+    _check_task(settings)
+
+
+def _check_task(settings: RunSettings) -> None:
+    """Flags of the other task are refused rather than ignored."""
+    defaults = {field.name: field.default for field in dataclasses.fields(FinetuneSettings)}
+    of_sequences = ("data", "sequence_column", "subset", "kind", "dev_fraction", "refuse_overlap")
+    of_species = ("species", "intervals_by_name", "examples", "evaluation_examples", "length_warmup")
+    of_variants = ("variants", "genome", "split_by", "effect_column", "effects")
+    others = {
+        "species": ("label_columns", *of_sequences, *of_variants),
+        "sequences": (*of_species, *of_variants),
+        "variants": ("pooling", *of_sequences, *of_species),
+    }[settings.task]
+    for name in others:
+        if getattr(settings, name) != defaults[name]:
+            raise InputError(f"--{name}: not a flag of --task {settings.task}")
+    if settings.length_warmup and not warmup_lengths(settings.length_warmup, settings.length or 0):
+        raise InputError(
+            f"--length_warmup: --length {settings.length} has no shorter stage; take an even one from {2 * WARMUP_FROM}"
+        )
+
+
+def _run_folder(wanted: Path | None, settings: RunSettings) -> Path:
+    if wanted is not None:
+        return wanted
+    source = settings.species or settings.data or settings.variants or Path("data")
+    length = [str(settings.length)] if settings.length else []
+    return Path("runs", "-".join([settings.task, source.stem, *length, time.strftime("%Y%m%d-%H%M%S")]))

@@ -1,0 +1,333 @@
+"""A fine-tuning run from settings to summary: the one place that knows the order of things.
+
+RUN/
+    config.yaml, environment.json    settings as resolved; versions, commit, command
+    metrics.csv                      one row an epoch of every trial
+    trials/seed-K-lr-R-CONJOIN/      a training each, see `dnamamba.finetuning.trial`
+    test_read.json                   when the test split was read, and what had been selected by then
+    seed-K/checkpoint/               the classifier with its card
+    checkpoints/best                 a link to the seed that is best on dev: what `--checkpoint RUN` takes
+    test_predictions.csv             one row a test example and seed
+    summary.json                     the result
+"""
+
+import csv
+import io
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+
+from dnamamba.errors import InputError
+from dnamamba.finetuning import sequences, species, variants
+from dnamamba.finetuning.beside import simple_models
+from dnamamba.finetuning.card import classifier_card
+from dnamamba.finetuning.examples import Examples, FixedSet, Target, Task, canonical
+from dnamamba.finetuning.metrics import SELECT_BY, bootstrap_by_group, evaluate, over_seeds
+from dnamamba.finetuning.predictions import Compute, predict_logits
+from dnamamba.finetuning.resolve import FROM_SCRATCH, as_plain, compute_of, refuse_changes, resolve
+from dnamamba.finetuning.settings import FinetuneSettings, RunSettings
+from dnamamba.finetuning.trial import Candidate, Row, Trial, TrialResult, best_weights, standardisation
+from dnamamba.model.checkpoint import is_classifier, load_checkpoint, load_classifier, save_classifier
+from dnamamba.model.classifier import HeadConfig, MambaClassifier
+from dnamamba.model.config import ModelConfig
+from dnamamba.model.kernels import describe_kernels
+from dnamamba.model.language_model import MambaBackbone, MambaLM
+from dnamamba.model.parameters import parameter_count
+from dnamamba.training.progress import clock
+from dnamamba.training.resolve import model_config
+from dnamamba.training.run_folder import RunFolder, environment, write_atomically
+
+TASKS: dict[str, Callable[[RunSettings], Task]] = {
+    "species": species.build,
+    "sequences": sequences.build,
+    "variants": variants.build,
+}
+"""What `--task` takes. A task is its data: train, dev and test, the target and what is to be told of them."""
+TEST_READ = "test_read.json"
+
+
+def finetune(requested: FinetuneSettings) -> None:
+    """Trains, selects on dev, reads the test split once, and summarises. Raises `InputError`."""
+    settings = resolve(requested)
+    folder = RunFolder(settings.out)
+    plain = as_plain(settings)
+    if settings.resume:
+        stored = yaml.safe_load(folder.config.read_text("utf-8"))
+        refuse_changes(stored, plain, folder.config, (folder.path / TEST_READ).exists())
+        if folder.summary.exists():
+            raise InputError(f"{folder.path}: this run is finished, see {folder.summary}; nothing is left to resume")
+    elif not settings.dry_run:
+        folder.refuse_existing()
+    start = _Start(settings)
+    task = TASKS[settings.task](settings)
+    compute = compute_of(settings)
+    _print_header(settings, start, task, compute)
+    if settings.dry_run:
+        return
+    config_text = yaml.safe_dump(as_plain(replace(settings, resume=False)), sort_keys=False)
+    if settings.resume:
+        folder.mend()
+        write_atomically(folder.config, config_text)
+    else:
+        folder.create(config_text)
+    began = time.strftime("%Y%m%d-%H%M%S")
+    folder.write_json(
+        f"environment-resumed-{began}.json" if settings.resume else "environment.json",
+        environment([_device_name(compute)]),
+    )
+    try:
+        chosen = _train(settings, task, start, compute, folder)
+        _finish(settings, task, start, compute, folder, chosen)
+    except torch.OutOfMemoryError:
+        raise InputError(
+            f"{compute.device}: out of memory: give less than --micro_tokens {settings.micro_tokens}, or "
+            f"--model.activation_checkpointing true; go on with --resume --out {folder.path}"
+        ) from None
+
+
+class _Start:
+    """The model before training: pretrained, or new weights for each seed."""
+
+    def __init__(self, settings: RunSettings) -> None:
+        self.settings = settings
+        self.pretraining: dict[str, Any] | None = None
+        self._backbone: dict[str, torch.Tensor] = {}
+        if settings.checkpoint == FROM_SCRATCH:
+            self.config: ModelConfig = model_config(settings.model)
+            return
+        load = load_classifier if is_classifier(settings.checkpoint) else load_checkpoint
+        model, self.pretraining = load(settings.checkpoint)  # type: ignore[operator]
+        self._backbone = model.backbone.state_dict()
+        self.config = replace(model.config, activation_checkpointing=settings.model.activation_checkpointing)
+
+    def _head(self, task: Task, candidate: Candidate) -> HeadConfig:
+        shift: tuple[float, ...] = ()
+        scale: tuple[float, ...] = ()
+        if task.target.kind == "regression":
+            assert isinstance(task.train, FixedSet)
+            shift, scale = standardisation(task.train.examples.labels)
+        strands = candidate.strands.predicting
+        pooling = "alleles" if self.settings.task == "variants" else self.settings.pooling
+        return HeadConfig(task.target.kind, task.target.names, pooling, strands, shift, scale)
+
+    def model(self, task: Task, candidate: Candidate, seed: int) -> MambaClassifier:
+        """A function of the seed: its head, and from scratch all weights."""
+        torch.manual_seed(seed)
+        head = self._head(task, candidate)
+        if not self._backbone:
+            return MambaClassifier(self.config, head, MambaLM(self.config).backbone)
+        with torch.device("meta"):
+            backbone = MambaBackbone(self.config)
+        backbone.load_state_dict({k: v.clone() for k, v in self._backbone.items()}, assign=True)
+        return MambaClassifier(self.config, head, backbone)
+
+
+def _train(settings: RunSettings, task: Task, start: _Start, compute: Compute, folder: RunFolder) -> list[TrialResult]:
+    """One result a seed. Of several candidates the first seed tries all, and dev decides."""
+    metric = SELECT_BY[task.target.kind]
+    finished: list[TrialResult] = []
+
+    def run(seed: int, candidate: Candidate) -> TrialResult:
+        trial = Trial(task, settings, compute, seed, candidate, folder.path / "trials")
+        result = trial.run(lambda: start.model(task, candidate, seed), lambda row: _report(row, trial.epochs, metric))
+        finished.append(result)
+        _write_metrics(folder, [row for done in finished for row in done.rows])
+        told = f"seed {seed}, learning rate {candidate.learning_rate:g}, conjoin {candidate.conjoin}"
+        best = f"best dev {metric} {result.dev[metric]:.4f} at epoch {result.epoch}"
+        print(f"{told}: {best}, {clock(result.seconds)}", flush=True)
+        return result
+
+    candidates = [Candidate(rate, use) for use in settings.conjoin for rate in settings.learning_rate]
+    first = [run(settings.seed, candidate) for candidate in candidates]
+    best = max(first, key=lambda result: result.rank(metric))
+    rest = range(settings.seed + 1, settings.seed + settings.seeds)
+    return [best] + [run(seed, best.candidate) for seed in rest]
+
+
+def _report(row: Row, epochs: int, metric: str) -> None:
+    print(
+        f"seed {row['seed']}  epoch {row['epoch']}/{epochs}  train {row['train_loss']:.4f}  dev {row['dev_loss']:.4f}  "
+        f"{metric} {row[f'dev_{metric}']:.4f}  {row['examples_per_second']:,.0f} examples/s",
+        flush=True,
+    )
+
+
+def _finish(
+    settings: RunSettings, task: Task, start: _Start, compute: Compute, folder: RunFolder, chosen: list[TrialResult]
+) -> None:
+    """The test split is read here and nowhere else, after everything has been selected."""
+    metric = SELECT_BY[task.target.kind]
+    selection = {
+        "by": f"dev {metric}",
+        **chosen[0].candidate._asdict(),
+        "epochs": {str(result.seed): result.epoch for result in chosen},
+    }
+    record = folder.path / TEST_READ
+    if record.exists() and json.loads(record.read_text("utf-8"))["selection"] != selection:
+        raise InputError(f"{record}: the test split was read for another selection; begin a new run")
+    read_at = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+    if not record.exists():
+        folder.write_json(TEST_READ, {"read_at": read_at, "selection": selection})
+    test = task.test.read(selection)
+    beside = simple_models(task, test, settings.kmer)
+
+    scores, predictions, on_dev = [], [], []
+    for result in chosen:
+        model = start.model(task, result.candidate, result.seed).to(compute.device)
+        model.load_state_dict(best_weights(result.folder, compute.device))
+        values = model.predictions(predict_logits(model, test, compute)).cpu().numpy()
+        predictions.append(values)
+        if task.measure:
+            on_dev.append(model.predictions(predict_logits(model, task.dev, compute)).cpu().numpy())
+        scores.append(evaluate(values, test.labels, task.target))
+        card = classifier_card(settings, task, start.pretraining, result, scores[-1], beside, [_device_name(compute)])
+        save_classifier(model, folder.path / f"seed-{result.seed}" / "checkpoint", card, overwrite=True)
+    best = max(chosen, key=lambda result: result.rank(metric))
+    _link(folder.checkpoints / "best", Path("..", f"seed-{best.seed}", "checkpoint"))
+    _write_predictions(folder.path / "test_predictions.csv", task.target, test, chosen, predictions)
+
+    summary: dict[str, Any] = {
+        "task": settings.task,
+        "kind": task.target.kind,
+        "classes": list(task.target.names),
+        "mode": settings.mode,
+        "checkpoint": settings.checkpoint,
+        "preset": settings.model.preset,
+        "parameters": parameter_count(start.model(task, chosen[0].candidate, 0)),
+        "length": task.length,
+        "seeds": [result.seed for result in chosen],
+        "selection": selection,
+        "dev": over_seeds([result.dev for result in chosen]),
+        "test": over_seeds(scores),
+        "test_intervals": _intervals(task.target, test, predictions),
+        "test_without_overlap": _without_overlap(task, test, predictions),
+        "baselines": beside,
+        "seconds": sum(result.seconds for result in chosen),
+        "test_read_at": read_at,
+        **task.facts,
+        **(task.measure(test, predictions, on_dev) if task.measure else {}),
+    }
+    folder.write_json("summary.json", summary)
+    _print_result(summary, folder, best)
+
+
+def _intervals(target: Target, test: Examples, predictions: list[np.ndarray]) -> dict[str, Any]:
+    """95 % intervals from resampling groups of neighbours; the seeds' mean for each example."""
+    if target.kind != "multiclass":
+        return {}
+    correct = np.mean([values.argmax(1) == test.labels for values in predictions], axis=0)
+    return {"accuracy": bootstrap_by_group(correct, [place.group for place in test.places])._asdict()}
+
+
+def _without_overlap(task: Task, test: Examples, predictions: list[np.ndarray]) -> dict[str, Any] | None:
+    """The metrics on test sequences that train does not hold, on either strand; None where it holds none or all."""
+    if not isinstance(task.train, FixedSet):
+        return None
+    known = {canonical(sequence) for sequence in task.train.examples.sequences()}
+    new = np.array([canonical(sequence) not in known for sequence in test.sequences()])
+    if new.all() or not new.any():
+        return None
+    found = over_seeds([evaluate(values[new], test.labels[new], task.target) for values in predictions])
+    return {"examples": int(new.sum()), **found}
+
+
+def _write_predictions(
+    path: Path, target: Target, test: Examples, chosen: list[TrialResult], predictions: list[np.ndarray]
+) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    outputs = [f"{'value' if target.kind == 'regression' else 'p'}_{name}" for name in target.names]
+    truth = ["label"] if target.kind == "multiclass" else [f"label_{name}" for name in target.names]
+    predicted = ["predicted"] if target.kind == "multiclass" else []
+    writer.writerow(["seed", "contig", "start", "end", "group", *truth, *predicted, *outputs])
+    for result, values in zip(chosen, predictions, strict=True):
+        for place, label, row in zip(test.places, test.labels, values, strict=True):
+            if target.kind == "multiclass":
+                known = [target.names[label], target.names[int(row.argmax())]]
+            else:
+                known = [f"{number:g}" for number in label]
+            writer.writerow([result.seed, *place, *known, *(f"{number:.6g}" for number in row)])
+    write_atomically(path, text.getvalue())
+
+
+def _write_metrics(folder: RunFolder, rows: list[Row]) -> None:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({name: f"{v:.6g}" if isinstance(v, float) else v for name, v in row.items()} for row in rows)
+    write_atomically(folder.metrics, text.getvalue())
+
+
+def _link(link: Path, target: Path) -> None:
+    temporary = link.with_name(f".{link.name}.{os.getpid()}")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(target)
+    os.replace(temporary, link)
+
+
+def _print_header(settings: RunSettings, start: _Start, task: Task, compute: Compute) -> None:
+    model = start.model(task, Candidate(settings.learning_rate[0], settings.conjoin[0]), settings.seed)
+    source = "from scratch" if settings.checkpoint == FROM_SCRATCH else f"from {settings.checkpoint}"
+    rates, uses = ", ".join(f"{rate:g}" for rate in settings.learning_rate), ", ".join(settings.conjoin)
+    notes = [
+        ("task", f"{settings.task}, {settings.mode}"),
+        *task.notes,
+        (
+            "model",
+            f"{start.config.n_layer} blocks x {start.config.d_model}, {parameter_count(model):,} parameters, {source}; "
+            f"{'both alleles' if settings.task == 'variants' else f'{settings.pooling} state'}",
+        ),
+        ("device", f"{_device_name(compute)}, {compute.precision}"),
+        ("kernels", describe_kernels(compute.device)),
+        (
+            "training",
+            f"{settings.seeds} seed(s), {settings.batch_size} examples a step, learning rate {rates}, conjoin {uses}",
+        ),
+        ("run folder", str(settings.out)),
+    ]
+    for label, text in notes:
+        print(f"{label:>10}  {text}", flush=True)
+
+
+def _print_result(summary: dict[str, Any], folder: RunFolder, best: TrialResult) -> None:
+    for split in ("dev", "test"):
+        print(f"{split:>10}  {_figures(summary[split])}")
+    if unseen := summary["test_without_overlap"]:
+        metrics = {name: found for name, found in unseen.items() if name != "examples"}
+        print(f"{'':>10}  {_figures(metrics)} on the {unseen['examples']:,} that are not in train")
+    if accuracy := summary["test_intervals"].get("accuracy"):
+        print(
+            f"  interval  accuracy {accuracy['value']:.4f} [{accuracy['low']:.4f}, {accuracy['high']:.4f}], "
+            f"95 % from resampling {accuracy['groups']:,} groups"
+        )
+    for name, found in summary.get("variants", {}).items():
+        for measure in ("auroc", "auprc") if "auroc" in found else ():
+            value, low, high, groups = found[measure].values()
+            print(f"{name:>10}  {measure} {value:.4f} [{low:.4f}, {high:.4f}], 95 % from resampling {groups:,} groups")
+    for name, found in summary["baselines"].items():
+        print(f"    beside  {name}: {', '.join(f'{key} {value:.4f}' for key, value in found.items())}")
+    print(f"   results  {folder.summary}, {folder.path / 'test_predictions.csv'}")
+    print(f"checkpoint  {folder.path / f'seed-{best.seed}' / 'checkpoint'}")
+
+
+def _figures(metrics: dict[str, Any]) -> str:
+    """`mcc 0.5509 ± 0.0241, …`, what is defined."""
+    parts = []
+    for name, found in metrics.items():
+        if found["mean"] is not None:
+            deviation = f" ± {found['std']:.4f}" if found["std"] is not None else ""
+            parts.append(f"{name} {found['mean']:.4f}{deviation}")
+    return ", ".join(parts)
+
+
+def _device_name(compute: Compute) -> str:
+    on_gpu = compute.device.type == "cuda"
+    return torch.cuda.get_device_name(compute.device) if on_gpu else f"CPU, {torch.get_num_threads()} threads"

@@ -1,0 +1,325 @@
+"""One training: a seed and a candidate, from the first weights to the best ones on dev.
+
+A trial's folder, RUN/trials/seed-0-lr-0.001-test/, holds last.ckpt (all that the next epoch needs; gone when the trial
+is finished) and, when it is finished, best.safetensors and trial.json. Every draw is a function of (seed, epoch,
+index), so that a resumed trial goes on as if nothing had happened.
+"""
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from dnamamba.finetuning.examples import Batch, FixedSet, Task, strand_flags
+from dnamamba.finetuning.metrics import SELECT_BY, evaluate
+from dnamamba.finetuning.predictions import Compute, loss_sum, pool_all, predict_logits
+from dnamamba.finetuning.settings import RunSettings
+from dnamamba.model.classifier import MambaClassifier, reverse_complement
+from dnamamba.model.config import Strands
+from dnamamba.model.parameters import parameter_groups
+from dnamamba.training.progress import LINE_EVERY
+from dnamamba.training.run_folder import write_atomically
+from dnamamba.training.schedule import learning_rate
+
+BETAS = (0.9, 0.95)
+"""AdamW's, as in pretraining."""
+FINAL_FRACTION = 0.01
+"""Of the peak learning rate at the last step."""
+WARMUP_FROM = 1024
+"""Shortest windows of a length warm-up."""
+LAST, BEST, RESULT = "last.ckpt", "best.safetensors", "trial.json"
+
+Row = dict[str, float | int | str]
+Features = Callable[[Batch, Tensor, np.ndarray, int], Tensor]
+"""(batch, which rows to turn, their indices, epoch) → what the head sees, fp32."""
+
+
+class StrandUse(NamedTuple):
+    """What the head sees."""
+
+    training: Strands
+    predicting: Strands
+
+
+STRAND_USES = {
+    "no": StrandUse("one", "one"),
+    "test": StrandUse("one", "mean"),
+    "always": StrandUse("mean", "mean"),
+    "concatenate": StrandUse("both", "both"),
+}
+"""What `--conjoin` means."""
+
+
+class Candidate(NamedTuple):
+    """What is selected on dev."""
+
+    learning_rate: float
+    conjoin: str
+
+    @property
+    def strands(self) -> StrandUse:
+        return STRAND_USES[self.conjoin]
+
+    def __str__(self) -> str:
+        return f"lr-{self.learning_rate:g}-{self.conjoin}"
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """A finished trial."""
+
+    seed: int
+    candidate: Candidate
+    epoch: int
+    """The best one, 1-based."""
+    dev: dict[str, float]
+    """Loss and metrics on dev at that epoch."""
+    rows: list[Row]
+    """metrics.csv's, one an epoch."""
+    seconds: float
+    folder: Path
+
+    def rank(self, metric: str) -> tuple[float, float]:
+        """Higher is better."""
+        return _rank(self.dev, metric)
+
+
+class Trial:
+    """Trains `model` on a task; `run` gives the result, from disk if there is one."""
+
+    def __init__(
+        self, task: Task, settings: RunSettings, compute: Compute, seed: int, candidate: Candidate, trials: Path
+    ) -> None:
+        self.task, self.settings, self.compute, self.seed, self.candidate = task, settings, compute, seed, candidate
+        self.folder = trials / f"seed-{seed}-{candidate}"
+        self.strands = candidate.strands.training
+        wanted = settings.reverse_complement
+        self.turns = self.strands == "one" if wanted is None else wanted and self.strands != "mean"
+        """Whether training shows the other strand at random: it makes no difference to the mean of both."""
+        self.steps_per_epoch = math.ceil(task.train.size / settings.batch_size)
+        self.steps = settings.steps or settings.epochs * self.steps_per_epoch
+        self.epochs = math.ceil(self.steps / self.steps_per_epoch)
+        self.metric = SELECT_BY[task.target.kind]
+
+    def run(self, make_model: Callable[[], MambaClassifier], report: Callable[[Row], None]) -> TrialResult:
+        """Trains unless the folder holds the result already. `make_model` gives the model before training."""
+        if (self.folder / RESULT).is_file():
+            return self._stored()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for left_over in self.folder.glob(".*.partial"):  # of a save that was killed
+            left_over.unlink()
+        model = make_model().to(self.compute.device)
+        if self.settings.mode == "probe":
+            model.backbone.requires_grad_(False)
+        optimizer = torch.optim.AdamW(
+            parameter_groups(model, self.settings.weight_decay),
+            lr=self.candidate.learning_rate,
+            betas=BETAS,
+            fused=True,
+        )
+        state = _State()
+        if (self.folder / LAST).is_file():
+            state = self._load(model, optimizer)
+        step_features = self._features(model)
+        labels = self.task.dev.labels
+        while state.epoch < self.epochs and not state.is_out_of_patience(self.settings.patience):
+            began = time.perf_counter()
+            loss, seen = self._train_epoch(model, optimizer, state, step_features)
+            trained = time.perf_counter()
+            logits = predict_logits(model, self.task.dev, self.compute)
+            shown = self._labels(labels)
+            dev = {"loss": float(loss_sum(logits, shown, self.task.target)) / len(labels)}
+            dev |= evaluate(model.predictions(logits).cpu().numpy(), labels, self.task.target)
+            state.seconds += time.perf_counter() - began
+            state.epoch += 1
+            row: Row = {
+                "seed": self.seed,
+                "peak_learning_rate": self.candidate.learning_rate,
+                "conjoin": self.candidate.conjoin,
+                "epoch": state.epoch,
+                "step": min(state.epoch * self.steps_per_epoch, self.steps),
+                "seconds": state.seconds,
+                "examples_per_second": seen / (trained - began),
+                "train_loss": loss,
+                **{f"dev_{name}": value for name, value in dev.items()},
+            }
+            state.rows.append(row)
+            if state.best is None or _rank(dev, self.metric) > _rank(state.best, self.metric):
+                state.best, state.best_epoch = dev, state.epoch
+                state.weights = {name: value.detach().clone() for name, value in model.state_dict().items()}
+            self._save(model, optimizer, state)
+            report(row)
+        return self._finish(state)
+
+    def window_length(self, step: int) -> int | None:
+        """Of the examples of a step during the length warm-up; None is the full length."""
+        lengths = warmup_lengths(self.settings.length_warmup, self.task.length)
+        stage = int(step / max(self.settings.length_warmup * self.steps, 1e-9) * len(lengths))
+        return lengths[stage] if stage < len(lengths) else None
+
+    def _features(self, model: MambaClassifier) -> Features:
+        """Examples → what the head sees: computed, or of a probe looked up."""
+        fixed = self.task.train
+        if self.settings.mode == "probe" and isinstance(fixed, FixedSet):
+            known = [self._pooled(model, fixed, turned) for turned in (False, True)[: 1 + self.turns]]
+
+            def look_up(batch: Batch, flags: Tensor, indices: np.ndarray, epoch: int) -> Tensor:
+                rows = self.compute.put(fixed.rows(self.seed, epoch, indices))
+                return torch.where(flags[:, None], known[-1][rows], known[0][rows])
+
+            return look_up
+
+        def compute(batch: Batch, flags: Tensor, indices: np.ndarray, epoch: int) -> Tensor:
+            tokens, lengths = self.compute.put(batch.tokens), self.compute.put(batch.lengths)
+            tokens = reverse_complement(tokens, lengths, flags)
+            with self.compute.autocast(), torch.set_grad_enabled(self.settings.mode == "full"):
+                return model.features(tokens, lengths, self.strands)
+
+        return compute
+
+    def _pooled(self, model: MambaClassifier, fixed: FixedSet, turned: bool) -> Tensor:
+        features = torch.empty(fixed.size, model.head.in_features, device=self.compute.device)
+        for rows, part in pool_all(model, fixed.examples, self.compute, self.strands, turned=turned):
+            features[rows] = part
+        return features
+
+    def _train_epoch(
+        self, model: MambaClassifier, optimizer: torch.optim.Optimizer, state: "_State", features: Features
+    ) -> tuple[float, int]:
+        """Mean loss of the epoch's examples, and their number. The host never waits for the device within it."""
+        model.train()
+        total = torch.zeros((), device=self.compute.device)
+        seen = 0
+        first = state.epoch * self.steps_per_epoch
+        last = min(first + self.steps_per_epoch, self.steps)
+        line = time.perf_counter()
+        for step in range(first, last):
+            if time.perf_counter() - line > LINE_EVERY:
+                line = time.perf_counter()
+                done = f"epoch {state.epoch + 1}/{self.epochs}, step {step - first}/{last - first}"
+                print(f"seed {self.seed}  {done}", flush=True)
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(
+                    step,
+                    peak=self.candidate.learning_rate,
+                    steps=self.steps,
+                    warmup_fraction=self.settings.warmup_fraction,
+                    final_fraction=FINAL_FRACTION,
+                )
+            low = (step - first) * self.settings.batch_size
+            indices = np.arange(low, min(low + self.settings.batch_size, self.task.train.size))
+            total += self._step(model, optimizer, state.epoch, indices, self.window_length(step), features)
+            seen += len(indices)
+        return float(total) / seen, seen
+
+    def _step(
+        self,
+        model: MambaClassifier,
+        optimizer: torch.optim.Optimizer,
+        epoch: int,
+        indices: np.ndarray,
+        length: int | None,
+        features: Features,
+    ) -> Tensor:
+        """One optimiser step on the examples `indices`; their summed loss, still on the device."""
+        total = torch.zeros((), device=self.compute.device)
+        width = length or self.task.length
+        passes = 1 if self.strands == "one" else 2
+        rows = max(self.compute.micro_tokens // (width * passes), 1)
+        for micro in np.array_split(indices, math.ceil(len(indices) / rows)):
+            batch = self.task.train.batch(self.seed, epoch, micro, length)
+            flags = strand_flags(self.seed, epoch, micro) & self.turns
+            logits = model.logits(features(batch, self.compute.put(flags), micro, epoch))
+            loss = loss_sum(logits, self._labels(batch.labels), self.task.target)
+            (loss / len(indices)).backward()
+            total += loss.detach()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), self.settings.gradient_clip)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return total
+
+    def _labels(self, labels: np.ndarray) -> Tensor:
+        """On the device; those of a regression standardised."""
+        tensor = self.compute.put(labels)
+        if self.task.target.kind == "regression":
+            assert isinstance(self.task.train, FixedSet)
+            shift, scale = standardisation(self.task.train.examples.labels)
+            tensor = (tensor - tensor.new_tensor(shift)) / tensor.new_tensor(scale)
+        return tensor
+
+    def _save(self, model: MambaClassifier, optimizer: torch.optim.Optimizer, state: "_State") -> None:
+        partial = self.folder / f".{LAST}.{os.getpid()}.partial"
+        torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "state": vars(state)}, partial)
+        os.replace(partial, self.folder / LAST)
+
+    def _load(self, model: MambaClassifier, optimizer: torch.optim.Optimizer) -> "_State":
+        stored = torch.load(self.folder / LAST, map_location=self.compute.device, weights_only=True)
+        model.load_state_dict(stored["model"])
+        optimizer.load_state_dict(stored["optimizer"])
+        return _State(**stored["state"])
+
+    def _finish(self, state: "_State") -> TrialResult:
+        assert state.best is not None
+        save_file({name: value.cpu().contiguous() for name, value in state.weights.items()}, self.folder / BEST)
+        result = {"epoch": state.best_epoch, "dev": state.best, "rows": state.rows, "seconds": state.seconds}
+        write_atomically(self.folder / RESULT, json.dumps(result, indent=2) + "\n")
+        (self.folder / LAST).unlink()
+        return self._stored()
+
+    def _stored(self) -> TrialResult:
+        stored = json.loads((self.folder / RESULT).read_text("utf-8"))
+        return TrialResult(self.seed, self.candidate, folder=self.folder, **stored)
+
+
+@dataclass
+class _State:
+    """Where a trial stands: all that is neither the model's nor the optimiser's."""
+
+    epoch: int = 0
+    seconds: float = 0.0
+    best_epoch: int = 0
+    best: dict[str, float] | None = None
+    weights: Any = None
+    """The best epoch's."""
+    rows: Any = None
+
+    def __post_init__(self) -> None:
+        self.rows = self.rows or []
+
+    def is_out_of_patience(self, patience: int) -> bool:
+        return patience > 0 and self.epoch - self.best_epoch >= patience
+
+
+def best_weights(folder: Path, device: torch.device) -> dict[str, Tensor]:
+    """Of a finished trial, for `load_state_dict`."""
+    return load_file(folder / BEST, device=str(device))
+
+
+def standardisation(labels: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of each regression target (examples, outputs); a constant target has deviation 1."""
+    scale = labels.std(0)
+    return tuple(labels.mean(0).tolist()), tuple(np.where(scale > 0, scale, 1.0).tolist())
+
+
+def warmup_lengths(share: float, length: int) -> list[int]:
+    """The lengths below `length` of a warm-up, doubling; none where there is no warm-up."""
+    lengths: list[int] = []
+    shorter = length
+    while share and shorter % 2 == 0 and shorter // 2 >= WARMUP_FROM:
+        shorter //= 2
+        lengths.insert(0, shorter)
+    return lengths
+
+
+def _rank(dev: dict[str, float], metric: str) -> tuple[float, float]:
+    value = dev[metric]
+    return (value if math.isfinite(value) else -math.inf, -dev["loss"])
