@@ -1,0 +1,124 @@
+"""Human and ape sequence to pretrain on, with disease genes held out: what the variant benchmarks are measured with.
+
+    python pipelines/make_human_splits.py --data DATA --apes APES --out splits
+
+DATA holds `genomes/human_chr20_GRCh37.fa.gz`, the LRG disease-gene regions and their intervals on GRCh37; APES is a
+folder that `make_species_splits.py --homologous` wrote. Written into --out, with paths relative to it: `mixture.yaml`
+for `python -m dnamamba.pretrain --mixture`, and BED files of the LRG records of each split.
+
+- chr20: 0-10 Mb validation (and the 1000 Genomes variants lie there), the rest training.
+- LRG: records that lie on chr20 or chr22 (the apes' loci) and those near BRCA1 are in no split. Of the others, those
+  closer than --margin bases on GRCh37 go to one split together, drawn by (seed, first record of the group).
+- apes: their own splits.
+"""
+
+import argparse
+import hashlib
+import os
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import yaml
+
+from dnamamba import cli
+from dnamamba.errors import InputError
+from dnamamba.genome.store import open_genome
+
+ELSEWHERE = ("20", "22")
+"""Contigs of GRCh37 that other genomes of the mixture cover."""
+EXCLUDED_GENE = "BRCA1"
+
+
+class Record(NamedTuple):
+    """An LRG record's place on GRCh37, 0-based half-open."""
+
+    contig: str
+    start: int
+    end: int
+    name: str
+    gene: str
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = _options(arguments)
+    genomes = options.data / "genomes"
+    fasta = genomes / "human_LRG_disease_genes_GRCh37.fa.gz"
+    records = read_records(genomes / "human_LRG_intervals_GRCh37.bed")
+    store = open_genome([fasta])
+    contig_of = {contig.name.partition("|")[0]: contig for contig in store.contigs}
+    split_of = split_groups(group(records, options.margin), options.validation_fraction, options.test_fraction)
+    options.out.mkdir(parents=True, exist_ok=True)
+    if (options.out / "mixture.yaml").exists() and not options.overwrite:
+        raise InputError(f"{options.out / 'mixture.yaml'}: exists already; choose another --out, or give --overwrite")
+
+    def relative(path: Path) -> str:
+        return os.path.relpath(path.absolute(), options.out.absolute())
+
+    for split in ("train", "validation", "test"):
+        chosen = [contig_of[name] for name, its in split_of.items() if its == split]
+        lines = "".join(f"{contig.name}\t0\t{contig.length}\n" for contig in chosen)
+        (options.out / f"lrg.{split}.bed").write_text(lines, encoding="utf-8")
+        print(f"{split:>10}  {len(chosen)} LRG records, {sum(contig.length for contig in chosen):,} bases")
+    (options.out / "chr20.validation.bed").write_text("20\t0\t10000000\n", encoding="utf-8")
+    mixture = {
+        "chr20": {"genome": relative(genomes / "human_chr20_GRCh37.fa.gz"), "validation": "chr20.validation.bed"},
+        "lrg": {"genome": relative(fasta), "contigs": "LRG_*"} | {s: f"lrg.{s}.bed" for s in ("train", "validation")},
+    }
+    for name in ("human", "chimp", "gorilla", "orangutan"):
+        beds = {split: relative(options.apes / f"{name}.{split}.bed") for split in ("train", "validation", "test")}
+        mixture[name] = {"genome": relative(options.apes / f"{name}.fa.gz")} | beds
+    (options.out / "mixture.yaml").write_text(yaml.safe_dump(mixture, sort_keys=False), encoding="utf-8")
+
+
+def read_records(path: Path) -> list[Record]:
+    """The BED file of LRG records: contig, start, end, record, gene."""
+    rows = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines() if line]
+    return sorted(Record(row[0], int(row[1]), int(row[2]), row[3], row[4]) for row in rows)
+
+
+def group(records: list[Record], margin: int) -> list[list[Record]]:
+    """Records less than `margin` bases apart, together; `records` are sorted."""
+    groups: list[list[Record]] = []
+    reach = 0
+    for record in records:
+        if groups and groups[-1][-1].contig == record.contig and record.start - reach < margin:
+            groups[-1].append(record)
+            reach = max(reach, record.end)
+        else:
+            groups.append([record])
+            reach = record.end
+    return groups
+
+
+def split_groups(groups: list[list[Record]], validation: float, test: float) -> dict[str, str]:
+    """Record → split; records in no split are left out."""
+    split_of = {}
+    for members in groups:
+        if members[0].contig in ELSEWHERE or any(record.gene == EXCLUDED_GENE for record in members):
+            continue
+        key = f"0/{members[0].name}".encode()
+        draw = int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little") / 2**64
+        split = "test" if draw < test else "validation" if draw < test + validation else "train"
+        split_of.update({record.name: split for record in members})
+    return split_of
+
+
+def _options(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").partition("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, required=True, help="folder with genomes/")
+    parser.add_argument(
+        "--apes", type=Path, required=True, help="folder that make_species_splits.py --homologous wrote"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder for the splits")
+    parser.add_argument("--margin", type=int, default=131072, help="bases between groups of LRG records")
+    parser.add_argument("--validation_fraction", type=float, default=0.04, help="share of the LRG groups")
+    parser.add_argument("--test_fraction", type=float, default=0.15, help="share of the LRG groups")
+    parser.add_argument("--overwrite", action="store_true", help="write over earlier splits in --out")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

@@ -1,0 +1,132 @@
+"""Simple models on exactly the examples that a fine-tuning sees: composition, k-mer regression, a small dilated CNN.
+
+    python pipelines/simple_models.py --out FOLDER --task species --species species.tsv --length 1024 [--seeds 3]
+
+Takes the flags of `python -m dnamamba.finetune` that say what the examples are (others are refused), and --cnn_epochs.
+What is chosen (penalty, strands, the CNN's epoch) is chosen on dev; test is read once. FOLDER/summary.json has the keys
+of a fine-tuning's, `test` being the CNN's metrics over the seeds, and FOLDER/test_predictions.csv a row a test example,
+seed and model.
+"""
+
+import csv
+import io
+import json
+import sys
+import time
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from plan import SIMPLE_FLAGS
+
+from dnamamba import cli
+from dnamamba.errors import InputError
+from dnamamba.finetuning.settings import FinetuneSettings
+from dnamamba.training.settings import ModelSettings
+
+FIT_EXAMPLES, FIT_BASES = 16_384, 1 << 27
+"""Of a training set drawn from genomes, at most, for the regressions."""
+EPOCHS = 10
+
+
+def main(arguments: list[str] | None = None) -> None:
+    from dnamamba.finetune import build_parser
+
+    parser = build_parser()
+    parser.add_argument("--cnn_epochs", type=int, default=EPOCHS, help="epochs of the CNN; 0 leaves it out")
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    for token in given:
+        name = token.removeprefix("--").partition("=")[0]
+        if token.startswith("--") and name not in (
+            *SIMPLE_FLAGS,
+            "out",
+            "cnn_epochs",
+            "help",
+            "precision",
+            "micro_tokens",
+        ):
+            raise InputError(f"{token}: has no meaning for the simple models")
+    parsed = parser.parse_args([*given, "--checkpoint", "none"])
+    values = {field.name: parsed.get(field.name) for field in fields(FinetuneSettings)}
+    settings = FinetuneSettings(**{**values, "model": ModelSettings()})
+    if settings.out is None:
+        raise InputError("--out: name a folder for the results")
+    compare(settings, parsed.cnn_epochs)
+
+
+def compare(requested: FinetuneSettings, cnn_epochs: int) -> dict[str, Any]:
+    """Trains all of them, writes the two files, returns the summary."""
+    from dnamamba.finetuning.baselines import composition_accuracy, kmer_predictions
+    from dnamamba.finetuning.cnn import CnnSettings, train_cnn
+    from dnamamba.finetuning.metrics import bootstrap_by_group, evaluate, over_seeds
+    from dnamamba.finetuning.resolve import compute_of, resolve
+    from dnamamba.finetuning.run import TASKS
+    from dnamamba.training.run_folder import write_atomically
+
+    settings = resolve(requested)
+    task = TASKS[settings.task](settings)
+    compute, target, dev = compute_of(settings), task.target, task.dev
+    test = task.test.read({"by": "dev, each model by itself"})
+    groups = [place.group for place in test.places]
+    began = time.perf_counter()
+    predictions: dict[tuple[str, int], np.ndarray] = {}
+    summary: dict[str, Any] = {
+        "task": settings.task, "kind": target.kind, "classes": list(target.names), "length": task.length,
+        "checkpoint": "simple", "baselines": {},
+    }  # fmt: skip
+
+    train = task.train.sample(min(FIT_EXAMPLES, max(FIT_BASES // task.length, 1)))
+    if target.kind == "multiclass":
+        share = composition_accuracy(train.sequences(), train.labels, test.sequences(), test.labels)
+        summary["baselines"]["composition"] = {"accuracy": share}
+        print(f"composition  accuracy {share:.4f}", flush=True)
+    if settings.kmer:
+        fitted = kmer_predictions(
+            settings.kmer, train.sequences(), train.labels, test.sequences(), target, dev=(dev.sequences(), dev.labels)
+        )
+        found: dict[str, Any] = evaluate(fitted.predictions, test.labels, target)
+        chosen = {"penalty": fitted.penalty, "both_strands": fitted.both_strands, "dev": fitted.dev}
+        summary["baselines"][f"{settings.kmer}-mer"] = {**found, **chosen, "examples": len(train)}
+        predictions[f"{settings.kmer}-mer", 0] = fitted.predictions
+        print(f"{settings.kmer}-mer  {_line(found)}", flush=True)
+    if cnn_epochs and target.kind != "regression":
+        results = []
+        for seed in range(settings.seed, settings.seed + settings.seeds):
+            options = replace(CnnSettings(), epochs=cnn_epochs, batch_size=settings.batch_size, seed=seed)
+            result = train_cnn(task.train, dev, test, target, compute, options, lambda text: print(text, flush=True))
+            results.append((result, evaluate(result.predictions, test.labels, target)))
+            predictions["cnn", seed] = result.predictions
+        summary |= {
+            "parameters": results[0][0].parameters,
+            "dev": over_seeds([result.dev for result, _ in results]),
+            "test": over_seeds([found for _, found in results]),
+        }
+        print(f"cnn  {_line(results[0][1])}", flush=True)
+    if target.kind == "multiclass":
+        summary["test_intervals"] = {
+            model: bootstrap_by_group(values.argmax(1) == test.labels, groups)._asdict()
+            for (model, seed), values in predictions.items()
+            if seed == settings.seed or model != "cnn"
+        }
+    summary["seconds"] = time.perf_counter() - began
+
+    settings.out.mkdir(parents=True, exist_ok=True)
+    if target.kind == "multiclass":
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["model", "seed", "contig", "start", "end", "group", "label", "predicted"])
+        for (model, seed), values in predictions.items():
+            for place, label, best in zip(test.places, test.labels, values.argmax(1), strict=True):
+                writer.writerow([model, seed, *place, target.names[label], target.names[best]])
+        write_atomically(settings.out / "test_predictions.csv", text.getvalue())
+    write_atomically(Path(settings.out / "summary.json"), json.dumps(summary, indent=2, default=float) + "\n")
+    return summary
+
+
+def _line(found: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4f}" for name, value in found.items())
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

@@ -1,0 +1,489 @@
+"""Workflows: what a YAML plans, splits that hold, steps done once and resumed, tables; and Snakemake's own opinion."""
+
+import csv
+import gzip
+import hashlib
+import itertools
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import get_args, get_type_hints
+
+import numpy as np
+import pytest
+import yaml
+
+from dnamamba import cli
+from dnamamba.alphabet import TOKEN_BITS, decode
+from dnamamba.demo import genome_path
+from dnamamba.errors import InputError
+from dnamamba.finetuning.settings import FinetuneSettings
+from dnamamba.finetuning.species import read_species
+from dnamamba.genome.store import open_genome
+from dnamamba.report.accuracy_by_length import plot_accuracy_by_length
+from dnamamba.report.results_by_task import plot_results_by_task
+from dnamamba.training.mixture_file import read_mixture
+
+PIPELINES = Path(__file__).resolve().parent.parent / "pipelines"
+WORKFLOWS = sorted(PIPELINES.glob("*.yaml"))
+DATA = os.environ.get("DNAMAMBA_TEST_DATA")
+TINY = """
+out: runs/tiny
+splits: {species: species.tsv, length: 512, draws: 2}
+pretrain: {model.preset: demo, model.n_layer: 1, model.d_model: 16, length: 512, batch_tokens: 2048, max_steps: 2,
+  markov_order: 0, accelerator: cpu, validation_tokens: 2048}
+simple_models: true
+finetune: {task: species, epochs: 1, examples: 32, evaluation_examples: 8, batch_size: 16, accelerator: cpu, kmer: 3}
+lengths: [128]
+"""
+
+
+@pytest.fixture(autouse=True)
+def modules(monkeypatch):
+    monkeypatch.syspath_prepend(str(PIPELINES))
+
+
+@pytest.fixture
+def two_species(tmp_path):
+    """Two genomes of two contigs: the demo genome forwards and backwards; one has a gap."""
+    letters = gzip.decompress(genome_path().read_bytes()).decode().split("\n", 1)[1].replace("\n", "")
+    forward, backward = letters[:120_000], letters[1_000_000:1_120_000][::-1]
+    for name, text in (("forward", forward[:70_000] + "N" * 100 + forward[70_100:]), ("backward", backward)):
+        (tmp_path / f"{name}.fa").write_text(f">chr1\n{text[:90_000]}\n>chr2\n{text[90_000:]}\n")
+    (tmp_path / "species.tsv").write_text("name\tfasta\nforward\tforward.fa\nbackward\tbackward.fa\n")
+    return tmp_path
+
+
+def python(*arguments, cwd, **options):
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=280, check=False, **options)
+
+
+def intervals(bed):
+    return [(c, int(s), int(e)) for c, s, e in (line.split("\t") for line in bed.read_text().splitlines())]
+
+
+# Splits
+
+
+def test_blocks_are_disjoint_with_margins_and_read_back(two_species):
+    from make_species_splits import main
+
+    out = two_species / "splits"
+    main([str(two_species / "species.tsv"), "--out", str(out), "--length", "512"])
+    for name in ("forward", "backward"):
+        sets = {split: intervals(out / f"{name}.{split}.bed") for split in ("train", "validation", "test")}
+        assert all(sets.values())
+        labelled = sorted((*interval, split) for split, found in sets.items() for interval in found)
+        for (contig, _, end, split), (after, start, _, other) in itertools.pairwise(labelled):
+            assert contig != after or start - end >= (512 if split != other else 0)
+    genomes = read_mixture(out / "mixture.yaml")
+    assert [(g.name, g.weight, [file.resolve() for file in g.genome]) for g in genomes] == [
+        (name, 1, [two_species / f"{name}.fa"]) for name in ("forward", "backward")
+    ]
+    assert all(Path(bed).exists() for g in genomes for bed in (*g.train, *g.validation, *g.test))
+    assert [row.name for row in read_species(out / "species.tsv")] == ["backward", "forward"]
+    before = {file.name: file.read_bytes() for file in out.iterdir()}
+    main([str(two_species / "species.tsv"), "--out", str(out), "--length", "512", "--overwrite"])
+    assert {file.name: file.read_bytes() for file in out.iterdir()} == before
+    main([str(two_species / "species.tsv"), "--out", str(out), "--length", "512", "--overwrite", "--seed", "1"])
+    assert (out / "forward.test.bed").read_bytes() != before["forward.test.bed"]
+
+
+def test_named_contigs_are_taken_whole(tmp_path):
+    from make_species_splits import main
+
+    rng = np.random.default_rng(0)
+    rows = ["name\tfasta\tvalidation\ttest"]
+    for name, suffix in (("a", ""), ("b", "_hap1_hsa")):
+        contigs = {f"chr{k}{suffix and suffix + str(k)}": rng.choice(list("ACGT"), 2000 + k) for k in range(1, 6)}
+        (tmp_path / f"{name}.fa").write_text("".join(f">{c}\n{''.join(text)}\n" for c, text in contigs.items()))
+        rows.append(f"{name}\t{name}.fa\t{'chr4' if name == 'a' else '*_hsa4'}\t{'chr5' if name == 'a' else '*_hsa5'}")
+    (tmp_path / "species.tsv").write_text("\n".join(rows))
+    main([str(tmp_path / "species.tsv"), "--out", str(tmp_path / "out"), "--length", "1000"])
+    assert intervals(tmp_path / "out" / "a.test.bed") == [("chr5", 0, 2005)]
+    assert intervals(tmp_path / "out" / "b.validation.bed") == [("chr4_hap1_hsa4", 0, 2004)]
+    assert [contig for contig, _, _ in intervals(tmp_path / "out" / "b.train.bed")] == [
+        f"chr{k}_hap1_hsa{k}" for k in (1, 2, 3)
+    ]
+
+
+def test_homologous_loci_are_split_by_name_and_joined(tmp_path):
+    from make_species_splits import main
+
+    rng = np.random.default_rng(1)
+    loci = [f"hg:{100 * k}-{100 * k + 90}" for k in range(120)]
+    sequences = {}
+    for name in ("ape", "man"):
+        for locus in loci:
+            text = rng.choice(list("ACGTacgt"), rng.integers(200, 900))
+            text[rng.random(len(text)) < 0.01] = "N"
+            sequences[name, locus] = "".join(text)
+        (tmp_path / f"{name}.fa").write_text("".join(f">{locus} {name}\n{sequences[name, locus]}\n" for locus in loci))
+    (tmp_path / "species.tsv").write_text("name\tfasta\nape\tape.fa\nman\tman.fa\n")
+    out = tmp_path / "out"
+    import make_species_splits
+
+    make_species_splits.SLACK, before = 100, make_species_splits.SLACK
+    try:
+        main(
+            [
+                str(tmp_path / "species.tsv"),
+                "--out",
+                str(out),
+                "--length",
+                "1000",
+                "--homologous",
+                "--test_fraction",
+                "0.3",
+            ]
+        )
+    finally:
+        make_species_splits.SLACK = before
+    places = list(csv.DictReader((out / "pieces.tsv").read_text().splitlines(), delimiter="\t"))
+    assert sorted(place["record"] for place in places) == sorted(loci)  # each once
+    assert {place["split"] for place in places} == {"train", "validation", "test"}
+    for name in ("ape", "man"):
+        store = open_genome(out / f"{name}.fa.gz")
+        ends = {}
+        for place in places:
+            start, end = int(place[f"{name}_start"]), int(place[f"{name}_end"])
+            assert start == ends.get(place["contig"], 0)  # no base between the pieces
+            ends[place["contig"]] = end
+            joined = decode(store.read(place["contig"], start, end))
+            assert joined == sequences[name, place["record"]].replace("N", "")
+        assert ends == {contig.name: contig.length for contig in store.contigs}
+        assert not (store.tokens & TOKEN_BITS == 4).any()
+        for split in ("train", "validation", "test"):
+            found = intervals(out / f"{name}.{split}.bed")
+            assert found == [(c.name, 0, c.length) for c in store.contigs if c.name.startswith(split)]
+            assert all(end > 1000 for _, _, end in found)
+
+
+BAD_TABLES = {
+    "name fasta\na a.fa\n": "expected the tab-separated columns",
+    "name\tfasta\na\tmissing.fa\nb\tb.fa\n": "missing.fa: no such file",
+    "name\tfasta\na\ta.fa\n": "two or more species",
+    "name\tfasta\na\ta.fa\na\tb.fa\n": "each name once",
+    "name\tfasta\ttest\tvalidation\na\ta.fa\tc\t\nb\tb.fa\tc\td\n": "for validation and test, or for none",
+}
+
+
+@pytest.mark.parametrize("table", BAD_TABLES)
+def test_unusable_tables_are_told_in_one_line(tmp_path, capsys, table):
+    from make_species_splits import main
+
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.fa").write_text(">c\nACGT\n")
+    (tmp_path / "species.tsv").write_text(table)
+    assert cli.run(main, [str(tmp_path / "species.tsv"), "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert BAD_TABLES[table] in error and error.count("\n") == 1
+
+
+def test_records_that_differ_are_not_homologous(two_species, capsys):
+    from make_species_splits import main
+
+    (two_species / "backward.fa").write_text(">other\nACGT\n")
+    arguments = [str(two_species / "species.tsv"), "--out", str(two_species / "out"), "--homologous"]
+    assert cli.run(main, arguments) == 2
+    assert "its records are not those of" in capsys.readouterr().err
+
+
+# Plans
+
+
+def plan_of(text):
+    from plan import make_plan
+
+    return make_plan(yaml.safe_load(text))
+
+
+def test_a_plan_knows_its_runs_and_what_they_need():
+    plan = plan_of(TINY + "from_scratch: true\nscratch: {model.preset: demo}\n")
+    runs = plan.by_name()
+    assert list(runs) == ["splits", "pretrain", "0000128-pretrained", "0000128-scratch", "0000128-simple"]
+    assert runs["pretrain"].needs == ("splits",) and runs["0000128-pretrained"].needs == ("splits", "pretrain")
+    assert "--mixture runs/tiny/splits/mixture.yaml" in " ".join(runs["pretrain"].flags)
+    assert "--checkpoint runs/tiny/pretrain" in " ".join(runs["0000128-pretrained"].flags)
+    assert "--checkpoint none" in " ".join(runs["0000128-scratch"].flags)
+    assert "--model.preset" in runs["0000128-scratch"].flags
+    assert "--epochs" not in runs["0000128-simple"].flags  # says nothing about the examples
+
+
+def test_a_checkpoint_stands_in_for_pretraining_and_a_folder_for_splits():
+    plan = plan_of(
+        "out: x\nsplits: made\ncheckpoint: CK\npretrain: {length: 1}\nfinetune: {task: species}\nlengths: [8]"
+    )
+    assert [run.name for run in plan.runs] == ["0000008-pretrained"] and plan.runs[0].needs == ()
+    assert "--species made/species.tsv" in " ".join(plan.runs[0].flags)
+
+
+def test_a_length_has_flags_of_its_own():
+    plan = plan_of(
+        "out: x\ncheckpoint: c\nfinetune: {epochs: 9}\nlengths: [8, 16]\nby_length: {16: {epochs: 3, x: [1, 2]}}"
+    )
+    flags = [" ".join(run.flags) for run in plan.runs]
+    assert "--epochs 9 --length 8" in flags[0] and "--epochs 3 --length 16 --x 1 2" in flags[1]
+
+
+def test_each_folder_is_a_task(tmp_path, monkeypatch):
+    for name in ("b", "a"):
+        (tmp_path / "gue" / name).mkdir(parents=True)
+    (tmp_path / "gue" / "README").touch()
+    monkeypatch.setenv("SOMEWHERE", str(tmp_path))
+    plan = plan_of("out: x\ncheckpoint: c\ndata: [$SOMEWHERE/gue/*]")
+    assert [run.name for run in plan.runs] == ["a-pretrained", "b-pretrained"]
+    assert [run.facts["task"] for run in plan.runs] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("out: x\nlenghts: [8]", "unknown key 'lenghts'"),
+        ("lengths: [8]", "`out:`"),
+        ("out: x\nlengths: [8]\nby_length: {9: {}}", "9 is none of the lengths"),
+        ("out: x\ndata: [nowhere/*]", "no folder matches nowhere/*"),
+        ("out: $NOT_SET_ANYWHERE/x", "$NOT_SET_ANYWHERE/x: the environment variable"),
+    ],
+)
+def test_unusable_workflows_are_told(text, told):
+    with pytest.raises(InputError) as error:
+        plan_of(text)
+    assert told in str(error.value)
+
+
+# Steps
+
+FAKE = """
+import pathlib, sys
+out = pathlib.Path(sys.argv[sys.argv.index("--out") + 1])
+(out.parent / "calls").open("a").write(" ".join(sys.argv[1:-2]) + "\\n")
+if out.exists() and "--resume" not in sys.argv:
+    sys.exit("the folder is there")
+out.mkdir(exist_ok=True)
+(out / "config.yaml").touch()
+if "--resume" in sys.argv or "--once" in sys.argv:
+    (out / "summary.json").touch()
+else:
+    sys.exit(3)
+"""
+
+
+@pytest.fixture
+def fake(tmp_path):
+    (tmp_path / "fake.py").write_text(FAKE)
+
+    def step(*flags):
+        line = (PIPELINES / "run_step.py", "run", "summary.json", "-m", "fake", "--", *flags)
+        return python(*line, cwd=tmp_path).returncode
+
+    def calls():
+        file = tmp_path / "calls"
+        return file.read_text().splitlines() if file.exists() else []
+
+    return tmp_path, step, calls
+
+
+def test_a_step_is_done_once_and_resumed(fake):
+    folder, step, calls = fake
+    (folder / "run").mkdir()  # as a workflow engine does; the run itself would refuse it
+    assert step("--a", "1") == 3 and step("--a", "1") == 0 and step("--a", "1") == 0
+    assert calls() == ["--a 1", "--resume"]
+
+
+def test_a_step_with_other_flags_is_refused(fake):
+    folder, step, calls = fake
+    assert step("--once", "1") == 0 and step("--once", "2") == 2
+    assert calls() == ["--once 1"]
+    shutil.rmtree(folder / "run")
+    assert step("--once", "2") == 0
+
+
+# Tables
+
+
+def finished(folder, accuracy, contigs, species):
+    """A run folder as finetune leaves it, every window of the contigs with this accuracy right."""
+    folder.mkdir(parents=True)
+    metrics = {"accuracy": {"mean": accuracy, "std": 0.01, "by_seed": [accuracy]}}
+    summary = {"task": "species", "classes": species, "test": metrics, "parameters": 7, "seconds": 3.2}
+    summary["baselines"] = {"majority": {"accuracy": 0.5}, "6-mer": {"accuracy": 0.6, "penalty": 1}}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    rows = ["seed,contig,start,end,group,label,predicted"]
+    for contig, right in contigs.items():
+        rows += [f"0,{contig},0,9,{s}:{contig},{s},{s if right else 'wrong'}" for s in species]
+    (folder / "test_predictions.csv").write_text("\n".join(rows) + "\n")
+
+
+def test_results_are_collected_and_loci_resampled_over_species(tmp_path, monkeypatch, capsys):
+    from collect import collect, make_plan
+
+    monkeypatch.chdir(tmp_path)
+    config = yaml.safe_load("{out: x, splits: made, checkpoint: c, from_scratch: true, lengths: [8, 16]}")
+    finished(tmp_path / "x" / "0000008-pretrained", 0.5, {"l1": True, "l2": False}, ["a", "b"])
+    finished(tmp_path / "x" / "0000016-pretrained", 0.5, {"l1": True, "l2": False}, ["a", "b"])
+    finished(tmp_path / "x" / "0000008-scratch", 0.25, {"l1": True, "l2": False}, ["a", "b"])
+    rows = collect(make_plan(config), config)
+    assert "not finished: 0000016-scratch" in capsys.readouterr().out
+    assert [(row["length"], row["model"]) for row in rows] == [
+        ("8", "pretrained"), ("8", "scratch"), ("8", "6-mer"), ("8", "majority"),
+        ("16", "pretrained"), ("16", "6-mer"), ("16", "majority"),
+    ]  # fmt: skip
+    assert rows == list(csv.DictReader((tmp_path / "x" / "results.csv").read_text().splitlines()))
+    assert rows[0]["groups"] == "4" and rows[0]["accuracy"] == "0.5000" and rows[0]["accuracy_std"] == "0.0100"
+    assert (tmp_path / "x" / "results.png").read_bytes().startswith(b"\x89PNG")
+    grid = (tmp_path / "x" / "results.md").read_text().splitlines()
+    assert grid[0] == "| accuracy | pretrained | scratch | 6-mer | majority |" and grid[3].startswith("| 16 | 0.500 ±")
+    rows = collect(make_plan({**config, "homologous": True}), {**config, "homologous": True})
+    assert rows[0]["groups"] == "2" and (rows[0]["low"], rows[0]["high"]) == ("0.0000", "1.0000")
+
+
+def test_published_results_stand_beside(tmp_path, monkeypatch):
+    from collect import collect, make_plan
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "d" / "t").mkdir(parents=True)
+    config = yaml.safe_load("{out: x, checkpoint: c, data: d/*, published: {P: {metric: mcc, values: {t: 0.7}}}}")
+    rows = collect(make_plan(config), config)
+    assert [(row["task"], row["model"], row["mcc"]) for row in rows] == [("t", "P", "0.7")]
+    assert (tmp_path / "x" / "results.md").read_text() == "| mcc | P |\n|---|---|\n| t | 0.700 |\n"
+
+
+def test_pictures_take_tables_with_gaps(tmp_path):
+    by_length = [
+        {"model": "a", "length": "1024", "accuracy": "0.5", "low": "0.55", "high": "0.6"},  # not around the mean
+        {"model": "a", "length": "256", "accuracy": "0.4", "low": "", "high": ""},
+        {"model": "b", "length": "", "accuracy": "0.4"},
+        {"model": "b", "length": "512", "accuracy": ""},
+    ]
+    by_task = [
+        {"task": "x", "model": "a", "mcc": "0.5", "mcc_std": "0.1"},
+        {"task": "y", "model": "a", "mcc": ""},
+        {"task": "y", "model": "b", "mcc": "-0.1"},
+    ]
+    plot_accuracy_by_length(by_length, tmp_path / "1.png", title="t", chance=0.25)
+    plot_accuracy_by_length([], tmp_path / "2.png", title="t")
+    plot_results_by_task(by_task, tmp_path / "3.png", title="t", metric="mcc")
+    plot_results_by_task([], tmp_path / "4.png", title="t", metric="mcc")
+    assert all((tmp_path / f"{k}.png").read_bytes().startswith(b"\x89PNG") for k in range(1, 5))
+
+
+# Whole workflows
+
+
+@pytest.fixture
+def workplace(tmp_path):
+    """Where the shipped YAML files find what they name: empty folders are enough to plan."""
+    for folder in ("data/gue/tf_0", "data/gue/mouse_2", "genomic_benchmarks/human_nontata_promoters"):
+        (tmp_path / folder).mkdir(parents=True)
+    return tmp_path, {**os.environ, "DNAMAMBA_TEST_DATA": str(tmp_path / "data")}
+
+
+def snakemake(workflow, *arguments, cwd, env):
+    line = ("-m", "snakemake", "-s", PIPELINES / "Snakefile", "--configfile", workflow, "--cores", "2", *arguments)
+    return python(*line, cwd=cwd, env=env)
+
+
+@pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.stem)
+def test_snakemake_plans_each_workflow(workflow, workplace):
+    pytest.importorskip("snakemake")
+    folder, env = workplace
+    ran = snakemake(workflow, "--dry-run", cwd=folder, env=env)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    shown = ran.stdout + ran.stderr
+    assert "rule run_pretrain:" in shown and "rule results:" in shown
+
+
+@pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.stem)
+def test_the_flags_of_each_workflow_are_known(workflow, workplace, monkeypatch):
+    """Every command parses: a misspelt key would be told after hours of pretraining."""
+    import plan
+    import simple_models
+
+    from dnamamba import finetune, pretrain
+
+    folder, env = workplace
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("DNAMAMBA_TEST_DATA", env["DNAMAMBA_TEST_DATA"])
+    parsers = {"dnamamba.pretrain": pretrain.build_parser, "dnamamba.finetune": finetune.build_parser}
+    config = yaml.safe_load(workflow.read_text())
+    if (task := config["finetune"]["task"]) not in get_args(get_type_hints(FinetuneSettings)["task"]):
+        pytest.skip(f"finetune has no --task {task} yet")
+    for run in plan.make_plan(config).runs:
+        if run.program[0] == "-m":
+            parsers[run.program[1]]().parse_args([*run.flags, "--out", "x"])
+        elif run.facts.get("model") == "simple":
+            assert set(run.flags[::2]) <= {f"--{name}" for name in simple_models.SIMPLE_FLAGS}, run.flags
+
+
+def test_the_driver_shows_the_same_commands(workplace):
+    folder, env = workplace
+    changes = ("distant:checkpoint=CK", "gue:checkpoint=no", "finetune.seeds=2")
+    sets = [part for change in changes for part in ("--set", change)]
+    line = (PIPELINES / "show_classification.py", PIPELINES / "distant.yaml", "--dry_run", "--only", "0001024", *sets)
+    ran = python(*line, cwd=folder, env=env)
+    assert ran.returncode == 0, ran.stderr
+    commands = [text.strip() for text in ran.stdout.splitlines()[1::2]]
+    assert len(commands) == 3 and "make_species_splits.py" in commands[0]
+    assert "--length 1024" in commands[1] and "--checkpoint CK" in commands[1] and "--seeds 2" in commands[2]
+
+
+@pytest.mark.slow
+def test_a_tiny_workflow_runs_and_is_finished(two_species):
+    pytest.importorskip("snakemake")
+    (two_species / "tiny.yaml").write_text(TINY)
+    env = {**os.environ, "XDG_CACHE_HOME": str(two_species / "cache")}
+    ran = snakemake("tiny.yaml", cwd=two_species, env=env)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    rows = list(csv.DictReader((two_species / "runs" / "tiny" / "results.csv").read_text().splitlines()))
+    assert [row["model"] for row in rows] == ["pretrained", "cnn", "3-mer", "composition", "majority"]
+    assert all(0 <= float(row["accuracy"]) <= 1 for row in rows)
+    splits = json.loads((two_species / "runs" / "tiny" / "0000128-pretrained" / "summary.json").read_text())["species"]
+    assert sorted(splits) == ["backward", "forward"]
+    again = snakemake("tiny.yaml", cwd=two_species, env=env)
+    assert again.returncode == 0 and "Nothing to be done" in again.stdout + again.stderr
+    # Other flags are refused, and what is there stays.
+    (two_species / "tiny.yaml").write_text(TINY.replace("epochs: 1", "epochs: 2"))
+    changed = snakemake("tiny.yaml", cwd=two_species, env=env)
+    assert changed.returncode != 0 and "was made with other flags" in changed.stdout + changed.stderr
+    (two_species / "tiny.yaml").write_text(TINY)
+    # The driver finds the same runs finished.
+    driver = python(PIPELINES / "show_classification.py", "tiny.yaml", "--minutes", "1", cwd=two_species, env=env)
+    assert driver.returncode == 0, driver.stderr
+    assert "done" not in driver.stdout and "| 128 |" in driver.stdout
+
+
+# Downloads
+
+
+@pytest.fixture
+def download(monkeypatch):
+    monkeypatch.syspath_prepend(str(PIPELINES.parent / "data"))
+    import download
+
+    return download
+
+
+def test_a_download_is_whole_or_not_there(tmp_path, download):
+    served = tmp_path / "served"
+    served.write_bytes(b"ACGT" * 1_000_000)
+    md5 = hashlib.md5(served.read_bytes()).hexdigest()
+    assert download.download(served.as_uri(), tmp_path / "copy", md5) == md5
+    assert (tmp_path / "copy").read_bytes() == served.read_bytes()
+    with pytest.raises(InputError, match="expected 0000"):
+        download.download(served.as_uri(), tmp_path / "wrong", "0000")
+    with pytest.raises(InputError, match="missing"):
+        download.download((tmp_path / "missing").as_uri(), tmp_path / "none")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["copy", "served"]
+
+
+def test_sources_are_a_table(download):
+    sources = download.read_sources()
+    assert {"hg38", "clinvar", "chimp", "gorilla", "orangutan"} <= set(sources)
+    for source in sources.values():
+        assert source["url"].startswith("https://") and source["file"] and source["note"]
+        assert source["md5"] == "" or len(source["md5"]) == 32
