@@ -4,6 +4,7 @@ import csv
 import gzip
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -383,6 +384,7 @@ def test_length_warmup_tokens_and_patience(fasta: Path, tmp_path: Path, capsys: 
     assert train(*arguments, "--dry_run", "--out", out) == 0
     shown = capsys.readouterr().out
     assert "1,024 from step 1, 2,048 from step 3, 4,096 from step 5" in shown and "bases/s" in shown
+    assert float(re.search(r"([\d.]+) GiB a process", shown)[1]) > 0.1  # type: ignore[index]
     assert not out.exists()
     assert train(*arguments, "--learning_rate", 1e-12, "--patience", 1, "--validation_every", 1, "--out", out) == 0
     assert 2 <= int(rows(out)[-1]["step"]) < 8, "no improvement: patience ended it"

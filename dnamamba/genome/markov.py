@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from platformdirs import user_cache_path
 
 from dnamamba.alphabet import BASES, COMPLEMENT, PAD, TOKEN_BITS
 from dnamamba.errors import InputError
@@ -164,7 +163,7 @@ def score(
     """
     full_key = {**key, "order": order, "both_strands": both_strands, "format": CACHE_FORMAT}
     digest = hashlib.sha256(json.dumps(full_key, sort_keys=True).encode()).hexdigest()
-    folder = user_cache_path("dnamamba") / "markov" if cache_folder is None else cache_folder
+    folder = _cache_folder() if cache_folder is None else cache_folder
     path = folder / f"{digest[:32]}.json"
     if (known := _read_cache(path, full_key)) is not None:
         return known
@@ -299,6 +298,12 @@ def _joined(windows: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndar
 def _sum_at(table: np.ndarray, codes: np.ndarray) -> float:
     """The sum of the table at the codes' last digits, as many as the table's order has."""
     return float(table[codes & np.uint32(table.size - 1)].sum(dtype=np.float64))
+
+
+def _cache_folder() -> Path:
+    from platformdirs import user_cache_path  # only where a score is wanted: training alone does without
+
+    return user_cache_path("dnamamba") / "markov"
 
 
 def _read_cache(path: Path, key: dict) -> MarkovScore | None:

@@ -16,7 +16,7 @@ from dnamamba.training.data import PretrainData, WindowBatch
 from dnamamba.training.module import PretrainModule
 from dnamamba.training.progress import Progress
 from dnamamba.training.run_folder import RunFolder
-from dnamamba.training.throughput import peak_bf16_flops
+from dnamamba.training.throughput import peak_bf16_flops, peak_memory_gib
 from dnamamba.training.validation import bits_per_base, evaluate
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -38,7 +38,6 @@ class RunControl(L.Callback):
         keeper: CheckpointKeeper,
         *,
         steps: int,
-        tokens_per_step: int,
         log_every: int,
         validation_every: int,
         save_every: int | None,
@@ -47,7 +46,7 @@ class RunControl(L.Callback):
         patience: int,
     ) -> None:
         self.folder, self.keeper = folder, keeper
-        self.steps, self.tokens_per_step = steps, tokens_per_step
+        self.steps = steps
         self.log_every, self.validation_every = log_every, validation_every
         self.save_every, self.save_minutes = save_every, save_minutes
         self.on_fault = on_fault
@@ -57,10 +56,9 @@ class RunControl(L.Callback):
         self.bits_by_genome: dict[str, float] = {}
         self.best_bits_per_base = math.inf
         self.best_step: int | None = None
-        self.seconds = 0.0
+        self.tokens, self.seconds = 0, 0.0
         self.stopped_by: signal.Signals | None = None
-        self._logged_step = 0
-        self._restored_sums, self._restored_seconds = [0.0, 0.0], 0.0
+        self._restored_sums, self._restored_seconds = [0.0, 0.0, 0.0], 0.0
         self._handlers: dict[signal.Signals, Any] = {}
 
     @property
@@ -71,6 +69,7 @@ class RunControl(L.Callback):
     # What a resumed run needs to know of its past; Lightning puts it into the trainer's checkpoint.
     def state_dict(self) -> dict[str, Any]:
         return {
+            "tokens": self.tokens,
             "seconds": self.seconds,
             "validation_bits_per_base": self.validation_bits_per_base,
             "bits_by_genome": self.bits_by_genome,
@@ -78,14 +77,13 @@ class RunControl(L.Callback):
             "best_step": self.best_step,
             "validations_since_best": self.validations_since_best,
             # The row of metrics.csv that is being gathered.
-            "logged_step": self._logged_step,
             "sums": self._sums.tolist(),
             "seconds_since_row": time.perf_counter() - self._mark,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         state = dict(state)
-        self._logged_step, self._restored_sums = state.pop("logged_step"), state.pop("sums")
+        self._restored_sums = state.pop("sums")
         self._restored_seconds = state.pop("seconds_since_row")
         self.__dict__.update(state)
 
@@ -99,8 +97,8 @@ class RunControl(L.Callback):
         self._last_save = self._step_ended = time.perf_counter()
         self._mark = self._last_save - self._restored_seconds
         self._wait = 0.0
-        self._sums = torch.tensor(self._restored_sums, device=module.device)
-        self._progress = Progress(self.steps, first, self.tokens_per_step, trainer.is_global_zero)
+        self._sums = torch.tensor(self._restored_sums, dtype=torch.float64, device=module.device)
+        self._progress = Progress(self.steps, first, trainer.is_global_zero)
         if trainer.is_global_zero:
             self.folder.start_metrics(first)
         for number in STOP_SIGNALS:
@@ -173,15 +171,15 @@ class RunControl(L.Callback):
 
     def _log(self, trainer: L.Trainer, module: PretrainModule, step: int, validate: bool) -> None:
         self._refuse_faults(trainer, module)
-        nll, counted = self._sums.tolist()  # waits for the device, so the clock below is honest
+        nll, counted, read = self._sums.tolist()  # waits for the device, so the clock below is honest
         now = time.perf_counter()
         elapsed = now - self._mark
         self.seconds += elapsed
-        taken = step - self._logged_step
-        tokens_per_second = taken * self.tokens_per_step / elapsed if elapsed and taken else None
+        self.tokens += int(read)
+        tokens_per_second = read / elapsed if elapsed and read else None
         row: dict[str, float | int | None] = {
             "step": step,
-            "tokens": step * self.tokens_per_step,
+            "tokens": self.tokens,
             "seconds": self.seconds,
             "learning_rate": module.learning_rate(step - 1),
             "train_bits_per_base": bits_per_base(nll, counted),
@@ -189,7 +187,7 @@ class RunControl(L.Callback):
             "tokens_per_second": tokens_per_second,
             "peak_fraction": self._peak_fraction(trainer, module, tokens_per_second),
             "data_wait_fraction": min(self._wait / elapsed, 1.0) if elapsed else None,
-            "peak_memory_gib": torch.cuda.max_memory_allocated() / 2**30 if module.device.type == "cuda" else None,
+            "peak_memory_gib": peak_memory_gib(module.device),
         }
         improved = False
         if validate:
@@ -218,7 +216,6 @@ class RunControl(L.Callback):
             for logger in trainer.loggers:
                 logger.log_metrics(numbers, step=step)
         self._sums.zero_()
-        self._logged_step = step
         self._wait = 0.0
         self._progress.update(step, row, self.validation_bits_per_base)
         self._mark = time.perf_counter()

@@ -9,10 +9,15 @@ from dnamamba.model.language_model import MambaLM
 from dnamamba.training.progress import clock, si
 from dnamamba.training.resolve import windows_per_pass
 from dnamamba.training.settings import RunSettings
+from dnamamba.training.throughput import peak_memory_gib
 
 
 def estimate(settings: RunSettings, model: MambaLM) -> str:
-    """One line: seconds a step, the whole run, bases/s, and on a GPU the peak memory. Leaves gradients in the model."""
+    """One line: seconds a step, the whole run, bases/s, and the peak memory. Leaves gradients in the model.
+
+    The memory is that of these passes, measured, plus AdamW's two moments of each parameter; on a CPU it is all that
+    the process held, libraries and the parts of the genome that were read included.
+    """
     device = torch.device("cuda" if settings.accelerator == "gpu" else "cpu")
     model.to(device)
     windows = min(windows_per_pass(settings), settings.batch_tokens // settings.length // settings.devices)
@@ -27,10 +32,9 @@ def estimate(settings: RunSettings, model: MambaLM) -> str:
             torch.cuda.synchronize()
         seconds = time.perf_counter() - began
     step = seconds * settings.batch_tokens / (windows * settings.length) / settings.devices
-    parts = [
-        f"{step:.3g} s a step, {clock(step * settings.max_steps)} in all, {si(settings.batch_tokens / step)}bases/s",
-    ]
-    if device.type == "cuda":
-        optimizer_gib = 2 * sum(parameter.numel() * 4 for parameter in model.parameters()) / 2**30
-        parts.append(f"{torch.cuda.max_memory_allocated() / 2**30 + optimizer_gib:.1f} GiB a device")
-    return ", ".join(parts)
+    optimizer_gib = 2 * sum(parameter.numel() * 4 for parameter in model.parameters()) / 2**30
+    memory = f"{peak_memory_gib(device) + optimizer_gib:.1f} GiB a {'device' if device.type == 'cuda' else 'process'}"
+    return (
+        f"{step:.3g} s a step, {clock(step * settings.max_steps)} in all, {si(settings.batch_tokens / step)}bases/s, "
+        f"{memory}"
+    )

@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 
-from dnamamba.alphabet import BASES
+from dnamamba.alphabet import BASES, PAD
 from dnamamba.model.language_model import MambaLM
 from dnamamba.model.parameters import parameter_groups
 from dnamamba.model.tokens import prepare_batch
@@ -40,7 +40,8 @@ class PretrainModule(L.LightningModule):
     """
 
     step_sums: Tensor
-    """(2,) fp32 on the device: the last step's negative log-likelihood (nats) and counted bases, over all ranks."""
+    """(3,) fp64 on the device, over all ranks: the last step's negative log-likelihood (nats), the bases that it is the
+    sum of, and the bases read (N too, padding not)."""
     gradient_norm: Tensor
     """() of the last step, before clipping."""
     norm_average: Tensor
@@ -83,7 +84,10 @@ class PretrainModule(L.LightningModule):
 
     def sum_over_ranks(self, values: Tensor) -> Tensor:
         """Adds a tensor up over all ranks; every rank calls this and gets the sum."""
-        return self.trainer.strategy.reduce(values, reduce_op="sum") if self.trainer.world_size > 1 else values
+        if self.trainer.world_size > 1:
+            values = values.clone()
+            torch.distributed.all_reduce(values)  # Lightning's own reduce lets the host wait for the device first
+        return values
 
     def training_step(self, batch: WindowBatch, batch_idx: int) -> None:
         step = self.trainer.global_step
@@ -94,10 +98,11 @@ class PretrainModule(L.LightningModule):
 
         prepared = prepare_batch(batch.tokens, batch.reverse_complement, batch.sequence_ids)
         weights = torch.where(prepared.soft_mask, self.soft_mask_weight, 1.0) * (prepared.targets < BASES)
-        counted, weight = self.sum_over_ranks(torch.stack([(prepared.targets < BASES).sum(), weights.sum()])).unbind()
+        counts = [(prepared.targets < BASES).sum(), (prepared.inputs != PAD).sum(), weights.sum()]
+        counted, read, weight = self.sum_over_ranks(torch.stack([count.double() for count in counts])).unbind()
         # DDP averages gradients over ranks; times world_size makes that average a sum.
-        scale = self.trainer.world_size / torch.where(weight > 0, weight, 1.0)
-        nll = torch.zeros((), device=self.device)
+        scale = (self.trainer.world_size / torch.where(weight > 0, weight, 1.0)).float()
+        nll = torch.zeros((), dtype=torch.float64, device=self.device)
         windows = max(self.micro_tokens // prepared.inputs.shape[1], 1)
         parts = [part.split(windows) for part in (prepared.inputs, prepared.targets, weights)]
         ids = prepared.sequence_ids
@@ -119,7 +124,7 @@ class PretrainModule(L.LightningModule):
         optimizer.optimizer.found_inf = fault.float()  # type: ignore[attr-defined]
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        self.step_sums = torch.stack([self.sum_over_ranks(nll), counted])
+        self.step_sums = torch.stack([self.sum_over_ranks(nll), counted, read])
 
     def _judge_gradient(self, step: int) -> Tensor:
         """() bool: whether this step's gradient must not be applied. Keeps the books of faults and the usual norm."""

@@ -15,8 +15,8 @@ LINE_EVERY = 10.0
 class Progress:
     """A bar on a terminal, a line every few seconds elsewhere; silent on all ranks but the first."""
 
-    def __init__(self, steps: int, first: int, tokens_per_step: int, shown: bool) -> None:
-        self.steps, self.first, self.tokens_per_step, self.shown = steps, first, tokens_per_step, shown
+    def __init__(self, steps: int, first: int, shown: bool) -> None:
+        self.steps, self.first, self.shown = steps, first, shown
         self.bar = None
         if shown and sys.stderr.isatty():
             self.bar = tqdm(total=steps, initial=first, unit="step", dynamic_ncols=True, smoothing=0.1)
@@ -76,3 +76,45 @@ def byte_bar(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
             bar.update(done - bar.n)
 
         yield update
+
+
+@contextmanager
+def job_bar(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
+    """As `byte_bar`; where there is no terminal, a line every few seconds with the time that is left."""
+    if sys.stderr.isatty():
+        with byte_bar(what, unit) as update:
+            yield update
+        return
+    began = line = time.perf_counter()
+
+    def tell(done: int, total: int) -> None:
+        nonlocal line
+        now = time.perf_counter()
+        if done and now - line > LINE_EVERY:
+            left = (now - began) / done * (total - done)
+            print(f"{what} {si(done).strip()} of {si(total).strip()} {unit}  ETA {clock(left)}", flush=True)
+            line = now
+
+    yield tell
+
+
+@contextmanager
+def long_job(what: str, unit: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Gives a function to be told how much has just been done; a bar on a terminal, a line now and then elsewhere."""
+    on_terminal = sys.stderr.isatty()
+    began = last = time.perf_counter()
+    done = 0
+    with tqdm(desc=what, unit=unit, unit_scale=True, total=total, leave=False, disable=not on_terminal) as bar:
+
+        def advance(count: int) -> None:
+            nonlocal done, last
+            done += count
+            bar.update(count)
+            now = time.perf_counter()
+            if not on_terminal and now - last > LINE_EVERY:
+                speed = done / (now - began)
+                left = clock((total - done) / speed) if speed else "?"
+                print(f"{what} {done / max(total, 1):.0%}  {si(speed)}{unit}/s  ETA {left}", flush=True)
+                last = now
+
+        yield advance

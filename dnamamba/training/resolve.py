@@ -14,6 +14,7 @@ from dnamamba.errors import InputError
 from dnamamba.genome.markov import MAX_ORDER
 from dnamamba.model.config import ModelConfig, preset
 from dnamamba.training.mixture_file import bed_or_pattern
+from dnamamba.training.processes import Place, place
 from dnamamba.training.settings import ModelSettings, PretrainSettings, RunSettings
 
 DEMO_STEPS, DEMO_LENGTH, DEMO_BATCH_TOKENS = 600, 1024, 4096
@@ -26,15 +27,7 @@ WARMUP_FROM = 1024
 """Shortest windows of the length warm-up, as in the paper."""
 
 RUN_FOLDER_VARIABLE = "DNAMAMBA_RUN_FOLDER"
-"""Tells the processes that Lightning starts for the other devices which run folder the first one chose."""
-
-
-def process_rank() -> int:
-    """This process's global rank, as torchrun, SLURM or Lightning's launcher set it; 0 when alone."""
-    for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"):
-        if name in os.environ:
-            return int(os.environ[name])
-    return 0
+"""Tells the processes that the first one starts for the other devices which run folder it chose."""
 
 
 def resolve(settings: PretrainSettings) -> RunSettings:
@@ -43,7 +36,9 @@ def resolve(settings: PretrainSettings) -> RunSettings:
     _refuse_beside_mixture(settings)
     on_gpu = _on_gpu(settings.accelerator)
     length = _or(settings.length, DEMO_LENGTH if is_demo else LENGTH)
-    unit = max(length, 1) * max(settings.devices, 1)
+    here = place()
+    devices = _or(settings.devices, here.world_size or 1)
+    unit = max(length, 1) * max(devices, 1)
     wanted = DEMO_BATCH_TOKENS if is_demo else BATCH_TOKENS
     batch_tokens = _or(settings.batch_tokens, max(wanted // unit, 1) * unit)
     max_steps = _or(settings.max_steps, DEMO_STEPS if is_demo else STEPS)
@@ -69,6 +64,7 @@ def resolve(settings: PretrainSettings) -> RunSettings:
         batch_tokens=batch_tokens,
         micro_tokens=_or(settings.micro_tokens, max(MICRO_TOKENS_GPU if on_gpu else MICRO_TOKENS_CPU, length)),
         max_steps=max_steps,
+        devices=devices,
         learning_rate=_or(settings.learning_rate, LEARNING_RATE),
         validation_every=_or(settings.validation_every, math.ceil(max_steps / (5 if is_demo else 10))),
         log_every=_or(settings.log_every, min(max(max_steps // 100, 1), 50)),
@@ -77,7 +73,8 @@ def resolve(settings: PretrainSettings) -> RunSettings:
     )
     resolved = RunSettings(**{field.name: getattr(changed, field.name) for field in dataclasses.fields(changed)})
     _check_numbers(resolved)
-    resolved.out = _run_folder(settings.out, resolved).absolute()
+    _check_devices(resolved, here)
+    resolved.out = _run_folder(settings.out, resolved, here).absolute()
     return resolved
 
 
@@ -175,16 +172,26 @@ def _check_numbers(settings: RunSettings) -> None:
         raise InputError(
             f"--length_warmup: --length {settings.length} has no shorter stage; take an even one from {2 * WARMUP_FROM}"
         )
-    if settings.accelerator == "gpu" and settings.devices > torch.cuda.device_count():
-        raise InputError(f"--devices: {settings.devices} asked for, torch sees {torch.cuda.device_count()}")
 
 
-def _run_folder(wanted: Path | None, settings: RunSettings) -> Path:
+def _check_devices(settings: RunSettings, here: Place) -> None:
+    if here.world_size not in (None, settings.devices):
+        raise InputError(
+            f"--devices: {settings.devices} asked for, but torchrun or srun started {here.world_size} processes; "
+            "leave the flag out, or give that number"
+        )
+    wanted = here.local_size or settings.devices
+    if settings.accelerator == "gpu" and wanted > (seen := torch.cuda.device_count()):
+        hint = "; srun's --gpus-per-task hides the others, use --gpus-per-node" if seen and here.local_size else ""
+        raise InputError(f"--devices: {wanted} asked for on this machine, torch sees {seen}{hint}")
+
+
+def _run_folder(wanted: Path | None, settings: RunSettings, here: Place) -> Path:
     if wanted is not None:
         return wanted
-    if RUN_FOLDER_VARIABLE in os.environ and process_rank() > 0:
+    if RUN_FOLDER_VARIABLE in os.environ and here.rank > 0:
         return Path(os.environ[RUN_FOLDER_VARIABLE])
-    if "RANK" in os.environ or int(os.environ.get("SLURM_NTASKS", 1)) > 1:
+    if here.world_size not in (None, 1):
         raise InputError("--out: name the run folder when torchrun or SLURM starts the processes")
     source = settings.mixture or (settings.genome[0] if settings.genome else Path("ecoli-demo"))
     genome = source.name.split(".")[0]

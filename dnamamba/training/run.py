@@ -14,7 +14,9 @@ import lightning as L
 import torch
 import yaml
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.profilers import PyTorchProfiler
+from lightning.pytorch.strategies import DDPStrategy
 
 from dnamamba.model.language_model import MambaLM
 from dnamamba.report.learning_curve import plot_learning_curve
@@ -26,8 +28,9 @@ from dnamamba.training.estimate import estimate
 from dnamamba.training.header import device_name, print_header
 from dnamamba.training.module import PretrainModule
 from dnamamba.training.prepare import Prepared, prepare_data
+from dnamamba.training.processes import PATIENCE, place, together
 from dnamamba.training.progress import clock, si
-from dnamamba.training.resolve import RUN_FOLDER_VARIABLE, as_plain, model_config, process_rank, resolve
+from dnamamba.training.resolve import RUN_FOLDER_VARIABLE, as_plain, model_config, resolve
 from dnamamba.training.resume import refuse_changes, refuse_unfit_checkpoint
 from dnamamba.training.run_folder import RunFolder, environment, write_atomically
 from dnamamba.training.schedule import learning_rate
@@ -43,7 +46,7 @@ def pretrain(requested: PretrainSettings) -> None:
     """
     settings = resolve(requested)
     folder = RunFolder(settings.out)
-    first_process = process_rank() == 0
+    first_process = place().rank == 0
     if settings.resume:
         refuse_changes(yaml.safe_load(folder.config.read_text("utf-8")), as_plain(settings), folder.config)
     elif first_process:
@@ -56,8 +59,9 @@ def pretrain(requested: PretrainSettings) -> None:
     torch.manual_seed(settings.seed)
     model = MambaLM(config)
     if settings.dry_run:
-        print_header(settings, config, model, prepared)
-        print(f"  estimate  {estimate(settings, model)}")
+        if first_process:
+            print_header(settings, config, model, prepared)
+            print(f"  estimate  {estimate(settings, model)}")
         return
     if first_process:
         # As the run's settings, whoever started it this time: `--config` may take them to a new run.
@@ -74,14 +78,18 @@ def pretrain(requested: PretrainSettings) -> None:
             genome.splits.write_bed(folder.path / (f"splits-{genome.name}.bed" if genome.name else "splits.bed"))
         print_header(settings, config, model, prepared)
 
-    os.environ[RUN_FOLDER_VARIABLE] = str(folder.path)  # for the processes that Lightning starts
-    control = _train(settings, model, prepared, folder)
+    os.environ[RUN_FOLDER_VARIABLE] = str(folder.path)  # for the processes that this one starts
+    with together(settings.devices, f"go on with: {_resume_command(folder)}"):
+        makes_the_group = settings.devices > 1 and not torch.distributed.is_initialized()
+        control = _train(settings, model, prepared, folder)
+        if makes_the_group:
+            torch.distributed.destroy_process_group()  # by all at once: NCCL's end waits for the peers
+    if not first_process:
+        return  # code 0 also when a signal stopped the run: else torchrun and srun would take this for a crash
     if control.stopped_by is not None:
-        if first_process:
-            print(f"stopped by {control.stopped_by.name}; go on with: {_resume_command(folder)}")
+        print(f"stopped by {control.stopped_by.name}; go on with: {_resume_command(folder)}")
         raise SystemExit(128 + control.stopped_by)
-    if first_process:
-        _finish(settings, prepared, folder, control)
+    _finish(settings, prepared, folder, control)
 
 
 def _train(settings: RunSettings, model: MambaLM, prepared: Prepared, folder: RunFolder) -> RunControl:
@@ -106,7 +114,6 @@ def _train(settings: RunSettings, model: MambaLM, prepared: Prepared, folder: Ru
         folder,
         keeper,
         steps=settings.max_steps,
-        tokens_per_step=settings.batch_tokens,
         log_every=settings.log_every,
         validation_every=settings.validation_every,
         save_every=settings.save_every,
@@ -114,10 +121,16 @@ def _train(settings: RunSettings, model: MambaLM, prepared: Prepared, folder: Ru
         on_fault=settings.on_fault,
         patience=settings.patience,
     )
+    devices_here = place().local_size or settings.devices
     trainer = L.Trainer(
         accelerator=settings.accelerator,
-        devices=settings.devices,
-        strategy="ddp" if settings.devices > 1 else "auto",
+        devices=devices_here,
+        num_nodes=settings.devices // devices_here,
+        # The only buffers are the books of gradient norms, which every rank keeps alike.
+        strategy=DDPStrategy(timeout=PATIENCE, gradient_as_bucket_view=True, broadcast_buffers=False)
+        if settings.devices > 1
+        else "auto",
+        plugins=[LightningEnvironment()],
         precision="bf16-mixed" if settings.precision == "bf16" else "32-true",
         max_steps=settings.max_steps,
         callbacks=[control],
@@ -129,8 +142,9 @@ def _train(settings: RunSettings, model: MambaLM, prepared: Prepared, folder: Ru
         enable_progress_bar=False,
         enable_model_summary=False,
     )
+    assert trainer.world_size == settings.devices
     resumed_from = folder.last_checkpoint() if settings.resume else None
-    if settings.resume and process_rank() == 0:
+    if settings.resume and trainer.is_global_zero:
         print(f"resuming from {resumed_from}" if resumed_from else "no checkpoint yet: starting from the first step")
     trainer.fit(
         module,
@@ -152,7 +166,8 @@ def _profiler(folder: RunFolder) -> PyTorchProfiler:
 
 def _quiet_lightning() -> None:
     """Its notices speak to programmers; what a user should know is in the header."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module=r"lightning\.")
 
 

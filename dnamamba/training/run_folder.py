@@ -40,11 +40,13 @@ METRICS = (
     "data_wait_fraction",
     "peak_memory_gib",
 )
-"""Columns of metrics.csv. `seconds` is training time without validation, summed over the pieces of a resumed run.
+"""Columns of metrics.csv. `tokens` are the bases read so far, N too, the padding of packed rows not. `seconds` is
+training time without validation, summed over the pieces of a resumed run.
 
 `peak_fraction` is the model's floating-point operations a second (`dnamamba.model.parameters.training_flops_per_token`,
 no recomputation counted) over the devices' dense bf16 peak; empty on CPUs, in fp32, and for chips whose peak is not in
-`dnamamba.training.throughput`.
+`dnamamba.training.throughput`. `peak_memory_gib` is the first rank's: what torch had allocated on its GPU, or, on CPUs,
+all that its process held.
 """
 
 VALIDATION = ("step", "group", "class", "bits_per_base", "perplexity", "bases")

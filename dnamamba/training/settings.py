@@ -119,8 +119,8 @@ class PretrainSettings:
     """Go on with the run in --out from its last checkpoint."""
     seed: int = 0
     """Seed of the initial weights and of the order of windows."""
-    devices: int = 1
-    """Processes, each with a device of its own."""
+    devices: int | None = None
+    """Processes, each with a device of its own. Default: 1; under torchrun and srun as many as those have started."""
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     """Where to train."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -140,4 +140,5 @@ class RunSettings(PretrainSettings):
     learning_rate: float = 0.0
     validation_every: int = 0
     log_every: int = 0
+    devices: int = 1
     out: Path = Path()

@@ -1,6 +1,7 @@
-"""What a chip could do at most, to say which share of it a run gets."""
+"""What a chip could do at most, to say which share of it a run gets; and the memory that the run has taken."""
 
 import re
+import resource
 
 import torch
 
@@ -20,8 +21,12 @@ PEAK_BF16_FLOPS = {
     "RTX 4090": 165.2e12,
     "MI300X": 1307e12,
 }
-"""Dense bf16 FLOP/s with fp32 accumulation, from the makers' data sheets, by a word of the device's name; the first
-that fits counts."""
+"""Dense bf16 FLOP/s with fp32 accumulation by a word of the device's name; the first that fits counts.
+
+From the makers' data sheets (nvidia.com/en-us/data-center/h100 and its like), whose footnote says "with sparsity": half
+of what they print. Compared in November 2026 with the table of prime's zeroband (from torchtitan), which links them,
+and with a reseller's copy of the L40S sheet.
+"""
 
 
 def peak_bf16_flops(device: torch.device) -> float | None:
@@ -34,3 +39,10 @@ def peak_by_name(name: str) -> float | None:
     if re.search(r"\bMIG\b", name):
         return None
     return next((peak for chip, peak in PEAK_BF16_FLOPS.items() if re.search(rf"\b{chip}\b", name)), None)
+
+
+def peak_memory_gib(device: torch.device) -> float:
+    """Most memory so far: allocated by torch on a GPU; on a CPU all that this process held, libraries too."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts KiB

@@ -1,0 +1,189 @@
+"""Trains as `python -m dnamamba.pretrain` does and writes down what each step saw: the worker of `two_gpus.py`.
+
+    python pipelines/observed_training.py JOBS.json
+
+JOBS.json is a list of jobs, trained one after the other in the same processes. A job has `settings` (fields of
+`PretrainSettings`) and may have: `observe`, a folder for the records; `gradients`, steps whose gradients are kept;
+`pause`, seconds after each step; `raise_at`, [rank, step] of an error on purpose.
+"""
+
+import json
+import os
+import sys
+import time
+import zlib
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+
+def work(jobs_file: Path) -> int:
+    """Trains as each job of the file says, one after the other in the same processes; the exit code of the last."""
+    import torch
+
+    from dnamamba.errors import InputError
+    from dnamamba.training.run import pretrain
+
+    environment = dict(os.environ)
+    jobs = json.loads(jobs_file.read_text())
+    shared = len(jobs) > 1 and "TORCHELASTIC_RUN_ID" in os.environ
+    if shared:  # one process group for all: a second one would find the addresses of the first in torchrun's store
+        on_gpu = jobs[0]["settings"]["accelerator"] == "gpu"
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if on_gpu else None
+        torch.distributed.init_process_group("nccl" if on_gpu else "gloo", device_id=device)
+    for job in jobs:
+        os.environ.update(environment)  # Lightning takes variables of torchrun's away at the end of each
+        try:
+            with observed(job):
+                pretrain(settings_of(job))
+        except InputError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+    if shared:
+        torch.distributed.destroy_process_group()
+    return 0
+
+
+def settings_of(job: dict[str, Any]) -> Any:
+    """`PretrainSettings`; for a job that resumes, those of its run folder with the job's on top."""
+    import yaml
+
+    from dnamamba.training.settings import ModelSettings, PretrainSettings
+
+    given = dict(job["settings"])
+    if given.get("resume"):
+        given = yaml.safe_load((Path(given["out"]) / "config.yaml").read_text()) | given
+    paths: dict[str, Any] = {
+        name: Path(given[name]) for name in ("out", "store", "mixture", "annotation") if given.get(name)
+    }
+    paths |= {name: [Path(text) for text in given[name]] for name in ("genome", "exclude") if given.get(name)}
+    return replace(PretrainSettings(**given | paths), model=ModelSettings(**given["model"]))
+
+
+class observed:
+    """While inside, each step's loss, windows and gradients are written to files of this rank, and faults happen.
+
+    steps-RANK.jsonl has a line a step: [step, Σ nats over all ranks, counted bases, windows]; a window is [contig,
+    start, end, strand, CRC-32 of its tokens]. gradients-RANK-STEP.pt has the gradients before they are applied.
+    """
+
+    def __init__(self, job: dict[str, Any]) -> None:
+        self.job = job
+
+    def __enter__(self) -> None:
+        from dnamamba.training.module import PretrainModule
+
+        self.methods = {name: getattr(PretrainModule, name) for name in ("training_step", "_judge_gradient")}
+        if "observe" in self.job:
+            for name, method in self.methods.items():
+                setattr(PretrainModule, name, getattr(self, name)(method))
+
+    def __exit__(self, *exception: object) -> None:
+        from dnamamba.training.module import PretrainModule
+
+        for name, method in self.methods.items():
+            setattr(PretrainModule, name, method)
+
+    def training_step(self, step_of_module: Callable[..., None]) -> Callable[..., None]:
+        folder = Path(self.job["observe"])
+        fault_rank, fault_step = self.job.get("raise_at") or (-1, -1)
+
+        def step(module: Any, batch: Any, batch_idx: int) -> None:
+            rank, number = module.trainer.global_rank, module.trainer.global_step
+            if (rank, number) == (fault_rank, fault_step):
+                raise RuntimeError(f"raised on purpose on rank {rank} in step {number}")
+            step_of_module(module, batch, batch_idx)
+            windows = [
+                [*window, zlib.crc32(tokens.numpy().tobytes())]
+                for window, tokens in zip(
+                    module.trainer.datamodule.step_dataset.windows(number), batch.tokens.cpu(), strict=True
+                )
+            ]
+            with (folder / f"steps-{rank}.jsonl").open("a") as file:
+                file.write(json.dumps([number, *module.step_sums.tolist()[:2], windows]) + "\n")
+            time.sleep(self.job.get("pause", 0.0))
+
+        return step
+
+    def _judge_gradient(self, judge: Callable[..., Any]) -> Callable[..., Any]:
+        import torch
+
+        def judged(module: Any, step: int) -> Any:
+            if step in self.job.get("gradients", ()):
+                gradients = {name: parameter.grad.cpu() for name, parameter in module.model.named_parameters()}
+                path = Path(self.job["observe"]) / f"gradients-{module.trainer.global_rank}-{step}.pt"
+                torch.save(gradients, path)
+            return judge(module, step)
+
+        return judged
+
+
+def observed_steps(folder: str) -> dict[int, tuple[float, float, list[Any]]]:
+    """Step → Σ nats, counted bases, and the windows of all ranks in their order; of steps that every rank finished."""
+    ranks = [
+        {line[0]: line[1:] for line in map(json.loads, path.read_text().splitlines())}
+        for path in sorted(Path(folder).glob("steps-*.jsonl"))
+    ]
+    whole = set.intersection(*(set(rank) for rank in ranks))
+    return {step: (*ranks[0][step][:2], [w for rank in ranks for w in rank[step][2]]) for step in sorted(whole)}
+
+
+def compare_runs(two: str, one: str, gradient_steps: tuple[int, int]) -> dict[str, Any]:
+    """How two devices' losses, windows and gradients differ from one's."""
+    import torch
+
+    losses = [
+        {step: nats / counted for step, (nats, counted, _) in observed_steps(folder).items()} for folder in (two, one)
+    ]
+    windows = [{step: told[2] for step, told in observed_steps(folder).items()} for folder in (two, one)]
+    result: dict[str, Any] = {
+        "steps": len(losses[1]),
+        "same_windows": windows[0] == windows[1],
+        "losses_bit_equal": losses[0] == losses[1],
+        "max_relative_loss_difference": max(abs(losses[0][step] / loss - 1) for step, loss in losses[1].items()),
+        "last_loss_bits": losses[1][max(losses[1])] / 0.6931471805599453,
+    }
+    for step in gradient_steps:
+        mine, other, alone = (
+            torch.load(Path(folder) / f"gradients-{rank}-{step}.pt", weights_only=True)
+            for folder, rank in ((two, 0), (two, 1), (one, 0))
+        )
+        relative = {
+            name: ((mine[name] - gradient).norm() / gradient.norm().clamp_min(1e-30)).item()
+            for name, gradient in alone.items()
+        }
+        largest = max(relative, key=lambda name: relative[name])
+        result[f"gradients_step_{step + 1}"] = {
+            "parameters": len(alone),
+            "bit_equal_to_one_device": sum(torch.equal(mine[name], alone[name]) for name in alone),
+            "bit_equal_between_ranks": sum(torch.equal(mine[name], other[name]) for name in alone),
+            "max_relative_difference": relative[largest],
+            "of": largest,
+        }
+    return result
+
+
+def compare_resumed(killed: str, resumed: str, whole: str, run: Path, whole_run: Path) -> dict[str, Any]:
+    """Both pieces of the killed run beside the one that was left in peace."""
+    pieces, expected = [observed_steps(folder) for folder in (killed, resumed)], observed_steps(whole)
+    seen = [(step, told) for piece in pieces for step, told in piece.items()]
+    loss_differences = [abs(told[0] / expected[step][0] - 1) for step, told in seen]
+    weights = [(folder / "checkpoints" / "last" / "model.safetensors").read_bytes() for folder in (run, whole_run)]
+    return {
+        "steps_on_two_devices": len(pieces[0]),
+        "resumed_at_step": min(pieces[1]),
+        "steps_on_one_device": len(pieces[1]),
+        "all_steps_done": set(pieces[0]) | set(pieces[1]) == set(expected),
+        "same_windows_in_same_order": all(told[2] == expected[step][2] for step, told in seen),
+        "windows_compared": sum(len(told[2]) for _, told in seen),
+        "max_relative_loss_difference": max(loss_differences),
+        "weights_bit_equal": weights[0] == weights[1],
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(work(Path(sys.argv[1])))
