@@ -1,5 +1,6 @@
 """Files that a job leaves: whole or not at all, and never over an existing one without being told."""
 
+import importlib.util
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -40,6 +41,12 @@ def whole_file(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+def refuse_missing_library(name: str, wanted_by: str) -> None:
+    """Asked before the long work begins. Raises `InputError` if `name`, imported only when it is needed, is missing."""
+    if importlib.util.find_spec(name) is None:
+        raise InputError(f"{wanted_by}: needs {name}, which is not installed: pip install {name}")
+
+
 def table_format(path: Path) -> str:
     """The suffix of a table's name. Raises `InputError` for one that `write_table` does not know."""
     if path.suffix not in TABLES:
@@ -56,6 +63,19 @@ def write_table(table: "polars.DataFrame", path: Path) -> None:
             table.write_parquet(partial)
         else:
             table.write_csv(partial, separator="\t" if suffix == ".tsv" else ",")
+
+
+def read_table(path: Path) -> "polars.DataFrame":
+    """What `write_table` wrote, or any table as Parquet, TSV or CSV. Raises `InputError` for what is none."""
+    import polars
+
+    suffix = table_format(path)
+    try:
+        if suffix == ".parquet":
+            return polars.read_parquet(path)
+        return polars.read_csv(path, separator="\t" if suffix == ".tsv" else ",", infer_schema_length=None)
+    except polars.exceptions.PolarsError as error:
+        raise InputError(f"{path}: not readable as {TABLES[suffix]} ({error})") from None
 
 
 def write_arrays(arrays: Mapping[str, Any], path: Path) -> None:

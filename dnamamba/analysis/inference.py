@@ -11,7 +11,6 @@ from dnamamba.errors import InputError
 from dnamamba.model.checkpoint import load_checkpoint
 from dnamamba.model.kernels import describe_kernels
 from dnamamba.model.language_model import MambaLM
-from dnamamba.model.parameters import parameter_count
 
 Accelerator = Literal["auto", "cpu", "gpu"]
 Precision = Literal["auto", "fp32", "bf16"]
@@ -43,10 +42,11 @@ class Inference:
     def header(self) -> list[tuple[str, str]]:
         """Labelled lines for the head of a job's output: checkpoint, model, device, kernels."""
         config = self.model.config
+        parameters = sum(parameter.numel() for parameter in self.model.parameters())
         device = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"
         return [
             ("checkpoint", str(self.checkpoint)),
-            ("model", f"{config.n_layer} blocks x {config.d_model}, {parameter_count(self.model):,} parameters"),
+            ("model", f"{config.n_layer} blocks x {config.d_model}, {parameters:,} parameters"),
             ("device", f"{device}, {self.precision}"),
             ("kernels", describe_kernels(self.device)),
         ]

@@ -1,0 +1,340 @@
+"""Labelled variants: rows of both alleles, splits without leaks, a run from VCF and table to its report."""
+
+import csv
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import matthews_corrcoef, roc_auc_score
+
+from dnamamba import cli, finetune
+from dnamamba.alphabet import CLS, SEP, N, decode
+from dnamamba.analysis.alleles import Alleles
+from dnamamba.finetuning.variant_report import (
+    at_threshold,
+    best_threshold,
+    calibration,
+    effect_rates,
+    leave_one_out,
+    ranking,
+)
+from dnamamba.finetuning.variants import assign, read_rows, window, without_overlaps
+from dnamamba.genome.store import open_genome
+from dnamamba.model.alleles import allele_features, allele_width, split_alleles
+from dnamamba.model.checkpoint import save_checkpoint
+from dnamamba.model.classifier import reverse_complement
+from dnamamba.model.config import preset
+from dnamamba.model.language_model import MambaLM
+
+
+def random_tokens(length, seed):
+    return np.random.default_rng(seed).integers(4, size=length).astype(np.uint8)
+
+
+def row_of(reference, alternate):
+    return np.concatenate(([CLS], reference, [SEP], alternate)).astype(np.uint8)
+
+
+def stacked(rows):
+    lengths = torch.tensor([len(row) for row in rows])
+    tokens = torch.full((len(rows), int(lengths.max()) + 3), 5, dtype=torch.uint8)
+    for place, row in zip(tokens, rows, strict=True):
+        place[: len(row)] = torch.from_numpy(row)
+    return tokens, lengths
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(1)
+    model = MambaLM(preset("demo", n_layer=2, d_model=16, d_state=4))
+    with torch.no_grad():
+        model.backbone.embedding.weight.mul_(30)
+    return model
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    reference = random_tokens(40, 0)
+    changed = reference.copy()
+    changed[20] = (changed[20] + 1) % 4
+    return [
+        (reference, changed),
+        (reference, np.concatenate((reference[:20], random_tokens(5, 1), reference[20:]))),
+        (reference, np.concatenate((reference[:20], reference[27:]))),
+        (random_tokens(31, 2), random_tokens(31, 3)),
+    ]
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_rows_hold_both_windows_either_way_round(pairs, turned):
+    tokens, lengths = stacked([row_of(*pair) for pair in pairs])
+    if turned:
+        tokens = reverse_complement(tokens, lengths)
+    windows, sizes = split_alleles(tokens, lengths)
+    for number, pair in enumerate(pairs):
+        for which, allele in enumerate(pair):
+            expected = 3 - allele[::-1] if turned else allele
+            assert windows[which, number, : sizes[which, number]].tolist() == expected.tolist()
+            assert (windows[which, number, sizes[which, number] :] == 5).all()
+
+
+def test_features_are_those_of_plain_passes(model, pairs):
+    tokens, lengths = stacked([row_of(*pair) for pair in pairs])
+    with torch.no_grad():
+        found = allele_features(model.backbone, tokens, lengths)
+    assert found.shape == (len(pairs), allele_width(model.config))
+    for row, (reference, alternate) in zip(found, pairs, strict=True):
+        differs = next(i for i, (a, b) in enumerate(zip(reference, alternate, strict=False)) if a != b)
+        means, told = [], []
+        for allele in (reference, alternate):
+            with torch.no_grad():
+                output = model(torch.from_numpy(allele)[None])
+            logp = output.logits[0].log_softmax(1)[torch.arange(len(allele) - 1), torch.from_numpy(allele[1:]).long()]
+            means.append([output.hidden[0, differs : differs + 16].mean(0), output.hidden[0, differs:].mean(0)])
+            told.append((float(logp[differs - 1]) if differs else 0.0, float(logp[differs:].sum())))
+        changes = [other - one for one, other in zip(*means, strict=True)]
+        assert row[-4:-2].tolist() == pytest.approx([float(change.norm().log()) for change in changes], abs=1e-3)
+        assert row[-2:].tolist() == pytest.approx([b - a for a, b in zip(*told, strict=True)], abs=1e-3)
+        for place, vector in enumerate((*changes, means[0][0])):
+            assert torch.corrcoef(torch.stack((row[16 * place : 16 * (place + 1)], vector)))[0, 1] > 0.9999
+
+
+def test_features_do_not_depend_on_the_batch(model, pairs):
+    with torch.no_grad():
+        together = allele_features(model.backbone, *stacked([row_of(*pair) for pair in pairs]))
+        for number, pair in enumerate(pairs):
+            alone = allele_features(model.backbone, *stacked([row_of(*pair)]))
+            torch.testing.assert_close(alone[0], together[number], atol=1e-4, rtol=1e-4)
+
+
+def test_gradients_reach_all_weights(model, pairs):
+    model.zero_grad()
+    allele_features(model.backbone, *stacked([row_of(*pair) for pair in pairs])).square().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.backbone.parameters())
+    model.zero_grad()
+
+
+def test_windows_hold_the_variant_in_their_middle_and_n_beyond_the_contig(tmp_path):
+    sequence = decode(random_tokens(50, 4))
+    (tmp_path / "g.fa").write_text(f">c\n{sequence}\n")
+    store = open_genome(tmp_path / "g.fa")
+    start, ref_length, alt = np.array([25, 2, 48]), np.array([1, 0, 2]), ["G", "TTT", ""]
+    alleles = Alleles(np.arange(4), np.zeros(3, np.int32), start, ref_length, alt, np.zeros(3, np.uint8))
+    for index in range(3):
+        row = window(store, alleles, index, 20)
+        assert row[0] == CLS and row[21] == SEP
+        reference, alternate = row[1:21], row[22:]
+        left = int(start[index]) - (20 - int(ref_length[index])) // 2
+        expected = "".join(sequence[i] if 0 <= i < 50 else "N" for i in range(left, left + 20))
+        assert decode(reference) == expected
+        place = int(start[index]) - left
+        assert decode(alternate) == expected[:place] + alt[index] + expected[place + int(ref_length[index]) :]
+    assert (window(store, alleles, 2, 20) == N).sum() == 18
+
+
+def test_groups_are_assigned_whole_and_by_their_shares():
+    sizes = Counter({f"gene{i}": 1 + i % 37 for i in range(400)})
+    chosen = assign(sizes)
+    assert chosen == assign(Counter(dict(reversed(sizes.items()))))
+    shares = Counter()
+    for gene, split in chosen.items():
+        shares[split] += sizes[gene] / sizes.total()
+    assert shares["train"] == pytest.approx(0.7, abs=0.02) and shares["test"] == pytest.approx(0.15, abs=0.02)
+
+
+def test_no_two_splits_windows_overlap():
+    rng = np.random.default_rng(0)
+    contig, position = rng.integers(3, size=2000), rng.integers(60_000, size=2000)
+    split = rng.choice(["train", "dev", "test"], 2000, p=[0.8, 0.1, 0.1])
+    kept, dropped = without_overlaps(contig, position, split, 30)
+    assert (kept == "test").sum() == (split == "test").sum() and set(dropped) == {"train", "dev"}
+    assert sum(dropped.values()) == (kept == "").sum()
+    for a, b in (("train", "dev"), ("train", "test"), ("dev", "test")):
+        for c in range(3):
+            one, other = position[(kept == a) & (contig == c)], position[(kept == b) & (contig == c)]
+            assert np.abs(one[:, None] - other[None]).min() >= 30
+    # Nothing is taken out without need.
+    for index in np.flatnonzero(kept == ""):
+        near = (contig == contig[index]) & (np.abs(position - position[index]) < 30)
+        assert np.isin(split[near], ["dev", "test"]).any()
+
+
+def test_ranking_is_scikit_learns_with_intervals_around_it():
+    rng = np.random.default_rng(0)
+    positive = rng.random(600) < 0.4
+    score, group = positive + rng.normal(size=600), rng.integers(30, size=600).astype(str)
+    found = ranking(positive, score, group)
+    value = found["auroc"]
+    assert value["value"] == roc_auc_score(positive, score) and value["low"] < value["value"] < value["high"]
+    own = [
+        roc_auc_score(positive[group == g], score[group == g])
+        for g in sorted(set(group))
+        if min(positive[group == g].sum(), (~positive[group == g]).sum()) >= 5
+    ]
+    assert found["mean_auroc_by_group"] == {"value": pytest.approx(np.mean(own)), "groups": len(own)}
+    assert "auroc" not in ranking(np.ones(5, bool), score[:5], group[:5])
+
+
+def test_calibration_of_honest_probabilities_is_good_and_of_boasts_is_bad():
+    rng = np.random.default_rng(0)
+    probability = rng.random(20_000)
+    positive = rng.random(20_000) < probability
+    assert calibration(positive, probability)["expected_calibration_error"] < 0.02
+    assert calibration(positive, (probability > 0.5).astype(float))["expected_calibration_error"] > 0.2
+
+
+def test_the_threshold_is_the_best_of_dev():
+    rng = np.random.default_rng(0)
+    positive = rng.random(300) < 0.3
+    probability = np.round(np.clip(positive * 0.3 + rng.random(300) * 0.6, 0, 1), 2)
+    chosen = best_threshold(positive, probability)
+    scores = {t: matthews_corrcoef(positive, probability >= t) for t in np.unique(probability)}
+    assert scores[chosen] == pytest.approx(max(scores.values()))
+    found = at_threshold(positive, probability, chosen)
+    assert found["mcc"] == pytest.approx(scores[chosen]) and found["chosen_on_dev"] == chosen
+    assert found["sensitivity"] == (probability[positive] >= chosen).mean()
+
+
+def test_shortcuts():
+    positive = np.array([True, True, False, False])
+    assert effect_rates(["a", "a", "b", "b"], np.array([1, 0, 0, 0]), ["a", "b", "c"]).tolist() == [0.5, 0.0, 0.25]
+    assert leave_one_out(positive, np.array(["g", "g", "h", "i"])).tolist() == [1.0, 1.0, 0.5, 0.5]
+
+
+# The command line.
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("variants")
+
+
+@pytest.fixture(scope="module")
+def genome(folder):
+    """30 contigs; a variant is harmful if its alternate base is C or G."""
+    path = folder / "genome.fa"
+    path.write_text("".join(f">c{i}\n{decode(random_tokens(1000, 100 + i))}\n" for i in range(30)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def variants(genome):
+    rng = np.random.default_rng(8)
+    store = open_genome(genome)
+    rows = []
+    for contig in store.contigs:
+        for position in sorted(rng.choice(1000, 12, replace=False).tolist()):
+            ref = int(store.read(contig.name, position, position + 1)[0])
+            alt = (ref + int(rng.integers(1, 4))) % 4
+            effect = "missense_variant" if rng.random() < 0.5 else "synonymous"
+            rows.append(
+                (contig.name, position, "ACGT"[ref], "ACGT"[alt], "BP"[alt in (1, 2)], f"G{contig.name}", effect)
+            )
+    return rows
+
+
+@pytest.fixture(scope="module")
+def table(folder, variants):
+    path = folder / "variants.tsv"
+    lines = ["contig\tpos\tref\talt\tlabel\tgene\teffect"]
+    lines += [f"{c}\t{p + 1}\t{r}\t{a}\t{label}\t{gene}\t{effect}" for c, p, r, a, label, gene, effect in variants]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def checkpoint(folder):
+    torch.manual_seed(0)
+    save_checkpoint(MambaLM(preset("demo", n_layer=1, d_model=16, d_state=4)), folder / "model", {})
+    return folder / "model"
+
+
+def run(*arguments):
+    return cli.run(finetune.main, ["--task", "variants", *map(str, arguments)])
+
+
+def test_a_table_and_a_vcf_of_the_same_variants_are_the_same(folder, table, variants):
+    path = folder / "variants.vcf"
+    lines = ["##fileformat=VCFv4.2", "#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO"]
+    for c, p, r, a, label, gene, effect in variants:
+        lines.append(f"{c}\t{p + 1}\t.\t{r}\t{a}\t.\t.\tLABEL={label};GENE={gene};EFFECT={effect}")
+    path.write_text("\n".join(lines) + "\n")
+    for one, other in zip(read_rows(table), read_rows(path), strict=True):
+        assert one[1:5] == other[1:5]
+        assert {name: one.columns[name] for name in ("label", "gene", "effect")} == other.columns
+
+
+@pytest.mark.parametrize("mode", ["full", "probe"])
+def test_a_run_learns_reports_and_keeps_genes_apart(mode, folder, genome, table, checkpoint, capsys):
+    out = folder / f"run-{mode}"
+    arguments = ["--variants", table, "--genome", genome, "--checkpoint", checkpoint, "--length", 32, "--mode", mode]
+    assert run(*arguments, "--epochs", 20, "--batch_size", 32, "--learning_rate", "3e-2", "--out", out) == 0
+    told = capsys.readouterr().out
+    assert "no gene in two splits" in told
+    summary = json.loads((out / "summary.json").read_text())
+    found = summary["variants"]
+    assert found["all"]["auroc"]["value"] > 0.9, found["all"]
+    assert found["all"]["auroc"]["low"] <= found["all"]["auroc"]["value"] <= found["all"]["auroc"]["high"]
+    assert found["missense"]["positives"] < found["all"]["positives"]
+    assert 0.3 < found["shortcuts"]["effect_class"] < 0.7
+    assert found["calibration"]["brier"] < 0.2
+    assert 0 < found["threshold"]["chosen_on_dev"] < 1 and found["threshold"]["mcc"] > 0.5
+    assert summary["split_by"] == "gene" and summary["baselines"]["majority"]
+    with (out / "test_predictions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == summary["splits"]["test"]["examples"]
+    genes = [summary["splits"][name]["groups"] for name in ("train", "dev", "test")]
+    assert sum(genes) == 30 and {row["group"] for row in rows} < {f"Gc{i}" for i in range(30)}
+
+
+BAD = {
+    "no table": (["--variants", "absent.tsv"], "no such file"),
+    "no genome": (["--genome", "absent.fa"], "absent.fa: no such file"),
+    "label": (["--label_columns", "verdict"], "no column 'verdict'"),
+    "split column": (["--split_by", "exon"], "no column 'exon'"),
+    "effects": (["--effects", "nonsense"], "no variant is left (360 another effect)"),
+    "k-mers": (["--kmer", "4"], "--kmer: not a flag of --task variants"),
+    "pooling": (["--pooling", "mean"], "--pooling: not a flag of --task variants"),
+    "flag of another task": (["--intervals_by_name"], "--intervals_by_name: not a flag of --task variants"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_flags(case, genome, table, checkpoint, tmp_path, capsys):
+    changes, told = BAD[case]
+    arguments = ["--variants", table, "--genome", genome, "--checkpoint", checkpoint, "--out", tmp_path / "run"]
+    assert run(*arguments, *changes) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and told in error
+    assert not (tmp_path / "run").exists()
+
+
+BAD_TABLES = {
+    "no columns": ("a\tb\n1\t2\n", "expected contig (or chrom), pos (1-based) or start (0-based), ref and alt"),
+    "empty": ("", "its columns are none"),
+    "header alone": ("contig\tpos\tref\talt\tlabel\n", "no variants"),
+    "short line": ("contig\tpos\tref\talt\tlabel\nc0\t3\n", "line 2: 2 columns, the header has 5"),
+    "position": ("contig\tpos\tref\talt\tlabel\nc0\tx\tA\tC\tB\n", "line 2: position 'x' is no whole number"),
+    "two alleles": ("contig\tpos\tref\talt\tlabel\nc0\t3\tA\tC,G\tB\n", "expected one alternate allele a row"),
+    "REF": ("contig\tpos\tref\talt\tlabel\n" + "".join(f"c0\t{p}\tA\tC\tB\n" for p in range(1, 40)), "REF is not the"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_TABLES)
+def test_bad_tables(case, genome, checkpoint, tmp_path, capsys):
+    content, told = BAD_TABLES[case]
+    (tmp_path / "v.tsv").write_text(content)
+    arguments = ["--variants", tmp_path / "v.tsv", "--genome", genome, "--checkpoint", checkpoint]
+    assert run(*arguments, "--out", tmp_path / "run") == 2
+    assert told in capsys.readouterr().err
+
+
+def test_a_gene_in_two_splits_is_refused(table, genome, checkpoint, tmp_path, capsys):
+    lines = table.read_text().splitlines()
+    marked = [f"{lines[0]}\tsplit", *(f"{line}\t{('train', 'dev', 'test')[i % 3]}" for i, line in enumerate(lines[1:]))]
+    (tmp_path / "v.tsv").write_text("\n".join(marked) + "\n")
+    arguments = ["--variants", tmp_path / "v.tsv", "--genome", genome, "--checkpoint", checkpoint]
+    assert run(*arguments, "--out", tmp_path / "run") == 2
+    assert "is both in train and in dev" in capsys.readouterr().err

@@ -1,0 +1,187 @@
+"""VCF text in and out: every line as it was, fields added, valid to htslib's readers; what is no VCF is told so."""
+
+import gzip
+from pathlib import Path
+
+import cyvcf2
+import pysam
+import pytest
+
+from dnamamba.analysis.vcf import Field, annotate, is_vcf_name, read_vcf
+from dnamamba.errors import InputError
+
+HEADER = (
+    "##fileformat=VCFv4.2\n"
+    '##FILTER=<ID=PASS,Description="All filters passed">\n'
+    "##contig=<ID=1,length=1000>\n"
+    '##INFO=<ID=DP,Number=1,Type=Integer,Description="Depth">\n'
+    '##INFO=<ID=DB,Number=0,Type=Flag,Description="dbSNP, with a comma; and a semicolon">\n'
+    '##FORMAT=<ID=GT,Number=1,Type=String,Description="Genotype">\n'
+)
+COLUMNS = "#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO\tFORMAT\tNA1\n"
+RECORDS = [
+    "1\t10\trs1\tA\tC,<DEL>\t9.5\tPASS\tDP=3;DB\tGT\t0|1",
+    "1\t9\t.\tAC\tA\t.\t.\t.\tGT\t1/1",
+    "2\t1\t.\tG\t.\t.\tPASS\tDB\tGT\t./.",
+]
+FIELDS = [
+    Field("X_LLR", "A", "Float", "A ratio"),
+    Field("X_WHY", "A", "String", "A reason"),
+    Field("X_NONE", "0", "Flag", "No alternate allele"),
+]
+VALUES = [("-1.5,.", ".,symbolic", None), ("0.25", ".", None), (None, None, "")]
+
+
+def written(tmp_path, text, name="in.vcf"):
+    path = tmp_path / name
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    return path
+
+
+@pytest.fixture(params=["in.vcf", "in.vcf.gz", "bgzip.vcf.gz"])
+def source(request, tmp_path):
+    text = (HEADER + COLUMNS + "\n".join(RECORDS) + "\n").encode()
+    if request.param == "bgzip.vcf.gz":
+        with pysam.BGZFile(str(tmp_path / request.param), "w") as file:
+            file.write(text)
+        return tmp_path / request.param
+    return written(tmp_path, text if request.param == "in.vcf" else gzip.compress(text), request.param)
+
+
+def test_records_are_columns_in_file_order(source):
+    records = read_vcf(source)
+    assert records.contigs == ("1", "2")
+    assert records.contig.tolist() == [0, 0, 1]
+    assert records.start.tolist() == [9, 8, 0]
+    assert records.ref == ["A", "AC", "G"]
+    assert [records.alternates(record) for record in range(len(records))] == [["C", "<DEL>"], ["A"], []]
+
+
+@pytest.mark.parametrize("name", ["out.vcf", "out.vcf.gz"])
+def test_all_but_the_added_fields_comes_out_as_it_went_in(source, tmp_path, name):
+    out = tmp_path / name
+    assert annotate(source, out, FIELDS, VALUES, notes=["##x=1"], contig_lengths={"1": 5, "2": 77}) == 3
+    text = (gzip.decompress(out.read_bytes()) if name.endswith("gz") else out.read_bytes()).decode()
+    header, _, body = text.partition(COLUMNS)
+    # The declared contig keeps its line, the other one gets one.
+    assert header == HEADER + "##contig=<ID=2,length=77>\n" + "".join(f.line.decode() for f in FIELDS) + "##x=1\n"
+    assert body.splitlines() == [
+        RECORDS[0].replace("DP=3;DB", "DP=3;DB;X_LLR=-1.5,.;X_WHY=.,symbolic"),
+        RECORDS[1].replace("\t.\tGT", "\tX_LLR=0.25;X_WHY=.\tGT"),
+        RECORDS[2].replace("DB", "DB;X_NONE"),
+    ]
+
+
+def test_htslib_reads_what_is_written(source, tmp_path):
+    out = tmp_path / "out.vcf.gz"
+    annotate(source, out, FIELDS, VALUES, contig_lengths={"2": 77})
+    with pysam.VariantFile(str(out)) as file:
+        first, second, third = file
+    assert first.info["X_LLR"] == (-1.5, None) and first.info["X_WHY"] == (".", "symbolic") and first.info["DP"] == 3
+    assert second.info["X_LLR"] == (0.25,)
+    assert "X_NONE" in third.info and "X_LLR" not in third.info
+    reader = cyvcf2.VCF(str(out))
+    assert reader.get_header_type("X_LLR")["Number"] == "A"
+    assert [record.INFO.get("X_LLR") for record in reader] == [(-1.5, None), 0.25, None]
+    reader.close()
+
+
+def test_bgzip_output_can_be_indexed(tmp_path):
+    text = HEADER + COLUMNS + "".join(f"1\t{p}\t.\tA\tC\t.\t.\t.\tGT\t0/1\n" for p in range(1, 900))
+    out = tmp_path / "out.vcf.gz"
+    annotate(written(tmp_path, text), out, FIELDS[:1], [(str(p),) for p in range(1, 900)])
+    pysam.tabix_index(str(out), preset="vcf")
+    with pysam.VariantFile(str(out)) as file:
+        assert [record.info["X_LLR"] for record in file.fetch("1", 499, 501)] == [(500.0,), (501.0,)]
+
+
+def test_annotating_again_replaces_the_fields(source, tmp_path):
+    once, twice = tmp_path / "once.vcf", tmp_path / "twice.vcf"
+    annotate(source, once, FIELDS, [("7,8", "a,b", ""), ("9", ".", ""), (None, None, "")], notes=["##x=old"])
+    annotate(once, twice, FIELDS, VALUES, notes=["##x=new"])
+    direct = tmp_path / "direct.vcf"
+    annotate(source, direct, FIELDS, VALUES, notes=["##x=new"])
+    assert twice.read_bytes() == direct.read_bytes()
+
+
+def test_windows_line_ends_and_a_missing_last_one_are_read(tmp_path):
+    text = (HEADER + COLUMNS + "\n".join(RECORDS)).replace("\n", "\r\n")
+    path = written(tmp_path, text)
+    assert read_vcf(path).alt == ["C,<DEL>", "A", "."]
+    out = tmp_path / "out.vcf"
+    annotate(path, out, FIELDS, VALUES)
+    assert b"\r" not in out.read_bytes()
+
+
+def test_a_file_that_grew_in_the_meantime_leaves_no_output(source, tmp_path):
+    out = tmp_path / "out.vcf"
+    for values in (VALUES[:2], [*VALUES, VALUES[0]]):
+        with pytest.raises(InputError, match="changed while it was scored"):
+            annotate(source, out, FIELDS, values)
+    assert not out.exists() and not list(tmp_path.glob(".*partial*"))
+
+
+def test_no_records_are_no_fault(tmp_path):
+    path = written(tmp_path, HEADER + COLUMNS)
+    assert len(read_vcf(path)) == 0
+    out = tmp_path / "out.vcf"
+    assert annotate(path, out, FIELDS, []) == 0
+    assert out.read_text().endswith(COLUMNS)
+
+
+BAD = {
+    "empty": (b"", "the file is empty"),
+    "no header": ("1\t10\t.\tA\tC\t.\t.\t.\n", "line 1: no VCF header"),
+    "a FASTA": (">chr1\nACGT\n", "line 1: no VCF header"),
+    "binary": (b"\x00\x01\xff" * 50, "line 1: no VCF header"),
+    "BCF": (gzip.compress(b"BCF\x02\x02" + bytes(40)), "is BCF; convert it"),
+    "no column line": (HEADER, "line 6: no line #CHROM"),
+    "records before the column line": (HEADER + RECORDS[0] + "\n", "line 7: no line #CHROM"),
+    "column line with blanks": (HEADER + COLUMNS.replace("\t", " "), "line 7: #CHROM line with fewer than 8"),
+    "too few columns": (HEADER + COLUMNS + "1\t10\t.\tA\tC\n", "line 8: '1 10 . A C' is no VCF record"),
+    "seven columns": (HEADER + COLUMNS + "1\t10\t.\tA\tC\t.\t.\n", "line 8: "),
+    "blanks for tabs": (HEADER + COLUMNS + RECORDS[0].replace("\t", " ") + "\n", "line 8: "),
+    "position is no number": (HEADER + COLUMNS + RECORDS[0].replace("\t10\t", "\tten\t") + "\n", "POS (a whole"),
+    "negative position": (HEADER + COLUMNS + RECORDS[0].replace("\t10\t", "\t-3\t") + "\n", "POS (a whole"),
+    "huge position": (HEADER + COLUMNS + RECORDS[0].replace("\t10\t", "\t" + "9" * 25 + "\t") + "\n", "POS (a whole"),
+    "no REF": (HEADER + COLUMNS + RECORDS[0].replace("\tA\t", "\t\t") + "\n", "line 8: "),
+    "cut in a record": (HEADER + COLUMNS + RECORDS[0] + "\n" + RECORDS[1][:9], "line 9: "),
+    "cut gzip": (gzip.compress((HEADER + COLUMNS).encode())[:-30], "cut off or damaged"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_what_is_no_vcf_is_told_with_its_line(tmp_path, case):
+    content, told = BAD[case]
+    path = written(tmp_path, content)
+    with pytest.raises(InputError) as error:
+        read_vcf(path)
+    assert str(error.value).startswith(str(path))
+    assert told in str(error.value)
+
+
+@pytest.mark.parametrize("keep", [-28, -29, -200])
+def test_a_bgzip_file_cut_off_is_told_even_between_blocks(tmp_path, keep):
+    path = tmp_path / "in.vcf.gz"
+    with pysam.BGZFile(str(path), "w") as file:
+        file.write((HEADER + COLUMNS + "\n".join(RECORDS * 5000) + "\n").encode())
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(InputError, match="cut off"):
+        read_vcf(path)
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(InputError, match="no such file"):
+        read_vcf(tmp_path / "absent.vcf")
+
+
+def test_progress_tells_bytes(tmp_path):
+    path = written(tmp_path, HEADER + COLUMNS + (RECORDS[0] + "\n") * 70_000)
+    seen = []
+    read_vcf(path, lambda done, total: seen.append((done, total)))
+    assert seen and all(0 < done <= total == path.stat().st_size for done, total in seen)
+
+
+def test_names_of_vcf_files():
+    assert all(is_vcf_name(Path(name)) for name in ("a.vcf", "a.vcf.gz", "a.b.vcf.bgz"))
+    assert not any(is_vcf_name(Path(name)) for name in ("a.gz", "a.tsv", "vcf"))
