@@ -120,9 +120,7 @@ def selective_scan_step(
     if module is not None:
         return module.scan_step(x, dt, A, B, C, D, z, dt_bias, state, options.dt_softplus, options.zoh)
     compute = compute_dtype(x)
-    B, C = (
-        (m if m.dim() == 2 else m.repeat_interleave(channels // m.shape[1], dim=1)).to(compute) for m in (B, C)
-    )
+    B, C = ((m if m.dim() == 2 else m.repeat_interleave(channels // m.shape[1], dim=1)).to(compute) for m in (B, C))
     delta, inputs = dt.to(compute), x.to(compute)
     if dt_bias is not None:
         delta = delta + dt_bias
