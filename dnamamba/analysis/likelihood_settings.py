@@ -1,0 +1,57 @@
+"""What `python -m dnamamba.likelihood` can be told. Torch-free, so that `--help` is instant."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+
+@dataclass
+class LikelihoodSettings:
+    """Per-position likelihoods of a genome under a pretrained model, as tracks for genome browsers and as tables.
+
+    Tracks: log_likelihood, ln p of the reference base given the bases before it; p_A, p_C, p_G, p_T, the probabilities
+    of the four bases at this position, in letters of the forward strand; entropy of these four. Logarithms are natural
+    (nats; bits = nats / 0.6931). Strands: forward; reverse, where the bases are read on the other strand from its own
+    5' side; mean of the two. N, and the base that a strand begins with, have no value.
+    """
+
+    checkpoint: Path
+    """Checkpoint or run folder of a pretrained model."""
+    genome: list[Path]
+    """FASTA (plain, gzip, bgzip), GenBank or token store; several files are one genome."""
+    out: Path
+    """PREFIX of the files: PREFIX.forward.log_likelihood.bw and so on, PREFIX.parquet, PREFIX.npz, PREFIX.json."""
+    store: Path | None = None
+    """Where the genome's token store lies. Default: beside the first genome file; if that is read-only, in the user's
+    cache."""
+
+    region: list[str] | None = None
+    """Regions as samtools takes them, 1-based with both ends: chr20:1,000,001-2,000,000. Values are those of the whole
+    genome: the bases beside a region are read as its context."""
+    regions: Path | None = None
+    """BED file of regions, in place of --region."""
+    contigs: list[str] | None = None
+    """Whole contigs by names or shell patterns. Default, without --region and --regions: the primary ones."""
+
+    format: list[str] | None = None
+    """bigwig (a file a track), bedgraph (the same, bgzip), parquet, npz, or several with commas. Default: bigwig."""
+    tracks: list[str] | None = None
+    """log_likelihood, p_A, p_C, p_G, p_T, entropy, or some of them. Default: all."""
+    strands: list[str] | None = None
+    """forward, reverse, mean, or some of them. Default: all."""
+
+    context: int | Literal["unlimited"] | None = None
+    """Bases of context at most; "unlimited" reads whole contigs, the state handed on. Default: the length the model was
+    trained at."""
+    overlap: int | None = None
+    """Bases of context at least, but near a contig's end where a strand begins; the genome is read in tiles of
+    --context bases that overlap by so many. Default: half of --context."""
+
+    batch_tokens: int | None = None
+    """Bases in one pass through the model; lower it when memory runs out. Default: 524288 on a GPU, 8192 on a CPU."""
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    """Where to compute."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Arithmetic of the matrix products: auto is bf16 on a GPU, fp32 on a CPU."""
+    overwrite: bool = False
+    """Replace files that exist."""
