@@ -68,14 +68,14 @@ def read_annotation(path: Path, store: TokenStore) -> Annotation:
     circular: set[str] = set()
     unknown: dict[str, int] = {}
     features = 0
-    for number, line in _lines(path):
+    for number, line in feature_rows(path):
         if line.count(b"\t") < 8:
             columns = line.count(b"\t") + 1
             raise InputError(f"{path}, line {number}: {columns} tab-separated columns; GFF3 and GTF have 9")
         contig, _, kind, first, last, rest = line.split(b"\t", 5)
         features += kind in FEATURES
         if contig not in names:
-            names[contig] = _contig_name(contig.decode("utf-8", "backslashreplace"), store)
+            names[contig] = contig_name(contig.decode("utf-8", "backslashreplace"), store)
         name = names[contig]
         if name is None:
             shown = contig.decode("utf-8", "backslashreplace")
@@ -111,13 +111,13 @@ def read_annotation(path: Path, store: TokenStore) -> Annotation:
     return Annotation(exons, frozenset(contigs), unknown)
 
 
-def _contig_name(name: str, store: TokenStore) -> str | None:
+def contig_name(name: str, store: TokenStore) -> str | None:
     """The genome's name of a contig: as it stands, or with `chr` put before it or taken away; None if there is none."""
     other = name.removeprefix("chr") if name.startswith("chr") else f"chr{name}"
     return next((candidate for candidate in (name, other) if candidate in store), None)
 
 
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+def feature_rows(path: Path) -> Iterator[tuple[int, bytes]]:
     """(line number, line) of the rows of features: no comments, no blank lines, and no sequence after ##FASTA."""
     try:
         with path.open("rb") as raw:

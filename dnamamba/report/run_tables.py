@@ -8,8 +8,8 @@ from pathlib import Path
 def accuracy_rows(runs: Iterable[tuple[str, Path]]) -> list[dict[str, str]]:
     """(what to call the model, run folder) → rows of `report.accuracy_by_length`: model, length, accuracy, low, high.
 
-    The accuracy on test, its mean over seeds, and its interval where the run has one; the simple models of the run (the
-    best k-mer regression, the composition) are rows, too, once for each length.
+    The accuracy on test, its mean over seeds, and its interval where the run has one; the simple models of the run (a
+    k-mer regression, the composition; not the majority, which is chance) are rows, too, once for each length.
     """
     rows: list[dict[str, str]] = []
     seen = set()
@@ -20,7 +20,7 @@ def accuracy_rows(runs: Iterable[tuple[str, Path]]) -> list[dict[str, str]]:
         ends = {end: "" if interval.get(end) is None else str(interval[end]) for end in ("low", "high")}
         rows.append({"model": name, "length": length, "accuracy": str(summary["test"]["accuracy"]["mean"]), **ends})
         for simple, values in summary.get("baselines", {}).items():
-            if "accuracy" in values and (simple, length) not in seen:
+            if simple != "majority" and "accuracy" in values and (simple, length) not in seen:
                 seen.add((simple, length))
                 rows.append(
                     {"model": simple, "length": length, "accuracy": str(values["accuracy"]), "low": "", "high": ""}
