@@ -74,3 +74,54 @@ def test_what_never_loads_is_an_error_after_one_more_try(compiled):
     with pytest.raises(RuntimeError, match="CUDA driver error 200 while loading the compiled kernels"):
         nvrtc.load_cubin("broken", [], "sm_90")
     assert len(driver.loaded) == 2
+
+
+class Contexts:
+    """A driver that takes calls in one context, and whose calling thread may have another or none."""
+
+    def __init__(self, right=7, current=None):
+        self.right, self.current, self.taken = right, current, []
+
+    def cuCtxSetCurrent(self, context):
+        self.current = context.value
+        return 0
+
+    def _take(self, name):
+        if self.current is None:
+            return nvrtc.INVALID_CONTEXT
+        if self.current != self.right:
+            return 400
+        self.taken.append(name)
+        return 0
+
+    def cuFuncSetAttribute(self, function, attribute, value):
+        return self._take("attribute")
+
+    def cuLaunchKernel(self, *launch):
+        return self._take("launch")
+
+    def cuGetErrorString(self, code, text):
+        return 1
+
+
+@pytest.mark.parametrize("current", [None, 7])
+def test_a_thread_without_a_context_gets_the_modules(monkeypatch, current):
+    driver = Contexts(current=current)
+    monkeypatch.setattr(nvrtc, "_driver", lambda: driver)
+    kernel = nvrtc.Kernel(ctypes.c_void_p(1), "scan", ctypes.c_void_p(7))
+    kernel(1, 32, 0, ctypes.c_void_p(), ctypes.c_int(3))
+    assert driver.taken == ["launch"] and driver.current == 7
+    driver.current = current
+    kernel(1, 32, 50_000, ctypes.c_void_p(), ctypes.c_int(3))
+    assert driver.taken == ["launch", "attribute", "launch"]
+
+
+@pytest.mark.parametrize(("driver", "code"), [(Contexts(current=8), 400), (Contexts(right=9), 400)])
+def test_another_context_stays_an_error(monkeypatch, driver, code):
+    """No call is tried in another context than the module's, and a current one is left alone."""
+    before = driver.current
+    monkeypatch.setattr(nvrtc, "_driver", lambda: driver)
+    kernel = nvrtc.Kernel(ctypes.c_void_p(1), "scan", ctypes.c_void_p(7))
+    with pytest.raises(RuntimeError, match=f"CUDA driver error {code} while launching scan"):
+        kernel(1, 32, 0, ctypes.c_void_p())
+    assert driver.taken == [] and driver.current == (before or 7)

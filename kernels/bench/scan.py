@@ -4,8 +4,7 @@
 
 Every backend is first compared with the fp64 reference (outputs and all gradients, odd lengths); one that is wrong is
 not timed. Writes scan.csv (GPU, versions, commit) and scan.png into --out and prints a table last. Times are medians of
-CUDA events around replays of the captured call, that is of the GPU's work without Python's. `--variants` names shapes
-of the CUDA kernels (VARIANTS) to compare.
+CUDA events around replays of the captured call, that is of the GPU's work without Python's.
 """
 
 import argparse
@@ -26,7 +25,6 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dnamamba_kernels import backends, selective_scan
-from dnamamba_kernels.gpu_cuda import scan as cuda_scan
 from dnamamba_kernels.selective_scan import scan_backward_op, scan_op
 
 STATE = 16
@@ -59,12 +57,6 @@ ODD = (Case(1, 512, 131_071, None, None, 0.65, 2.0), Case(1, 512, 1_048_575, Non
 CEILING_FORWARD = 0.25  # ps an element: one exp2 on the special-function unit
 CEILING_BACKWARD = 1.0  # ps an element, about: two to three exp2 and 13 FMAs, and the sums over channels
 DIRECTIONS = "forward", "inference", "backward"
-VARIANTS = {
-    "default": cuda_scan.SHAPE,
-    "rows": cuda_scan.SHAPE._replace(backward_rows=True),
-    "rows16": cuda_scan.SHAPE._replace(backward_rows=True, backward_waves=16),
-}
-"""Shapes of the CUDA kernels by name."""
 LIMITS = {torch.float32: 1e-5, torch.bfloat16: 5e-3}  # relative norm of the error
 
 
@@ -146,7 +138,7 @@ def time_case(case: Case, backend: str, dtype: torch.dtype, repeats: int) -> tup
     return forward, inference, backward
 
 
-def rows_for(case: Case, backend: str, variant: str, dtype: torch.dtype, repeats: int) -> list[dict[str, object]]:
+def rows_for(case: Case, backend: str, dtype: torch.dtype, repeats: int) -> list[dict[str, object]]:
     """One row a direction: times, ps an element and ratios."""
     elements = case.batch * case.length * case.channels * STATE
     measured = time_case(case, backend, dtype, repeats)
@@ -162,7 +154,7 @@ def rows_for(case: Case, backend: str, variant: str, dtype: torch.dtype, repeats
         ps = ms * 1e9 / elements
         rows.append(
             {
-                "backend": backend if variant == "default" else f"{backend}:{variant}",
+                "backend": backend,
                 "dtype": str(dtype).removeprefix("torch."),
                 "batch": case.batch,
                 "channels": case.channels,
@@ -225,14 +217,14 @@ def draw(rows: list[dict[str, object]], path: Path) -> None:
 
 def table(rows: list[dict[str, object]]) -> str:
     """One line a shape and backend: ms (target), both ways."""
-    lines = [f"{'backend':22} {'batch, channels, length':>24} {'forward':>16} {'inference':>10} {'backward':>16}"]
+    lines = [f"{'backend':8} {'batch, channels, length':>24} {'forward':>16} {'inference':>10} {'backward':>16}"]
     for _, group in itertools.groupby(rows, key=lambda r: (r["backend"], r["batch"], r["channels"], r["length"])):
         shape = list(group)
         forward, inference, backward = shape
         where = f"{forward['batch']}, {forward['channels']}, {forward['length']:,}"
         both = [f"{row['ms']:.3f} ({row['target_ms'] or '-'})" for row in (forward, backward)]
         ms = f"{inference['ms']:.3f}"
-        lines.append(f"{forward['backend']:22} {where:>24} {both[0]:>16} {ms:>10} {both[1]:>16}")
+        lines.append(f"{forward['backend']:8} {where:>24} {both[0]:>16} {ms:>10} {both[1]:>16}")
     return "\n".join(lines)
 
 
@@ -240,7 +232,6 @@ def main() -> None:
     """Check and time the backends asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backends", nargs="+", default=["cuda", "triton"], choices=sorted(backends.PACKAGES))
-    parser.add_argument("--variants", nargs="+", default=["default"], choices=list(VARIANTS))
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"])
     parser.add_argument("--repeats", type=int, default=20, help="timed calls of each shape")
     parser.add_argument("--out", type=Path, default=Path("."), help="folder of scan.csv and scan.png")
@@ -252,16 +243,14 @@ def main() -> None:
     print(*(f"{key} {value}" for key, value in where.items()), sep=" · ")
     rows: list[dict[str, object]] = []
     for backend in given.backends:
-        for variant in given.variants if backend == "cuda" else ["default"]:
-            cuda_scan.SHAPE = VARIANTS[variant]
-            try:
-                check(backend)
-            except ValueError as error:
-                print(f"FAILED {variant}: {error}")
-                continue
-            for case in (*CASES, *ODD):
-                rows += rows_for(case, backend, variant, getattr(torch, given.dtype), given.repeats)
-                torch.cuda.empty_cache()
+        try:
+            check(backend)
+        except ValueError as error:
+            print(f"FAILED: {error}")
+            continue
+        for case in (*CASES, *ODD):
+            rows += rows_for(case, backend, getattr(torch, given.dtype), given.repeats)
+            torch.cuda.empty_cache()
     if not rows:
         sys.exit("scan.py: no backend passed the check")
     with (given.out / "scan.csv").open("w", newline="") as file:

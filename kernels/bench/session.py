@@ -1,6 +1,6 @@
 """All that a session on a GPU should measure, in one command: GPU tests, kernel benchmarks, host times, whole steps.
 
-    python kernels/bench/session.py --out results [--variants default …] [--skip tests …]
+    python kernels/bench/session.py --out results [--skip tests …]
 
 Each part is a process of its own whose output goes into a file under --out beside its CSV and picture; the ends of the
 files are printed last. A part that fails does not stop the others, but the exit code then is 1.
@@ -15,17 +15,18 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-TESTS = ["tests/test_gpu_scan.py", "tests/test_triton_kernels.py"]
+TESTS = ["tests/test_gpu_scan.py", "tests/test_triton_kernels.py", "tests/test_triton_steps.py"]
 
 
-def parts(out: Path, variants: list[str]) -> dict[str, tuple[list[str], int]]:
+def parts(out: Path) -> dict[str, tuple[list[str], int]]:
     """Each part's command and how many lines of its output matter most, the last ones."""
     bench, step = ROOT / "kernels" / "bench", str(ROOT / "pipelines" / "training_step.py")
-    # Most of the tests' time goes into compiling kernels, which several processes share.
-    parallel = ["-n", "8"] if importlib.util.find_spec("xdist") else []
+    # Most of the tests' time goes into compiling kernels, which processes share; more than two share too little memory.
+    # pytest-benchmark, where it is installed, warns of xdist, and warnings are errors.
+    parallel = ["-n", "2", "-p", "no:benchmark"] if importlib.util.find_spec("xdist") else []
     return {
         "tests": (["-m", "pytest", *TESTS, "-m", "gpu", "-q", "-x", *parallel, "--durations", "5"], 12),
-        "scan": ([str(bench / "scan.py"), "--backends", "cuda", "--variants", *variants, "--out", str(out)], 100),
+        "scan": ([str(bench / "scan.py"), "--backends", "cuda", "--out", str(out)], 12),
         "conv_norm": ([str(bench / "conv_norm.py"), "--out", str(out / "conv_norm.csv")], 50),
         "host": ([str(bench / "host.py")], 5),
         "training_step": ([step, "--out", str(out / "training_step.csv")], 12),
@@ -37,8 +38,7 @@ def main() -> None:
     """Run the parts one after another."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for CSV files, pictures and output")
-    parser.add_argument("--variants", nargs="+", default=["default"], help="see scan.py")
-    parser.add_argument("--skip", nargs="+", default=[], choices=list(parts(Path(), [])))
+    parser.add_argument("--skip", nargs="+", default=[], choices=list(parts(Path())))
     given = parser.parse_args()
     out = given.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
@@ -46,7 +46,7 @@ def main() -> None:
     # a bare checkout, not installed
     path = os.pathsep.join([str(ROOT), str(ROOT / "kernels"), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = os.environ | {"PYTHONPATH": path}
-    for name, (command, lines) in parts(out, given.variants).items():
+    for name, (command, lines) in parts(out).items():
         if name in given.skip:
             continue
         began, log = time.perf_counter(), out / f"{name}.txt"

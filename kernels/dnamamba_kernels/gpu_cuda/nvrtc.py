@@ -14,13 +14,14 @@ import os
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 
 Argument = ctypes.c_void_p | ctypes.c_int | ctypes.c_longlong | ctypes.Structure
 MAX_DYNAMIC_SHARED_SIZE = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+INVALID_CONTEXT = 201  # CUDA_ERROR_INVALID_CONTEXT
 
 
 @functools.cache
@@ -139,20 +140,33 @@ def load_cubin(source: str, options: Sequence[str], architecture: str) -> ctypes
 class Kernel:
     """A loaded kernel; call it with a grid, a block, bytes of dynamic shared memory, a stream and ctypes arguments."""
 
-    def __init__(self, function: ctypes.c_void_p, name: str) -> None:
-        self._function, self._name = function, name
+    def __init__(self, function: ctypes.c_void_p, name: str, context: ctypes.c_void_p) -> None:
+        self._function, self._name, self._context = function, name, context
         self._shared = 48 * 1024
         self._launch = _driver().cuLaunchKernel
 
     def __call__(self, grid: int, block: int, shared: int, stream: ctypes.c_void_p, *arguments: Argument) -> None:
         """Launch on a stream of the current device."""
         if shared > self._shared:
-            code = _driver().cuFuncSetAttribute(self._function, MAX_DYNAMIC_SHARED_SIZE, shared)
+            code = self._in_context(_driver().cuFuncSetAttribute, self._function, MAX_DYNAMIC_SHARED_SIZE, shared)
             _check_driver(code, f"asking for {shared} bytes of shared memory for {self._name}")
             self._shared = shared
         pointers = (ctypes.c_void_p * len(arguments))(*map(ctypes.addressof, arguments))
-        if code := self._launch(self._function, grid, 1, 1, block, 1, 1, shared, stream, pointers, None):
+        shape = grid, 1, 1, block, 1, 1
+        if code := self._in_context(self._launch, self._function, *shape, shared, stream, pointers, None):
             _check_driver(code, f"launching {self._name}")
+
+    def _in_context(self, call: Callable[..., int], *arguments: object) -> int:
+        """What the driver answers, in the module's context if this thread has none yet.
+
+        PyTorch chooses a thread's device without making a context current, and where its allocator serves from what it
+        keeps nothing else does: so in backward passes, which run in threads of their own.
+        """
+        code = call(*arguments)
+        if code == INVALID_CONTEXT:
+            _check_driver(_driver().cuCtxSetCurrent(self._context), "making a context current")
+            code = call(*arguments)
+        return code
 
 
 class Module:
@@ -162,6 +176,10 @@ class Module:
         torch.cuda.current_stream(device).synchronize()  # makes sure that the device's context exists and is current
         major, minor = torch.cuda.get_device_capability(device)
         self._module = load_cubin(source, options, f"sm_{major}{minor}")
+        self._context = (
+            ctypes.c_void_p()
+        )  # the device's primary one, which PyTorch keeps for as long as the process lives
+        _check_driver(_driver().cuCtxGetCurrent(ctypes.byref(self._context)), "asking for the current context")
         self._kernels: dict[str, Kernel] = {}
 
     def __getitem__(self, name: str) -> Kernel:
@@ -170,5 +188,5 @@ class Module:
             function = ctypes.c_void_p()
             code = _driver().cuModuleGetFunction(ctypes.byref(function), self._module, name.encode())
             _check_driver(code, f"looking up {name}")
-            self._kernels[name] = Kernel(function, name)
+            self._kernels[name] = Kernel(function, name, self._context)
         return self._kernels[name]

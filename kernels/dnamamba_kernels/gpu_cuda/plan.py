@@ -16,12 +16,25 @@ from dnamamba_kernels.options import ScanOptions
 LANES = 32  # threads of a warp
 TILE = 32  # positions between saved states, as in scan_common.cuh
 MAX_STATE = 16
+# How the kernels are cut was measured on an H100: see LOG.md.
+FORWARD_THREADS = 128  # of a block in the forward passes
+FORWARD_CHANNELS = 2 * FORWARD_THREADS
+FORWARD_BLOCKS = 3  # that a multiprocessor holds: chunks are cut so that the grid has no more
+BACKWARD_THREADS = 128  # of a block of scan_gradients
+BACKWARD_CHANNELS = 64
+BACKWARD_BLOCKS = 3  # that a multiprocessor holds
+BACKWARD_WAVES = 8  # chunks are cut so that the grid has this many times as many; half where chunks would be short
 SHORT_CHUNK = 256  # positions
-BACKWARD_CHANNELS = 64  # channels of a block of scan_gradients
-BACKWARD_THREADS = 128
-SUM_THREADS = 256
-BACKWARD_SHARED = 4 * (3 * TILE * 64 + 2 * TILE * 16 + (TILE // 4) * 4 * 256) + TILE  # struct BackwardShared
-BACKWARD_ROWS_SHARED = 3 * TILE * LANES * 4  # the same struct's rows, where they are kept
+SUM_THREADS = 256  # of a block of scan_sum_parts
+CUT = {
+    "WARPS": FORWARD_THREADS // LANES,
+    "MIN_BLOCKS": FORWARD_BLOCKS,
+    "BACKWARD_BLOCKS": BACKWARD_BLOCKS,
+    "POLYNOMIAL_SUMMARY": 2,  # of 16 exponentials, how many go to the FMA pipe in summaries and adjoints
+    "POLYNOMIAL_OUTPUT": 1,  # the same in outputs
+}  # compile-time switches that are the same for all scans
+BACKWARD_SHARED = 4 * (3 * TILE * 64 + 2 * TILE * 16 + (TILE // 4) * 4 * 256 + 4 * 128) + TILE  # struct BackwardShared
+BACKWARD_ROWS_SHARED = 3 * TILE * LANES * 4  # the same struct's rows, where they are kept: 16-bit data
 LAYER = ("DATA", "ALIGNED", "STATE", "SOFTPLUS", "ZOH", "HAS_Z", "HAS_D", "HAS_IDS")
 SCALARS = ("DATA", "ALIGNED", "STATE", "SOFTPLUS", "HAS_IDS")
 WALK = (*SCALARS, "WARPS", "MIN_BLOCKS")
@@ -30,50 +43,11 @@ KERNELS = {  # the compile-time switches that each kernel depends on; the others
     "scan_outputs": (*WALK, "ZOH", "HAS_Z", "HAS_D", "POLYNOMIAL_OUTPUT"),
     "scan_adjoints": (*WALK, "HAS_Z", "POLYNOMIAL_SUMMARY"),
     "scan_propagate": (),
-    "scan_gradients": (*SCALARS, "ZOH", "HAS_Z", "HAS_D", "BACKWARD_BLOCKS", "BACKWARD_ROWS"),
+    "scan_gradients": (*SCALARS, "ZOH", "HAS_Z", "HAS_D", "BACKWARD_BLOCKS"),
     "scan_sum_parts": ("DATA", "STATE"),
 }
 DATA = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 SOURCES = ("scan_common.cuh", "scan_forward.cuh", "scan_backward.cuh")
-
-
-class Shape(NamedTuple):
-    """How the kernels are cut; measured on an H100, see kernels/README.md."""
-
-    warps: int = 4
-    """Warps of a block in the forward passes; a thread has two channels."""
-    blocks: int = 3
-    """Blocks of a forward pass that a multiprocessor holds."""
-    polynomial_summary: int = 2
-    """Of 16 exponentials, how many go to the FMA pipe in summaries and adjoints."""
-    polynomial_output: int = 1
-    """The same in outputs."""
-    backward_blocks: int = 3
-    """Blocks of scan_gradients that a multiprocessor holds."""
-    backward_rows: bool = False
-    """Whether scan_gradients keeps rows of 16-bit data in shared memory instead of loading them twice."""
-    waves: int = 1
-    """Chunks are cut so that a forward pass has this many times the blocks that the chip holds."""
-    backward_waves: int = 8
-    """The same for scan_gradients; half of it where chunks would get shorter than SHORT_CHUNK."""
-
-    @property
-    def channels(self) -> int:
-        """Channels of a block in the forward passes."""
-        return 64 * self.warps
-
-
-def shape_defines(shape: Shape) -> dict[str, int]:
-    """The compile-time names of a shape."""
-    return {
-        "WARPS": shape.warps,
-        "MIN_BLOCKS": shape.blocks,
-        "BACKWARD_BLOCKS": shape.backward_blocks,
-        "BACKWARD_ROWS": int(shape.backward_rows),
-        "POLYNOMIAL_SUMMARY": shape.polynomial_summary,
-        "POLYNOMIAL_OUTPUT": shape.polynomial_output,
-    }
-
 
 _POINTERS = (
     "x", "dt", "z", "dy", "B", "C", "A", "D", "dt_bias", "ids", "y", "dx", "ddt", "dz", "dt_sums", "chunk_ends",
@@ -122,9 +96,9 @@ def _compiled(device: int, name: str, options: tuple[str, ...]) -> Kernel:
 
 
 @functools.cache
-def kernel(device: int, name: str, layer: tuple[int, ...], shape: Shape) -> Kernel:
+def kernel(device: int, name: str, layer: tuple[int, ...]) -> Kernel:
     """The kernel for the values of LAYER, the switches that follow from the arguments."""
-    return _compiled(device, name, defines(name, {**dict(zip(LAYER, layer, strict=True)), **shape_defines(shape)}))
+    return _compiled(device, name, defines(name, {**dict(zip(LAYER, layer, strict=True)), **CUT}))
 
 
 @functools.cache
@@ -149,7 +123,6 @@ class Layout(NamedTuple):
     options: ScanOptions
     in_memory: bool
     """Chunks start at multiples of their length in memory (the public phases), else in time (tiles must line up)"""
-    shape: Shape
 
 
 class Plan:
@@ -166,17 +139,15 @@ class Plan:
         self.layer = DATA[layout.dtype], *map(int, flags)
         self._kernels: dict[str, Kernel] = {}
         self._cuts: dict[tuple[int, int], tuple[int, bytes]] = {}
-        keeps_rows = layout.shape.backward_rows and layout.dtype != torch.float32
-        self.backward_shared = BACKWARD_SHARED + BACKWARD_ROWS_SHARED * keeps_rows
-        self.forward_chunk = self._chunk(layout.shape.channels, layout.shape.blocks, layout.shape.waves)
-        waves = layout.shape.backward_waves
-        self.backward_chunk = self._chunk(BACKWARD_CHANNELS, layout.shape.backward_blocks, waves)
+        self.backward_shared = BACKWARD_SHARED + BACKWARD_ROWS_SHARED * (layout.dtype != torch.float32)
+        self.forward_chunk = self._chunk(FORWARD_CHANNELS, FORWARD_BLOCKS, 1)
+        self.backward_chunk = self._chunk(BACKWARD_CHANNELS, BACKWARD_BLOCKS, BACKWARD_WAVES)
         if self.backward_chunk < SHORT_CHUNK:
-            self.backward_chunk = self._chunk(BACKWARD_CHANNELS, layout.shape.backward_blocks, waves // 2)
+            self.backward_chunk = self._chunk(BACKWARD_CHANNELS, BACKWARD_BLOCKS, BACKWARD_WAVES // 2)
 
     def kernel(self, name: str) -> Kernel:
         if name not in self._kernels:
-            self._kernels[name] = kernel(self.layout.device, name, self.layer, self.layout.shape)
+            self._kernels[name] = kernel(self.layout.device, name, self.layer)
         return self._kernels[name]
 
     def columns(self, channels: int) -> int:

@@ -19,6 +19,8 @@ from dnamamba_kernels.gpu_cuda.plan import (
     BACKWARD_CHANNELS,
     BACKWARD_THREADS,
     DATA,
+    FORWARD_CHANNELS,
+    FORWARD_THREADS,
     LANES,
     LAYER,
     MAX_STATE,
@@ -26,13 +28,10 @@ from dnamamba_kernels.gpu_cuda.plan import (
     TILE,
     Arguments,
     Layout,
-    Shape,
     kernel,
     plan_for,
 )
 from dnamamba_kernels.options import ScanOptions
-
-SHAPE = Shape()
 
 
 def supports(x: Tensor, A: Tensor, B: Tensor, C: Tensor) -> str | None:
@@ -102,7 +101,6 @@ class _Call:
                 D is not None,
                 options,
                 in_memory,
-                SHAPE,
             )
         )
         self.batch, self.length, self.channels = plan.batch, plan.length, plan.channels
@@ -119,9 +117,9 @@ class _Call:
 
     def walk(self, name: str, chunk: int, **addresses: int | None) -> None:
         """Launch one of the forward passes."""
-        grid, template = self.plan.cut(chunk, SHAPE.channels)
+        grid, template = self.plan.cut(chunk, FORWARD_CHANNELS)
         block = self.block(template, **addresses)
-        self.plan.kernel(name)(grid, LANES * SHAPE.warps, 0, self.stream, block)
+        self.plan.kernel(name)(grid, FORWARD_THREADS, 0, self.stream, block)
 
     def empty(self, *shape: int) -> Tensor:
         return torch.empty(shape, dtype=torch.float32, device=self.x.device)
@@ -205,7 +203,7 @@ def propagate(
     with torch.cuda.device(A.device):
         dt_sums, ends = _dense(dt_sums), _dense(end_states)
         states, final = torch.empty_like(ends), torch.empty_like(ends[:, 0])
-        launch = kernel(A.get_device(), "scan_propagate", (0,) * len(LAYER), SHAPE)
+        launch = kernel(A.get_device(), "scan_propagate", (0,) * len(LAYER))
         stream = ctypes.c_void_p(torch.cuda.current_stream(A.device).cuda_stream)
         _propagate(launch, stream, dt_sums, ends, _dense(A), initial_state, states, final, options.reverse)
         return states, final

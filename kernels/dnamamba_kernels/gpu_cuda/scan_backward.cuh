@@ -20,7 +20,7 @@
 #define BACKWARD_THREADS 128
 #define ROWS (TILE / BACKWARD_WARPS)   // rows of a tile that a warp serves as a worker on scalars
 #define SPLIT (DATA != 1)
-#define KEEP_ROWS (BACKWARD_ROWS && DATA != 0)   // x, dL/dy and z stay in shared memory from stage 1 to 4: room for 16 bits
+#define KEEP_ROWS (DATA != 0)          // x, dL/dy and z stay in shared memory from stage 1 to 4: room for 16 bits
 
 struct BackwardShared {
     float delta[TILE][BLOCK_CHANNELS];
@@ -33,28 +33,26 @@ struct BackwardShared {
 #if KEEP_ROWS
     pair_t rows[3][TILE][LANES];
 #endif
+    float4 row_sums[BACKWARD_THREADS];   // dbias and dskip of a worker on scalars, whose registers are needed for states
     bool restart[TILE];
 };
-static_assert(sizeof(BackwardShared) == 61472 + KEEP_ROWS * 12288, "scan.py asks for as many bytes");
+static_assert(sizeof(BackwardShared) == 63520 + KEEP_ROWS * 12288, "plan.py asks for as many bytes");
 static_assert(BACKWARD_WARPS == STEPS, "stage 4 takes row i of each warp to lie in step group i");
 
-FORCE void mma_add(float (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
+FORCE void mma_add(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
     asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]) : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-// Rows 4 * slot + k of d gain, in the column of each quad, the sum over the quad's lanes of v[k].
-struct Selector { u32 low[2], high[2]; };
-template <int SLOT> FORCE void add_quads(float (&d)[4], const Selector &pick, const float (&v)[4]) {
-    const u32 s0 = SLOT & 1 ? pick.high[0] : pick.low[0], s1 = SLOT & 1 ? pick.high[1] : pick.low[1];
+// d gains, in the column of each quad, the sums over the quad's lanes of v[0] to v[3], in the four of its rows where `pick` has
+// ones; rows from 8 on stay idle.
+FORCE void add_quads(float (&d)[4], const u32 (&pick)[4], const float (&v)[4]) {
     const u32 b0 = pack_bf16(v[0], v[1]), b1 = pack_bf16(v[2], v[3]);
-    if (SLOT < 2) mma_add(d, s0, 0, s1, 0, b0, b1);
-    else mma_add(d, 0, s0, 0, s1, b0, b1);
+    mma_add(d, pick, b0, b1);
     if (SPLIT) {
         const u32 c0 = pack_bf16(v[0] - __int_as_float(b0 << 16), v[1] - __int_as_float(b0 & 0xffff0000u));
         const u32 c1 = pack_bf16(v[2] - __int_as_float(b1 << 16), v[3] - __int_as_float(b1 & 0xffff0000u));
-        if (SLOT < 2) mma_add(d, s0, 0, s1, 0, c0, c1);
-        else mma_add(d, 0, s0, 0, s1, c0, c1);
+        mma_add(d, pick, c0, c1);
     }
 }
 
@@ -83,11 +81,10 @@ extern "C" __global__ void __launch_bounds__(BACKWARD_THREADS, BACKWARD_BLOCKS) 
     // As a worker on scalars: rows warp, warp + 4, ... of a tile, channels 2 lane and 2 lane + 1 of the block.
     const int row_local = block_start + 2 * lane, row_channel = at.group * a.group_channels + row_local;
     const bool row_first = row_local < a.group_channels, row_second = row_local + 1 < a.group_channels;
-    const float bias0 = a.dt_bias && row_first ? a.dt_bias[row_channel] : 0.0f;
-    const float bias1 = a.dt_bias && row_second ? a.dt_bias[row_channel + 1] : 0.0f;
-    const float skip0 = HAS_D && row_first ? a.D[row_channel] : 0.0f;
-    const float skip1 = HAS_D && row_second ? a.D[row_channel + 1] : 0.0f;
-    float dbias0 = 0.0f, dbias1 = 0.0f, dskip0 = 0.0f, dskip1 = 0.0f;
+    auto parameters = [&](const float *values, int column) {
+        return make_float2(values && row_first ? values[column] : 0.0f, values && row_second ? values[column + 1] : 0.0f);
+    };
+    s.row_sums[threadIdx.x] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
     const i64 dt_step = at.sign * BACKWARD_WARPS * a.dt_row, x_step = at.sign * BACKWARD_WARPS * a.x_row;
     const i64 dy_step = at.sign * BACKWARD_WARPS * a.dy_row, z_step = at.sign * BACKWARD_WARPS * a.z_row;
 
@@ -102,8 +99,14 @@ extern "C" __global__ void __launch_bounds__(BACKWARD_THREADS, BACKWARD_BLOCKS) 
     load_state(a.chunk_adjoints + chunk_row * STATE, 4 * part, first, r[0], 4);
     load_state(a.chunk_adjoints + (chunk_row + 1) * STATE, 4 * part, second, r[1], 4);
     const int quad = lane / 4;
-    const Selector pick = {{ones(quad == 0, quad == 1), ones(quad == 2, quad == 3)},
-                           {ones(quad == 4, quad == 5), ones(quad == 6, quad == 7)}};
+    // matrices for add_quads that put dB into rows 0 to 3 and dC into rows 4 to 7
+    u32 pickB[4] = {ones(quad == 0, quad == 1), 0, ones(quad == 2, quad == 3), 0};
+    u32 pickC[4] = {ones(quad == 4, quad == 5), 0, ones(quad == 6, quad == 7), 0};
+    int own = 2 * (lane % 8) + (lane >> 3 & 1);   // the channel whose sums this lane ends with
+    int place = (quad >> 2) * 16 + (lane & 3) * 4 + (quad & 3);   // dB then dC, by state
+    // so that they stay in registers: else they are made anew for each group of steps
+    asm volatile("" : "+r"(own), "+r"(place), "+r"(pickB[0]), "+r"(pickB[1]), "+r"(pickB[2]), "+r"(pickB[3]),
+                      "+r"(pickC[0]), "+r"(pickC[1]), "+r"(pickC[2]), "+r"(pickC[3]));
 
     const data_t *B = a.B + at.batch * a.B_batch + at.group * a.B_group;
     const data_t *C = a.C + at.batch * a.C_batch + at.group * a.C_group;
@@ -120,6 +123,8 @@ extern "C" __global__ void __launch_bounds__(BACKWARD_THREADS, BACKWARD_BLOCKS) 
         const data_t *x_at = a.x + at.batch * a.x_batch + mine * a.x_row + column;
         const data_t *dy_at = a.dy + at.batch * a.dy_batch + mine * a.dy_row + column;
         const data_t *z_at = HAS_Z ? a.z + at.batch * a.z_batch + mine * a.z_row + column : nullptr;
+        const float2 bias = parameters(a.dt_bias, column);
+        float dskip0 = 0.0f, dskip1 = 0.0f;
 #pragma unroll 4
         for (int i = 0; i < ROWS; i++) {
             const int t = warp + i * BACKWARD_WARPS;
@@ -141,13 +146,14 @@ extern "C" __global__ void __launch_bounds__(BACKWARD_THREADS, BACKWARD_BLOCKS) 
             }
             dt_at += dt_step, x_at += x_step, dy_at += dy_step;
             const float keep = t < count ? 1.0f : 0.0f;   // a product, as the compiler would branch on a choice
-            const float delta0 = keep * step_size(raw.x, bias0), delta1 = keep * step_size(raw.y, bias1);
+            const float delta0 = keep * step_size(raw.x, bias.x), delta1 = keep * step_size(raw.y, bias.y);
             if (HAS_D) dskip0 = fmaf(grad.x, in_x.x, dskip0), dskip1 = fmaf(grad.y, in_x.y, dskip1);
             *reinterpret_cast<float2 *>(&s.delta[t][2 * lane]) = make_float2(delta0, delta1);
             *reinterpret_cast<float2 *>(&s.input[t][2 * lane]) =
                 ZOH ? in_x : make_float2(delta0 * in_x.x, delta1 * in_x.y);
             *reinterpret_cast<float2 *>(&s.dy[t][2 * lane]) = grad;
         }
+        if (HAS_D) s.row_sums[threadIdx.x].z += dskip0, s.row_sums[threadIdx.x].w += dskip1;
 #pragma unroll
         for (int i = 0; i < TILE * PADDED / 2 / BACKWARD_THREADS; i++) {
             const int n = threadIdx.x % (PADDED / 2) * 2;
@@ -168,8 +174,9 @@ extern "C" __global__ void __launch_bounds__(BACKWARD_THREADS, BACKWARD_BLOCKS) 
         *reinterpret_cast<float4 *>(h[1]) = second && part < STATE / 4 ? *reinterpret_cast<const float4 *>(saved + 4) : zero;
         __syncthreads();
 
-        // One position forward from h_in to h_out, keeping the decays; h_in is cleared where the state restarts.
-        auto advance = [&](int t, float (&h_in)[2][4], float (&h_out)[2][4], float (&decay)[2][4]) {
+        // One position forward from h_in to h_out, keeping the decays. Where the state restarts h_in is not used, and kept: it
+        // is the state of the position before, whose y and dC need it.
+        auto advance = [&](int t, const float (&h_in)[2][4], float (&h_out)[2][4], float (&decay)[2][4]) {
             const bool restart = HAS_IDS && s.restart[t];
             const float2 delta = *reinterpret_cast<const float2 *>(&s.delta[t][pair]);
             const float2 input = *reinterpret_cast<const float2 *>(&s.input[t][pair]);
@@ -179,11 +186,11 @@ extern "C" __global__ void __launch_bounds__(BACKWARD_THREADS, BACKWARD_BLOCKS) 
             for (int c = 0; c < 2; c++)
 #pragma unroll
                 for (int k = 0; k < 4; k++) {
-                    if (restart) h_in[c][k] = 0.0f;   // not by a decay of zero, which NaN would survive
+                    const float before = restart ? 0.0f : h_in[c][k];   // not by a decay of zero, which NaN would survive
                     decay[c][k] = exp2_fast(d[c] * A[c][k]);
                     float w = u[c] * map[k];
                     if (ZOH) w *= zoh_weight(d[c], d[c] * A[c][k], exp2_fast(d[c] * A[c][k]));
-                    h_out[c][k] = fmaf(decay[c][k], h_in[c][k], w);
+                    h_out[c][k] = fmaf(decay[c][k], before, w);
                 }
         };
 
@@ -213,7 +220,6 @@ extern "C" __global__ void __launch_bounds__(BACKWARD_THREADS, BACKWARD_BLOCKS) 
             float total[STEPS / 2][3], both[STEPS / 2][2];
 #pragma unroll
             for (int half = STEPS / 2 - 1; half >= 0; half--) {   // two positions at a time share their reductions
-                float maps[4] = {};                 // dB and dC of both, as add_quads lays them out
                 float sums[2][2][3] = {};           // [position][channel]: y, q, d delta
 #pragma unroll
                 for (int odd = 1; odd >= 0; odd--) {
@@ -226,7 +232,7 @@ extern "C" __global__ void __launch_bounds__(BACKWARD_THREADS, BACKWARD_BLOCKS) 
                     const float mapB[4] = {rowB.x, rowB.y, rowB.z, rowB.w}, mapC[4] = {rowC.x, rowC.y, rowC.z, rowC.w};
                     const bool restart = HAS_IDS && s.restart[t];
                     const float delta[2] = {delta2.x, delta2.y}, input[2] = {input2.x, input2.y}, dyc[2] = {dy2.x, dy2.y};
-                    float dB[4] = {}, dC[4] = {};
+                    float dB[4] = {}, dC[4] = {}, maps[4] = {};
 #pragma unroll
                     for (int c = 0; c < 2; c++)
 #pragma unroll
@@ -235,7 +241,7 @@ extern "C" __global__ void __launch_bounds__(BACKWARD_THREADS, BACKWARD_BLOCKS) 
                             dC[k] = fmaf(dyc[c], states[j + 1][c][k], dC[k]);
                             if (HAS_Z) sums[odd][c][0] = fmaf(states[j + 1][c][k], mapC[k], sums[odd][c][0]);
                             r[c][k] = restart ? 0.0f : decay[j][c][k] * g;
-                            const float through = r[c][k] * states[j][c][k];
+                            const float through = restart ? 0.0f : r[c][k] * states[j][c][k];   // the state may be NaN
                             sums[odd][c][2] = fmaf(A[c][k], through, sums[odd][c][2]);
                             dA[c][k] = fmaf(delta[c], through, dA[c][k]);
                             if (ZOH) {
@@ -250,8 +256,8 @@ extern "C" __global__ void __launch_bounds__(BACKWARD_THREADS, BACKWARD_BLOCKS) 
                                 sums[odd][c][1] = fmaf(g, mapB[k], sums[odd][c][1]);
                             }
                         }
-                    if (odd) add_quads<2>(maps, pick, dB), add_quads<3>(maps, pick, dC);
-                    else add_quads<0>(maps, pick, dB), add_quads<1>(maps, pick, dC);
+                    add_quads(maps, pickB, dB), add_quads(maps, pickC, dC);
+                    both[half][odd] = maps[0] + maps[1];
                 }
                 // The lane ends with the three sums of one position (by lane bit 4) and channel (by bit 3).
 #pragma unroll
@@ -260,11 +266,8 @@ extern "C" __global__ void __launch_bounds__(BACKWARD_THREADS, BACKWARD_BLOCKS) 
                     const float right = fold(sums[0][1][i], sums[1][1][i], lane & 16, 16);
                     total[half][i] = fold(left, right, lane & 8, 8);
                 }
-                both[half][0] = maps[0] + maps[1], both[half][1] = maps[2] + maps[3];
             }
             __syncwarp();   // all lanes have read what is now replaced
-            const int own = 2 * (lane % 8) + (lane >> 3 & 1);
-            const int place = (quad >> 2) * 16 + (lane & 3) * 4 + (quad & 3);   // dB then dC, by state
 #pragma unroll
             for (int half = 0; half < STEPS / 2; half++) {
                 const int j = 2 * half + (lane >> 4), t = group * STEPS + j;
@@ -293,6 +296,8 @@ extern "C" __global__ void __launch_bounds__(BACKWARD_THREADS, BACKWARD_BLOCKS) 
         if (HAS_Z) z_at = a.z + at.batch * a.z_batch + mine * a.z_row + column;
 #endif
         i64 out = ((i64)at.batch * a.length + mine) * a.channels + column;
+        const float2 skip = parameters(HAS_D ? a.D : nullptr, column);
+        float dbias0 = 0.0f, dbias1 = 0.0f;
 #pragma unroll 4
         for (int i = 0; i < ROWS; i++) {
             const int t = warp + i * BACKWARD_WARPS;
@@ -302,8 +307,9 @@ extern "C" __global__ void __launch_bounds__(BACKWARD_THREADS, BACKWARD_BLOCKS) 
             float2 grad = unpack(s.rows[1][t][lane]);
             const pair_t z_row = HAS_Z ? s.rows[2][t][lane] : 0;
 #else
-            const float2 raw = unpack(load_pair(dt_at, in0, in1)), in_x = unpack(load_pair(x_at, in0, in1));
+            const float2 in_x = unpack(load_pair(x_at, in0, in1));
             float2 grad = unpack(load_pair(dy_at, in0, in1));
+            const float2 raw = unpack(load_pair(dt_at, in0, in1)), bias = parameters(a.dt_bias, column);
             const pair_t z_row = load_pair(z_at, HAS_Z && in0, HAS_Z && in1);
             dt_at += dt_step, x_at += x_step, dy_at += dy_step;
             if (HAS_Z) z_at += z_step;
@@ -315,31 +321,33 @@ extern "C" __global__ void __launch_bounds__(BACKWARD_THREADS, BACKWARD_BLOCKS) 
                 const float2 g = unpack(z_row);
                 const float2 y = *reinterpret_cast<const float2 *>(&s.dy[t][2 * lane]);
                 const float s0 = sigmoid(g.x), s1 = sigmoid(g.y);
-                store_pair(a.dz + out, grad.x * fmaf(skip0, in_x.x, y.x) * s0 * fmaf(g.x, 1.0f - s0, 1.0f),
-                           grad.y * fmaf(skip1, in_x.y, y.y) * s1 * fmaf(g.y, 1.0f - s1, 1.0f), in0, in1);
+                store_pair(a.dz + out, grad.x * fmaf(skip.x, in_x.x, y.x) * s0 * fmaf(g.x, 1.0f - s0, 1.0f),
+                           grad.y * fmaf(skip.y, in_x.y, y.y) * s1 * fmaf(g.y, 1.0f - s1, 1.0f), in0, in1);
                 grad.x *= g.x * s0, grad.y *= g.y * s1;
             }
-            store_pair(a.dx + out, fmaf(skip0, grad.x, ZOH ? q.x : delta.x * q.x),
-                       fmaf(skip1, grad.y, ZOH ? q.y : delta.y * q.y), in0, in1);
+            store_pair(a.dx + out, fmaf(skip.x, grad.x, ZOH ? q.x : delta.x * q.x),
+                       fmaf(skip.y, grad.y, ZOH ? q.y : delta.y * q.y), in0, in1);
             float ddt0 = ZOH ? d.x : fmaf(in_x.x, q.x, d.x), ddt1 = ZOH ? d.y : fmaf(in_x.y, q.y, d.y);
 #if KEEP_ROWS
             if (SOFTPLUS) ddt0 *= softplus_slope(delta.x), ddt1 *= softplus_slope(delta.y);
 #else
-            if (SOFTPLUS) ddt0 *= sigmoid(raw.x + bias0), ddt1 *= sigmoid(raw.y + bias1);
+            if (SOFTPLUS) ddt0 *= sigmoid(raw.x + bias.x), ddt1 *= sigmoid(raw.y + bias.y);
 #endif
             store_pair(a.ddt + out, ddt0, ddt1, in0, in1);
             if (in0) dbias0 += ddt0;
             if (in1) dbias1 += ddt1;
             out += at.sign * BACKWARD_WARPS * (i64)a.channels;
         }
+        s.row_sums[threadIdx.x].x += dbias0, s.row_sums[threadIdx.x].y += dbias1;
         __syncthreads();
     }
 
     store_state(a.dA_parts + chunk_row * STATE, 4 * part, first, dA[0], 4);
     store_state(a.dA_parts + (chunk_row + 1) * STATE, 4 * part, second, dA[1], 4);
     float *over_warps = &s.dy[0][0];   // [dbias, dskip][warp][64]
-    *reinterpret_cast<float2 *>(over_warps + warp * 64 + 2 * lane) = make_float2(dbias0, dbias1);
-    *reinterpret_cast<float2 *>(over_warps + 256 + warp * 64 + 2 * lane) = make_float2(dskip0, dskip1);
+    const float4 sums = s.row_sums[threadIdx.x];
+    *reinterpret_cast<float2 *>(over_warps + warp * 64 + 2 * lane) = make_float2(sums.x, sums.y);
+    *reinterpret_cast<float2 *>(over_warps + 256 + warp * 64 + 2 * lane) = make_float2(sums.z, sums.w);
     __syncthreads();
     const int which = threadIdx.x / 64, c = threadIdx.x % 64;
     const float *v = over_warps + which * 256 + c;

@@ -1,6 +1,6 @@
 // The selective scan on NVIDIA GPUs: what all its kernels share. No headers: NVRTC compiles these files as they are.
 //
-// Compile-time switches (scan.py sets them; each kernel is compiled alone, once for each combination that it needs):
+// Compile-time switches (plan.py sets them; each kernel is compiled alone, once for each combination that it needs):
 //   NAME_BUILT the kernel that is wanted
 //   DATA       0 fp32, 1 bf16, 2 fp16: x, dt, z, B, C, y and their gradients
 //   ALIGNED    pairs of channels, and of states in B and C, are aligned to two elements: one load takes both
@@ -16,7 +16,7 @@ typedef long long i64;
 
 #define LANES 32
 #define PADDED 16   // states of a channel in registers
-#define TILE 32     // positions between two saved states; scan.py knows it too
+#define TILE 32     // positions between two saved states; plan.py knows it too
 #define LOG2E 1.4426950408889634f
 #define LN2 0.6931471805599453f
 #define FORCE __device__ __forceinline__
@@ -30,7 +30,7 @@ typedef u16 data_t;
 typedef u32 pair_t;
 #endif
 
-// One argument block for all kernels; scan.py mirrors it field by field. Strides count elements.
+// One argument block for all kernels; plan.py mirrors it field by field. Strides count elements.
 struct Arguments {
     const data_t *x, *dt, *z, *dy, *B, *C;
     const float *A, *D, *dt_bias;

@@ -219,30 +219,32 @@ extern "C" __global__ void __launch_bounds__(WARPS * LANES, MIN_BLOCKS) scan_adj
 #ifdef scan_propagate_BUILT
 // From chunk to chunk: h <- exp(A dt_sum) h + end. A thread owns one channel and state; loads of AHEAD_CHUNKS chunks are in
 // flight at once. `backwards` takes the chunks from the last in memory to the first.
-#define AHEAD_CHUNKS 16
+#define AHEAD_CHUNKS 24
 extern "C" __global__ void __launch_bounds__(128)
 scan_propagate(const float *dt_sums, const float *ends, const float *A, const float *initial, float *states, float *final,
                int batch, int chunks, int channels, int state, int backwards) {
     const i64 i = (i64)blockIdx.x * 128 + threadIdx.x, width = (i64)channels * state;
     if (i >= batch * width) return;
     const i64 b = i / width, dn = i % width, d = dn / state;
-    const float a2 = A[dn] * LOG2E;
+    const i64 first = b * chunks + (backwards ? chunks - 1 : 0), sum_step = backwards ? -channels : channels;
+    const i64 step = backwards ? -width : width;
+    dt_sums += first * channels + d, ends += first * width + dn, states += first * width + dn;
+    const float a2 = A[dn] * LOG2E, gone = -1.0f;
     float h = initial ? initial[i] : 0.0f;
     for (int base = 0; base < chunks; base += AHEAD_CHUNKS) {
-        float sum[AHEAD_CHUNKS], end[AHEAD_CHUNKS];
+        float decay[AHEAD_CHUNKS], end[AHEAD_CHUNKS];
 #pragma unroll
-        for (int j = 0; j < AHEAD_CHUNKS; j++) {
-            const bool in = base + j < chunks;
-            const i64 k = b * chunks + (backwards ? chunks - 1 - base - j : base + j);
-            sum[j] = in ? dt_sums[k * channels + d] : 0.0f;
-            end[j] = in ? ends[k * width + dn] : 0.0f;
+        for (int j = 0; j < AHEAD_CHUNKS; j++, dt_sums += sum_step, ends += step) {
+            decay[j] = base + j < chunks ? *dt_sums : 0.0f;
+            end[j] = base + j < chunks ? *ends : 0.0f;
         }
 #pragma unroll
-        for (int j = 0; j < AHEAD_CHUNKS; j++) {
-            if (base + j >= chunks) break;
-            const i64 k = b * chunks + (backwards ? chunks - 1 - base - j : base + j);
-            states[k * width + dn] = h;
-            h = sum[j] == INF ? end[j] : fmaf(exp2_fast(a2 * sum[j]), h, end[j]);   // infinite: nothing survives
+        for (int j = 0; j < AHEAD_CHUNKS; j++) decay[j] = decay[j] == INF ? gone : exp2_fast(a2 * decay[j]);
+#pragma unroll
+        for (int j = 0; j < AHEAD_CHUNKS; j++, states += step) {
+            if (base + j < chunks) *states = h;
+            const float through = fmaf(decay[j], h, end[j]);
+            h = decay[j] == gone ? end[j] : through;   // then not even NaN survives
         }
     }
     final[i] = h;

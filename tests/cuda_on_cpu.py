@@ -1,0 +1,199 @@
+"""The CUDA scan's own source run on the CPU: what its kernels compute; not how fast, nor whether they race.
+
+The source is compiled by g++ after its few lines of PTX are replaced (BODIES, LINES). The threads of a block are fibers
+of one thread that take turns at barriers, shuffles and matrix products; blocks run one after another. Exponentials and
+reciprocals are libm's, copies to shared memory are immediate, dynamic shared memory starts as NaN.
+"""
+
+import contextlib
+import ctypes
+import functools
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from dnamamba_kernels.gpu_cuda import plan
+from dnamamba_kernels.gpu_cuda import scan as cuda_scan
+
+MULTIPROCESSORS = 1
+"""Of the imagined GPU: small scans are cut into chunks of several tiles."""
+
+BODIES = {
+    "float exp2_fast": "return exp2f(v);",
+    "float reciprocal": "return 1.0f / v;",
+    "u32 pack_bf16": "return (u32)to_bf16(low) | (u32)to_bf16(high) << 16;",
+    "u32 load_16": "u16 v = 0; if (valid) memcpy(&v, p, 2); return v;",
+    "u32 load_32": "u32 v = 0; if (valid) memcpy(&v, p, 4); return v;",
+    "void fetch_pair": "*to = load_pair(from, first, second);",
+    "void end_group": "",
+    "void wait_for_oldest_group": "",
+    "void mma_add": "matrix_product(d, a, b0, b1);",
+}
+"""New bodies of the functions that are PTX."""
+
+LINES = {  # regular expressions
+    r'float r; asm\("cvt.f32.f16 [^;]*;"[^;]*;': "_Float16 h; memcpy(&h, &v, 2); float r = h;",
+    r'u32 r; asm\("cvt.rn.f16x2.f32 [^;]*;"[^;]*;': (
+        "_Float16 h[2] = {(_Float16)low, (_Float16)high}; u32 r; memcpy(&r, h, 4);"
+    ),
+    r'float2 v;\s*asm\("\{\.reg \.pred q; setp[^)]*?v2.*?\(u32\)first\)\);': (
+        "float2 v = make_float2(0.0f, 0.0f); if (first) v = *reinterpret_cast<const float2 *>(p);"
+    ),
+    r'asm volatile\("" :.*?\);': "",
+    r"extern __shared__ __align__\(16\) char memory\[\];": "char *memory = dynamic_shared;",
+    r"__launch_bounds__\([^)]*(\([^)]*\))?[^)]*\)": "",
+}
+
+PRELUDE = r"""
+#include <cmath>
+#include <cstring>
+#include <ucontext.h>
+#include <vector>
+#define __device__
+#define __forceinline__ inline
+#define __global__
+#define __shared__ static
+#define __align__(x) __attribute__((aligned(x)))
+struct alignas(16) float4 { float x, y, z, w; };
+struct alignas(8) float2 { float x, y; };
+struct index_t { unsigned x; };
+static index_t threadIdx, blockIdx;
+static float4 make_float4(float a, float b, float c, float d) { return {a, b, c, d}; }
+static float2 make_float2(float a, float b) { return {a, b}; }
+static float __int_as_float(int v) { float r; memcpy(&r, &v, 4); return r; }
+static int __float_as_int(float v) { int r; memcpy(&r, &v, 4); return r; }
+static float __fdividef(float a, float b) { return a / b; }
+static unsigned to_bf16(float v) {
+    unsigned u = __float_as_int(v);
+    return v != v ? 0x7fff : (u + 0x7fff + (u >> 16 & 1)) >> 16;
+}
+
+static char dynamic_shared[1 << 18] __attribute__((aligned(64)));
+static ucontext_t scheduler;
+static std::vector<ucontext_t> fibers;
+static std::vector<std::vector<char>> stacks;
+static std::vector<bool> ended;
+struct Barrier { int waiting = 0, round = 0; };
+static Barrier block_barrier, warp_barriers[32];
+static unsigned exchange[32][32][6];
+
+static void wait_at(Barrier &b, int threads) {
+    const int round = b.round;
+    if (++b.waiting == threads) b.waiting = 0, b.round++;
+    while (b.round == round) swapcontext(&fibers[threadIdx.x], &scheduler);
+}
+static void __syncthreads() { wait_at(block_barrier, fibers.size()); }
+static void __syncwarp() { wait_at(warp_barriers[threadIdx.x / 32], 32); }
+static float __shfl_xor_sync(unsigned, float v, int distance) {
+    unsigned(*mine)[6] = exchange[threadIdx.x / 32];
+    const int lane = threadIdx.x % 32;
+    memcpy(mine[lane], &v, 4);
+    __syncwarp();
+    memcpy(&v, mine[lane ^ distance], 4);
+    __syncwarp();
+    return v;
+}
+// d += A B of mma.m16n8k16 with bf16 operands, as the PTX manual lays them out.
+static void matrix_product(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
+    unsigned(*all)[6] = exchange[threadIdx.x / 32];
+    const int lane = threadIdx.x % 32;
+    const unsigned own[6] = {a[0], a[1], a[2], a[3], b0, b1};
+    memcpy(all[lane], own, sizeof own);
+    __syncwarp();
+    auto half = [](unsigned pair, int odd) { return __int_as_float((odd ? pair >> 16 : pair & 0xffff) << 16); };
+    for (int i = 0; i < 4; i++) {
+        const int m = lane / 4 + 8 * (i / 2), n = lane % 4 * 2 + i % 2;
+        for (int k = 0; k < 16; k++) {
+            const unsigned left = all[m % 8 * 4 + k % 8 / 2][m / 8 + 2 * (k / 8)];
+            const unsigned right = all[n * 4 + k % 8 / 2][4 + k / 8];
+            d[i] += half(left, k % 2) * half(right, k % 2);
+        }
+    }
+    __syncwarp();
+}
+"""
+
+LAUNCH = r"""
+static void **launched;
+static void fiber(int thread) {
+    CALL;
+    ended[thread] = true;
+    swapcontext(&fibers[thread], &scheduler);
+}
+extern "C" void launch(int grid, int threads, void **arguments) {
+    launched = arguments;
+    fibers.resize(threads), stacks.resize(threads), ended.resize(threads);
+    for (blockIdx.x = 0; (int)blockIdx.x < grid; blockIdx.x++) {
+        memset(dynamic_shared, 0xff, sizeof dynamic_shared);
+        for (int t = 0; t < threads; t++) {
+            stacks[t].resize(1 << 16), ended[t] = false;
+            getcontext(&fibers[t]);
+            fibers[t].uc_stack.ss_sp = stacks[t].data(), fibers[t].uc_stack.ss_size = stacks[t].size();
+            makecontext(&fibers[t], (void (*)())fiber, 1, t);
+        }
+        for (bool running = true; running;) {
+            running = false;
+            for (int t = 0; t < threads; t++)
+                if (!ended[t]) threadIdx.x = t, running = true, swapcontext(&scheduler, &fibers[t]);
+        }
+    }
+}
+"""
+
+
+@functools.cache
+def host_source() -> str:
+    """The kernels as C++ for g++."""
+    source = plan.source()
+    for name, body in BODIES.items():
+        begin = source.index("{", source.index(f"FORCE {name}(")) + 1
+        end, depth = begin, 1
+        while depth:
+            depth += {"{": 1, "}": -1}.get(source[end], 0)
+            end += 1
+        source = source[:begin] + body + source[end - 1 :]
+    for pattern, line in LINES.items():
+        source, found = re.subn(pattern, lambda match, line=line: line, source, flags=re.DOTALL)
+        assert found, pattern
+    assert "asm" not in source, source[source.index("asm") :][:200]
+    return source
+
+
+@functools.cache
+def _built(name: str, options: tuple[str, ...]) -> ctypes.CDLL:
+    call = f"{name}(*(Arguments *)launched[0])"
+    if name == "scan_propagate":
+        types = [*["float *"] * 6, *["int"] * 5]
+        call = f"{name}({', '.join(f'*({t} *)launched[{i}]' for i, t in enumerate(types))})"
+    code = PRELUDE + host_source() + LAUNCH.replace("CALL", call)
+    with tempfile.TemporaryDirectory() as folder:
+        path, library = Path(folder, "scan.cpp"), Path(folder, "scan.so")
+        path.write_text(code)
+        flags = "-std=c++17", "-O1", "-w", "-fPIC", "-shared", "-fno-strict-aliasing"
+        subprocess.run(["g++", *flags, *options, path, "-o", library], check=True)
+        return ctypes.CDLL(str(library))
+
+
+def _kernel(device: int, name: str, layer: tuple[int, ...]):
+    options = plan.defines(name, {**dict(zip(plan.LAYER, layer, strict=True)), **plan.CUT})
+
+    def launch(grid, block, shared, stream, *arguments):
+        pointers = (ctypes.c_void_p * len(arguments))(*map(ctypes.addressof, arguments))
+        _built(name, options).launch(grid, block, pointers)
+
+    return launch
+
+
+def install(patch: pytest.MonkeyPatch) -> None:
+    """Let `dnamamba_kernels.gpu_cuda.scan` take tensors on the CPU."""
+    for module in (plan, cuda_scan):
+        patch.setattr(module, "kernel", _kernel)
+    patch.setattr(plan, "processors", lambda device: MULTIPROCESSORS)
+    patch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    patch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=0))
+    patch.setattr(cuda_scan, "plan_for", plan.Plan)

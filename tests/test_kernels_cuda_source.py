@@ -1,0 +1,99 @@
+"""The source of the CUDA scan, run on the CPU (`cuda_on_cpu`), against the fp64 reference."""
+
+import shutil
+from itertools import product
+
+import cuda_on_cpu
+import pytest
+import torch
+from test_gpu_scan import check, make, run_cuda, run_phases, run_reference
+
+from dnamamba_kernels.options import ScanOptions
+
+pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def on_cpu(monkeypatch):
+    cuda_on_cpu.install(monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "batch", "length", "channels", "state", "groups"),
+    [
+        (torch.float32, 1, 1, 2, 16, 1),
+        (torch.bfloat16, 2, 67, 64, 16, 1),
+        (torch.float16, 1, 97, 77, 16, 1),
+        (torch.bfloat16, 1, 231, 192, 16, 3),
+        (torch.float32, 1, 161, 48, 8, 2),
+    ],
+    ids=str,
+)
+def test_sizes(dtype, batch, length, channels, state, groups):
+    a = make(CPU, dtype, batch, length, channels, state, groups)
+    check(run_cuda(a, ScanOptions()), run_reference(a, ScanOptions()), dtype)
+
+
+CHOICES = list(product([False, True], repeat=5))
+
+
+@pytest.mark.parametrize(
+    ("reverse", "zoh", "ids", "gate", "softplus"),
+    # an eighth of them, in which each pair of options has all four values, every day
+    [
+        c if (c[0] ^ c[1] ^ c[3], c[2] ^ c[3] ^ c[4]) == (0, 1) else pytest.param(*c, marks=pytest.mark.slow)
+        for c in CHOICES
+    ],
+)
+def test_every_option(reverse, zoh, ids, gate, softplus):
+    a = make(CPU, torch.float32, 1, 203, 70, 16, gate=gate, ids=ids, odd_rows=True)
+    if not softplus:
+        a["dt"], a["dt_bias"] = a["dt"].abs(), a["dt_bias"].abs() * 0.1
+    options = ScanOptions(softplus, reverse, zoh)
+    want = run_reference(a, options)
+    check(run_cuda(a, options), want, torch.float32)
+    check(run_phases(a, options, 50), want, torch.float32)
+
+
+def ids_with_cuts(length, cuts):
+    ids = torch.zeros(1, length, dtype=torch.int32)
+    for cut in cuts:
+        ids[:, cut:] += 1
+    return ids
+
+
+@pytest.mark.parametrize(("dtype", "reverse"), [(torch.float32, False), (torch.bfloat16, True)], ids=str)
+def test_restarts_at_the_borders_of_chunks_tiles_and_steps(dtype, reverse):
+    length = 203
+    every = range(1, length)
+    for cuts in ([1, length - 1], [3, 4, 5, 31, 32, 33], [64, 96, 128, 191, 192], [95, 127, 129], every):
+        a = make(CPU, dtype, 1, length, 34, 16)
+        a["sequence_ids"] = ids_with_cuts(length, [length - cut for cut in cuts] if reverse else cuts)
+        options = ScanOptions(reverse=reverse)
+        check(run_cuda(a, options), run_reference(a, options), dtype)
+
+
+@pytest.mark.parametrize(("reverse", "zoh"), [(False, False), (True, True)])
+def test_not_a_number_stays_in_its_packed_sequence(reverse, zoh):
+    """Be it the first or last position, or in another chunk, and whichever tensor has it."""
+    length, begin, end = 131, 38, 96
+    a = make(CPU, torch.float32, 1, length, 6, 16)
+    a["sequence_ids"] = ids_with_cuts(length, [begin, end])
+    options = ScanOptions(reverse=reverse, zoh=zoh)
+
+    def results(a):
+        y, final, (dx, ddt, _, dB, dC, _, dz, _, dinitial) = run_cuda(a, options)
+        rows = {"y": y, "dx": dx, "ddt": ddt, "dB": dB, "dC": dC, "dz": dz}
+        others = {name: torch.cat([t[:, :begin], t[:, end:]], 1) for name, t in rows.items()}
+        return y, others | {"final": final, "dinitial": dinitial}
+
+    _, clean = results(a)
+    ends, middle = product(["x", "dt", "C", "dy"], [begin, end - 1]), product(["dt", "B", "z"], [63])
+    for name, at in (*ends, *middle):
+        spoilt = a[name].clone()
+        spoilt[0, at] = float("nan")
+        y, found = results({**a, name: spoilt})
+        assert name == "dy" or y[0, at].isnan().all()
+        for result, value in clean.items():
+            assert torch.equal(found[result], value), f"NaN in {name} at {at}: {result}"
