@@ -60,6 +60,7 @@ def test_a_run_from_files_to_summary(tmp_path, data, capsys):
     assert summary["test"]["mcc"]["mean"] > 0.9
     assert summary["baselines"]["composition"]["accuracy"] > 0.9  # and the shortcut is told
     assert summary["baselines"]["2-mer"]["mcc"] > 0.9
+    assert set(summary["baselines"]["2-mer"]) == {"accuracy", "mcc", "f1", "auroc"}  # all of the test split
 
     with (out / "test_predictions.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -139,7 +140,7 @@ def test_the_test_split_has_no_say(tmp_path, data):
         assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(tmp_path, data, monkeypatch):
+def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(tmp_path, data, monkeypatch, capsys):
     flags = [*SEQUENCES, *SCRATCH, "--data", str(data), "--seeds", "2"]
     finetuned(tmp_path / "whole", *flags)
     count = 0
@@ -156,6 +157,7 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(tmp_path, data, m
     monkeypatch.setattr(run, "_report", stop_in_the_second_seed)
     assert cli.run(finetune.main, [*flags, "--out", str(out)]) == cli.INTERRUPTED
     assert not (out / "summary.json").exists() and not (out / "test_read.json").exists()
+    assert f"--resume --out {out}" in capsys.readouterr().out
 
     trained = []
     train_epoch = Trial._train_epoch
@@ -494,3 +496,58 @@ def test_a_test_split_that_was_read_is_not_read_for_another_selection(tmp_path, 
     record.write_text(json.dumps(changed))
     with pytest.raises(InputError, match="read for another selection; begin a new run"):
         finetune.main(["--resume", "--out", str(tmp_path / "run")])
+
+
+def test_a_resumed_run_finds_the_data_it_began_with(tmp_path, data, monkeypatch, capsys):
+    out = tmp_path / "run"
+    with monkeypatch.context() as patched:
+        patched.setattr(run, "_train", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
+        flags = [*SEQUENCES, *SCRATCH, "--data", str(data), "--epochs", "1", "--out", str(out)]
+        assert cli.run(finetune.main, flags) == cli.INTERRUPTED
+    kept = (data / "train.csv").read_text()
+    (data / "train.csv").write_text(kept + "ACGTACGTACGT,AT\n")
+    capsys.readouterr()
+    assert cli.run(finetune.main, ["--resume", "--out", str(out)]) == cli.USER_ERROR
+    error = capsys.readouterr().err
+    assert "data.json: other data than the run began with (splits); begin a new run" in error and error.count("\n") == 1
+    (data / "train.csv").write_text(kept)
+    assert cli.run(finetune.main, ["--resume", "--out", str(out)]) == 0
+
+
+@pytest.fixture
+def diverging(monkeypatch):
+    """Trainings at a learning rate of 0.5 lose their numbers in the epochs from `first` on."""
+
+    def diverge(first):
+        train_epoch = Trial._train_epoch
+
+        def broken(self, model, optimizer, state, features):
+            found = train_epoch(self, model, optimizer, state, features)
+            if self.candidate.learning_rate == 0.5 and state.epoch >= first:
+                with torch.no_grad():
+                    model.head.weight[0, 0] = np.nan
+            return found
+
+        monkeypatch.setattr(Trial, "_train_epoch", broken)
+
+    return diverge
+
+
+def test_a_training_that_diverges_keeps_its_best_epoch(tmp_path, data, diverging, capsys):
+    diverging(2)
+    summary = finetuned(tmp_path / "run", *SEQUENCES, *SCRATCH, "--data", str(data), "--learning_rate", "0.5")
+    assert "no longer finite in epoch 3: stopped" in capsys.readouterr().out
+    assert summary["selection"]["epochs"]["0"] in (1, 2)
+    assert all(value.isfinite().all() for value in weights(tmp_path / "run").values())
+
+
+def test_a_training_that_diverges_at_once_is_left_out_or_told(tmp_path, data, diverging, capsys):
+    diverging(0)
+    flags = [*SEQUENCES, *SCRATCH, "--data", str(data)]
+    summary = finetuned(tmp_path / "both", *flags, "--learning_rate", "0.5", "0.01")
+    assert summary["selection"]["learning_rate"] == 0.01
+    capsys.readouterr()
+    code = cli.run(finetune.main, [*flags, "--learning_rate", "0.5", "--out", str(tmp_path / "one")])
+    error = capsys.readouterr().err
+    assert code == cli.USER_ERROR and "a lower --learning_rate" in error and error.count("\n") == 1
+    assert not (tmp_path / "one" / "test_read.json").exists()

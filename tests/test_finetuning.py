@@ -352,6 +352,14 @@ def test_one_of_several_tasks_in_a_file_has_to_be_chosen(tmp_path):
         sequences.read_splits(tmp_path / "data", Columns())
 
 
+@pytest.mark.parametrize("suffix", ["csv", "tsv"])
+def test_sequences_in_tables_may_be_long(tmp_path, suffix):
+    """The csv module refuses cells above 131 072 characters unless told otherwise."""
+    path = tmp_path / f"x.{suffix}"
+    path.write_text("sequence,label\n{},1\n".format("ACGT" * 250_000).replace(",", "\t" if suffix == "tsv" else ","))
+    assert len(next(iter(read_records(path, Columns()))).tokens) == 1_000_000
+
+
 def test_case_is_dropped_and_ambiguous_codes_are_n(tmp_path):
     (tmp_path / "x.csv").write_text("sequence,label\nacgRn,1\n")
     assert next(iter(read_records(tmp_path / "x.csv", Columns()))).tokens.tolist() == [0, 1, 2, 4, 4]

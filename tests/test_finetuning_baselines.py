@@ -1,6 +1,7 @@
 """k-mer counts against a slow count of our own, the simple models on planted signals, and on GUE where the data are."""
 
 import gzip
+import math
 import os
 from pathlib import Path
 
@@ -130,6 +131,23 @@ def test_a_class_that_train_lacks_gets_no_probability() -> None:
     fitted = kmer_predictions(2, train, labels, train[:10], target, both_strands=False)
     assert fitted.predictions.shape == (10, 3)
     assert np.allclose(fitted.predictions.sum(1), 1) and not fitted.predictions[:, 2].any()
+
+
+def test_kmer_regression_of_one_class_is_certain_of_it() -> None:
+    """A part of train may lack a rare class."""
+    train, labels = planted(60, seed=6)
+    target = Target("multiclass", ("a", "b", "c"))
+    fitted = kmer_predictions(2, train, np.ones_like(labels), train[:10], target, both_strands=False)
+    assert (fitted.predictions == [0, 1, 0]).all()
+
+
+def test_a_penalty_whose_score_is_undefined_is_never_the_best(monkeypatch: pytest.MonkeyPatch) -> None:
+    train, labels = planted(60, seed=6)
+    scores = iter([math.nan, 0.2, 0.5, 0.3])
+    monkeypatch.setattr(baselines, "evaluate", lambda *arguments: {"mcc": next(scores)})
+    target = Target("multiclass", ("a", "b"))
+    fitted = kmer_predictions(2, train, labels, train[:10], target, both_strands=False)
+    assert (fitted.penalty, fitted.dev) == (baselines.PENALTIES[2], 0.5)
 
 
 def test_several_labels_and_numbers() -> None:

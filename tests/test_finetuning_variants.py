@@ -197,6 +197,11 @@ def test_the_threshold_is_the_best_of_dev():
     assert found["sensitivity"] == (probability[positive] >= chosen).mean()
 
 
+def test_figures_of_an_absent_class_are_missing():
+    found = at_threshold(np.array([True, True]), np.array([0.9, 0.2]), 0.5)
+    assert found == {"chosen_on_dev": 0.5, "accuracy": 0.5, "mcc": 0.0, "sensitivity": 0.5, "specificity": None}
+
+
 def test_shortcuts():
     positive = np.array([True, True, False, False])
     assert effect_rates(["a", "a", "b", "b"], np.array([1, 0, 0, 0]), ["a", "b", "c"]).tolist() == [0.5, 0.0, 0.25]
@@ -293,6 +298,7 @@ BAD = {
     "no table": (["--variants", "absent.tsv"], "no such file"),
     "no genome": (["--genome", "absent.fa"], "absent.fa: no such file"),
     "label": (["--label_columns", "verdict"], "no column 'verdict'"),
+    "two labels": (["--label_columns", "label", "gene"], "--label_columns: --task variants takes one column"),
     "split column": (["--split_by", "exon"], "no column 'exon'"),
     "effects": (["--effects", "nonsense"], "no variant is left (360 another effect)"),
     "k-mers": (["--kmer", "4"], "--kmer: not a flag of --task variants"),

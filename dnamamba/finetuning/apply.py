@@ -17,8 +17,8 @@ from dnamamba.model.checkpoint import load_classifier
 from dnamamba.model.classifier import HeadConfig, MambaClassifier
 from dnamamba.model.kernels import describe_kernels
 from dnamamba.outputs import refuse_existing, table_format, whole_file, write_table
-from dnamamba.training.progress import byte_bar, si
-from dnamamba.training.resolve import MICRO_TOKENS_CPU, MICRO_TOKENS_GPU
+from dnamamba.training.progress import job_bar, si
+from dnamamba.training.resolve import MICRO_TOKENS_CPU, MICRO_TOKENS_GPU, uses_gpu
 
 Columns = dict[str, list[Any]]
 
@@ -103,9 +103,7 @@ def write_columns(columns: Columns, path: Path) -> None:
 
 
 def _compute(settings: PredictSettings) -> Compute:
-    on_gpu = settings.accelerator == "gpu" or (settings.accelerator == "auto" and torch.cuda.is_available())
-    if on_gpu and not torch.cuda.is_available():
-        raise InputError("--accelerator gpu: torch sees no CUDA device here; use --accelerator cpu, or a CUDA build")
+    on_gpu = uses_gpu(settings.accelerator)
     if settings.micro_tokens is not None and settings.micro_tokens < 1:
         raise InputError(f"--micro_tokens: {settings.micro_tokens} is below 1")
     precision = settings.precision
@@ -118,5 +116,5 @@ def _compute(settings: PredictSettings) -> Compute:
 def _genome(settings: PredictSettings) -> TokenStore | None:
     if settings.genome is None:
         return None
-    with byte_bar("reading the genome", "B") as progress:
+    with job_bar("reading the genome", "B") as progress:
         return open_genome(settings.genome, progress=progress)

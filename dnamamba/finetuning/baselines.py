@@ -6,6 +6,7 @@
 The strength of the penalty is chosen on dev, or on a part of train where there is no dev; test is predicted once.
 """
 
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -119,6 +120,7 @@ def kmer_predictions(
         for penalty in PENALTIES:
             predicted = _fit(seen, fit_labels, target, penalty)(asked)
             score = evaluate(predicted, dev_labels, target)[SELECT_BY[target.kind]]
+            score = score if math.isfinite(score) else -math.inf  # not defined on this dev: never the better one
             if best is None or score > best[0]:
                 best = score, penalty, strands
     assert best is not None
@@ -151,11 +153,12 @@ def _fit(
         return lambda asked: np.column_stack(
             [m.predict_proba(asked)[:, 1] if m else np.full(len(asked), constant[i]) for i, m in enumerate(each)]
         )
-    model = logistic(labels)
+    classes = np.unique(labels).astype(np.int64)
+    model = logistic(labels) if len(classes) > 1 else None  # a rare class may be in no example of a part of train
 
     def probabilities(asked: np.ndarray) -> np.ndarray:
         table = np.zeros((len(asked), len(target.names)))
-        table[:, model.classes_.astype(np.int64)] = model.predict_proba(asked)  # a class may be missing in train
+        table[:, classes] = model.predict_proba(asked) if model else 1.0
         return table
 
     return probabilities

@@ -5,6 +5,7 @@ import math
 import numpy as np
 
 from dnamamba.finetuning.examples import Examples, Task
+from dnamamba.finetuning.metrics import evaluate
 
 TRAIN_EXAMPLES, TRAIN_BASES = 16_384, 1 << 27
 """At most, of a training set that is drawn from genomes."""
@@ -16,7 +17,7 @@ def simple_models(task: Task, test: Examples, kmer: int) -> dict[str, dict[str, 
     majority (of classes): the commonest one of train. composition (of classes): a classifier on GC, N and length alone.
     K-mer: a regression on the frequencies of words of `kmer` bases, chosen on dev; none for 0.
     """
-    from dnamamba.finetuning.baselines import composition_accuracy, kmer_regression
+    from dnamamba.finetuning.baselines import composition_accuracy, kmer_predictions
 
     train = task.train.sample(min(TRAIN_EXAMPLES, max(TRAIN_BASES // task.length, 1)))
     data = train.sequences(), train.labels, test.sequences(), test.labels
@@ -27,6 +28,8 @@ def simple_models(task: Task, test: Examples, kmer: int) -> dict[str, dict[str, 
         found["composition"] = {"accuracy": composition_accuracy(*data)}
     if kmer:
         print(f"    beside  training a regression on {kmer}-mers", flush=True)
-        metrics = kmer_regression(kmer, *data, task.target, dev=(task.dev.sequences(), task.dev.labels))
-        found[f"{kmer}-mer"] = {name: float(v) for name, v in metrics.items() if name != "k" and math.isfinite(v)}
+        dev = task.dev.sequences(), task.dev.labels
+        fitted = kmer_predictions(kmer, *data[:3], task.target, dev=dev)
+        metrics = evaluate(fitted.predictions, test.labels, task.target)
+        found[f"{kmer}-mer"] = {name: value for name, value in metrics.items() if math.isfinite(value)}
     return found

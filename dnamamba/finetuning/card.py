@@ -106,7 +106,9 @@ def _data_lines(data: dict[str, Any]) -> list[tuple[str, str]]:
         counts = found.get("class_counts") or {}
         shown = f" ({', '.join(f'{name} {count:,}' for name, count in list(counts.items())[:20])})" if counts else ""
         digest = found.get("sha256") or found.get("fingerprint", "")
-        lines.append((split, f"{found['examples']} examples{shown}, fingerprint {digest[:16]}…"))
+        count = found["examples"]  # of windows drawn anew each epoch it is a text that says so
+        size = f"{count:,} examples" if isinstance(count, int) else count
+        lines.append((split, f"{size}{shown}, fingerprint {digest[:16]}…"))
     for pair, found in data.get("overlaps", {}).items():
         if found["sequences"]:
             lines.append(("overlap", f"{found['sequences']:,} of {found['of']:,} in both {pair.replace('_', ' and ')}"))

@@ -41,7 +41,7 @@ def _multiclass(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, floa
     classes = np.arange(probabilities.shape[1])
     return {
         "accuracy": float((predicted == labels).mean()),
-        "mcc": _mcc(labels, predicted),
+        "mcc": matthews(labels, predicted),
         "f1": float(metrics.f1_score(labels, predicted, labels=classes, average="macro", zero_division=0)),
         "auroc": _multiclass_auroc(probabilities, labels),
     }
@@ -63,7 +63,7 @@ def _multilabel(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, floa
     return {
         "accuracy": float((predicted == (labels > 0)).mean()),
         "exact_match": float((predicted == (labels > 0)).all(1).mean()),
-        "mcc": float(np.mean([_mcc(labels[:, k] > 0, predicted[:, k]) for k in range(labels.shape[1])])),
+        "mcc": float(np.mean([matthews(labels[:, k] > 0, predicted[:, k]) for k in range(labels.shape[1])])),
         "f1": float(metrics.f1_score(labels > 0, predicted, average="macro", zero_division=0)),
         "auroc": float(np.mean(defined)) if defined else math.nan,
     }
@@ -99,7 +99,8 @@ def _auroc(is_positive: np.ndarray, scores: np.ndarray) -> float:
     return float(roc_auc_score(is_positive, scores))
 
 
-def _mcc(truth: np.ndarray, predicted: np.ndarray) -> float:
+def matthews(truth: np.ndarray, predicted: np.ndarray) -> float:
+    """Matthews correlation of (examples,) classes; 0 where either side has one class alone."""
     from sklearn.metrics import matthews_corrcoef
 
     if len(np.unique(truth)) < 2 or len(np.unique(predicted)) < 2:

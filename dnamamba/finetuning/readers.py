@@ -21,6 +21,8 @@ FASTA = (".fa", ".fasta", ".fna")
 SEQUENCE_COLUMNS = ("sequence", "seq", "Sequence", "dna", "text")
 LABEL_COLUMNS = ("label", "labels", "class", "target", "y")
 NAME_COLUMNS = ("name", "id", "seq_id")
+LONGEST_CELL = 1 << 30
+"""Characters of a cell of CSV and TSV, and so bases of a sequence."""
 
 
 class Columns(NamedTuple):
@@ -93,6 +95,7 @@ def to_tokens(sequence: str, where: object) -> np.ndarray:
 
 
 def _read_delimited(path: Path, delimiter: str, columns: Columns) -> Iterator[Record]:
+    csv.field_size_limit(LONGEST_CELL)  # the module's own is 131 072 characters, the process has but one
     try:
         with open_text(path) as file:
             rows = csv.reader(file, delimiter=delimiter)

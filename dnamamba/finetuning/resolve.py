@@ -12,7 +12,7 @@ from dnamamba.errors import InputError
 from dnamamba.finetuning.predictions import Compute
 from dnamamba.finetuning.settings import FinetuneSettings, RunSettings
 from dnamamba.finetuning.trial import STRAND_USES, WARMUP_FROM, warmup_lengths
-from dnamamba.training.resolve import MICRO_TOKENS_CPU, MICRO_TOKENS_GPU
+from dnamamba.training.resolve import MICRO_TOKENS_CPU, MICRO_TOKENS_GPU, uses_gpu
 from dnamamba.training.settings import ModelSettings
 
 FROM_SCRATCH = "none"
@@ -27,9 +27,7 @@ def resolve(settings: FinetuneSettings) -> RunSettings:
     if settings.checkpoint is None:
         raise InputError("--checkpoint: name a pretrained checkpoint or run folder, or none to train from scratch")
     scratch = settings.checkpoint == FROM_SCRATCH
-    on_gpu = settings.accelerator == "gpu" or (settings.accelerator == "auto" and torch.cuda.is_available())
-    if on_gpu and not torch.cuda.is_available():
-        raise InputError("--accelerator gpu: torch sees no CUDA device here; use --accelerator cpu, or a CUDA build")
+    on_gpu = uses_gpu(settings.accelerator)
     is_species = settings.task == "species"
     is_variants = settings.task == "variants"
     length = 1024 if settings.task != "sequences" and settings.length is None else settings.length
@@ -92,7 +90,7 @@ def refuse_changes(stored: dict[str, Any], now: dict[str, Any], config: Path, te
 
 
 def _check(settings: RunSettings) -> None:
-    minima = {"epochs": 1, "batch_size": 1, "micro_tokens": 1, "patience": 0, "seeds": 1, "kmer": 0}
+    minima = {"epochs": 1, "batch_size": 1, "micro_tokens": 1, "patience": 0, "seeds": 1, "seed": 0, "kmer": 0}
     for name, least in minima.items():
         if getattr(settings, name) < least:
             raise InputError(f"--{name}: {getattr(settings, name)} is below {least}")

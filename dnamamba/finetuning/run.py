@@ -2,6 +2,7 @@
 
 RUN/
     config.yaml, environment.json    settings as resolved; versions, commit, command
+    data.json                        splits, fingerprints, pretrained weights: a resumed run must find the same
     metrics.csv                      one row an epoch of every trial
     trials/seed-K-lr-R-CONJOIN/      a training each, see `dnamamba.finetuning.trial`
     test_read.json                   when the test split was read, and what had been selected by then
@@ -14,6 +15,7 @@ RUN/
 import csv
 import io
 import json
+import math
 import os
 import time
 from collections.abc import Callable
@@ -34,7 +36,7 @@ from dnamamba.finetuning.metrics import SELECT_BY, bootstrap_by_group, evaluate,
 from dnamamba.finetuning.predictions import Compute, predict_logits
 from dnamamba.finetuning.resolve import FROM_SCRATCH, as_plain, compute_of, refuse_changes, resolve
 from dnamamba.finetuning.settings import FinetuneSettings, RunSettings
-from dnamamba.finetuning.trial import Candidate, Row, Trial, TrialResult, best_weights, standardisation
+from dnamamba.finetuning.trial import Candidate, Diverged, Row, Trial, TrialResult, best_weights, standardisation
 from dnamamba.model.checkpoint import is_classifier, load_checkpoint, load_classifier, save_classifier
 from dnamamba.model.classifier import HeadConfig, MambaClassifier
 from dnamamba.model.config import ModelConfig
@@ -52,6 +54,7 @@ TASKS: dict[str, Callable[[RunSettings], Task]] = {
 }
 """What `--task` takes. A task is its data: train, dev and test, the target and what is to be told of them."""
 TEST_READ = "test_read.json"
+DATA = "data.json"
 
 
 def finetune(requested: FinetuneSettings) -> None:
@@ -73,11 +76,14 @@ def finetune(requested: FinetuneSettings) -> None:
     if settings.dry_run:
         return
     config_text = yaml.safe_dump(as_plain(replace(settings, resume=False)), sort_keys=False)
+    data = {**task.facts, "pretrained_weights": (start.pretraining or {}).get("weights_sha256")}
     if settings.resume:
         folder.mend()
+        _refuse_other_data(folder.path / DATA, data)
         write_atomically(folder.config, config_text)
     else:
         folder.create(config_text)
+        folder.write_json(DATA, data)
     began = time.strftime("%Y%m%d-%H%M%S")
     folder.write_json(
         f"environment-resumed-{began}.json" if settings.resume else "environment.json",
@@ -86,11 +92,27 @@ def finetune(requested: FinetuneSettings) -> None:
     try:
         chosen = _train(settings, task, start, compute, folder)
         _finish(settings, task, start, compute, folder, chosen)
+    except KeyboardInterrupt:
+        print(f"   stopped  go on from the last finished epoch with --resume --out {folder.path}", flush=True)
+        raise
     except torch.OutOfMemoryError:
         raise InputError(
             f"{compute.device}: out of memory: give less than --micro_tokens {settings.micro_tokens}, or "
             f"--model.activation_checkpointing true; go on with --resume --out {folder.path}"
         ) from None
+
+
+def _refuse_other_data(path: Path, now: dict[str, Any]) -> None:
+    """Raises `InputError` where files have changed since the run began; writes what there is now where a run was killed
+    before it wrote `path`."""
+    now = json.loads(json.dumps(now))
+    if not path.exists():
+        write_atomically(path, json.dumps(now, indent=2) + "\n")
+        return
+    stored = json.loads(path.read_text("utf-8"))
+    changed = sorted(name for name in stored.keys() | now.keys() if stored.get(name) != now.get(name))
+    if changed:
+        raise InputError(f"{path}: other data than the run began with ({', '.join(changed)}); begin a new run")
 
 
 class _Start:
@@ -146,7 +168,14 @@ def _train(settings: RunSettings, task: Task, start: _Start, compute: Compute, f
         return result
 
     candidates = [Candidate(rate, use) for use in settings.conjoin for rate in settings.learning_rate]
-    first = [run(settings.seed, candidate) for candidate in candidates]
+    first: list[TrialResult] = []
+    for candidate in candidates:
+        try:
+            first.append(run(settings.seed, candidate))
+        except Diverged as error:
+            if candidate == candidates[-1] and not first:
+                raise
+            print(f"{error}: left out", flush=True)
     best = max(first, key=lambda result: result.rank(metric))
     rest = range(settings.seed + 1, settings.seed + settings.seeds)
     return [best] + [run(seed, best.candidate) for seed in rest]
@@ -173,9 +202,8 @@ def _finish(
     record = folder.path / TEST_READ
     if record.exists() and json.loads(record.read_text("utf-8"))["selection"] != selection:
         raise InputError(f"{record}: the test split was read for another selection; begin a new run")
-    read_at = time.strftime("%Y-%m-%dT%H:%M:%S%z")
     if not record.exists():
-        folder.write_json(TEST_READ, {"read_at": read_at, "selection": selection})
+        folder.write_json(TEST_READ, {"read_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "selection": selection})
     test = task.test.read(selection)
     beside = simple_models(task, test, settings.kmer)
 
@@ -211,7 +239,7 @@ def _finish(
         "test_without_overlap": _without_overlap(task, test, predictions),
         "baselines": beside,
         "seconds": sum(result.seconds for result in chosen),
-        "test_read_at": read_at,
+        "test_read_at": json.loads(record.read_text("utf-8"))["read_at"],
         **task.facts,
         **(task.measure(test, predictions, on_dev) if task.measure else {}),
     }
@@ -276,6 +304,8 @@ def _link(link: Path, target: Path) -> None:
 def _print_header(settings: RunSettings, start: _Start, task: Task, compute: Compute) -> None:
     model = start.model(task, Candidate(settings.learning_rate[0], settings.conjoin[0]), settings.seed)
     source = "from scratch" if settings.checkpoint == FROM_SCRATCH else f"from {settings.checkpoint}"
+    steps_per_epoch = math.ceil(task.train.size / settings.batch_size)
+    steps = settings.steps or settings.epochs * steps_per_epoch
     rates, uses = ", ".join(f"{rate:g}" for rate in settings.learning_rate), ", ".join(settings.conjoin)
     notes = [
         ("task", f"{settings.task}, {settings.mode}"),
@@ -289,7 +319,8 @@ def _print_header(settings: RunSettings, start: _Start, task: Task, compute: Com
         ("kernels", describe_kernels(compute.device)),
         (
             "training",
-            f"{settings.seeds} seed(s), {settings.batch_size} examples a step, learning rate {rates}, conjoin {uses}",
+            f"{settings.seeds} seed{'s' if settings.seeds > 1 else ''}, {steps:,} steps of {settings.batch_size} "
+            f"examples ({steps / steps_per_epoch:.3g} epochs), learning rate {rates}, conjoin {uses}",
         ),
         ("run folder", str(settings.out)),
     ]
@@ -313,7 +344,8 @@ def _print_result(summary: dict[str, Any], folder: RunFolder, best: TrialResult)
             value, low, high, groups = found[measure].values()
             print(f"{name:>10}  {measure} {value:.4f} [{low:.4f}, {high:.4f}], 95 % from resampling {groups:,} groups")
     for name, found in summary["baselines"].items():
-        print(f"    beside  {name}: {', '.join(f'{key} {value:.4f}' for key, value in found.items())}")
+        shown = "GC, N and length alone" if name == "composition" else name
+        print(f"    beside  {shown}: {', '.join(f'{key} {value:.4f}' for key, value in found.items())}")
     print(f"   results  {folder.summary}, {folder.path / 'test_predictions.csv'}")
     print(f"checkpoint  {folder.path / f'seed-{best.seed}' / 'checkpoint'}")
 

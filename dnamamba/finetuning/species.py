@@ -21,7 +21,7 @@ from dnamamba.genome.contigs import select_contigs
 from dnamamba.genome.intervals import Interval, by_contig, subtract
 from dnamamba.genome.splits import make_splits
 from dnamamba.genome.store import Contig, TokenStore, open_genome
-from dnamamba.training.progress import byte_bar, si
+from dnamamba.training.progress import job_bar, si
 
 SPLITS = {"train": "train", "dev": "validation", "test": "test"}
 """Our split → the genome's."""
@@ -55,7 +55,7 @@ def build(settings: RunSettings) -> Task:
     rows = read_species(settings.species)
     stores = []
     for row in rows:
-        with byte_bar(f"reading {row.name}", "B") as progress:
+        with job_bar(f"reading {row.name}", "B") as progress:
             try:
                 stores.append(open_genome(row.fasta, progress=progress))
             except InputError as error:

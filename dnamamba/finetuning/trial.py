@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from dnamamba.errors import InputError
 from dnamamba.finetuning.examples import Batch, FixedSet, Task, strand_flags
 from dnamamba.finetuning.metrics import SELECT_BY, evaluate
 from dnamamba.finetuning.predictions import Compute, loss_sum, pool_all, predict_logits
@@ -93,6 +94,10 @@ class TrialResult:
         return _rank(self.dev, metric)
 
 
+class Diverged(InputError):
+    """A training whose numbers stopped being finite before dev was scored once."""
+
+
 class Trial:
     """Trains `model` on a task; `run` gives the result, from disk if there is one."""
 
@@ -135,6 +140,9 @@ class Trial:
             began = time.perf_counter()
             loss, seen = self._train_epoch(model, optimizer, state, step_features)
             trained = time.perf_counter()
+            if not math.isfinite(loss) or not all(map(_is_finite, model.parameters())):
+                self._tell_divergence(state)
+                break
             logits = predict_logits(model, self.task.dev, self.compute)
             shown = self._labels(labels)
             dev = {"loss": float(loss_sum(logits, shown, self.task.target)) / len(labels)}
@@ -159,6 +167,13 @@ class Trial:
             self._save(model, optimizer, state)
             report(row)
         return self._finish(state)
+
+    def _tell_divergence(self, state: "_State") -> None:
+        """The best epoch so far stays the result; raises `Diverged` if there is none."""
+        what = f"seed {self.seed}, learning rate {self.candidate.learning_rate:g}: numbers are no longer finite"
+        if state.best is None:
+            raise Diverged(f"{what} in the first epoch; begin a new run with a lower --learning_rate")
+        print(f"{what} in epoch {state.epoch + 1}: stopped, epoch {state.best_epoch} was the best", flush=True)
 
     def window_length(self, step: int) -> int | None:
         """Of the examples of a step during the length warm-up; None is the full length."""
@@ -318,6 +333,10 @@ def warmup_lengths(share: float, length: int) -> list[int]:
         shorter //= 2
         lengths.insert(0, shorter)
     return lengths
+
+
+def _is_finite(values: Tensor) -> bool:
+    return bool(values.isfinite().all())
 
 
 def _rank(dev: dict[str, float], metric: str) -> tuple[float, float]:

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dnamamba.finetuning.examples import Examples
+from dnamamba.finetuning.metrics import matthews
 
 RESAMPLES = 1000
 LEAST = 5
@@ -117,17 +118,15 @@ def best_threshold(positive: np.ndarray, probability: np.ndarray) -> float:
     return float(ranked[int(mcc.argmax())])
 
 
-def at_threshold(positive: np.ndarray, probability: np.ndarray, threshold: float) -> dict[str, float]:
-    """Test figures of calling positive what has at least the threshold."""
-    from sklearn.metrics import matthews_corrcoef
-
+def at_threshold(positive: np.ndarray, probability: np.ndarray, threshold: float) -> dict[str, float | None]:
+    """Test figures of calling positive what has at least the threshold; None where a class has no example."""
     called = probability >= threshold
     return {
         "chosen_on_dev": threshold,
         "accuracy": float((called == positive).mean()),
-        "mcc": float(matthews_corrcoef(positive, called)),
-        "sensitivity": float(called[positive].mean()) if positive.any() else float("nan"),
-        "specificity": float((~called[~positive]).mean()) if (~positive).any() else float("nan"),
+        "mcc": matthews(positive, called),
+        "sensitivity": float(called[positive].mean()) if positive.any() else None,
+        "specificity": float((~called[~positive]).mean()) if (~positive).any() else None,
     }
 
 

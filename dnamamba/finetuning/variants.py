@@ -19,7 +19,7 @@ from dnamamba.finetuning.readers import Record
 from dnamamba.finetuning.settings import RunSettings
 from dnamamba.finetuning.variant_report import VariantReport
 from dnamamba.genome.store import TokenStore, open_genome
-from dnamamba.training.progress import byte_bar
+from dnamamba.training.progress import job_bar
 
 SPLITS = ("train", "dev", "test")
 SHARES = {"train": 0.7, "dev": 0.15, "test": 0.15}
@@ -53,6 +53,8 @@ def build(settings: RunSettings) -> Task:
     assert settings.length is not None
     if settings.kmer:
         raise InputError("--kmer: not a flag of --task variants")
+    if len(settings.label_columns or []) > 1:
+        raise InputError("--label_columns: --task variants takes one column of two classes")
     path = settings.variants
     rows = list(read_rows(path))
     if not rows:
@@ -66,7 +68,7 @@ def build(settings: RunSettings) -> Task:
         raise InputError(f"{path}: --effects needs a column of effects; name it with --effect_column")
     split_by = _column(rows, settings.split_by, GROUP_COLUMNS, path, "--split_by", needed=False)
 
-    with byte_bar("reading the genome", "B") as progress:
+    with job_bar("reading the genome", "B") as progress:
         store = open_genome(settings.genome, progress=progress)
     left_out: Counter[str] = Counter()
     keep = np.ones(len(rows), bool)
@@ -87,7 +89,10 @@ def build(settings: RunSettings) -> Task:
     groups = [row.columns[split_by] if split_by else row.contig for row in rows]
     split = _splits(rows, groups, path)
     refuse_shared_groups(groups, split, path, split_by or "contig")
-    split, dropped = without_overlaps(*_places(rows, alleles), split, settings.length)
+    contig, position = _places(rows, alleles)
+    # Where each window begins, for `window` centres REF, however long: they overlap where that is closer than a length.
+    begins = position - (settings.length - alleles.ref_length) // 2
+    split, dropped = without_overlaps(contig, begins, split, settings.length)
     for name, count in dropped.items():
         left_out[f"window overlaps another split's ({name})"] += count
     members = {name: np.flatnonzero(split == name) for name in SPLITS}
@@ -313,8 +318,9 @@ def _places(rows: list[Row], alleles: Alleles) -> tuple[np.ndarray, np.ndarray]:
 def without_overlaps(
     contig: np.ndarray, position: np.ndarray, split: np.ndarray, length: int
 ) -> tuple[np.ndarray, dict[str, int]]:
-    """Takes out of train what lies closer than `length` bases to a variant of dev or test, and of dev what is so close
-    to one of test: the splits with "" in those places, and how many by split."""
+    """Takes out of train the windows of `length` bases that overlap one of dev or test, and of dev those that overlap
+    one of test: the splits with "" in those places, and how many by split. `position` (variants,) is where each
+    window begins, below 0 beyond the contig's start by `length` / 2 at most."""
     split = split.astype(object)
     dropped: dict[str, int] = {}
     for name, others in (("dev", ["test"]), ("train", ["dev", "test"])):

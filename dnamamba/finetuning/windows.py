@@ -112,8 +112,8 @@ def gather(tokens: np.ndarray, first: np.ndarray, out: np.ndarray, rows: np.ndar
 
 
 def spread_windows(stretches: list[Stretches], length: int, per_class: int) -> Examples:
-    """At most `per_class` windows of each species, as many of each, evenly spread over its split and at least a quarter
-    of `length` apart within a stretch: the same for every seed."""
+    """At most `per_class` windows of each species, as many of each, evenly spread over its split, about a quarter of
+    `length` apart or more within a stretch: the same for every seed."""
     found = [_spread(Starts(species, length), length) for species in stretches]
     per_class = min(per_class, *map(len, found))
     tokens = np.empty((per_class * len(stretches), length), np.uint8)

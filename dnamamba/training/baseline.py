@@ -3,7 +3,7 @@
 from dnamamba.genome.markov import MarkovScore, Progress, score
 from dnamamba.training.data import EvaluationSet
 from dnamamba.training.prepare import Prepared, PreparedGenome
-from dnamamba.training.progress import byte_bar
+from dnamamba.training.progress import job_bar
 from dnamamba.training.settings import RunSettings
 
 
@@ -16,7 +16,7 @@ def best_markov(settings: RunSettings, prepared: Prepared) -> list[MarkovScore]:
         return []
     scores = []
     for genome, windows in zip(prepared.genomes, prepared.data.validation, strict=True):
-        with byte_bar(f"Markov baseline {genome.name}".strip(), "bases") as progress:
+        with job_bar(f"Markov baseline {genome.name}".strip(), "bases") as progress:
             scores.append(_score(settings, genome, windows, progress))
     return scores
 

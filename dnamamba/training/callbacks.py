@@ -82,6 +82,10 @@ class RunControl(L.Callback):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        if "tokens" not in state:
+            raise InputError(
+                f"{self.folder.path}: begun by an earlier dnamamba, whose runs cannot be resumed; begin a new run"
+            )
         state = dict(state)
         self._restored_sums = state.pop("sums")
         self._restored_seconds = state.pop("seconds_since_row")

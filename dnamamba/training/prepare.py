@@ -18,7 +18,7 @@ from dnamamba.genome.windows import WindowPlan
 from dnamamba.training.data import EvaluationSet, Plan, PretrainData, Stage, evenly_spread
 from dnamamba.training.mixture import MixturePlan
 from dnamamba.training.mixture_file import GenomeSettings, read_mixture
-from dnamamba.training.progress import byte_bar
+from dnamamba.training.progress import job_bar
 from dnamamba.training.resolve import warmup_lengths, windows_per_pass
 from dnamamba.training.settings import RunSettings
 
@@ -114,7 +114,7 @@ def _prepare(settings: RunSettings, genome: GenomeSettings) -> PreparedGenome:
 
 
 def _open_and_plan(settings: RunSettings, genome: GenomeSettings) -> PreparedGenome:
-    with byte_bar(f"reading the genome {genome.name}".strip(), "B") as progress:
+    with job_bar(f"reading the genome {genome.name}".strip(), "B") as progress:
         store = open_genome(genome.genome, store=genome.store, verify=settings.verify, progress=progress)
     contigs = select_contigs(store, genome.contigs)
     splits = make_splits(

@@ -67,54 +67,36 @@ def clock(seconds: float) -> str:
 
 
 @contextmanager
-def byte_bar(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
-    """Gives a function to be told (done, total) now and then; on a terminal that is a bar, elsewhere nothing."""
-    with tqdm(desc=what, unit=unit, unit_scale=True, leave=False, disable=not sys.stderr.isatty()) as bar:
+def job_bar(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
+    """Gives a function to be told (done, total) now and then: a bar on a terminal, elsewhere a line every few seconds.
 
-        def update(done: int, total: int) -> None:
+    Both go to stderr. A job of a few seconds leaves no line; `total` is 0 where it is not known.
+    """
+    on_terminal = sys.stderr.isatty()
+    began = line = time.perf_counter()
+    with tqdm(desc=what, unit=unit, unit_scale=True, leave=False, disable=not on_terminal) as bar:
+
+        def tell(done: int, total: int) -> None:
+            nonlocal line
             bar.total = total
             bar.update(done - bar.n)
-
-        yield update
-
-
-@contextmanager
-def job_bar(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
-    """As `byte_bar`; where there is no terminal, a line every few seconds with the time that is left."""
-    if sys.stderr.isatty():
-        with byte_bar(what, unit) as update:
-            yield update
-        return
-    began = line = time.perf_counter()
-
-    def tell(done: int, total: int) -> None:
-        nonlocal line
-        now = time.perf_counter()
-        if done and now - line > LINE_EVERY:
-            left = (now - began) / done * (total - done)
-            print(f"{what} {si(done).strip()} of {si(total).strip()} {unit}  ETA {clock(left)}", flush=True)
-            line = now
-
-    yield tell
-
-
-@contextmanager
-def long_job(what: str, unit: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Gives a function to be told how much has just been done; a bar on a terminal, a line now and then elsewhere."""
-    on_terminal = sys.stderr.isatty()
-    began = last = time.perf_counter()
-    done = 0
-    with tqdm(desc=what, unit=unit, unit_scale=True, total=total, leave=False, disable=not on_terminal) as bar:
-
-        def advance(count: int) -> None:
-            nonlocal done, last
-            done += count
-            bar.update(count)
             now = time.perf_counter()
-            if not on_terminal and now - last > LINE_EVERY:
-                speed = done / (now - began)
-                left = clock((total - done) / speed) if speed else "?"
-                print(f"{what} {done / max(total, 1):.0%}  {si(speed)}{unit}/s  ETA {left}", flush=True)
-                last = now
+            if not on_terminal and now - line > LINE_EVERY:
+                line = now
+                left = clock((now - began) / done * (total - done)) if done and total else "?"
+                share = f"{si(done).strip()} of {si(total).strip() if total else '?'} {unit}"
+                print(f"{what} {share}  ETA {left}", file=sys.stderr, flush=True)
 
-        yield advance
+        yield tell
+
+
+def by_count(tell: Callable[[int, int], None], total: int) -> Callable[[int], None]:
+    """The function of `job_bar` for a job that knows how much it has just done, not how much in all."""
+    done = 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        tell(done, total)
+
+    return advance

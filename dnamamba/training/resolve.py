@@ -34,7 +34,7 @@ def resolve(settings: PretrainSettings) -> RunSettings:
     """Every `None` that stands for a default filled in, paths made absolute. Raises `InputError`."""
     is_demo = settings.genome is None and settings.mixture is None
     _refuse_beside_mixture(settings)
-    on_gpu = _on_gpu(settings.accelerator)
+    on_gpu = uses_gpu(settings.accelerator)
     length = _or(settings.length, DEMO_LENGTH if is_demo else LENGTH)
     here = place()
     devices = _or(settings.devices, here.world_size or 1)
@@ -128,7 +128,8 @@ def _or(value: Any, default: Any) -> Any:
     return default if value is None else value
 
 
-def _on_gpu(accelerator: str) -> bool:
+def uses_gpu(accelerator: str) -> bool:
+    """What `--accelerator` auto, cpu or gpu means here. Raises `InputError` for a GPU that is not there."""
     if accelerator == "gpu" and not torch.cuda.is_available():
         raise InputError("--accelerator gpu: torch sees no CUDA device here; use --accelerator cpu, or a CUDA build")
     return accelerator == "gpu" or (accelerator == "auto" and torch.cuda.is_available())

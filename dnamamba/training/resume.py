@@ -1,12 +1,17 @@
 """Going on with a run: which settings it had, and which of them may change on the way."""
 
 import json
+import sys
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from dnamamba.cli import Parser
 from dnamamba.errors import InputError
-from dnamamba.training.settings import PretrainSettings
+from dnamamba.training.settings import ModelSettings, PretrainSettings
+
+Settings = TypeVar("Settings")
 
 SAFE_TO_CHANGE = frozenset(
     {
@@ -38,6 +43,19 @@ SAFE_TO_CHANGE = frozenset(
 )
 """Settings that may differ when a run is resumed: none of them alters which windows a step sees (`max_steps` would
 under `length_warmup`, and is refused then). A new `max_steps` stretches the rest of the learning-rate schedule."""
+
+
+def parse_run(parser: Parser, settings: Callable[..., Settings], arguments: list[str] | None) -> Settings:
+    """The command line as `settings`, a dataclass of a run's flags with a `model` among them.
+
+    A resumed run takes its settings from its own folder; flags given now win.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    parsed = parser.parse_args(given)
+    if parsed.resume:
+        parsed = parser.parse_args([f"--config={stored_config(parsed.out)}", *given])
+    values = {field.name: parsed.get(field.name) for field in fields(settings)}  # type: ignore[arg-type]
+    return settings(**values | {"model": ModelSettings(**parsed.model.as_dict())})
 
 
 def stored_config(out: Path | None) -> Path:
