@@ -23,10 +23,14 @@ import inspect
 import itertools
 import os
 import re
+import signal
 import sys
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any, NoReturn
 
 import jsonargparse
@@ -42,7 +46,8 @@ BROKEN_PIPE = 141
 
 
 def run(main: Callable[[list[str] | None], None], arguments: list[str] | None = None) -> int:
-    """Runs an entry point and returns its exit code: 0, 2 with one line on stderr for bad input, 130 after ctrl-C.
+    """Runs an entry point and returns its exit code: 0, 2 with one line on stderr for bad input, 130 after ctrl-C, 143
+    after SIGTERM.
 
     `arguments` are those behind the program's name; None takes them from `sys.argv`, as argparse does. `OSError`s that
     carry an errno (a missing file, a full disk, no permission) are the user's to mend and treated as bad input; any
@@ -52,8 +57,9 @@ def run(main: Callable[[list[str] | None], None], arguments: list[str] | None = 
     # very thread they wait for: two cores with one busy process trained 4 times slower (LOG.md). Read at its import.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        main(arguments)
-        sys.stdout.flush()
+        with _end_on_signals():
+            main(arguments)
+            sys.stdout.flush()
     except InputError as error:
         return _refuse(str(error))
     except BrokenPipeError:
@@ -68,7 +74,44 @@ def run(main: Callable[[list[str] | None], None], arguments: list[str] | None = 
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
+    except _Ended as ended:
+        print(f"ended by {ended.signal.name}", file=sys.stderr)
+        return 128 + ended.signal
     return 0
+
+
+class _Ended(BaseException):
+    """Raised by a signal that ends the program, so that what it has begun is put away as after ctrl-C."""
+
+    def __init__(self, number: int) -> None:
+        self.signal = signal.Signals(number)
+
+
+@contextmanager
+def _end_on_signals() -> Iterator[None]:
+    """SIGTERM (a cluster's time limit, kill) and SIGHUP (the terminal has gone) raise `_Ended`, where nobody else has
+    a use for them; their default ends the process on the spot and leaves its temporary files."""
+    if threading.current_thread() is not threading.main_thread():  # Python lets no other thread set handlers
+        yield
+        return
+    process = os.getpid()
+
+    def end(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)  # the second one does not wait
+        if os.getpid() != process:  # a forked worker, which inherits the handler
+            os.kill(os.getpid(), number)
+        else:
+            raise _Ended(number)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    for number, handler in before.items():
+        if handler is signal.SIG_DFL:  # `nohup` ignores SIGHUP
+            signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class Parser(jsonargparse.ArgumentParser):

@@ -1,9 +1,12 @@
 """Files that a job leaves: whole or not at all, and never over an existing one without being told."""
 
+import errno
 import importlib.util
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import re
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +20,8 @@ TABLES = {".parquet": "Parquet", ".tsv": "tab-separated text", ".csv": "comma-se
 
 
 def refuse_existing(paths: Sequence[Path], overwrite: bool = False) -> None:
-    """Asked before the long work begins. Raises `InputError` for a file that exists, or whose folder does not."""
+    """Asked before the long work begins. Raises `InputError` for a file that exists, or whose folder does not or takes
+    no file."""
     for path in paths:
         if path.is_dir():
             raise InputError(f"{path}: is a folder; give the name of a file")
@@ -25,20 +29,55 @@ def refuse_existing(paths: Sequence[Path], overwrite: bool = False) -> None:
             raise InputError(f"{path}: exists already; choose another --out, or give --overwrite")
         if not path.absolute().parent.is_dir():
             raise InputError(f"{path}: there is no folder {path.absolute().parent}; make it first")
+    for folder in dict.fromkeys(path.absolute().parent for path in paths):
+        try:
+            tempfile.TemporaryFile(dir=folder).close()
+        except OSError as error:
+            raise InputError(f"{folder}: no file can be written there ({error.strerror})") from None
 
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """A temporary name beside `path` to write to; renamed to `path` when the block ends well, else removed.
 
-    The temporary name ends in `path`'s suffix, by which some writers choose their format.
+    The temporary name ends in `path`'s suffix, by which some writers choose their format. A full disk and the like is
+    an `OSError` with its number and the folder's name, whichever library writes.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial{path.suffix}")
     try:
         yield partial
         os.replace(partial, path)
+    except Exception as error:
+        folder = str(path.absolute().parent)
+        if isinstance(error, OSError) and error.errno is not None:
+            error.filename = error.filename or folder
+        elif told := re.search(r"\(os error (\d+)\)", str(error)):  # polars: Rust's words, in an error without number
+            raise OSError(int(told[1]), os.strerror(int(told[1])), folder) from error
+        raise
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def bgzip_file(path: Path) -> Iterator[Callable[[bytes], None]]:
+    """What appends to a new file, compressed with bgzip. Raises `OSError` where the disk takes no more."""
+    import pysam
+
+    file = pysam.BGZFile(str(path), "wb", None)
+
+    def checked(call: Callable[..., object], *arguments: bytes) -> None:
+        try:
+            call(*arguments)
+        except OSError as error:  # htslib's, without a number
+            raise OSError(error.errno or errno.EIO, "the file could not be written; is the disk full?") from None
+
+    try:
+        yield lambda text: checked(file.write, text)
+    except BaseException:
+        with suppress(OSError):
+            file.close()
+        raise
+    checked(file.close)
 
 
 def refuse_missing_library(name: str, wanted_by: str) -> None:

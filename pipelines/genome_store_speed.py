@@ -1,7 +1,7 @@
 """Measures the token store and the windows on real genomes, each build in a process of its own.
 
     python pipelines/genome_store_speed.py chr20.fa.gz
-    python pipelines/genome_store_speed.py *.fa.gz --bases 3100000000 --scratch /tmp
+    python pipelines/genome_store_speed.py *.fa.gz --bases 3100000000 --scratch scratch
 
 With --bases the genomes are written again and again, contigs renamed, into one gzipped FASTA of that many bases, which
 is then measured in their place. Nothing is left in the scratch folder. Prints one line a figure, with its target.

@@ -8,7 +8,7 @@ for `python -m dnamamba.pretrain --mixture`, and BED files of the LRG records of
 
 - chr20: 0-10 Mb validation (and the 1000 Genomes variants lie there), the rest training.
 - LRG: records that lie on chr20 or chr22 (the apes' loci) and those near BRCA1 are in no split. Of the others, those
-  closer than --margin bases on GRCh37 go to one split together, drawn by (seed, first record of the group).
+  closer than --margin bases on GRCh37 go to one split together, drawn by a hash of the group's first record.
 - apes: their own splits.
 """
 

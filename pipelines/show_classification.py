@@ -1,7 +1,7 @@
 """Runs workflows without a workflow engine: several small runs a GPU, within a time budget, resumable.
 
     python pipelines/show_classification.py pipelines/distant.yaml pipelines/gue.yaml --minutes 25 --jobs_per_gpu 3 \\
-        --set splits=.carry/species --set checkpoint=runs/distant/pretrain
+        --set splits=runs/species --set checkpoint=runs/distant/pretrain
 
 The YAML files are those of `Snakefile` (`plan.py` tells their keys); `--set KEY=VALUE` changes a key of all of them,
 `--set NAME:KEY=VALUE` of NAME.yaml alone (dots lead into mappings: `finetune.seeds=3`; the value is YAML). Runs begin

@@ -180,6 +180,13 @@ def test_failure_leaves_no_files(checkpoint, fasta, tmp_path, monkeypatch):
     assert not any(tmp_path.iterdir())
 
 
+def test_the_array_on_disk_has_all_its_room_at_once(tmp_path):
+    """A sparse one under a mapping would end the process by SIGBUS when the disk fills up."""
+    array = embed_job._array_on_disk(tmp_path / "a.npy", (1000, 100))
+    assert array.shape == (1000, 100) and array.dtype == np.float32
+    assert (tmp_path / "a.npy").stat().st_blocks * 512 >= array.nbytes
+
+
 @pytest.mark.parametrize(
     ("flags", "told"),
     [

@@ -85,7 +85,11 @@ def test_one_way_to_say_where(store, tmp_path):
     assert read_regions(store, None, bed) == [Interval("chr2", 5, 9), Interval("chr1", 1, 3), Interval("chr2", 8, 12)]
     assert read_regions(store, ["chr2:1-2", "chr1"], None) == [Interval("chr2", 0, 2), Interval("chr1", 0, 1200)]
     assert read_regions(store, None, None, ["chr2"]) == [Interval("chr2", 0, 50)]
-    assert [interval.contig for interval in read_regions(store, None, None)] == ["chr1", "chr2", "odd:1-20"]  # primary ones
+    assert [interval.contig for interval in read_regions(store, None, None)] == [
+        "chr1",
+        "chr2",
+        "odd:1-20",
+    ]  # primary ones
     merged = merged_regions(store, read_regions(store, None, bed))
     assert {name: pairs.tolist() for name, pairs in merged.items()} == {"chr1": [[1, 3]], "chr2": [[5, 12]]}
     with pytest.raises(InputError, match="--region and --regions both say where"):

@@ -41,6 +41,18 @@ def documented_commands():
                 yield document.name, found[1], re.findall(r"(?<!\S)--[a-z_.]+", found[2])
 
 
+def documented_scripts():
+    """(place, script, flags) of each `python FOLDER/SCRIPT.py ...` in the documents and in the scripts' own heads."""
+    scripts = [path for folder in ("pipelines", "data", "kernels/bench") for path in ROOT.glob(f"{folder}/*.py")]
+    for place in [*DOCUMENTS, ROOT / "kernels" / "README.md", *scripts]:
+        text = place.read_text()
+        if place.suffix == ".py":
+            text = text.split('"""')[1]
+        text = re.sub(r"\\+\n\s*", " ", text)
+        for found in re.finditer(r"python ((?:pipelines|data|kernels/bench)/\w+\.py)([^`\n]*)", text):
+            yield str(place.relative_to(ROOT)), found[1], re.findall(r"(?<!\S)\[?(--[a-z_.]+)", found[2])
+
+
 def output_of(*command):
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
 
@@ -65,8 +77,29 @@ def test_documented_commands_parse(document, verb, flags):
     assert set(flags) <= known
 
 
+def test_documented_scripts_have_their_flags():
+    """By their text, not by asking them: each would have to import torch first."""
+    found = list(documented_scripts())
+    assert len({script for _, script, _ in found}) > 10
+    for place, script, flags in found:
+        assert (ROOT / script).is_file(), f"{place}: {script}"
+        if script == "pipelines/simple_models.py":
+            continue  # takes the flags of finetune
+        known = set(re.findall(r'"(--\w+)"', (ROOT / script).read_text()))
+        assert set(flags) <= known, f"{place}: {script}"
+
+
+def test_every_verb_and_every_script_is_documented():
+    guide = (ROOT / "GUIDE.md").read_text()
+    assert [verb for verb in VERBS if not re.search(rf"dnamamba[. ]{verb}\b", guide)] == []
+    table = (ROOT / "pipelines" / "README.md").read_text()
+    assert [path.name for path in ROOT.glob("pipelines/*.py") if f"`{path.name}`" not in table] == []
+
+
 def test_documents_name_files_that_exist():
-    for document in DOCUMENTS:
+    for place in re.findall(r"`(\w+/[\w/]+\.\w+)", (ROOT / "ARCHITECTURE.md").read_text()):
+        assert (ROOT / place).exists() or (ROOT / "dnamamba" / place).exists(), f"ARCHITECTURE.md: {place}"
+    for document in [*DOCUMENTS, ROOT / "kernels" / "README.md"]:
         for target in re.findall(r"\]\(([^)#]+)\)", document.read_text()):
             if "://" not in target:
                 assert (document.parent / target).exists(), f"{document.name}: {target}"

@@ -1,5 +1,6 @@
 """Per-position likelihoods: equal to the model run plainly, alike on both strands, missing where nothing is known."""
 
+import contextlib
 import gzip
 import itertools
 import json
@@ -15,7 +16,7 @@ import torch
 
 from dnamamba import cli, likelihood
 from dnamamba.alphabet import BASES, COMPLEMENT, TOKEN_BITS, encode
-from dnamamba.analysis import contig_tracks, track_files
+from dnamamba.analysis import contig_tracks, likelihood_job, track_files
 from dnamamba.analysis.inference import load_for_inference
 from dnamamba.analysis.likelihood import STRANDS, likelihood_table
 from dnamamba.analysis.strand_rows import TRACKS
@@ -308,6 +309,24 @@ def test_equal_neighbours_share_a_line_of_bedgraph(tmp_path):
             write(tracks)
     with gzip.open(tmp_path / "x.gz", "rt") as text:
         assert text.read() == "c\t0\t1\t0.25\nc\t2\t4\t0.25\nc\t5\t6\t0.25\nc\t6\t7\t0.5\n"
+
+
+def test_all_formats_at_once_on_many_bases(tmp_path):
+    """Each in its thread, two of them with polars, whose own threads must not wait for ours: this has hung."""
+    bases = 1_300_000  # more than a block
+    values = np.random.default_rng(0).random((2, bases)).astype(np.float32)
+    columns = [contig_tracks.Column(strand, "entropy") for strand in STRANDS]
+    with contig_tracks.ContigTracks(
+        "c", np.zeros(bases, np.uint8), np.array([[0, bases]]), ["forward", "reverse"], ["entropy"], tmp_path
+    ) as tracks:
+        tracks.put("forward", 0, values[:1])
+        tracks.put("reverse", 0, values[1:])
+        with contextlib.ExitStack() as stack:
+            files = track_files.open_files(tmp_path / "x", likelihood_job.FORMATS, columns, {"c": bases})
+            likelihood_job._write_all(tracks, [stack.enter_context(open_it(path)) for path, open_it in files])
+    assert len(list(tmp_path.iterdir())) == len(files) == 8
+    table = pl.read_parquet(tmp_path / "x.parquet")
+    np.testing.assert_array_equal(table["mean_entropy"].to_numpy(), values.mean(0))
 
 
 @pytest.mark.parametrize("failure", [KeyboardInterrupt, OSError(28, "No space left on device")])

@@ -104,6 +104,13 @@ def test_annotating_again_replaces_the_fields(source, tmp_path):
     assert twice.read_bytes() == direct.read_bytes()
 
 
+def test_fields_of_ours_that_the_header_does_not_declare_are_replaced_too(tmp_path):
+    record = "1\t10\t.\tA\tC\t.\t.\tAX_LLR=1;X_LLR=3;X_LLRS=2;X_NONE\tGT\t0|1\n"
+    out = tmp_path / "out.vcf"
+    annotate(written(tmp_path, HEADER + COLUMNS + record), out, FIELDS, [("-1", None, None)])
+    assert out.read_text().splitlines()[-1].split("\t")[7] == "AX_LLR=1;X_LLRS=2;X_LLR=-1"
+
+
 def test_windows_line_ends_and_a_missing_last_one_are_read(tmp_path):
     text = (HEADER + COLUMNS + "\n".join(RECORDS)).replace("\n", "\r\n")
     path = written(tmp_path, text)

@@ -1,5 +1,6 @@
 """The job behind `python -m dnamamba.embed`: read, embed, write, and say what was done."""
 
+import os
 import shutil
 import tempfile
 import time
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dnamamba.alphabet import TOKEN_TO_ASCII
-from dnamamba.analysis.embedding import embed_stretches, position_offsets
+from dnamamba.analysis.embedding import Pool, embed_stretches, position_offsets
 from dnamamba.analysis.embedding_settings import EmbedSettings
 from dnamamba.analysis.inference import Inference, load_for_inference
 from dnamamba.analysis.score_job import BATCH_TOKENS
@@ -19,7 +20,7 @@ from dnamamba.analysis.stretches import Stretch, read_stretches
 from dnamamba.errors import InputError
 from dnamamba.genome.store import open_genome
 from dnamamba.outputs import refuse_existing, refuse_missing_library, whole_file
-from dnamamba.training.progress import byte_bar, long_job, si
+from dnamamba.training.progress import by_count, job_bar, si
 
 if TYPE_CHECKING:
     import polars
@@ -34,7 +35,7 @@ def embed(settings: EmbedSettings) -> None:
     _check_settings(settings)
     store = None
     if settings.genome:
-        with byte_bar("reading the genome", "B") as progress:
+        with job_bar("reading the genome", "B") as progress:
             store = open_genome(settings.genome, settings.store, progress=progress)
     stretches = read_stretches(settings.input, store)
     inference = load_for_inference(settings.checkpoint, settings.accelerator, settings.precision)
@@ -46,10 +47,11 @@ def embed(settings: EmbedSettings) -> None:
     rows = bases if settings.pool == "position" else len(stretches)
     passes = 2 if settings.both_strands else 1
     # In a file and not in memory: an embedding a position is a thousand bytes a base.
-    with tempfile.TemporaryDirectory(dir=settings.out.absolute().parent, prefix=".dnamamba-") as name:
-        array = np.lib.format.open_memmap(Path(name) / "embedding.npy", "w+", np.float32, (rows, width))
+    beside = settings.out.absolute().parent
+    with whole_file(settings.out) as partial, tempfile.TemporaryDirectory(dir=beside, prefix=".dnamamba-") as name:
+        array = _array_on_disk(Path(name) / "embedding.npy", (rows, width))
         began = time.perf_counter()
-        with long_job("embedding", "b", passes * bases) as advance:
+        with job_bar("embedding", "b") as tell:
             embed_stretches(
                 inference,
                 stretches,
@@ -57,28 +59,38 @@ def embed(settings: EmbedSettings) -> None:
                 array,
                 batch_tokens=settings.batch_tokens or BATCH_TOKENS[inference.device.type],
                 both_strands=settings.both_strands,
-                progress=advance,
+                progress=by_count(tell, passes * bases),
             )
         seconds = time.perf_counter() - began
         if settings.out.suffix == ".npz":
-            _write_npz(Path(name), array, stretches, settings)
+            _write_npz(Path(name), array, stretches, settings.pool, partial)
         else:
-            _write_parquet(Path(name), array, stretches, settings)
+            _write_parquet(Path(name), array, stretches, settings.pool, partial)
         del array
     print(f"  embedded  {si(passes * bases)}b in {seconds:.1f} s, {si(passes * bases / seconds)}b/s")
     print(f"   written  {settings.out}: {rows:,} embeddings of {width} numbers")
 
 
-def _write_npz(folder: Path, array: np.ndarray, stretches: Sequence[Stretch], settings: EmbedSettings) -> None:
+def _array_on_disk(path: Path, shape: tuple[int, int]) -> np.ndarray:
+    """A new fp32 array in a file. Raises `OSError` where the disk has no room for it."""
+    array = np.lib.format.open_memmap(path, "w+", np.float32, shape)
+    if hasattr(os, "posix_fallocate"):  # not on macOS
+        # All its room at once: a disk that fills up under a mapped file ends the process by SIGBUS.
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return array
+
+
+def _write_npz(folder: Path, array: np.ndarray, stretches: Sequence[Stretch], pool: Pool, path: Path) -> None:
     """name, contig, start, end, strand of the sequences; embedding; offset of each sequence's first position."""
     array.flush()  # type: ignore[attr-defined]
     columns: dict[str, Any] = {name: np.array(values) for name, values in _columns(stretches).items()}
-    if settings.pool == "position":
+    if pool == "position":
         columns["offset"] = position_offsets(stretches)
     for name, values in columns.items():
         np.save(folder / f"{name}.npy", values)
     # Not compressed: numbers like these hardly shrink.
-    with whole_file(settings.out) as partial, zipfile.ZipFile(partial, "w") as archive:
+    with zipfile.ZipFile(path, "w") as archive:
         for name in [*columns, "embedding"]:
             with (
                 (folder / f"{name}.npy").open("rb") as source,
@@ -87,7 +99,7 @@ def _write_npz(folder: Path, array: np.ndarray, stretches: Sequence[Stretch], se
                 shutil.copyfileobj(source, to, 16 << 20)
 
 
-def _write_parquet(folder: Path, array: np.ndarray, stretches: Sequence[Stretch], settings: EmbedSettings) -> None:
+def _write_parquet(folder: Path, array: np.ndarray, stretches: Sequence[Stretch], pool: Pool, path: Path) -> None:
     """A row a sequence, or a row a position; `embedding` is an array of d_model fp32."""
     import polars
 
@@ -97,11 +109,10 @@ def _write_parquet(folder: Path, array: np.ndarray, stretches: Sequence[Stretch]
     parts.mkdir()
     for first in range(0, len(array), PART):
         last = min(first + PART, len(array))
-        rows = table[first:last] if settings.pool != "position" else _positions(table, stretches, first, last)
+        rows = table[first:last] if pool != "position" else _positions(table, stretches, first, last)
         part = rows.with_columns(polars.Series("embedding", array[first:last], dtype=kind))
         part.write_parquet(parts / f"{first:012d}.parquet", compression="lz4")
-    with whole_file(settings.out) as partial:  # polars appends to no Parquet file
-        polars.scan_parquet(parts / "*.parquet").sink_parquet(partial)
+    polars.scan_parquet(parts / "*.parquet").sink_parquet(path)  # polars appends to no Parquet file
 
 
 def _positions(table: "polars.DataFrame", stretches: Sequence[Stretch], first: int, last: int) -> "polars.DataFrame":

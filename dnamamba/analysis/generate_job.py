@@ -15,10 +15,12 @@ from dnamamba.analysis.inference import load_for_inference
 from dnamamba.errors import InputError
 from dnamamba.genome.reader import SequenceBlock, read_genome
 from dnamamba.outputs import refuse_existing, whole_file
-from dnamamba.training.progress import byte_bar, job_bar
+from dnamamba.training.progress import job_bar
 
 LINE = 80
 """Bases a line of FASTA."""
+LOWEST_TEMPERATURE = 1e-6
+"""Logits divided by less overflow; they are as good as at 0 before."""
 
 
 class Prompt(NamedTuple):
@@ -39,9 +41,7 @@ def run_generation(settings: GenerateSettings) -> None:
     generator = Generator(inference, Sampling(settings.temperature, settings.top_k, settings.seed))
     rows = [(number, prompt) for number, prompt in enumerate(p for p in prompts for _ in range(settings.samples))]
     began = time.perf_counter()
-    # Lines of progress go where the sequences do not.
-    progress = byte_bar if settings.out is None else job_bar
-    with _output(settings) as file, progress("sampling", "b") as update:
+    with _output(settings) as file, job_bar("sampling", "b") as update:
         for first in range(0, len(rows), settings.batch):
             batch = rows[first : first + settings.batch]
 
@@ -91,8 +91,8 @@ def _check(settings: GenerateSettings) -> None:
             raise InputError(f"--{name}: {getattr(settings, name)} is below 1")
     if settings.top_k > BASES:
         raise InputError(f"--top_k: {settings.top_k} is above {BASES}, the number of bases")
-    if not 0 <= settings.temperature < float("inf"):
-        raise InputError(f"--temperature: {settings.temperature} is no number of at least 0")
+    if not (settings.temperature == 0 or LOWEST_TEMPERATURE <= settings.temperature < float("inf")):
+        raise InputError(f"--temperature: {settings.temperature} is neither 0 nor at least {LOWEST_TEMPERATURE:g}")
     if settings.seed < 0:
         raise InputError(f"--seed: {settings.seed} is below 0")
 

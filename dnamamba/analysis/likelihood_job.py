@@ -26,7 +26,7 @@ from dnamamba.genome.intervals import ByContig
 from dnamamba.genome.regions import bases_of, merged_regions, read_regions
 from dnamamba.genome.store import TokenStore, open_genome
 from dnamamba.outputs import refuse_existing, whole_file
-from dnamamba.training.progress import byte_bar, job_bar, si
+from dnamamba.training.progress import by_count, job_bar, si
 
 FORMATS = ("bigwig", "bedgraph", "parquet", "npz")
 
@@ -62,7 +62,7 @@ def run_likelihood(settings: LikelihoodSettings) -> None:
     planned = [path for path, _ in open_files(settings.out, choice.formats, choice.columns, {})]
     refuse_existing([*planned, card], settings.overwrite)
 
-    with byte_bar("reading the genome", "B") as progress:
+    with job_bar("reading the genome", "B") as progress:
         store = open_genome(settings.genome, settings.store, progress=progress)
     merged = merged_regions(store, read_regions(store, settings.region, settings.regions, settings.contigs))
     wanted = dict(sorted(merged.items()))  # by name, the order in which UCSC's tools look contigs up in a bigWig
@@ -112,14 +112,8 @@ def _compute_and_write(
     """Contig by contig; seconds of computing and of writing."""
     compute_seconds = write_seconds = 0.0
     to_read = sum(row.end - row.start - 1 for of_contig in rows.values() for row in of_contig)
-    read = 0
-    with contextlib.ExitStack() as writers, job_bar("likelihood", "b") as progress:
-
-        def tell(count: int) -> None:
-            nonlocal read
-            read += count
-            progress(read, to_read)
-
+    with contextlib.ExitStack() as writers, job_bar("likelihood", "b") as tell:
+        advance = by_count(tell, to_read)
         writes = [writers.enter_context(open_it(name)) for name, open_it in names]
         for name, pairs in wanted.items():
             contig = store.contig(name)
@@ -127,7 +121,7 @@ def _compute_and_write(
             folder = settings.out.absolute().parent
             with ContigTracks(name, tokens, pairs, choice.computed, choice.tracks, folder) as tracks:
                 began = time.perf_counter()
-                fill_tracks(inference, tracks, tokens, rows[name], batch_tokens, sums, tell)
+                fill_tracks(inference, tracks, tokens, rows[name], batch_tokens, sums, advance)
                 computed = time.perf_counter()
                 _write_all(tracks, writes)
                 compute_seconds += computed - began

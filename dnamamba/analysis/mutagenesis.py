@@ -10,8 +10,7 @@ from dnamamba.alphabet import BASES, TOKEN_BITS, decode
 from dnamamba.analysis.alleles import Alleles
 from dnamamba.analysis.inference import Inference, load_for_inference
 from dnamamba.analysis.mutagenesis_settings import FORMATS, MutagenesisSettings
-from dnamamba.analysis.score_job import BATCH_TOKENS, DEFAULT_SUFFIX, describe_truncation
-from dnamamba.analysis.tiles import Tiling
+from dnamamba.analysis.score_job import describe_truncation, make_plan
 from dnamamba.analysis.variants import Progress, ScorePlan, Scores, score_alleles
 from dnamamba.errors import InputError
 from dnamamba.genome.intervals import Interval
@@ -19,7 +18,7 @@ from dnamamba.genome.regions import parse_region
 from dnamamba.genome.store import TokenStore, open_genome
 from dnamamba.outputs import refuse_existing, refuse_missing_library, whole_file, write_arrays, write_table
 from dnamamba.report.mutagenesis import plot_mutagenesis
-from dnamamba.training.progress import byte_bar, job_bar, si
+from dnamamba.training.progress import job_bar, si
 
 LETTERS = "ACGT"
 
@@ -47,7 +46,7 @@ def mutagenesis(settings: MutagenesisSettings) -> Saturation:
     formats = check_settings(settings)
     paths = {kind: settings.out.with_name(f"{settings.out.name}.{kind}") for kind in formats}
     refuse_existing(list(paths.values()), settings.overwrite)
-    with byte_bar("reading the genome", "B") as progress:
+    with job_bar("reading the genome", "B") as progress:
         store = open_genome(settings.genome, settings.store, progress=progress)
     region = parse_region(settings.region, store)
     inference = load_for_inference(settings.checkpoint, settings.accelerator, settings.precision)
@@ -130,20 +129,6 @@ def write(found: Saturation, paths: dict[str, Path]) -> None:
             plot_mutagenesis(region.contig, region.start, sequence, found.llr, partial)
 
 
-def make_plan(settings: MutagenesisSettings, inference: Inference) -> ScorePlan:
-    """What to do, with every default filled in. Raises `InputError` for sizes that do not go together."""
-    context = settings.context if settings.context is not None else inference.trained_length
-    if context is None:
-        raise InputError(f"{settings.checkpoint}: does not say what length it was trained at; give --context")
-    if context < 4 or context % 2:
-        raise InputError(f"--context: {context} is not possible, expected an even number of bases of at least 4")
-    suffix = min(DEFAULT_SUFFIX, context // 2) if settings.suffix is None else settings.suffix
-    if not 0 <= suffix <= context // 2:
-        raise InputError(f"--suffix: {suffix} is not possible, expected 0 to {context // 2}, half of --context")
-    batch_tokens = settings.batch_tokens or BATCH_TOKENS[inference.device.type]
-    return ScorePlan(Tiling(context, suffix), min(settings.state_every, context), batch_tokens, check=settings.check)
-
-
 def check_settings(settings: MutagenesisSettings) -> list[str]:
     """The formats; `InputError` for what can be refused before anything is read."""
     if not settings.genome:
@@ -194,7 +179,7 @@ def _summary(found: Saturation, seconds: float, paths: dict[str, Path]) -> list[
     lines = [
         ("scored", f"{3 * (found.tokens.size - missing):,} changes on both strands in {seconds:.1f} s"),
         ("missing", f"{missing:,} positions: N, or where a strand begins" if missing else ""),
-        ("bases run", f"{si(run)}: {tokens.full / run:.1f} times fewer than four windows a change" if run else ""),
+        ("bases run", f"{si(run)}b: {tokens.full / run:.1f} times fewer than four windows a change" if run else ""),
         ("--suffix", describe_truncation(found.scores.truncation)),
         ("lowest", _lowest(found)),
         ("written", ", ".join(map(str, paths.values()))),

@@ -2,6 +2,7 @@
 
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import numpy as np
 from dnamamba.analysis import vcf
 from dnamamba.analysis.alleles import REASONS, Checked, check, refuse_mismatches
 from dnamamba.analysis.inference import Inference, load_for_inference
+from dnamamba.analysis.mutagenesis_settings import MutagenesisSettings
 from dnamamba.analysis.score_output import Columns, combine, write_scored_table, write_scored_vcf
 from dnamamba.analysis.score_settings import ScoreSettings
 from dnamamba.analysis.tiles import Tiling
@@ -16,7 +18,7 @@ from dnamamba.analysis.variants import ScorePlan, Scores, Truncation, score_alle
 from dnamamba.errors import InputError
 from dnamamba.genome.store import TokenStore, open_genome
 from dnamamba.outputs import refuse_existing, table_format
-from dnamamba.training.progress import byte_bar, job_bar, si
+from dnamamba.training.progress import job_bar, si
 
 DEFAULT_SUFFIX = 2048
 BATCH_TOKENS = {"cuda": 262_144, "cpu": 16_384}
@@ -26,12 +28,12 @@ BATCH_TOKENS = {"cuda": 262_144, "cpu": 16_384}
 def score(settings: ScoreSettings) -> None:
     """Scores a VCF as the settings say. Raises `InputError` for whatever the user can mend."""
     _check_settings(settings)
-    with byte_bar("reading the genome", "B") as progress:
+    with job_bar("reading the genome", "B") as progress:
         store = open_genome(settings.genome, settings.store, progress=progress)
-    with byte_bar("reading the VCF", "B") as progress:
+    with job_bar("reading the VCF", "B") as progress:
         records = vcf.read_vcf(settings.vcf, progress)
     inference = load_for_inference(settings.checkpoint, settings.accelerator, settings.precision)
-    plan = make_plan(settings, inference)
+    plan = replace(make_plan(settings, inference), exact=settings.exact, embedding_distance=settings.embedding_distance)
     checked = check(records, store, longest=plan.tiling.context // 2)
     mismatches = refuse_mismatches(checked, records, store, settings.max_mismatches, str(settings.vcf))
     for label, text in _header(settings, inference, store, records, checked, plan):
@@ -52,7 +54,7 @@ def score(settings: ScoreSettings) -> None:
         print(f"{label:>10}  {text}")
 
 
-def make_plan(settings: ScoreSettings, inference: Inference) -> ScorePlan:
+def make_plan(settings: ScoreSettings | MutagenesisSettings, inference: Inference) -> ScorePlan:
     """What to do, with every default filled in. Raises `InputError` for sizes that do not go together."""
     context = settings.context if settings.context is not None else inference.trained_length
     if context is None:
@@ -65,14 +67,7 @@ def make_plan(settings: ScoreSettings, inference: Inference) -> ScorePlan:
     if settings.state_every < 1:
         raise InputError(f"--state_every: {settings.state_every} is not possible, expected at least 1 base")
     batch_tokens = settings.batch_tokens or BATCH_TOKENS[inference.device.type]
-    return ScorePlan(
-        Tiling(context, suffix),
-        min(settings.state_every, context),
-        batch_tokens,
-        settings.exact,
-        settings.check,
-        settings.embedding_distance,
-    )
+    return ScorePlan(Tiling(context, suffix), min(settings.state_every, context), batch_tokens, check=settings.check)
 
 
 def _check_settings(settings: ScoreSettings) -> None:
@@ -152,8 +147,8 @@ def _summary(out: Path, columns: Columns, scores: Scores, seconds: float) -> lis
         lines.append(
             (
                 "bases run",
-                f"{si(run)} ({si(tokens.tiles)} in tiles, {si(tokens.alleles)} after kept states; "
-                f"{si(tokens.check)} to check): {tokens.full / run:.1f} times fewer than four windows an allele",
+                f"{si(run)}b ({si(tokens.tiles)}b in tiles, {si(tokens.alleles)}b after kept states; "
+                f"{si(tokens.check)}b to check): {tokens.full / run:.1f} times fewer than four windows an allele",
             )
         )
     if text := describe_truncation(scores.truncation):

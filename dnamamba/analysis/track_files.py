@@ -17,6 +17,7 @@ import numpy as np
 from dnamamba.alphabet import TOKEN_TO_ASCII
 from dnamamba.analysis.contig_tracks import Column, ContigTracks
 from dnamamba.errors import InputError
+from dnamamba.outputs import bgzip_file
 from dnamamba.report.bigwig import BigWigWriter
 
 if TYPE_CHECKING:
@@ -52,9 +53,8 @@ def open_bigwig(path: Path, column: Column, lengths: Lengths) -> Iterator[Write]
 def open_bedgraph(path: Path, column: Column) -> Iterator[Write]:
     """A column as bedGraph text, compressed with bgzip (tabix can index it); equal neighbours share a line."""
     import polars as pl
-    import pysam
 
-    with pysam.BGZFile(str(path), "w", None) as file:
+    with bgzip_file(path) as append:
 
         def write(contig: ContigTracks) -> None:
             for block in contig.blocks():
@@ -74,7 +74,7 @@ def open_bedgraph(path: Path, column: Column) -> Iterator[Write]:
                         pl.Series("value", values[begins]),
                     ]
                 )
-                file.write(table.write_csv(separator="\t", include_header=False).encode())
+                append(table.write_csv(separator="\t", include_header=False).encode())
 
         yield write
 
@@ -103,8 +103,8 @@ def open_parquet(path: Path, columns: Sequence[Column], lengths: Lengths) -> Ite
     import polars as pl
 
     schema = table_schema(columns, lengths)
-    # In parts, which polars then joins by itself. It could also pull our tables, but Python called from its threads, while
-    # other threads wait for polars, has ended in a deadlock.
+    # In parts, which polars then joins by itself. It could also pull our tables, but Python called from its threads
+    # while other threads wait for polars has ended in a deadlock.
     with tempfile.TemporaryDirectory(prefix=f"{path.name}.", dir=path.parent) as folder:
         parts: list[Path] = []
 

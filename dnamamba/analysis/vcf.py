@@ -20,7 +20,7 @@ from typing import BinaryIO, NamedTuple, cast
 import numpy as np
 
 from dnamamba.errors import InputError
-from dnamamba.outputs import whole_file
+from dnamamba.outputs import bgzip_file, whole_file
 
 _BGZF_END = bytes.fromhex("1f8b08040000000000ff0600424302001b0003000000000000000000")
 """The empty block that ends every complete bgzip file (SAM specification, 4.1.2)."""
@@ -126,7 +126,7 @@ def annotate(
 ) -> int:
     """Writes the VCF at `path` to `out`, whole or not at all, each record with the `fields` added; returns the records.
 
-    Fields of these names that the file has already, from an earlier run, are replaced. All else stays as it is.
+    Fields of these names that the file has already, declared or not, are replaced. All else stays as it is.
 
     Args:
         values: for each record one text per field (`Number=A`: with commas between; a flag: ""), None leaves it out.
@@ -137,13 +137,12 @@ def annotate(
     ours = re.compile(rb"(?:^|;)(?:" + b"|".join(map(re.escape, names)) + rb")(?:=[^;]*)?(?=;|$)")
     count = 0
     with open_vcf(path, progress) as (header, lines), whole_file(out) as partial, _create(partial) as write:
-        had_ours = any(_declared(line, names) for line in header)
         write(b"".join(_new_header(header, fields, names, notes, contig_lengths or {})))
         pending: list[bytes] = []
         for line, texts in _paired(path, lines, values):
             *first, rest = line.columns
             qual, filters, info, *samples = rest.split(b"\t", 3)
-            if had_ours:
+            if any(name in info for name in names):
                 info = ours.sub(b"", info).lstrip(b";")
             added = [
                 name + b"=" + text.encode() if text else name
@@ -278,7 +277,5 @@ def _create(path: Path) -> Iterator[Callable[[bytes], object]]:
         with path.open("wb") as file:
             yield file.write
     else:
-        import pysam
-
-        with pysam.BGZFile(str(path), "wb", None) as compressed:
-            yield compressed.write
+        with bgzip_file(path) as write:
+            yield write
