@@ -31,11 +31,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import jsonargparse
 
 from dnamamba.errors import InputError
+
+Settings = TypeVar("Settings")
+"""A dataclass of settings."""
 
 USER_ERROR = 2
 """Exit code for what the user can mend; argparse's own."""
@@ -213,6 +216,11 @@ def settings_parser(
         parser.add_argument(f"--{name}", action="store_true", help=documented[name])
     parser.add_class_arguments(settings, as_group=False, skip={*lists, *switches})
     return parser
+
+
+def settings_of(parsed: jsonargparse.Namespace, settings: type[Settings]) -> Settings:
+    """The dataclass `settings` with the values that the parser of `settings_parser` found."""
+    return settings(**{name: parsed.get(name) for name in settings.__dataclass_fields__})  # type: ignore[attr-defined]
 
 
 class _Help(jsonargparse.DefaultHelpFormatter):

@@ -1,7 +1,6 @@
 """`python -m dnamamba.embed`: embeddings of regions or sequences."""
 
 import sys
-from dataclasses import fields
 from pathlib import Path
 
 from dnamamba import cli
@@ -19,7 +18,7 @@ def build_parser() -> cli.Parser:
 def main(arguments: list[str] | None = None) -> None:
     """Parses the command line and embeds."""
     parsed = build_parser().parse_args(arguments)
-    settings = EmbedSettings(**{field.name: parsed.get(field.name) for field in fields(EmbedSettings)})
+    settings = cli.settings_of(parsed, EmbedSettings)
 
     from dnamamba.analysis.embed_job import embed  # torch: seconds that --help need not wait for
 

@@ -1,7 +1,6 @@
 """`python -m dnamamba.generate`: sequences sampled from a pretrained model."""
 
 import sys
-from dataclasses import fields
 
 from dnamamba import cli
 from dnamamba.analysis.generate_settings import GenerateSettings
@@ -17,7 +16,7 @@ def build_parser() -> cli.Parser:
 def main(arguments: list[str] | None = None) -> None:
     """Parses the command line and samples."""
     parsed = build_parser().parse_args(arguments)
-    settings = GenerateSettings(**{field.name: parsed.get(field.name) for field in fields(GenerateSettings)})
+    settings = cli.settings_of(parsed, GenerateSettings)
 
     from dnamamba.analysis.generate_job import run_generation  # torch: seconds that --help need not wait for
 

@@ -1,7 +1,6 @@
 """`python -m dnamamba.likelihood`: per-position likelihoods of a genome as tracks and tables."""
 
 import sys
-from dataclasses import fields
 from pathlib import Path
 
 from dnamamba import cli
@@ -19,7 +18,7 @@ def build_parser() -> cli.Parser:
 def main(arguments: list[str] | None = None) -> None:
     """Parses the command line and computes."""
     parsed = build_parser().parse_args(arguments)
-    settings = LikelihoodSettings(**{field.name: parsed.get(field.name) for field in fields(LikelihoodSettings)})
+    settings = cli.settings_of(parsed, LikelihoodSettings)
 
     from dnamamba.analysis.likelihood_job import run_likelihood  # torch: seconds that --help need not wait for
 

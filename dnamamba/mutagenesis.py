@@ -1,7 +1,6 @@
 """`python -m dnamamba.mutagenesis`: all single-base changes of a region, as a matrix and a picture."""
 
 import sys
-from dataclasses import fields
 from pathlib import Path
 
 from dnamamba import cli
@@ -19,7 +18,7 @@ def build_parser() -> cli.Parser:
 def main(arguments: list[str] | None = None) -> None:
     """Parses the command line and computes."""
     parsed = build_parser().parse_args(arguments)
-    settings = MutagenesisSettings(**{field.name: parsed.get(field.name) for field in fields(MutagenesisSettings)})
+    settings = cli.settings_of(parsed, MutagenesisSettings)
 
     from dnamamba.analysis.mutagenesis import mutagenesis  # torch: seconds that --help need not wait for
 

@@ -1,7 +1,6 @@
 """`python -m dnamamba.predict`: class probabilities of a fine-tuned model on FASTA, BED or tables."""
 
 import sys
-from dataclasses import fields
 from pathlib import Path
 
 from dnamamba import cli
@@ -19,7 +18,7 @@ def build_parser() -> cli.Parser:
 def main(arguments: list[str] | None = None) -> None:
     """Parses the command line and predicts."""
     parsed = build_parser().parse_args(arguments)
-    settings = PredictSettings(**{field.name: parsed.get(field.name) for field in fields(PredictSettings)})
+    settings = cli.settings_of(parsed, PredictSettings)
 
     from dnamamba.finetuning.apply import predict  # torch: seconds that --help need not wait for
 

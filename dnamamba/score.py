@@ -1,7 +1,6 @@
 """`python -m dnamamba.score`: zero-shot scores for every alternate allele of a VCF."""
 
 import sys
-from dataclasses import fields
 from pathlib import Path
 
 from dnamamba import cli
@@ -19,7 +18,7 @@ def build_parser() -> cli.Parser:
 def main(arguments: list[str] | None = None) -> None:
     """Parses the command line and scores."""
     parsed = build_parser().parse_args(arguments)
-    settings = ScoreSettings(**{field.name: parsed.get(field.name) for field in fields(ScoreSettings)})
+    settings = cli.settings_of(parsed, ScoreSettings)
 
     from dnamamba.analysis.score_job import score  # torch: seconds that --help need not wait for
 

@@ -6,6 +6,7 @@ import numpy as np
 import polars
 import pytest
 import torch
+from tiny_models import random_bases, tiny_model
 
 from dnamamba import cli, embed, outputs
 from dnamamba.alphabet import encode
@@ -16,15 +17,9 @@ from dnamamba.analysis.stretches import Stretch, read_stretches
 from dnamamba.genome.store import open_genome
 from dnamamba.model.checkpoint import save_checkpoint, save_classifier
 from dnamamba.model.classifier import HeadConfig, MambaClassifier
-from dnamamba.model.config import preset
-from dnamamba.model.language_model import MambaLM
 
 WIDTH = 16
 COMPLEMENT = str.maketrans("ACGTacgt", "TGCAtgca")
-
-
-def random_bases(length, seed):
-    return "".join(np.random.default_rng(seed).choice(list("ACGT"), length))
 
 
 def turned(sequence):
@@ -38,10 +33,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def checkpoint(folder):
-    torch.manual_seed(3)
-    model = MambaLM(preset("demo", n_layer=2, d_model=WIDTH, d_state=4))
-    with torch.no_grad():
-        model.backbone.embedding.weight.mul_(30)
+    model = tiny_model(d_model=WIDTH)
     save_checkpoint(model, folder / "model", {"settings": {"length": 64}})
     save_classifier(MambaClassifier(model.config, HeadConfig("multiclass", ("a", "b"))), folder / "classifier", {})
     return folder / "model"

@@ -1,6 +1,7 @@
 """Labelled variants: rows of both alleles, splits without leaks, a run from VCF and table to its report."""
 
 import csv
+import gzip
 import json
 from collections import Counter
 
@@ -335,6 +336,25 @@ def test_bad_tables(case, genome, checkpoint, tmp_path, capsys):
     arguments = ["--variants", tmp_path / "v.tsv", "--genome", genome, "--checkpoint", checkpoint]
     assert run(*arguments, "--out", tmp_path / "run") == 2
     assert told in capsys.readouterr().err
+
+
+HEADER = b"contig\tpos\tref\talt\tlabel\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("v.tsv.gz", gzip.compress(HEADER + b"c0\t3\tA\tC\tB\n" * 2000, mtime=0)[:-9], "damaged gzip"),
+        ("v.tsv", HEADER + b"c0\t3\tA\tC\t\xff\n", "binary data, expected text in UTF-8"),
+    ],
+    ids=["truncated", "binary"],
+)
+def test_damaged_tables(name, content, told, genome, checkpoint, tmp_path, capsys):
+    (tmp_path / name).write_bytes(content)
+    arguments = ["--variants", tmp_path / name, "--genome", genome, "--checkpoint", checkpoint]
+    assert run(*arguments, "--out", tmp_path / "run") == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and told in error
 
 
 def test_a_gene_in_two_splits_is_refused(table, genome, checkpoint, tmp_path, capsys):

@@ -13,6 +13,7 @@ import polars as pl
 import pybigtools
 import pytest
 import torch
+from tiny_models import random_bases, tiny_model
 
 from dnamamba import cli, likelihood
 from dnamamba.alphabet import BASES, COMPLEMENT, TOKEN_BITS, encode
@@ -33,10 +34,6 @@ CONTEXT = 64
 UNLIMITED = StrandTiling(None, 0)
 
 
-def random_bases(length, seed):
-    return "".join(np.random.default_rng(seed).choice(list("ACGT"), length))
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("likelihood")
@@ -44,13 +41,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def checkpoint(folder):
-    torch.manual_seed(3)
-    model = MambaLM(preset("demo", n_layer=2, d_model=16, d_state=4))
-    with torch.no_grad():  # larger than at initialisation, so that a base matters to those long after it
-        model.backbone.embedding.weight.mul_(12)
-        for layer in model.backbone.layers:
-            layer.mixer.out_proj.weight.mul_(24)
-    save_checkpoint(model, folder / "model", {"settings": {"length": CONTEXT}})
+    save_checkpoint(tiny_model(embedding=12, out_proj=24), folder / "model", {"settings": {"length": CONTEXT}})
     return folder / "model"
 
 

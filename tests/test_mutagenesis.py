@@ -6,11 +6,12 @@ import numpy as np
 import polars
 import pytest
 import torch
+from matplotlib.figure import Figure
 from matplotlib.image import imread
+from tiny_models import random_bases, tiny_model
 
 from dnamamba import cli, mutagenesis, score
 from dnamamba.alphabet import COMPLEMENT, TOKEN_BITS, encode
-from dnamamba.analysis import mutagenesis as job
 from dnamamba.analysis.inference import load_for_inference
 from dnamamba.analysis.mutagenesis import saturate
 from dnamamba.analysis.tiles import Tiling
@@ -19,15 +20,9 @@ from dnamamba.genome.intervals import Interval
 from dnamamba.genome.store import open_genome
 from dnamamba.model.checkpoint import save_checkpoint, save_classifier
 from dnamamba.model.classifier import HeadConfig, MambaClassifier
-from dnamamba.model.config import preset
-from dnamamba.model.language_model import MambaLM
 from dnamamba.report.mutagenesis import LETTERS_UP_TO, importance, plot_mutagenesis
 
 SUFFIX = 20
-
-
-def random_bases(length, seed):
-    return "".join(np.random.default_rng(seed).choice(list("ACGT"), length))
 
 
 @pytest.fixture(scope="module")
@@ -37,10 +32,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def checkpoint(folder):
-    torch.manual_seed(3)
-    model = MambaLM(preset("demo", n_layer=2, d_model=16, d_state=4))
-    with torch.no_grad():
-        model.backbone.embedding.weight.mul_(30)
+    model = tiny_model()
     save_checkpoint(model, folder / "model", {"settings": {"length": 400}})
     save_checkpoint(model, folder / "untold", {})
     save_classifier(MambaClassifier(model.config, HeadConfig("multiclass", ("a", "b"))), folder / "classifier", {})
@@ -169,11 +161,11 @@ def test_pictures_of_any_region(tmp_path, length, kind):
 
 
 def test_failure_leaves_no_files(checkpoint, fasta, tmp_path, monkeypatch):
-    def fail(contig, start, sequence, llr, path):
+    def fail(self, path, **options):
         path.write_text("half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(job, "plot_mutagenesis", fail)
+    monkeypatch.setattr(Figure, "savefig", fail)
     assert run(checkpoint, fasta, tmp_path / "out", "--format", "png") == cli.INTERRUPTED
     assert not any(tmp_path.iterdir())
 

@@ -10,6 +10,7 @@ import numpy as np
 import polars
 import pytest
 import torch
+from tiny_models import random_bases, tiny_model
 
 from dnamamba import cli, score
 from dnamamba.alphabet import COMPLEMENT, TOKEN_BITS, decode, encode
@@ -25,10 +26,6 @@ from dnamamba.model.config import preset
 from dnamamba.model.language_model import MambaLM
 
 CONTEXT, SUFFIX = 128, 24
-
-
-def random_bases(length, seed):
-    return "".join(np.random.default_rng(seed).choice(list("ACGT"), length))
 
 
 def write_vcf(path, records, contigs=()):
@@ -51,12 +48,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def checkpoint(folder):
-    torch.manual_seed(3)
-    model = MambaLM(preset("demo", n_layer=2, d_model=16, d_state=4))
-    # Larger than at initialisation, so that every base matters to those after it.
-    with torch.no_grad():
-        model.backbone.embedding.weight.mul_(30)
-    save_checkpoint(model, folder / "model", {"settings": {"length": CONTEXT}})
+    save_checkpoint(tiny_model(), folder / "model", {"settings": {"length": CONTEXT}})
     return folder / "model"
 
 

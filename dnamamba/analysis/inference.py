@@ -7,10 +7,10 @@ from typing import Any, Literal
 
 import torch
 
-from dnamamba.errors import InputError
 from dnamamba.model.checkpoint import load_checkpoint
 from dnamamba.model.kernels import describe_kernels
 from dnamamba.model.language_model import MambaLM
+from dnamamba.training.resolve import uses_gpu
 
 Accelerator = Literal["auto", "cpu", "gpu"]
 Precision = Literal["auto", "fp32", "bf16"]
@@ -58,9 +58,7 @@ def load_for_inference(checkpoint: Path, accelerator: Accelerator = "auto", prec
     `precision` "auto" is bf16 on a GPU and fp32 on a CPU. Raises `InputError` for unusable checkpoints and a GPU that
     is not there.
     """
-    on_gpu = torch.cuda.is_available() if accelerator == "auto" else accelerator == "gpu"
-    if on_gpu and not torch.cuda.is_available():
-        raise InputError("--accelerator gpu: torch sees no CUDA device here; use --accelerator cpu, or a CUDA build")
+    on_gpu = uses_gpu(accelerator)
     device = torch.device("cuda" if on_gpu else "cpu")
     model, provenance = load_checkpoint(checkpoint, device)
     model.eval().requires_grad_(False)

@@ -16,7 +16,7 @@ from dnamamba.errors import InputError
 from dnamamba.genome.intervals import Interval
 from dnamamba.genome.regions import parse_region
 from dnamamba.genome.store import TokenStore, open_genome
-from dnamamba.outputs import refuse_existing, refuse_missing_library, whole_file, write_arrays, write_table
+from dnamamba.outputs import refuse_existing, refuse_missing_library, write_arrays, write_table
 from dnamamba.report.mutagenesis import plot_mutagenesis
 from dnamamba.training.progress import job_bar, si
 
@@ -125,8 +125,7 @@ def write(found: Saturation, paths: dict[str, Path]) -> None:
         for path in tables:
             write_table(table, path)
     if "png" in paths:
-        with whole_file(paths["png"]) as partial:
-            plot_mutagenesis(region.contig, region.start, sequence, found.llr, partial)
+        plot_mutagenesis(region.contig, region.start, sequence, found.llr, paths["png"])
 
 
 def check_settings(settings: MutagenesisSettings) -> list[str]:

@@ -94,30 +94,41 @@ def to_tokens(sequence: str, where: object) -> np.ndarray:
     return tokens & np.uint8(TOKEN_BITS)
 
 
-def _read_delimited(path: Path, delimiter: str, columns: Columns) -> Iterator[Record]:
+def delimited_rows(path: Path, delimiter: str) -> Iterator[tuple[str, list[str]]]:
+    """Where it stands and the cells of each line of a text table, plain or gzipped; the header, perhaps empty, first.
+
+    Raises `InputError` for a line with another number of cells than the header, and a file that cannot be read.
+    """
     csv.field_size_limit(LONGEST_CELL)  # the module's own is 131 072 characters, the process has but one
     try:
         with open_text(path) as file:
             rows = csv.reader(file, delimiter=delimiter)
-            header = next(rows, None)
-            if not header:
-                raise InputError(f"{path}: empty; expected a header line with the columns sequence and label")
-            header = [name.strip() for name in header]
-            chosen = _choose(header, columns, path)
+            header = [name.strip() for name in next(rows, [])]
+            yield str(path), header
             for row in rows:
                 if not row:
                     continue
                 where = f"{path}, line {rows.line_num}"
                 if len(row) != len(header):
                     raise InputError(f"{where}: {len(row)} columns, the header has {len(header)}")
-                if (record := _record(where, row, chosen, columns)) is not None:
-                    yield record
+                yield where, row
     except UnicodeDecodeError:
         raise InputError(f"{path}: binary data, expected text in UTF-8") from None
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise InputError(f"{path}: damaged gzip ({error}); fetch the file again") from None
     except csv.Error as error:
         raise InputError(f"{path}: not readable as a table ({error})") from None
+
+
+def _read_delimited(path: Path, delimiter: str, columns: Columns) -> Iterator[Record]:
+    rows = delimited_rows(path, delimiter)
+    _, header = next(rows)
+    if not header:
+        raise InputError(f"{path}: empty; expected a header line with the columns sequence and label")
+    chosen = _choose(header, columns, path)
+    for where, row in rows:
+        if (record := _record(where, row, chosen, columns)) is not None:
+            yield record
 
 
 def open_text(path: Path) -> IO[str]:

@@ -7,7 +7,6 @@ index), so that a resumed trial goes on as if nothing had happened.
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from dnamamba.finetuning.settings import RunSettings
 from dnamamba.model.classifier import MambaClassifier, reverse_complement
 from dnamamba.model.config import Strands
 from dnamamba.model.parameters import parameter_groups
+from dnamamba.outputs import whole_file
 from dnamamba.training.progress import LINE_EVERY
 from dnamamba.training.run_folder import write_atomically
 from dnamamba.training.schedule import learning_rate
@@ -120,7 +120,7 @@ class Trial:
         if (self.folder / RESULT).is_file():
             return self._stored()
         self.folder.mkdir(parents=True, exist_ok=True)
-        for left_over in self.folder.glob(".*.partial"):  # of a save that was killed
+        for left_over in self.folder.glob(".*.partial*"):  # of a save that was killed
             left_over.unlink()
         model = make_model().to(self.compute.device)
         if self.settings.mode == "probe":
@@ -272,9 +272,9 @@ class Trial:
         return tensor
 
     def _save(self, model: MambaClassifier, optimizer: torch.optim.Optimizer, state: "_State") -> None:
-        partial = self.folder / f".{LAST}.{os.getpid()}.partial"
-        torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "state": vars(state)}, partial)
-        os.replace(partial, self.folder / LAST)
+        stored = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "state": vars(state)}
+        with whole_file(self.folder / LAST) as partial:
+            torch.save(stored, partial)
 
     def _load(self, model: MambaClassifier, optimizer: torch.optim.Optimizer) -> "_State":
         stored = torch.load(self.folder / LAST, map_location=self.compute.device, weights_only=True)

@@ -1,6 +1,5 @@
 """The task of labelled variants: a VCF or table and a genome to windows of both alleles, split by gene or contig."""
 
-import csv
 import hashlib
 from collections import Counter
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from dnamamba.analysis.vcf import Records, is_vcf_name, open_vcf
 from dnamamba.errors import InputError
 from dnamamba.finetuning.examples import Examples, FixedSet, HeldOut, Place, Task, pad
 from dnamamba.finetuning.labels import class_counts, describe_counts, encode_labels, find_target
-from dnamamba.finetuning.readers import Record
+from dnamamba.finetuning.readers import DELIMITERS, Record, delimited_rows, suffix
 from dnamamba.finetuning.settings import RunSettings
 from dnamamba.finetuning.variant_report import VariantReport
 from dnamamba.genome.store import TokenStore, open_genome
@@ -183,32 +182,24 @@ def _read_vcf(path: Path) -> Iterator[Row]:
 
 
 def _read_table(path: Path) -> Iterator[Row]:
-    from dnamamba.finetuning.readers import DELIMITERS, open_text, suffix
-
     if suffix(path) not in DELIMITERS:
         raise InputError(f"{path}: unknown kind of file; expected .vcf, .tsv or .csv, plain or .gz")
-    with open_text(path) as file:
-        reader = csv.reader(file, delimiter=DELIMITERS[suffix(path)])
-        names = [name.strip().lower() for name in next(reader, [])]
-        contig = next((names.index(name) for name in CONTIG_COLUMNS if name in names), None)
-        zero_based = next((names.index(name) for name in START_COLUMNS if name in names), None)
-        one_based = next((names.index(name) for name in POSITION_COLUMNS if name in names), None)
-        if contig is None or (zero_based is None and one_based is None) or not {"ref", "alt"} <= set(names):
-            raise InputError(
-                f"{path}: its columns are {', '.join(names) or 'none'}; expected contig (or chrom), pos (1-based) or "
-                "start (0-based), ref and alt"
-            )
-        for cells in reader:
-            if not cells:
-                continue
-            where = f"{path}, line {reader.line_num}"
-            if len(cells) != len(names):
-                raise InputError(f"{where}: {len(cells)} columns, the header has {len(names)}")
-            row = dict(zip(names, cells, strict=True))
-            text = cells[one_based if zero_based is None else zero_based]  # type: ignore[index]
-            if not text.isdigit():
-                raise InputError(f"{where}: position {text!r} is no whole number")
-            yield Row(where, cells[contig], int(text) - (zero_based is None), row["ref"], row["alt"], row)
+    lines = delimited_rows(path, DELIMITERS[suffix(path)])
+    names = [name.lower() for name in next(lines)[1]]
+    contig = next((names.index(name) for name in CONTIG_COLUMNS if name in names), None)
+    zero_based = next((names.index(name) for name in START_COLUMNS if name in names), None)
+    one_based = next((names.index(name) for name in POSITION_COLUMNS if name in names), None)
+    if contig is None or (zero_based is None and one_based is None) or not {"ref", "alt"} <= set(names):
+        raise InputError(
+            f"{path}: its columns are {', '.join(names) or 'none'}; expected contig (or chrom), pos (1-based) or "
+            "start (0-based), ref and alt"
+        )
+    for where, cells in lines:
+        row = dict(zip(names, cells, strict=True))
+        text = cells[one_based if zero_based is None else zero_based]  # type: ignore[index]
+        if not text.isdigit():
+            raise InputError(f"{where}: position {text!r} is no whole number")
+        yield Row(where, cells[contig], int(text) - (zero_based is None), row["ref"], row["alt"], row)
 
 
 def _column(

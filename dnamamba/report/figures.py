@@ -4,15 +4,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dnamamba.outputs import whole_file
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
 def save_png(figure: "Figure", path: Path) -> None:
     """The whole picture or nothing appears under this name."""
-    partial = path.with_name(f".{path.name}.partial")
-    figure.savefig(partial, dpi=120, format="png")
-    partial.replace(path)
+    with whole_file(path) as partial:
+        figure.savefig(partial, dpi=120, format="png")
 
 
 @dataclass(frozen=True)

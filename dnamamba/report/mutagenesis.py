@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dnamamba.report.figures import save_png
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -63,7 +65,7 @@ def plot_mutagenesis(contig: str, start: int, sequence: str, llr: np.ndarray, pa
     heat.xaxis.set_major_locator(MaxNLocator(nbins=10, integer=True))
     heat.xaxis.set_major_formatter(FuncFormatter(lambda place, _: f"{start + 1 + round(place):,}"))
     figure.colorbar(picture, ax=heat, label="llr (nats)", extend="both", pad=0.01)
-    figure.savefig(path, dpi=120, format="png")
+    save_png(figure, path)
 
 
 def importance(llr: np.ndarray, letters: np.ndarray) -> np.ndarray:

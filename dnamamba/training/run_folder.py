@@ -25,6 +25,7 @@ from typing import Any
 
 from dnamamba import __version__
 from dnamamba.errors import InputError
+from dnamamba.outputs import whole_file
 
 METRICS = (
     "step",
@@ -91,7 +92,7 @@ class RunFolder:
 
     def mend(self) -> None:
         """Removes what a killed process left half-written beside the files of the run."""
-        for left_over in self.path.glob(".*.partial"):
+        for left_over in self.path.glob(".*.partial*"):
             left_over.unlink()
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
@@ -139,9 +140,8 @@ def _short(value: str | float | int) -> str:
 
 def write_atomically(path: Path, text: str) -> None:
     """The whole text or nothing appears under this name."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    with whole_file(path) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 def environment(devices: list[str]) -> dict[str, Any]:
