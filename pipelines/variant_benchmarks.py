@@ -31,7 +31,7 @@ import torch
 from dnamamba.alphabet import decode
 from dnamamba.analysis.alleles import Alleles, check
 from dnamamba.analysis.inference import Inference, load_for_inference
-from dnamamba.analysis.score_job import BATCH_TOKENS, DEFAULT_SUFFIX, describe_truncation
+from dnamamba.analysis.score_job import BATCH_TOKENS, default_suffix, describe_truncation
 from dnamamba.analysis.score_output import combine
 from dnamamba.analysis.tiles import Tiling
 from dnamamba.analysis.variants import ScorePlan, Tokens, score_alleles
@@ -238,7 +238,7 @@ def quality(arguments: argparse.Namespace) -> None:
 def plan_of(arguments: argparse.Namespace, inference: Inference) -> ScorePlan:
     context = arguments.context or inference.trained_length
     assert context, "the checkpoint does not say its length: give --context"
-    suffix = min(DEFAULT_SUFFIX, context // 2) if arguments.suffix is None else arguments.suffix
+    suffix = default_suffix(context) if arguments.suffix is None else arguments.suffix
     batch = arguments.batch_tokens or BATCH_TOKENS[inference.device.type]
     return ScorePlan(Tiling(context, suffix), min(arguments.state_every, context), batch, check=16)
 

@@ -174,7 +174,8 @@ def _built(name: str, options: tuple[str, ...]) -> ctypes.CDLL:
     with tempfile.TemporaryDirectory() as folder:
         path, library = Path(folder, "scan.cpp"), Path(folder, "scan.so")
         path.write_text(code)
-        flags = "-std=c++17", "-O1", "-w", "-fPIC", "-shared", "-fno-strict-aliasing"
+        # else libraries for different dtypes share the static variables of templates: their names are the same
+        flags = "-std=c++17", "-O1", "-w", "-fPIC", "-shared", "-fno-strict-aliasing", "-fno-gnu-unique"
         subprocess.run(["g++", *flags, *options, path, "-o", library], check=True)
         return ctypes.CDLL(str(library))
 

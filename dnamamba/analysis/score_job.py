@@ -20,9 +20,14 @@ from dnamamba.genome.store import TokenStore, open_genome
 from dnamamba.outputs import refuse_existing, table_format
 from dnamamba.training.progress import job_bar, si
 
-DEFAULT_SUFFIX = 2048
 BATCH_TOKENS = {"cuda": 262_144, "cpu": 16_384}
 """--batch_tokens by device."""
+
+
+def default_suffix(context: int) -> int:
+    """Bases after an allele to score in tiles of `context` bases. Spearman's correlation with scores to the tile's end
+    was above 0.999 with 2 048 at a context of 16 384, and needed 4 096 at 131 072."""
+    return min(max(2048, context // 32), context // 2)
 
 
 def score(settings: ScoreSettings) -> None:
@@ -61,7 +66,7 @@ def make_plan(settings: ScoreSettings | MutagenesisSettings, inference: Inferenc
         raise InputError(f"{settings.checkpoint}: does not say what length it was trained at; give --context")
     if context < 4 or context % 2:
         raise InputError(f"--context: {context} is not possible, expected an even number of bases of at least 4")
-    suffix = min(DEFAULT_SUFFIX, context // 2) if settings.suffix is None else settings.suffix
+    suffix = default_suffix(context) if settings.suffix is None else settings.suffix
     if not 0 <= suffix <= context // 2:
         raise InputError(f"--suffix: {suffix} is not possible, expected 0 to {context // 2}, half of --context")
     if settings.state_every < 1:
