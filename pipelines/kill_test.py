@@ -141,11 +141,13 @@ def step_reached(run: Path) -> int:
     steps = [0]
     if (run / "metrics.csv").exists():
         steps += [int(row["step"]) for row in read_rows(run) if row["step"].isdigit()]
-    if (run / "checkpoints").exists():
-        steps += [
-            int(found[1]) for name in os.listdir(run / "checkpoints") if (found := re.search(r"step-(\d+)", name))
-        ]
-    return max(steps)
+    return max(*steps, step_saved(run))
+
+
+def step_saved(run: Path) -> int:
+    """Step of the last checkpoint that was begun, 0 for none."""
+    names = os.listdir(run / "checkpoints") if (run / "checkpoints").exists() else []
+    return max((int(found[1]) for name in names if (found := re.search(r"step-(\d+)", name))), default=0)
 
 
 def read_rows(run: Path) -> list[dict[str, str]]:
@@ -181,13 +183,20 @@ def interrupted(run: Path, steps: int, kills: int, start_up: float, step: float,
             life.wait(3600, life.ended)
             expect_success(life)
             return table
-        # The steps that are left are shared among the kills that are left, so that none comes too late.
-        span = 2 * step * (steps - step_reached(run)) / (kills - len(table) + 1) * 0.8
+        # The steps that are left are shared among the kills that are left, so that none comes too late: not even where
+        # steps take less time than they did in the run that was left in peace, on a machine that was busier then.
+        reached = step_reached(run)
+        share = 2 * (steps - reached) / (kills - len(table) + 1) * 0.8
+        span = step * share
+
+        def come_far(latest: float = reached + 0.8 * share) -> bool:
+            return step_saved(run) >= latest
+
         kind = KINDS[number % len(KINDS)]
         if kind == "anywhere":
-            alive = life.wait(chance.uniform(0, start_up + span))
+            alive = life.wait(chance.uniform(0, start_up + span), come_far)
         else:
-            alive = life.wait(600, life.trains) and life.wait(chance.uniform(0, span))
+            alive = life.wait(600, life.trains) and life.wait(chance.uniform(0, span), come_far)
             if kind == "writing":
                 alive = alive and life.wait(600, life.writes) and life.wait(chance.uniform(0, 0.02))
         if not alive:
