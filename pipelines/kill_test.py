@@ -138,10 +138,10 @@ def step_of(link: Path) -> int:
 
 
 def step_reached(run: Path) -> int:
-    steps = [0]
+    steps = [step_saved(run)]
     if (run / "metrics.csv").exists():
         steps += [int(row["step"]) for row in read_rows(run) if row["step"].isdigit()]
-    return max(*steps, step_saved(run))
+    return max(steps)
 
 
 def step_saved(run: Path) -> int:

@@ -16,6 +16,7 @@ from dnamamba import cli, score
 from dnamamba.alphabet import COMPLEMENT, TOKEN_BITS, decode, encode
 from dnamamba.analysis.alleles import REASON_NAMES, check, contig_in, trim
 from dnamamba.analysis.inference import load_for_inference
+from dnamamba.analysis.score_job import default_suffix
 from dnamamba.analysis.score_output import combine
 from dnamamba.analysis.tiles import Tiling, on_reverse_strand
 from dnamamba.analysis.variants import ScorePlan, score_alleles
@@ -413,6 +414,11 @@ BAD = {
     "gpu": (None, ["--accelerator", "gpu"], "torch sees no CUDA device"),
     "flag": (None, ["--vfc", "x"], "unknown flag --vfc; did you mean --vcf?"),
 }
+
+
+@pytest.mark.parametrize(("context", "suffix"), [(128, 64), (16_384, 2048), (131_072, 4096), (1_048_576, 32_768)])
+def test_default_suffix_grows_with_the_context(context, suffix):
+    assert default_suffix(context) == suffix
 
 
 @pytest.mark.parametrize("case", BAD)

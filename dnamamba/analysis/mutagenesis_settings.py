@@ -31,8 +31,8 @@ class MutagenesisSettings:
     """Bases of a tile: a change sees half of it to all of it on its left. Default: the length the model was trained
     at."""
     suffix: int | None = None
-    """Reference bases after a change that are scored with it. Default: 2048, or a 32nd of
-    --context where that is more; at most half of it."""
+    """Reference bases after a change that are scored with it. Default: a 32nd of --context, but at least 2048,
+    and at most half of --context."""
     state_every: int = 256
     """Bases between the states that changes start from; the results do not depend on it beyond rounding."""
     check: int = 32

@@ -26,8 +26,8 @@ class ScoreSettings:
     """Bases of a tile: a variant sees half of it to all of it on its left. Default: the length the model was trained
     at."""
     suffix: int | None = None
-    """Reference bases after a variant that are scored with it. Default: 2048, or a 32nd of
-    --context where that is more; at most half of it."""
+    """Reference bases after a variant that are scored with it. Default: a 32nd of --context, but at least 2048,
+    and at most half of --context."""
     state_every: int = 1024
     """Bases between the states that are kept of a tile's pass; the scores do not depend on it beyond rounding."""
     exact: bool = False
