@@ -29,9 +29,9 @@ BODIES = {
     "u32 pack_bf16": "return (u32)to_bf16(low) | (u32)to_bf16(high) << 16;",
     "u32 load_16": "u16 v = 0; if (valid) memcpy(&v, p, 2); return v;",
     "u32 load_32": "u32 v = 0; if (valid) memcpy(&v, p, 4); return v;",
-    "void fetch_pair": "*to = load_pair(from, first, second);",
-    "void end_group": "",
-    "void wait_for_oldest_group": "",
+    "void fetch_16_bytes": "if (valid) memcpy(to, from, 16); else memset(to, 0, 16);",
+    "void wait_for_fetched": "",
+    "void store_four": "const float v[4] = {v0, v1, v2, v3}; if (valid) memcpy(p, v, 16);",
     "void mma_add": "matrix_product(d, a, b0, b1);",
 }
 """New bodies of the functions that are PTX."""
@@ -62,7 +62,7 @@ PRELUDE = r"""
 struct alignas(16) float4 { float x, y, z, w; };
 struct alignas(8) float2 { float x, y; };
 struct index_t { unsigned x; };
-static index_t threadIdx, blockIdx;
+static index_t threadIdx, blockIdx, blockDim;
 static float4 make_float4(float a, float b, float c, float d) { return {a, b, c, d}; }
 static float2 make_float2(float a, float b) { return {a, b}; }
 static float __int_as_float(int v) { float r; memcpy(&r, &v, 4); return r; }
@@ -89,6 +89,15 @@ static void wait_at(Barrier &b, int threads) {
 }
 static void __syncthreads() { wait_at(block_barrier, fibers.size()); }
 static void __syncwarp() { wait_at(warp_barriers[threadIdx.x / 32], 32); }
+static int __all_sync(unsigned, int v) {
+    unsigned(*mine)[6] = exchange[threadIdx.x / 32];
+    mine[threadIdx.x % 32][0] = v != 0;
+    __syncwarp();
+    int all = 1;
+    for (int lane = 0; lane < 32; lane++) all &= mine[lane][0];
+    __syncwarp();
+    return all;
+}
 static float __shfl_xor_sync(unsigned, float v, int distance) {
     unsigned(*mine)[6] = exchange[threadIdx.x / 32];
     const int lane = threadIdx.x % 32;
@@ -127,6 +136,7 @@ static void fiber(int thread) {
 }
 extern "C" void launch(int grid, int threads, void **arguments) {
     launched = arguments;
+    blockDim.x = threads;
     fibers.resize(threads), stacks.resize(threads), ended.resize(threads);
     for (blockIdx.x = 0; (int)blockIdx.x < grid; blockIdx.x++) {
         memset(dynamic_shared, 0xff, sizeof dynamic_shared);

@@ -143,6 +143,7 @@ def poison(request):
         (1, 1, 2, 16, 1),
         (2, 67, 64, 16, 1),
         (1, 300, 130, 16, 1),
+        (1, 531, 264, 16, 1),
         (1, 97, 77, 16, 1),
         (2, 129, 192, 16, 3),
         (1, 161, 48, 8, 2),
@@ -248,6 +249,28 @@ def test_ten_million_positions(device):
         assert error <= BOUND[dtype], f"{name}: relative error {error:.1e}"  # false for NaN, too
 
 
+def check_forgetting(device, dtype, length, chunk):
+    """Some states fall below 2⁻³² within a chunk, in the order of the states or not; the sums of Δ stay whole."""
+    a = make(device, dtype, 1, length, 72, 16)
+    decay = 10 ** torch.linspace(-2, 1.6, 16, device=device)
+    a["A"] = -decay * (1 + torch.rand_like(a["A"]))
+    a["A"][64:] = a["A"][64:].flip(1)  # of another warp
+    options = scan_options.ScanOptions()
+    want = run_reference(a, options)
+    check(run_cuda(a, options), want, dtype)
+    check(run_phases(a, options, chunk), want, dtype)
+    rows = "x", "dt", "A", "B", "dt_bias", "sequence_ids"
+    found, _ = cuda_scan.chunk_summaries(*(a[name] for name in rows), options, chunk)
+    exact, _ = reference.chunk_summaries(*(in_double(a)[name] for name in rows), options, chunk)
+    torch.testing.assert_close(found.double(), exact, rtol=3e-6, atol=0)
+
+
+@gpu
+@pytest.mark.parametrize("dtype", list(BOUND), ids=str)
+def test_forgetting(device, dtype):
+    check_forgetting(device, dtype, 3001, 1500)
+
+
 @gpu
 @pytest.mark.parametrize("ids", [False, True])
 def test_decays_of_zero(device, ids):
@@ -319,7 +342,7 @@ def test_plan_covers_the_length(monkeypatch, length, in_memory):
     strides = ((length * 512, 512, 1),) * 3, (None,), ((length * 16, 16, 16, 1),) * 2, (None,)
     options = scan_options.ScanOptions(reverse=True)
     flat = tuple(stride for group in strides for stride in group)
-    layout = plan.Layout(0, torch.bfloat16, True, (2, length, 512), 16, 1, flat, True, options, in_memory)
+    layout = plan.Layout(0, torch.bfloat16, True, True, (2, length, 512), 16, 1, flat, True, options, in_memory)
     found = plan.Plan(layout)
     for chunk, channels in ((found.forward_chunk, plan.FORWARD_CHANNELS), (found.backward_chunk, 64)):
         grid, block = found.cut(chunk, channels)
@@ -334,11 +357,14 @@ def test_plan_covers_the_length(monkeypatch, length, in_memory):
 @pytest.mark.parametrize("dtype", list(BOUND), ids=str)
 def test_shared_memory_mirrors_the_source(monkeypatch, dtype):
     monkeypatch.setattr(plan, "processors", lambda device: 132)
-    source = (Path(cuda_scan.__file__).parent / "scan_backward.cuh").read_text()
+    source = plan.source()
+    fixed, warp = 2 * 2 * plan.TILE * 16 * 4 + 2 * plan.TILE, 2 * 3 * plan.TILE * 64
+    assert f"sizeof(WalkShared) == {fixed} + {warp} * WARPS," in source
+    assert fixed + warp * plan.CUT["WARPS"] == plan.FORWARD_SHARED
     kept = f"KEEP_ROWS * {plan.BACKWARD_ROWS_SHARED}"
     assert f"sizeof(BackwardShared) == {plan.BACKWARD_SHARED} + {kept}," in source
     assert "#define KEEP_ROWS (DATA != 0)" in source
-    layout = plan.Layout(0, dtype, True, (1, 64, 64), 16, 1, (None,) * 7, True, scan_options.ScanOptions(), False)
+    layout = plan.Layout(0, dtype, True, True, (1, 64, 64), 16, 1, (None,) * 7, True, scan_options.ScanOptions(), False)
     rows = plan.BACKWARD_ROWS_SHARED if plan.DATA[dtype] else 0
     assert plan.Plan(layout).backward_shared == plan.BACKWARD_SHARED + rows
 
@@ -354,7 +380,17 @@ def test_supports_says_why_not():
 
 def all_defines() -> list[str]:
     """Options that build every kernel at once, as a Mamba layer uses them."""
-    switches = {"DATA": 1, "ALIGNED": 1, "STATE": 16, "SOFTPLUS": 1, "ZOH": 0, "HAS_Z": 1, "HAS_D": 1, "HAS_IDS": 0}
+    switches = {
+        "DATA": 1,
+        "ALIGNED": 1,
+        "WIDE": 1,
+        "STATE": 16,
+        "SOFTPLUS": 1,
+        "ZOH": 0,
+        "HAS_Z": 1,
+        "HAS_D": 1,
+        "HAS_IDS": 0,
+    }
     built = [f"-D{name}_BUILT" for name in plan.KERNELS]
     return built + [f"-D{name}={value}" for name, value in {**switches, **plan.CUT}.items()]
 
@@ -383,6 +419,16 @@ def test_compiles(architecture, tmp_path):
 @pytest.mark.parametrize("dtype", list(BOUND), ids=str)
 def test_compiles_with_every_option(dtype, tmp_path):
     """Sequence ids, zero-order hold and rows that are not aligned."""
-    switches = {"DATA": plan.DATA[dtype], "ALIGNED": 0, "STATE": 8, "SOFTPLUS": 0, "ZOH": 1, "HAS_Z": 1, "HAS_D": 1}
-    defines = plan.defines("scan_gradients", {**switches, "HAS_IDS": 1, **plan.CUT})
-    compile_source(list(defines), "sm_90", tmp_path)
+    switches = {
+        "DATA": plan.DATA[dtype],
+        "ALIGNED": 0,
+        "WIDE": 0,
+        "STATE": 8,
+        "SOFTPLUS": 0,
+        "ZOH": 1,
+        "HAS_Z": 1,
+        "HAS_D": 1,
+    }
+    for name in "scan_outputs", "scan_gradients":
+        defines = plan.defines(name, {**switches, "HAS_IDS": 1, **plan.CUT})
+        compile_source(list(defines), "sm_90", tmp_path)

@@ -6,7 +6,7 @@ from itertools import product
 import cuda_on_cpu
 import pytest
 import torch
-from test_gpu_scan import check, make, run_cuda, run_phases, run_reference
+from test_gpu_scan import check, check_forgetting, make, run_cuda, run_phases, run_reference
 
 from dnamamba_kernels.options import ScanOptions
 
@@ -25,6 +25,7 @@ def on_cpu(monkeypatch):
         (torch.float32, 1, 1, 2, 16, 1),
         (torch.bfloat16, 2, 67, 64, 16, 1),
         (torch.float16, 1, 97, 77, 16, 1),
+        (torch.bfloat16, 1, 150, 72, 16, 1),
         (torch.bfloat16, 1, 231, 192, 16, 3),
         (torch.float32, 1, 161, 48, 8, 2),
     ],
@@ -56,6 +57,11 @@ def test_every_option(reverse, zoh, ids, gate, softplus):
     check(run_phases(a, options, 50), want, torch.float32)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_forgetting(dtype):
+    check_forgetting(CPU, dtype, 331, 165)
+
+
 def ids_with_cuts(length, cuts):
     ids = torch.zeros(1, length, dtype=torch.int32)
     for cut in cuts:
@@ -68,7 +74,7 @@ def test_restarts_at_the_borders_of_chunks_tiles_and_steps(dtype, reverse):
     length = 203
     every = range(1, length)
     for cuts in ([1, length - 1], [3, 4, 5, 31, 32, 33], [64, 96, 128, 191, 192], [95, 127, 129], every):
-        a = make(CPU, dtype, 1, length, 34, 16)
+        a = make(CPU, dtype, 1, length, 40 if reverse else 34, 16)
         a["sequence_ids"] = ids_with_cuts(length, [length - cut for cut in cuts] if reverse else cuts)
         options = ScanOptions(reverse=reverse)
         check(run_cuda(a, options), run_reference(a, options), dtype)

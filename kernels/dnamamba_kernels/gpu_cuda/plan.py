@@ -19,13 +19,14 @@ MAX_STATE = 16
 # How the kernels are cut was measured on an H100: see LOG.md.
 FORWARD_THREADS = 128  # of a block in the forward passes
 FORWARD_CHANNELS = 2 * FORWARD_THREADS
-FORWARD_BLOCKS = 3  # that a multiprocessor holds: chunks are cut so that the grid has no more
+FORWARD_BLOCKS = 3  # that a multiprocessor holds
 BACKWARD_THREADS = 128  # of a block of scan_gradients
 BACKWARD_CHANNELS = 64
 BACKWARD_BLOCKS = 3  # that a multiprocessor holds
-BACKWARD_WAVES = 8  # chunks are cut so that the grid has this many times as many; half where chunks would be short
-SHORT_CHUNK = 256  # positions
+# Chunks are cut so that the grid has this many times as many, if they have at least so many positions; else the next.
+BACKWARD_WAVES = ((8, 256), (6, 128), (3, 0))
 SUM_THREADS = 256  # of a block of scan_sum_parts
+MAX_RUNS = 16  # warps of a block of scan_propagate
 CUT = {
     "WARPS": FORWARD_THREADS // LANES,
     "MIN_BLOCKS": FORWARD_BLOCKS,
@@ -33,11 +34,12 @@ CUT = {
     "POLYNOMIAL_SUMMARY": 2,  # of 16 exponentials, how many go to the FMA pipe in summaries and adjoints
     "POLYNOMIAL_OUTPUT": 1,  # the same in outputs
 }  # compile-time switches that are the same for all scans
+FORWARD_SHARED = 8256 + 12288 * (FORWARD_THREADS // LANES)  # struct WalkShared
 BACKWARD_SHARED = 4 * (3 * TILE * 64 + 2 * TILE * 16 + (TILE // 4) * 4 * 256 + 4 * 128) + TILE  # struct BackwardShared
 BACKWARD_ROWS_SHARED = 3 * TILE * LANES * 4  # the same struct's rows, where they are kept: 16-bit data
-LAYER = ("DATA", "ALIGNED", "STATE", "SOFTPLUS", "ZOH", "HAS_Z", "HAS_D", "HAS_IDS")
+LAYER = ("DATA", "ALIGNED", "WIDE", "STATE", "SOFTPLUS", "ZOH", "HAS_Z", "HAS_D", "HAS_IDS")
 SCALARS = ("DATA", "ALIGNED", "STATE", "SOFTPLUS", "HAS_IDS")
-WALK = (*SCALARS, "WARPS", "MIN_BLOCKS")
+WALK = (*SCALARS, "WIDE", "WARPS", "MIN_BLOCKS")
 KERNELS = {  # the compile-time switches that each kernel depends on; the others are 0
     "scan_summaries": (*WALK, "ZOH", "POLYNOMIAL_SUMMARY"),
     "scan_outputs": (*WALK, "ZOH", "HAS_Z", "HAS_D", "POLYNOMIAL_OUTPUT"),
@@ -51,12 +53,12 @@ SOURCES = ("scan_common.cuh", "scan_forward.cuh", "scan_backward.cuh")
 
 _POINTERS = (
     "x", "dt", "z", "dy", "B", "C", "A", "D", "dt_bias", "ids", "y", "dx", "ddt", "dz", "dt_sums", "chunk_ends",
-    "chunk_states", "chunk_adjoints", "tile_states", "dmaps", "dA_parts", "dD_parts", "dbias_parts",
+    "chunk_states", "chunk_adjoints", "final_state", "tile_states", "dmaps", "dA_parts", "dD_parts", "dbias_parts",
     "dB", "dC", "dA", "dD", "ddt_bias",
 )  # fmt: skip
 _SIZES = (
     "batch", "length", "channels", "group_channels", "groups", "blocks",
-    "chunk", "chunks", "tiles", "tile_rows", "shorten", "reverse",
+    "chunk", "chunks", "tiles", "tile_rows", "shorten", "reverse", "walked",
 )  # fmt: skip
 
 
@@ -113,6 +115,8 @@ class Layout(NamedTuple):
     dtype: torch.dtype
     aligned: bool
     """Whether addresses are aligned to pairs of elements"""
+    wide: bool
+    """Whether those of x, dt, z and dy are aligned to 16 bytes"""
     size: tuple[int, ...]
     """batch, length, channels"""
     state: int
@@ -134,16 +138,28 @@ class Plan:
         rows = [strides[:-1] for strides in layout.strides[:6] if strides is not None]
         paired = layout.aligned and self.group_channels % 2 == 0
         aligned = paired and all(stride % 2 == 0 for strides in rows for stride in strides)
+        quad = 16 // layout.dtype.itemsize
+        wide = layout.wide and self.group_channels % quad == 0
+        moved = (strides[:-1] for strides in layout.strides[:4] if strides is not None)
+        wide = wide and all(stride % quad == 0 for strides in moved for stride in strides)
         options, (_, _, z, _, _, _, ids) = layout.options, layout.strides
-        flags = aligned, layout.state, options.dt_softplus, options.zoh, z is not None, layout.has_D, ids is not None
+        flags = (
+            aligned,
+            wide,
+            layout.state,
+            options.dt_softplus,
+            options.zoh,
+            z is not None,
+            layout.has_D,
+            ids is not None,
+        )
         self.layer = DATA[layout.dtype], *map(int, flags)
         self._kernels: dict[str, Kernel] = {}
-        self._cuts: dict[tuple[int, int], tuple[int, bytes]] = {}
+        self._cuts: dict[tuple[int, int, bool], tuple[int, bytes]] = {}
         self.backward_shared = BACKWARD_SHARED + BACKWARD_ROWS_SHARED * (layout.dtype != torch.float32)
-        self.forward_chunk = self._chunk(FORWARD_CHANNELS, FORWARD_BLOCKS, 1)
-        self.backward_chunk = self._chunk(BACKWARD_CHANNELS, BACKWARD_BLOCKS, BACKWARD_WAVES)
-        if self.backward_chunk < SHORT_CHUNK:
-            self.backward_chunk = self._chunk(BACKWARD_CHANNELS, BACKWARD_BLOCKS, BACKWARD_WAVES // 2)
+        self.forward_chunk = self._forward_chunk()
+        backward = ((self._chunk(BACKWARD_CHANNELS, BACKWARD_BLOCKS, waves), least) for waves, least in BACKWARD_WAVES)
+        self.backward_chunk = next(chunk for chunk, least in backward if chunk >= least)
 
     def kernel(self, name: str) -> Kernel:
         if name not in self._kernels:
@@ -159,13 +175,25 @@ class Plan:
         resident = processors(self.layout.device) * blocks
         return _cut(self.batch, self.length, self.columns(channels), resident, waves)
 
+    def _forward_chunk(self) -> int:
+        """Positions such that a multiprocessor has two blocks, or three where rounding makes two dearer by over 1 %.
+
+        Two blocks are as fast as three, and in longer chunks the summaries forget more of the states.
+        """
+        two, three = (self._chunk(FORWARD_CHANNELS, blocks, 1) for blocks in (2, FORWARD_BLOCKS))
+        return three if 1.01 * FORWARD_BLOCKS * three < 2 * two else two
+
     def tile_rows(self, chunk: int) -> int:
         """Tiles of a sequence; chunks cut in time are multiples of TILE, so that only its last tile may be short."""
         return -(-self.length // chunk) * -(-chunk // TILE) if self.layout.in_memory else -(-self.length // TILE)
 
-    def cut(self, chunk: int, block_channels: int) -> tuple[int, bytes]:
-        """The blocks of a grid for these chunks, and the argument block, addresses missing."""
-        if (chunk, block_channels) not in self._cuts:
+    def cut(self, chunk: int, block_channels: int, but_last: bool = False) -> tuple[int, bytes]:
+        """The blocks of a grid for these chunks, and the argument block, addresses missing.
+
+        `but_last`: for all of them but the last in time.
+        """
+        key = chunk, block_channels, but_last
+        if key not in self._cuts:
             a, layout = Arguments(), self.layout
             for name, strides in zip(("x", "dt", "z", "dy", "B", "C"), layout.strides, strict=False):
                 for of, stride in zip(("batch", "row", "group"), (strides or ())[:-1], strict=False):
@@ -178,8 +206,9 @@ class Plan:
             a.tile_rows = self.tile_rows(chunk)
             # in reverse the last chunk in memory, which may be short, comes first
             a.shorten = a.chunks * chunk - self.length if a.reverse and layout.in_memory else 0
-            self._cuts[chunk, block_channels] = self.batch * a.chunks * a.groups * a.blocks, bytes(a)
-        return self._cuts[chunk, block_channels]
+            a.walked = a.chunks - but_last
+            self._cuts[key] = self.batch * a.walked * a.groups * a.blocks, bytes(a)
+        return self._cuts[key]
 
 
 plan_for = functools.lru_cache(maxsize=256)(Plan)

@@ -20,9 +20,11 @@ from dnamamba_kernels.gpu_cuda.plan import (
     BACKWARD_THREADS,
     DATA,
     FORWARD_CHANNELS,
+    FORWARD_SHARED,
     FORWARD_THREADS,
     LANES,
     LAYER,
+    MAX_RUNS,
     MAX_STATE,
     SUM_THREADS,
     TILE,
@@ -94,6 +96,7 @@ class _Call:
                 x.get_device(),
                 dtype,
                 all(address is None or address % pair == 0 for address in addresses),
+                all(address is None or address % 16 == 0 for address in addresses[:4]),
                 tuple(x.shape),
                 self.state,
                 next(m.shape[2] for m in (B, C) if m is not None),
@@ -115,39 +118,55 @@ class _Call:
             setattr(arguments, name, address)
         return arguments
 
-    def walk(self, name: str, chunk: int, **addresses: int | None) -> None:
-        """Launch one of the forward passes."""
-        grid, template = self.plan.cut(chunk, FORWARD_CHANNELS)
-        block = self.block(template, **addresses)
-        self.plan.kernel(name)(grid, FORWARD_THREADS, 0, self.stream, block)
+    def walk(self, name: str, chunk: int, tensors: dict[str, Tensor | None], but_last: bool = False) -> None:
+        """Launch one of the passes that walk chunks, on all of them or on all but the last in time."""
+        grid, template = self.plan.cut(chunk, FORWARD_CHANNELS, but_last)
+        block = self.block(template, **{name: _address(tensor) for name, tensor in tensors.items()})
+        self.plan.kernel(name)(grid, FORWARD_THREADS, FORWARD_SHARED, self.stream, block)
 
     def empty(self, *shape: int) -> Tensor:
         return torch.empty(shape, dtype=torch.float32, device=self.x.device)
 
-    def summarize(self, name: str, chunk: int) -> tuple[Tensor, Tensor]:
-        """dt_sums and ends of all chunks by scan_summaries or scan_adjoints."""
+    def summarize(self, name: str, chunk: int, but_last: bool = False) -> tuple[Tensor, Tensor]:
+        """dt_sums and ends of the chunks by scan_summaries or scan_adjoints."""
         chunks = -(-self.length // chunk)
         dt_sums = self.empty(self.batch, chunks, self.channels)
         ends = self.empty(self.batch, chunks, self.channels, self.state)
-        self.walk(name, chunk, dt_sums=dt_sums.data_ptr(), chunk_ends=ends.data_ptr())
+        self.walk(name, chunk, {"dt_sums": dt_sums, "chunk_ends": ends}, but_last)
         return dt_sums, ends
 
-    def carry(self, name: str, chunk: int, initial: Tensor | None, backwards: bool) -> tuple[Tensor, Tensor]:
-        """What enters the chunks and what the last one leaves: states (scan_summaries) or adjoints (scan_adjoints)."""
-        dt_sums, ends = self.summarize(name, chunk)
+    def entering(self, chunk: int, initial: Tensor | None) -> Tensor | None:
+        """The states that enter the chunks, None if that is zero for the only one."""
+        if chunk >= self.length:
+            return None if initial is None else _dense(initial)
+        # No state enters a chunk from the last one, so that its summary is not made and what stands for it is not read.
+        dt_sums, ends = self.summarize("scan_summaries", chunk, but_last=True)
+        self._propagate(dt_sums, ends, initial, None, self.plan.layout.options.reverse)
+        return ends
+
+    def adjoints(self, chunk: int, initial: Tensor | None) -> tuple[Tensor, Tensor]:
+        """dL/d(state that leaves a chunk) for each chunk, and dL/d(initial state)."""
+        dt_sums, ends = self.summarize("scan_adjoints", chunk)
         final = self.empty(self.batch, self.channels, self.state)
+        self._propagate(dt_sums, ends, initial, final, not self.plan.layout.options.reverse)
+        return ends, final
+
+    def _propagate(
+        self, dt_sums: Tensor, ends: Tensor, initial: Tensor | None, final: Tensor | None, backwards: bool
+    ) -> None:
         # in place: scan_propagate reads a chunk's end before it writes what enters that chunk
         launch = self.plan.kernel("scan_propagate")
         _propagate(launch, self.stream, dt_sums, ends, self.A, initial, ends, final, backwards)
-        return ends, final
 
-    def outputs(self, chunk: int, chunk_states: Tensor, keep_tiles: bool) -> tuple[Tensor, Tensor | None]:
+    def outputs(
+        self, chunk: int, chunk_states: Tensor | None, keep_tiles: bool, final_state: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """y, and the states that enter the tiles of chunks, in the kernels' own order, if they are to be kept."""
         y = torch.empty(self.x.shape, dtype=self.dtype, device=self.x.device)
         rows = self.plan.tile_rows(chunk)
-        tiles = self.empty(self.batch, rows, self.channels, self.state) if keep_tiles else None
-        states = chunk_states.data_ptr()
-        self.walk("scan_outputs", chunk, chunk_states=states, tile_states=_address(tiles), y=y.data_ptr())
+        tiles = self.empty(self.batch, rows, self.channels + self.channels % 2, self.state) if keep_tiles else None
+        tensors = {"chunk_states": chunk_states, "tile_states": tiles, "final_state": final_state, "y": y}
+        self.walk("scan_outputs", chunk, tensors)
         return y, tiles
 
     def gradients(
@@ -217,14 +236,14 @@ def _propagate(
     A: Tensor,
     initial: Tensor | None,
     states: Tensor,
-    final: Tensor,
+    final: Tensor | None,
     backwards: bool,
 ) -> None:
     """Launch scan_propagate; `states` may be `ends`."""
     batch, chunks, channels, state = ends.shape
     initial = None if initial is None else _dense(initial)
     launch(
-        -(-batch * channels * state // 128), 128, 0, stream,
+        -(-batch * channels * state // LANES), LANES * min(MAX_RUNS, -(-chunks // 6)), 0, stream,
         *(ctypes.c_void_p(_address(t)) for t in (dt_sums, ends, A, initial, states, final)),
         *(ctypes.c_int(v) for v in (batch, chunks, channels, state, int(backwards))),
     )  # fmt: skip
@@ -314,8 +333,8 @@ def forward(
     with torch.cuda.device(x.device):
         call = _Call(x, dt, A, B, C, D, z, dt_bias, sequence_ids, options, in_memory=False)
         coarse = call.plan.forward_chunk
-        states, final_state = call.carry("scan_summaries", coarse, initial_state, options.reverse)
-        y, tiles = call.outputs(coarse, states, keep_states)
+        final_state = call.empty(call.batch, call.channels, call.state)
+        y, tiles = call.outputs(coarse, call.entering(coarse, initial_state), keep_states, final_state)
         return y.to(x.dtype), final_state, tiles
 
 
@@ -339,7 +358,7 @@ def backward(
     with torch.cuda.device(x.device):
         call = _Call(x, dt, A, B, C, D, z, dt_bias, sequence_ids, options, dy=dy, in_memory=False)
         coarse = call.plan.backward_chunk
-        adjoints, dinitial = call.carry("scan_adjoints", coarse, dfinal_state, not options.reverse)
+        adjoints, dinitial = call.adjoints(coarse, dfinal_state)
         return *_like((x, dt, B, C, z), call.gradients(tile_states, adjoints, coarse)), dinitial
 
 

@@ -4,6 +4,7 @@
 //   NAME_BUILT the kernel that is wanted
 //   DATA       0 fp32, 1 bf16, 2 fp16: x, dt, z, B, C, y and their gradients
 //   ALIGNED    pairs of channels, and of states in B and C, are aligned to two elements: one load takes both
+//   WIDE       rows of x, dt, z and dL/dy are aligned to 16 bytes
 //   STATE      states of a channel, 4, 8, 12 or 16; fewer than 16 are padded
 //   SOFTPLUS, ZOH, HAS_Z, HAS_D, HAS_IDS   the options of the scan
 //   WARPS, MIN_BLOCKS                      shape of the forward passes: warps of a block, blocks that a multiprocessor must
@@ -40,7 +41,8 @@ struct Arguments {
     float *chunk_ends;        // (batch, chunks, channels, STATE): end states, or adjoint ends
     const float *chunk_states;     // state that enters each chunk
     const float *chunk_adjoints;   // dL/d(state that leaves each chunk)
-    float *tile_states;       // (batch, tile_rows, STATE / 4, channels, 4): state that enters each tile, in time order
+    float *final_state;       // (batch, channels, STATE): after the last chunk in time, by the output pass
+    float *tile_states;       // (batch, tile_rows, STATE / 4, 2, pairs of channels, 4): state that enters each tile, in time order
     float *dmaps;             // (batch, groups * blocks, length, 32): dB and dC summed over the channels of a block
     float *dA_parts, *dD_parts, *dbias_parts;   // (batch, chunks, channels[, STATE])
     data_t *dB, *dC;
@@ -50,6 +52,7 @@ struct Arguments {
     int batch, length, channels, group_channels, groups, blocks;   // blocks of channels in a group
     int chunk, chunks, tiles, tile_rows;   // tiles of a chunk, tiles in all
     int shorten, reverse;                  // shorten: positions that the first chunk in time lacks
+    int walked;                            // chunks, from the first in time on, that this launch takes
 };
 
 FORCE float exp2_fast(float v) { float r; asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(v)); return r; }
@@ -72,9 +75,18 @@ FORCE float exp2_polynomial(float delta, float a, float bound) {
 
 FORCE float polynomial_bound(float a) { return a < 0.0f ? -126.0f * reciprocal(a) : INF; }
 
-// log(1 + exp(v)) = max(v, 0) + log1p(exp(-|v|)), log1p(e) / e by a polynomial on [0, 1], relative error 3e-8.
+// log(1 + exp(v)) = max(v, 0) + log1p(exp(-|v|)), log1p(e) / e by a polynomial on [0, 1], relative error 3e-8; 1.3e-6 where v
+// comes from 16 bits, of which at most 11 are significant.
 FORCE float softplus(float v) {
     float e = exp2_fast(-LOG2E * fabsf(v));
+#if DATA != 0
+    float p = fmaf(e, 0.014141025f, -0.0664018095f);
+    p = fmaf(p, e, 0.149223894f);
+    p = fmaf(p, e, -0.235038623f);
+    p = fmaf(p, e, 0.331094503f);
+    p = fmaf(p, e, -0.499869645f);
+    p = fmaf(p, e, 0.999998748f);
+#else
     float p = fmaf(e, 0.00523269549f, -0.0295052435f);
     p = fmaf(p, e, 0.0782259256f);
     p = fmaf(p, e, -0.136632457f);
@@ -83,6 +95,7 @@ FORCE float softplus(float v) {
     p = fmaf(p, e, 0.333190978f);
     p = fmaf(p, e, -0.499994934f);
     p = fmaf(p, e, 0.99999994f);
+#endif
     return fmaf(p, e, fmaxf(v, 0.0f));
 }
 
@@ -198,6 +211,13 @@ FORCE pair_t load_pair(const data_t *p, bool first, bool second) {
 #endif
 }
 
+// 16 bytes into shared memory, zeros if not valid; there once `wait_for_fetched` returns.
+FORCE void fetch_16_bytes(void *to, const void *from, bool valid) {
+    const u32 address = (u32)__cvta_generic_to_shared(to), bytes = valid ? 16 : 0;
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(from), "r"(bytes));
+}
+FORCE void wait_for_fetched() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+
 FORCE void store_pair(data_t *p, float low, float high, bool first, bool second) {
     pair_t v = pack(low, high);
 #if ALIGNED
@@ -209,6 +229,12 @@ FORCE void store_pair(data_t *p, float low, float high, bool first, bool second)
     if (first) p[0] = (u16)(v & 0xffffu);
     if (second) p[1] = (u16)(v >> 16);
 #endif
+}
+
+// Through PTX, as the compiler would take four stores where the four lie in other than neighbouring registers.
+FORCE void store_four(float *p, float v0, float v1, float v2, float v3, bool valid) {
+    asm volatile("{.reg .pred q; setp.ne.u32 q, %5, 0; @q st.global.v4.f32 [%0], {%1, %2, %3, %4};}"
+                 ::"l"(p), "f"(v0), "f"(v1), "f"(v2), "f"(v3), "r"((u32)valid) : "memory");
 }
 
 // Where a block works. Time index i of a chunk lies at position begin + i, or at begin - i in reverse.
@@ -225,8 +251,8 @@ FORCE Place locate(const Arguments &a) {
     u32 blocks = a.groups * a.blocks;
     at.channel_block = i % blocks;
     i /= blocks;
-    at.time_chunk = i % a.chunks;
-    at.batch = i / a.chunks;
+    at.time_chunk = i % a.walked;
+    at.batch = i / a.walked;
     at.group = at.channel_block / a.blocks;
     i64 start = (i64)at.time_chunk * a.chunk - a.shorten, end = start + a.chunk;
     if (start < 0) start = 0;
@@ -262,6 +288,11 @@ FORCE void store_state(float *p, int n, bool valid, const float *in, int count) 
         if (valid && n + k < STATE)
             *reinterpret_cast<float4 *>(p + n + k) = make_float4(in[k], in[k + 1], in[k + 2], in[k + 3]);
 }
+
+// Four states of all channels in tile_states, and where those of a channel lie in it: first all even channels, then all odd ones,
+// so that the 16-byte stores of a warp whose threads have two channels are dense.
+FORCE i64 tile_width(const Arguments &a) { return (i64)((a.channels + 1) / 2) * 8; }
+FORCE i64 tile_place(const Arguments &a, int channel) { return ((channel & 1) * (i64)((a.channels + 1) / 2) + channel / 2) * 4; }
 
 // A[channel][n] / ln 2, so that exp(delta A) = exp2(delta a).
 FORCE void load_decay(const Arguments &a, int channel, int n, bool valid, float *out, int count) {

@@ -1,82 +1,146 @@
-// Passes that walk a chunk once with the states in registers: a thread owns two neighbouring channels and their 16 states,
-// so that sums over states stay within it and the rows of B and C, which all channels of a block share, are broadcast from
-// shared memory. A block has WARPS warps.
+// Passes that walk a chunk once with the states in registers: a thread owns WIDTH neighbouring channels and their 16 states, so
+// that sums over states stay within it and the rows of B and C, which all channels of a block share, are broadcast from shared
+// memory.
 //   SUMMARY  state after the chunk entered with zero, and the sum of delta
 //   OUTPUT   y from the state that enters the chunk; saves the state at every TILE positions for the backward pass
-//   ADJOINT  against time: dL/d(state that enters the chunk), if that of the state that leaves it is zero
+//   ADJOINT  dL/d(state that enters the chunk), if that of the state that leaves it is zero
+// OUTPUT is the recurrence. The other two are sums over positions, weighted by what of a position is left at one end of the
+// chunk, exp(A S) with S the sum of delta between them:
+//   SUMMARY  sum_t exp(A sum_{s>t} delta_s) delta_t x_t B_t      ADJOINT  sum_t exp(A sum_{s<=t} delta_s) dy_t C_t
+// They start at that end, so that states whose weights have fallen below 2^-FORGOTTEN in all of a warp cost no more.
 enum Pass { SUMMARY, OUTPUT, ADJOINT };
 
 #if WARPS > 0   // else another kernel is being built
-#define WIDTH 2
-#define GROUP 4                             // positions that are fetched together
-#define GROUPS ((DATA == 0 ? 8 : 16) / GROUP)   // groups in flight or in use
+#define WIDTH 2                                             // channels of a thread; plan.py knows it too
+#define FORGOTTEN 32.0f
+#define GROUP (32 / (int)sizeof(data_t))                    // positions that are fetched together, one group ahead
+#define ROW (LANES * WIDTH)                                 // channels of a warp
+#define QUAD (16 / (int)sizeof(data_t))                     // elements of 16 bytes
+#define ROW_LANES (ROW / QUAD)                              // lanes that move the row of a warp
+#define ROWS_AT_ONCE (LANES / ROW_LANES)                    // rows that a warp moves by one instruction
 
-// Two channels of a row into shared memory, zero if they do not exist. A thread reads back only what it fetched itself, so
-// that waiting for its own copies suffices. Registers would serve too, but the compiler sinks such loads to their use.
-FORCE void fetch_pair(pair_t *to, const data_t *from, bool first, bool second) {
-#if ALIGNED
-    const u32 address = (u32)__cvta_generic_to_shared(to), bytes = first ? sizeof(pair_t) : 0;
-    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(address), "l"(from), "n"(sizeof(pair_t)), "r"(bytes));
+// The rows of an array that a warp moves, GROUP positions at a time: 16 bytes a lane if all rows allow that (WIDE), else a
+// lane's own channels.
+struct Rows {
+    const data_t *at;   // what this lane moves next
+    i64 step;           // from one position to the next, in elements
+
+    FORCE Rows(const data_t *first_row, i64 step, int lane) : step(step) {
+        at = first_row + (WIDE ? lane / ROW_LANES * step + lane % ROW_LANES * QUAD : lane * WIDTH);
+    }
+    // `positions` of the group exist, and `moved` channels from this lane's first on.
+    FORCE void fetch(data_t (*to)[ROW], int positions, int moved, int lane) {
+#if WIDE
+#pragma unroll
+        for (int i = 0; i < GROUP; i += ROWS_AT_ONCE, at += ROWS_AT_ONCE * step) {
+            const int row = i + lane / ROW_LANES;
+            fetch_16_bytes(&to[row][lane % ROW_LANES * QUAD], at, moved > 0 && row < positions);
+        }
 #else
-    *to = load_pair(from, first, second);
+#pragma unroll
+        for (int i = 0; i < GROUP; i++, at += step)
+#pragma unroll
+            for (int c = 0; c < WIDTH; c++) to[i][lane * WIDTH + c] = load_one(at + c, c < moved && i < positions);
 #endif
+    }
+    FORCE void store(const data_t (*from)[ROW], int positions, int moved, int lane) {
+        data_t *to = const_cast<data_t *>(at);
+#if WIDE
+#pragma unroll
+        for (int i = 0; i < GROUP; i += ROWS_AT_ONCE, to += ROWS_AT_ONCE * step) {
+            const int row = i + lane / ROW_LANES;
+            if (moved > 0 && row < positions)
+                *reinterpret_cast<float4 *>(to) = *reinterpret_cast<const float4 *>(&from[row][lane % ROW_LANES * QUAD]);
+        }
+#else
+#pragma unroll
+        for (int i = 0; i < GROUP; i++, to += step)
+#pragma unroll
+            for (int c = 0; c < WIDTH; c++)
+                if (c < moved && i < positions) to[c] = from[i][lane * WIDTH + c];
+#endif
+        at = to;
+    }
+};
+
+// A thread's channels of a row in shared memory.
+FORCE void read_row(const data_t *row, int lane, float (&v)[WIDTH]) {
+    const float2 both = unpack(reinterpret_cast<const pair_t *>(row)[lane]);
+    v[0] = both.x, v[1] = both.y;
 }
-FORCE void end_group() { asm volatile("cp.async.commit_group;"); }
-FORCE void wait_for_oldest_group() { asm volatile("cp.async.wait_group %0;" ::"n"(GROUPS - 1) : "memory"); }
+FORCE void write_row(data_t *row, int lane, const float (&v)[WIDTH]) {
+    reinterpret_cast<pair_t *>(row)[lane] = pack(v[0], v[1]);
+}
+
+struct WalkShared {
+    float maps[2][2][TILE][PADDED];                   // rows of B or C, or of both, of a tile and the next
+    data_t ring[2][WARPS][3][GROUP][ROW];             // rows of dt, x (dL/dy for ADJOINT) and z of a group and the next
+    bool restart[2][TILE];
+};
+static_assert(sizeof(WalkShared) == 8256 + 12288 * WARPS, "plan.py asks for as many bytes");
 
 template <Pass PASS, int POLYNOMIAL> FORCE void walk(const Arguments &a) {
     constexpr int THREADS = WARPS * LANES;
     constexpr bool NEEDS_B = PASS != ADJOINT, NEEDS_C = PASS != SUMMARY, NEEDS_Z = HAS_Z && PASS != SUMMARY;
-    constexpr int MAPS = NEEDS_B + NEEDS_C, STAGED = TILE * PADDED / 2 * MAPS / THREADS;
-    __shared__ __align__(16) float maps[2][MAPS][TILE][PADDED];
-    __shared__ bool restart[2][TILE];
-    enum { DT, X, Z };   // X: the input, or dL/dy for ADJOINT
-    __shared__ __align__(16) pair_t ring[GROUPS][2 + NEEDS_Z][GROUP][THREADS];
+    constexpr int MAPS = NEEDS_B + NEEDS_C;
+    extern __shared__ __align__(16) char memory[];
+    WalkShared &s = *reinterpret_cast<WalkShared *>(memory);
+    enum { DT, X, Z };
 
     const Place at = locate(a);
-    const int local = (at.channel_block % a.blocks * THREADS + threadIdx.x) * WIDTH;
-    const int channel = at.group * a.group_channels + local;
+    const int lane = threadIdx.x % LANES, warp = threadIdx.x / LANES;
+    const int warp_local = at.channel_block % a.blocks * (THREADS * WIDTH) + warp * ROW;
+    const int warp_channel = at.group * a.group_channels + warp_local, channel = warp_channel + lane * WIDTH;
+    const int there = a.group_channels - warp_local - lane * WIDTH;   // channels from the thread's first on
+    const int moved = WIDE ? a.group_channels - warp_local - lane % ROW_LANES * QUAD : there;
 
-    // ADJOINT walks the chunk from its last position in time to the first.
-    const int sign = PASS == ADJOINT ? -at.sign : at.sign;
-    const i64 start = PASS == ADJOINT ? at.begin + (i64)at.sign * (at.count - 1) : at.begin;
-    const data_t *dt = a.dt + at.batch * a.dt_batch + start * a.dt_row + channel;
-    const data_t *x = PASS == ADJOINT ? a.dy + at.batch * a.dy_batch + start * a.dy_row + channel
-                                      : a.x + at.batch * a.x_batch + start * a.x_row + channel;
-    const data_t *z = NEEDS_Z ? a.z + at.batch * a.z_batch + start * a.z_row + channel : nullptr;
-    const i64 dt_step = sign * a.dt_row, x_step = sign * (PASS == ADJOINT ? a.dy_row : a.x_row), z_step = sign * a.z_row;
-    data_t *y = PASS == OUTPUT ? a.y + ((i64)at.batch * a.length + start) * a.channels + channel : nullptr;
-    const i64 y_step = (i64)sign * a.channels;
+    // SUMMARY walks the chunk from its last position in time to the first.
+    const int sign = PASS == SUMMARY ? -at.sign : at.sign;
+    const i64 start = PASS == SUMMARY ? at.begin + (i64)at.sign * (at.count - 1) : at.begin;
+    Rows dt(a.dt + at.batch * a.dt_batch + start * a.dt_row + warp_channel, sign * a.dt_row, lane);
+    Rows x = PASS == ADJOINT
+        ? Rows(a.dy + at.batch * a.dy_batch + start * a.dy_row + warp_channel, sign * a.dy_row, lane)
+        : Rows(a.x + at.batch * a.x_batch + start * a.x_row + warp_channel, sign * a.x_row, lane);
+    Rows z(NEEDS_Z ? a.z + at.batch * a.z_batch + start * a.z_row + warp_channel : nullptr, sign * a.z_row, lane);
+    Rows y(PASS == OUTPUT ? a.y + ((i64)at.batch * a.length + start) * a.channels + warp_channel : nullptr,
+           (i64)sign * a.channels, lane);
 
     const i64 chunk_row = ((i64)at.batch * a.chunks + at.slot) * a.channels + channel;
-    bool valid[WIDTH];
-    float A[WIDTH][PADDED], h[WIDTH][PADDED], bias[WIDTH], skip[WIDTH], sum[WIDTH] = {};
+    float A[WIDTH][PADDED], h[WIDTH][PADDED], bias[WIDTH], skip[WIDTH], sum[WIDTH];
     float bound[WIDTH][PADDED];   // only those of the states that take the polynomial stay in registers
+    float slowest[PADDED / 4];    // of four states of the thread's channels: those whose weights fall last
+#pragma unroll
+    for (int q = 0; q < PADDED / 4; q++) slowest[q] = -INF;
 #pragma unroll
     for (int c = 0; c < WIDTH; c++) {
-        valid[c] = local + c < a.group_channels;
-        load_decay(a, channel + c, 0, valid[c], A[c], PADDED);
-        const bool given = PASS == OUTPUT && a.chunk_states;
-        load_state(a.chunk_states + (chunk_row + c) * STATE, 0, given && valid[c], h[c], PADDED);
-        bias[c] = a.dt_bias && valid[c] ? a.dt_bias[channel + c] : 0.0f;
-        skip[c] = HAS_D && PASS == OUTPUT && valid[c] ? a.D[channel + c] : 0.0f;
+        const bool valid = c < there;
+        load_decay(a, channel + c, 0, valid, A[c], PADDED);
+        load_state(a.chunk_states + (chunk_row + c) * STATE, 0, PASS == OUTPUT && a.chunk_states && valid, h[c], PADDED);
+        bias[c] = a.dt_bias && valid ? a.dt_bias[channel + c] : 0.0f;
+        skip[c] = HAS_D && PASS == OUTPUT && valid ? a.D[channel + c] : 0.0f;
+        sum[c] = 0.0f;
 #pragma unroll
-        for (int n = 0; n < PADDED; n++) bound[c][n] = polynomial_bound(A[c][n]);
+        for (int n = 0; n < PADDED; n++) {
+            bound[c][n] = polynomial_bound(A[c][n]);
+            if (n < STATE && valid && !(A[c][n] <= slowest[n / 4])) slowest[n / 4] = A[c][n];
+        }
     }
 
-    const data_t *B = NEEDS_B ? a.B + at.batch * a.B_batch + at.group * a.B_group : nullptr;
-    const data_t *C = NEEDS_C ? a.C + at.batch * a.C_batch + at.group * a.C_group : nullptr;
-    pair_t staged[STAGED];
+    // Of the rows of B and C of a tile a thread moves elements map_n and map_n + 1 of every MAP_STEP-th, through registers.
+    constexpr int MAP_STEP = THREADS / (PADDED / 2), MAP_ROWS = TILE / MAP_STEP;
+    const u32 map_row = threadIdx.x / (PADDED / 2), map_n = threadIdx.x % (PADDED / 2) * 2;
+    const i64 B_step = sign * a.B_row, C_step = sign * a.C_row;
+    const data_t *B = NEEDS_B ? a.B + at.batch * a.B_batch + at.group * a.B_group + start * a.B_row + map_row * B_step + map_n : nullptr;
+    const data_t *C = NEEDS_C ? a.C + at.batch * a.C_batch + at.group * a.C_group + start * a.C_row + map_row * C_step + map_n : nullptr;
+    pair_t staged[MAPS][MAP_ROWS];
     bool staged_restart = false;
-    auto fetch_maps = [&](int tile) {   // rows of B and C of a tile into registers
+    auto fetch_maps = [&](int tile) {
+        const int rest = map_n < STATE ? at.count - tile * TILE - (int)map_row : 0;
 #pragma unroll
-        for (int s = 0; s < STAGED; s++) {
-            const int i = s * THREADS + threadIdx.x;
-            const int n = i % (PADDED / 2) * 2, t = i / (PADDED / 2) % TILE, map = i / (PADDED / 2 * TILE);
-            const bool is_c = NEEDS_C && (!NEEDS_B || map == 1);
-            const bool in = tile * TILE + t < at.count && n < STATE;
-            const i64 p = start + (i64)sign * (tile * TILE + t);
-            staged[s] = load_pair((is_c ? C : B) + p * (is_c ? a.C_row : a.B_row) + n, in, in);
+        for (int i = 0; i < MAP_ROWS; i++) {
+            const bool in = i * MAP_STEP < rest;
+            if (NEEDS_B) staged[0][i] = load_pair(B, in, in), B += MAP_STEP * B_step;
+            if (NEEDS_C) staged[MAPS - 1][i] = load_pair(C, in, in), C += MAP_STEP * C_step;
         }
         if (HAS_IDS && threadIdx.x < TILE) {
             const int t = tile * TILE + threadIdx.x;
@@ -84,118 +148,166 @@ template <Pass PASS, int POLYNOMIAL> FORCE void walk(const Arguments &a) {
         }
     };
     auto put_maps = [&](int buffer) {
-        float2 *flat = reinterpret_cast<float2 *>(&maps[buffer][0][0][0]);
 #pragma unroll
-        for (int s = 0; s < STAGED; s++) flat[s * THREADS + threadIdx.x] = unpack(staged[s]);
-        if (HAS_IDS && threadIdx.x < TILE) restart[buffer][threadIdx.x] = staged_restart;
+        for (int m = 0; m < MAPS; m++)
+#pragma unroll
+            for (int i = 0; i < MAP_ROWS; i++)
+                *reinterpret_cast<float2 *>(&s.maps[buffer][m][map_row + i * MAP_STEP][map_n]) = unpack(staged[m][i]);
+        if (HAS_IDS && threadIdx.x < TILE) s.restart[buffer][threadIdx.x] = staged_restart;
     };
 
-    auto fetch_rows = [&](int i) {   // the rows of a group of positions from time index i, and move on
-        pair_t (*slot)[GROUP][THREADS] = ring[i / GROUP % GROUPS];
-#pragma unroll
-        for (int j = 0; j < GROUP; j++) {
-            const bool in0 = i + j < at.count && valid[0], in1 = i + j < at.count && valid[1];
-            fetch_pair(&slot[DT][j][threadIdx.x], dt, in0, in1), dt += dt_step;
-            fetch_pair(&slot[X][j][threadIdx.x], x, in0, in1), x += x_step;
-            if (NEEDS_Z) fetch_pair(&slot[NEEDS_Z ? Z : 0][j][threadIdx.x], z, in0, in1), z += z_step;
-        }
-        end_group();
+    int unfetched = at.count;
+    auto fetch_rows = [&](int buffer) {
+        data_t (*rows)[GROUP][ROW] = s.ring[buffer][warp];
+        dt.fetch(rows[DT], unfetched, moved, lane), x.fetch(rows[X], unfetched, moved, lane);
+        if (NEEDS_Z) z.fetch(rows[Z], unfetched, moved, lane);
+        unfetched -= GROUP;
+    };
+    // spread the states that take the polynomial evenly, so that both pipes stay busy
+    auto exp2_of = [&](float v, int c, int n) {   // of v A
+        const bool poly = (n + 1) * POLYNOMIAL / PADDED != n * POLYNOMIAL / PADDED;
+        return poly ? exp2_polynomial(v, A[c][n], bound[c][n]) : exp2_fast(v * A[c][n]);
     };
 
-    auto forget = [&] {   // nothing survives: not even NaN, as a decay of zero would let it
+    // What OUTPUT does with the first `positions` of a group.
+    auto recur = [&](data_t (*rows)[GROUP][ROW], const float (*map)[TILE][PADDED], const bool *restarts_at, int positions) {
+#pragma unroll 4
+        for (int j = 0; j < positions; j++) {
+            if (HAS_IDS && restarts_at[j]) {   // nothing survives: not even NaN, as a decay of zero would let it
 #pragma unroll
-        for (int c = 0; c < WIDTH; c++) {
-            sum[c] = INF;
+                for (int i = 0; i < WIDTH * PADDED; i++) h[i / PADDED][i % PADDED] = 0.0f;
+            }
+            float delta[WIDTH], in_x[WIDTH], gate[WIDTH], u[WIDTH], out[WIDTH];
+            read_row(rows[DT][j], lane, delta), read_row(rows[X][j], lane, in_x);
+            if (NEEDS_Z) read_row(rows[Z][j], lane, gate);
 #pragma unroll
-            for (int n = 0; n < PADDED; n++) h[c][n] = 0.0f;
+            for (int c = 0; c < WIDTH; c++) {
+                delta[c] = step_size(delta[c], bias[c]);
+                gate[c] = NEEDS_Z ? gate[c] * sigmoid(gate[c]) : 1.0f;
+                u[c] = ZOH ? in_x[c] : delta[c] * in_x[c];
+                out[c] = skip[c] * in_x[c];
+            }
+            float decay[WIDTH][PADDED];   // all at once: the compiler's order is better so, by 5 % where two blocks share a multiprocessor
+#pragma unroll
+            for (int n = 0; n < PADDED; n++)
+#pragma unroll
+                for (int c = 0; c < WIDTH; c++) decay[c][n] = exp2_of(delta[c], c, n);
+#pragma unroll
+            for (int q = 0; q < PADDED; q += 4) {
+                const float4 left = *reinterpret_cast<const float4 *>(&map[0][j][q]);
+                const float4 right = *reinterpret_cast<const float4 *>(&map[MAPS - 1][j][q]);
+                const float in_map[4] = {left.x, left.y, left.z, left.w}, out_map[4] = {right.x, right.y, right.z, right.w};
+#pragma unroll
+                for (int k = 0; k < 4; k++)
+#pragma unroll
+                    for (int c = 0; c < WIDTH; c++) {
+                        const int n = q + k;
+                        float w = u[c] * in_map[k];
+                        if (ZOH) w *= zoh_weight(delta[c], delta[c] * A[c][n], exp2_fast(delta[c] * A[c][n]));
+                        h[c][n] = fmaf(decay[c][n], h[c][n], w);
+                        out[c] = fmaf(h[c][n], out_map[k], out[c]);
+                    }
+            }
+#pragma unroll
+            for (int c = 0; c < WIDTH; c++) gate[c] *= out[c];
+            write_row(rows[DT][j], lane, gate);   // dt has been read
         }
+    };
+    // What the others do, for the first `live` fours of states; whether the walk ends there, as the state restarts.
+    auto add_up = [&](data_t (*rows)[GROUP][ROW], const float (*map)[TILE][PADDED], const bool *restarts_at, int positions, int live) {
+#pragma unroll 4
+        for (int j = 0; j < positions; j++) {
+            if (HAS_IDS && PASS == ADJOINT && restarts_at[j]) return true;
+            float delta[WIDTH], u[WIDTH], gate[WIDTH], reach[WIDTH];
+            read_row(rows[DT][j], lane, delta), read_row(rows[X][j], lane, u);
+            if (NEEDS_Z) read_row(rows[Z][j], lane, gate);
+#pragma unroll
+            for (int c = 0; c < WIDTH; c++) {
+                delta[c] = step_size(delta[c], bias[c]);
+                const float before = sum[c];
+                sum[c] += delta[c];
+                reach[c] = PASS == ADJOINT ? sum[c] : before;
+                u[c] *= PASS == ADJOINT ? (NEEDS_Z ? gate[c] * sigmoid(gate[c]) : 1.0f) : ZOH ? 1.0f : delta[c];
+            }
+#pragma unroll
+            for (int q = 0; q < 4 * live; q += 4) {
+                const float4 row = *reinterpret_cast<const float4 *>(&map[0][j][q]);
+                const float in_map[4] = {row.x, row.y, row.z, row.w};
+#pragma unroll
+                for (int k = 0; k < 4; k++)
+#pragma unroll
+                    for (int c = 0; c < WIDTH; c++) {
+                        const int n = q + k;
+                        float w = u[c] * in_map[k];
+                        if (ZOH && PASS == SUMMARY)
+                            w *= zoh_weight(delta[c], delta[c] * A[c][n], exp2_fast(delta[c] * A[c][n]));
+                        h[c][n] = fmaf(exp2_of(reach[c], c, n), w, h[c][n]);
+                    }
+            }
+            if (HAS_IDS && PASS == SUMMARY && restarts_at[j]) return true;
+        }
+        return false;
+    };
+
+    const i64 tile_step = (STATE / 4) * tile_width(a);
+    float *states_at = PASS != OUTPUT || !a.tile_states ? nullptr
+        : a.tile_states + ((i64)at.batch * a.tile_rows + (i64)at.time_chunk * a.tiles) * tile_step + tile_place(a, channel);
+    const i64 to_second = tile_place(a, channel + 1) - tile_place(a, channel);
+    auto keep_states = [&] {
+        float *to = states_at;
+#pragma unroll
+        for (int n = 0; n < STATE; n += 4, to += tile_width(a))
+#pragma unroll
+            for (int c = 0; c < WIDTH; c++)
+                store_four(to + c * to_second, h[c][n], h[c][n + 1], h[c][n + 2], h[c][n + 3], WIDE ? there > 0 : c < there);
+        states_at += tile_step;
     };
 
     fetch_maps(0);
     put_maps(0);
-#pragma unroll 1
-    for (int i = 0; i < GROUPS - 1; i++) fetch_rows(i * GROUP);
+    fetch_rows(0);
+    bool restarted = false;
+    int group = 0;
     const int tiles = (at.count + TILE - 1) / TILE;
-    for (int tile = 0; tile < tiles; tile++) {
+#pragma unroll 1
+    for (int tile = 0; tile < tiles && !restarted; tile++) {
         const int buffer = tile & 1;
         __syncthreads();
         if (tile + 1 < tiles) fetch_maps(tile + 1);
-        if (PASS == OUTPUT && a.tile_states) {
-            const i64 row = (i64)at.batch * a.tile_rows + (i64)at.time_chunk * a.tiles + tile;
-            float *out = a.tile_states + (row * (STATE / 4) * a.channels + channel) * 4;
-#pragma unroll
-            for (int q = 0; q < STATE / 4; q++, out += 4 * a.channels)
-#pragma unroll
-                for (int c = 0; c < WIDTH; c++)
-                    if (valid[c])
-                        *reinterpret_cast<float4 *>(out + 4 * c) =
-                            make_float4(h[c][4 * q], h[c][4 * q + 1], h[c][4 * q + 2], h[c][4 * q + 3]);
-        }
+        if (PASS == OUTPUT && states_at) keep_states();
 #pragma unroll 1
-        for (int group = 0; group < TILE; group += GROUP) {
-            const int i = tile * TILE + group;
-            if (i >= at.count) break;
-            fetch_rows(i + (GROUPS - 1) * GROUP);
-            wait_for_oldest_group();
-            const pair_t (*slot)[GROUP][THREADS] = ring[i / GROUP % GROUPS];
-#pragma unroll
-            for (int j = 0; j < GROUP; j++) {
-                const bool in = i + j < at.count;
-                if (HAS_IDS && PASS != ADJOINT && restart[buffer][group + j]) forget();
-                float delta[WIDTH], gate[WIDTH], u[WIDTH], out[WIDTH][2];
-                const float2 raw2 = unpack(slot[DT][j][threadIdx.x]), x2 = unpack(slot[X][j][threadIdx.x]);
-                const float2 z2 = NEEDS_Z ? unpack(slot[NEEDS_Z ? Z : 0][j][threadIdx.x]) : make_float2(0.0f, 0.0f);
-                const float raw[WIDTH] = {raw2.x, raw2.y}, in_x[WIDTH] = {x2.x, x2.y}, g[WIDTH] = {z2.x, z2.y};
-#pragma unroll
-                for (int c = 0; c < WIDTH; c++) {
-                    delta[c] = (in ? 1.0f : 0.0f) * step_size(raw[c], bias[c]);
-                    if (PASS != OUTPUT) sum[c] += delta[c];
-                    gate[c] = NEEDS_Z ? g[c] * sigmoid(g[c]) : 1.0f;
-                    // what multiplies B (delta x, or x for zero-order hold), or C for ADJOINT (dL/dy before the gate)
-                    u[c] = in_x[c] * (PASS == ADJOINT ? gate[c] : ZOH ? 1.0f : delta[c]);
-                    out[c][0] = skip[c] * in_x[c], out[c][1] = 0.0f;
-                }
-#pragma unroll
-                for (int q = 0; q < 4; q++) {
-                    const float4 left = *reinterpret_cast<const float4 *>(&maps[buffer][0][group + j][4 * q]);
-                    const float4 right = *reinterpret_cast<const float4 *>(&maps[buffer][MAPS - 1][group + j][4 * q]);
-                    const float in_map[4] = {left.x, left.y, left.z, left.w};
-                    const float out_map[4] = {right.x, right.y, right.z, right.w};
-#pragma unroll
-                    for (int k = 0; k < 4; k++)
-#pragma unroll
-                        for (int c = 0; c < WIDTH; c++) {
-                            const int n = 4 * q + k;
-                            // spread the states that take the polynomial evenly, so that both pipes stay busy
-                            const bool poly = (n + 1) * POLYNOMIAL / PADDED != n * POLYNOMIAL / PADDED;
-                            const float decay = poly ? exp2_polynomial(delta[c], A[c][n], bound[c][n])
-                                                     : exp2_fast(delta[c] * A[c][n]);
-                            if (PASS == ADJOINT) {
-                                h[c][n] = decay * fmaf(u[c], in_map[k], h[c][n]);
-                                continue;
-                            }
-                            float w = u[c] * in_map[k];
-                            if (ZOH) w *= zoh_weight(delta[c], delta[c] * A[c][n], exp2_fast(delta[c] * A[c][n]));
-                            h[c][n] = fmaf(decay, h[c][n], w);
-                            if (PASS == OUTPUT) out[c][n & 1] = fmaf(h[c][n], out_map[k], out[c][n & 1]);
-                        }
-                }
-                if (HAS_IDS && PASS == ADJOINT && restart[buffer][group + j]) forget();
-                if (PASS == OUTPUT) {
-                    const float y0 = (out[0][0] + out[0][1]) * gate[0], y1 = (out[1][0] + out[1][1]) * gate[1];
-                    store_pair(y, y0, y1, in && valid[0], in && valid[1]);
-                    y += y_step;
-                }
+        for (int first = 0; first < TILE && !restarted; first += GROUP, group++) {
+            const int rest = at.count - (tile * TILE + first), positions = rest < GROUP ? rest : GROUP;
+            if (positions <= 0) break;
+            wait_for_fetched();
+            __syncwarp();   // what all lanes fetched is there, and what is fetched next replaces what all have read
+            fetch_rows((group + 1) & 1);
+            data_t (*rows)[GROUP][ROW] = s.ring[group & 1][warp];
+            const float (*map)[TILE][PADDED] = reinterpret_cast<const float (*)[TILE][PADDED]>(&s.maps[buffer][0][first][0]);
+            const bool *restarts_at = &s.restart[buffer][first];
+            if (PASS == OUTPUT) {
+                recur(rows, map, restarts_at, positions);
+                __syncwarp();
+                y.store(rows[DT], positions, moved, lane);
+            } else {
+                const float least = fminf(sum[0], sum[1]);
+                auto dead = [&](int q) { return __all_sync(0xffffffffu, slowest[q] * least < -FORGOTTEN); };
+                if (!dead(3)) restarted = add_up(rows, map, restarts_at, positions, 4);
+                else if (!dead(2)) restarted = add_up(rows, map, restarts_at, positions, 3);
+                else if (!dead(1)) restarted = add_up(rows, map, restarts_at, positions, 2);
+                else if (!dead(0)) restarted = add_up(rows, map, restarts_at, positions, 1);
+                else restarted = add_up(rows, map, restarts_at, positions, 0);
             }
         }
         if (tile + 1 < tiles) put_maps(buffer ^ 1);
     }
-    if (PASS != OUTPUT) {
+    wait_for_fetched();
+    const bool last = a.final_state && at.time_chunk == a.chunks - 1;
+    float *to = PASS == OUTPUT ? a.final_state + ((i64)at.batch * a.channels + channel) * STATE : a.chunk_ends + chunk_row * STATE;
 #pragma unroll
-        for (int c = 0; c < WIDTH; c++) {
-            if (valid[c]) a.dt_sums[chunk_row + c] = sum[c];
-            store_state(a.chunk_ends + (chunk_row + c) * STATE, 0, valid[c], h[c], PADDED);
-        }
+    for (int c = 0; c < WIDTH; c++) {
+        if (PASS != OUTPUT && c < there) a.dt_sums[chunk_row + c] = restarted ? INF : sum[c];
+        if (PASS != OUTPUT || last) store_state(to + c * STATE, 0, c < there, h[c], PADDED);
     }
 }
 
@@ -217,36 +329,59 @@ extern "C" __global__ void __launch_bounds__(WARPS * LANES, MIN_BLOCKS) scan_adj
 #endif
 
 #ifdef scan_propagate_BUILT
-// From chunk to chunk: h <- exp(A dt_sum) h + end. A thread owns one channel and state; loads of AHEAD_CHUNKS chunks are in
-// flight at once. `backwards` takes the chunks from the last in memory to the first.
-#define AHEAD_CHUNKS 24
-extern "C" __global__ void __launch_bounds__(128)
+// From chunk to chunk: h <- exp(A dt_sum) h + end. The warps of a block, MAX_RUNS at most, take the same 32 pairs of channel and
+// state, each a run of chunks: it goes through its run from zero, learns from the runs before it what enters its own, and goes
+// through again. `backwards` takes the chunks from the last in memory to the first.
+#define MAX_RUNS 16
+#define AHEAD_CHUNKS 13   // of a run, in registers
+extern "C" __global__ void __launch_bounds__(MAX_RUNS * LANES)
 scan_propagate(const float *dt_sums, const float *ends, const float *A, const float *initial, float *states, float *final,
                int batch, int chunks, int channels, int state, int backwards) {
-    const i64 i = (i64)blockIdx.x * 128 + threadIdx.x, width = (i64)channels * state;
-    if (i >= batch * width) return;
-    const i64 b = i / width, dn = i % width, d = dn / state;
-    const i64 first = b * chunks + (backwards ? chunks - 1 : 0), sum_step = backwards ? -channels : channels;
-    const i64 step = backwards ? -width : width;
-    dt_sums += first * channels + d, ends += first * width + dn, states += first * width + dn;
+    __shared__ float decays[MAX_RUNS][LANES], locals[MAX_RUNS][LANES];
+    const int lane = threadIdx.x % LANES, own_run = threadIdx.x / LANES, runs = blockDim.x / LANES;
+    const i64 i = (i64)blockIdx.x * LANES + lane, width = (i64)channels * state;
+    const bool valid = i < batch * width;
+    const i64 b = valid ? i / width : 0, dn = valid ? i % width : 0, d = dn / state;
+    const i64 sum_step = backwards ? -channels : channels, step = backwards ? -width : width;
+    const i64 first = b * chunks + (backwards ? chunks - 1 : 0);
     const float a2 = A[dn] * LOG2E, gone = -1.0f;
-    float h = initial ? initial[i] : 0.0f;
-    for (int base = 0; base < chunks; base += AHEAD_CHUNKS) {
+    auto enter = [&](float h, float decay, float end) { return decay == gone ? end : fmaf(decay, h, end); };   // not even NaN survives
+    float h = initial && valid ? initial[i] : 0.0f;
+    for (int base = 0; base < chunks; base += runs * AHEAD_CHUNKS) {
+        const int left = chunks - base, share = (left + runs - 1) / runs, run = share < AHEAD_CHUNKS ? share : AHEAD_CHUNKS;
+        const int begin = base + own_run * run, missing = chunks - begin, count = !valid ? 0 : missing < run ? missing : run;
+        const float *sums_at = dt_sums + first * channels + d + begin * sum_step, *ends_at = ends + first * width + dn + begin * step;
+        float *states_at = states + first * width + dn + begin * step;
         float decay[AHEAD_CHUNKS], end[AHEAD_CHUNKS];
 #pragma unroll
-        for (int j = 0; j < AHEAD_CHUNKS; j++, dt_sums += sum_step, ends += step) {
-            decay[j] = base + j < chunks ? *dt_sums : 0.0f;
-            end[j] = base + j < chunks ? *ends : 0.0f;
+        for (int j = 0; j < AHEAD_CHUNKS; j++, sums_at += sum_step, ends_at += step) {
+            decay[j] = j < count ? *sums_at : 0.0f;
+            end[j] = j < count ? *ends_at : 0.0f;
+        }
+        float through = 1.0f, local = 0.0f;
+#pragma unroll
+        for (int j = 0; j < AHEAD_CHUNKS; j++) {
+            decay[j] = decay[j] == INF ? gone : exp2_fast(a2 * decay[j]);
+            if (j < count) {
+                through = decay[j] == gone || through == gone ? gone : through * decay[j];
+                local = enter(local, decay[j], end[j]);
+            }
+        }
+        decays[own_run][lane] = through, locals[own_run][lane] = local;
+        __syncthreads();
+        float entering = h;
+        for (int s = 0; s < runs; s++) {
+            if (s == own_run) entering = h;
+            h = enter(h, decays[s][lane], locals[s][lane]);
         }
 #pragma unroll
-        for (int j = 0; j < AHEAD_CHUNKS; j++) decay[j] = decay[j] == INF ? gone : exp2_fast(a2 * decay[j]);
-#pragma unroll
-        for (int j = 0; j < AHEAD_CHUNKS; j++, states += step) {
-            if (base + j < chunks) *states = h;
-            const float through = fmaf(decay[j], h, end[j]);
-            h = decay[j] == gone ? end[j] : through;   // then not even NaN survives
+        for (int j = 0; j < AHEAD_CHUNKS; j++, states_at += step) {
+            if (j >= count) break;
+            *states_at = entering;
+            entering = enter(entering, decay[j], end[j]);
         }
+        __syncthreads();
     }
-    final[i] = h;
+    if (final && own_run == 0 && valid) final[i] = h;
 }
 #endif
