@@ -8,6 +8,7 @@ import pytest
 import torch
 from test_gpu_scan import check, check_forgetting, make, run_cuda, run_phases, run_reference
 
+from dnamamba_kernels.gpu_cuda import scan as cuda_scan
 from dnamamba_kernels.options import ScanOptions
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
@@ -55,6 +56,14 @@ def test_every_option(reverse, zoh, ids, gate, softplus):
     want = run_reference(a, options)
     check(run_cuda(a, options), want, torch.float32)
     check(run_phases(a, options, 50), want, torch.float32)
+
+
+@pytest.mark.parametrize("channels", [6, 7])
+def test_kept_states_have_the_registered_shape(channels):
+    a = make(CPU, torch.float32, 2, 70, channels, 4)
+    maps = *(a[name] for name in ("x", "dt", "A", "B", "C", "D", "z", "dt_bias", "sequence_ids")), a["initial"]
+    _, _, kept = cuda_scan.forward(*maps, ScanOptions(), cuda_scan.TILE)
+    assert kept.shape == (2, 3, channels, 4)  # what the operator registers for torch.compile
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -164,7 +164,7 @@ class _Call:
         """y, and the states that enter the tiles of chunks, in the kernels' own order, if they are to be kept."""
         y = torch.empty(self.x.shape, dtype=self.dtype, device=self.x.device)
         rows = self.plan.tile_rows(chunk)
-        tiles = self.empty(self.batch, rows, self.channels + self.channels % 2, self.state) if keep_tiles else None
+        tiles = self.empty(self.batch, rows, self.channels, self.state) if keep_tiles else None
         tensors = {"chunk_states": chunk_states, "tile_states": tiles, "final_state": final_state, "y": y}
         self.walk("scan_outputs", chunk, tensors)
         return y, tiles

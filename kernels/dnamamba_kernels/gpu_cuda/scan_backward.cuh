@@ -168,10 +168,11 @@ extern "C" __global__ void __launch_bounds__(BACKWARD_THREADS, BACKWARD_BLOCKS) 
 
         float h[2][4];
         const i64 tile_row = (i64)at.batch * a.tile_rows + (i64)at.time_chunk * a.tiles + tile;
-        const float *saved = a.tile_states + (tile_row * (STATE / 4) + part) * tile_width(a);
+        const float *saved = a.tile_states + (tile_row * (STATE / 4) + part) * tile_width(a) + tile_place(a, channel);
+        const i64 to_second = tile_place(a, channel + 1) - tile_place(a, channel);
         const float4 zero = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-        *reinterpret_cast<float4 *>(h[0]) = first && part < STATE / 4 ? *reinterpret_cast<const float4 *>(saved + tile_place(a, channel)) : zero;
-        *reinterpret_cast<float4 *>(h[1]) = second && part < STATE / 4 ? *reinterpret_cast<const float4 *>(saved + tile_place(a, channel + 1)) : zero;
+        *reinterpret_cast<float4 *>(h[0]) = first && part < STATE / 4 ? *reinterpret_cast<const float4 *>(saved) : zero;
+        *reinterpret_cast<float4 *>(h[1]) = second && part < STATE / 4 ? *reinterpret_cast<const float4 *>(saved + to_second) : zero;
         __syncthreads();
 
         // One position forward from h_in to h_out, keeping the decays. Where the state restarts h_in is not used, and kept: it

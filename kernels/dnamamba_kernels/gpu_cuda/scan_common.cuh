@@ -42,7 +42,7 @@ struct Arguments {
     const float *chunk_states;     // state that enters each chunk
     const float *chunk_adjoints;   // dL/d(state that leaves each chunk)
     float *final_state;       // (batch, channels, STATE): after the last chunk in time, by the output pass
-    float *tile_states;       // (batch, tile_rows, STATE / 4, 2, pairs of channels, 4): state that enters each tile, in time order
+    float *tile_states;       // (batch, tile_rows, STATE / 4, channels in the order of tile_place, 4): state that enters each tile
     float *dmaps;             // (batch, groups * blocks, length, 32): dB and dC summed over the channels of a block
     float *dA_parts, *dD_parts, *dbias_parts;   // (batch, chunks, channels[, STATE])
     data_t *dB, *dC;
@@ -291,7 +291,7 @@ FORCE void store_state(float *p, int n, bool valid, const float *in, int count) 
 
 // Four states of all channels in tile_states, and where those of a channel lie in it: first all even channels, then all odd ones,
 // so that the 16-byte stores of a warp whose threads have two channels are dense.
-FORCE i64 tile_width(const Arguments &a) { return (i64)((a.channels + 1) / 2) * 8; }
+FORCE i64 tile_width(const Arguments &a) { return (i64)a.channels * 4; }
 FORCE i64 tile_place(const Arguments &a, int channel) { return ((channel & 1) * (i64)((a.channels + 1) / 2) + channel / 2) * 4; }
 
 // A[channel][n] / ln 2, so that exp(delta A) = exp2(delta a).
