@@ -81,7 +81,7 @@ def chunk_summaries(
     Returns:
         dt_sums (batch, chunks, channels) fp32, the sum of Δ, +inf where ids change in the chunk or at its entry, so
         that nothing survives it; end_states (batch, chunks, channels, state) fp32, the state after the chunk entered
-        with zero.
+        with zero. `cuda` leaves out of it what has decayed to less than 2⁻³² by the end of the chunk.
     """
     a = scan_arguments(x, dt, A, B, B, None, None, dt_bias, None, sequence_ids, dt_softplus, reverse, discretization)
     module = _choose(backend, a.x, a.A, a.B, a.B, chunk)
