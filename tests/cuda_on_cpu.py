@@ -2,7 +2,8 @@
 
 The source is compiled by g++ after its few lines of PTX are replaced (BODIES, LINES). The threads of a block are fibers
 of one thread that take turns at barriers, shuffles and matrix products; blocks run one after another. Exponentials and
-reciprocals are libm's, copies to shared memory are immediate, dynamic shared memory starts as NaN.
+reciprocals are libm's, dynamic shared memory starts as NaN, and what is copied to it is NaN until its thread waits for
+it. Threads take turns in alternating order.
 """
 
 import contextlib
@@ -29,8 +30,11 @@ BODIES = {
     "u32 pack_bf16": "return (u32)to_bf16(low) | (u32)to_bf16(high) << 16;",
     "u32 load_16": "u16 v = 0; if (valid) memcpy(&v, p, 2); return v;",
     "u32 load_32": "u32 v = 0; if (valid) memcpy(&v, p, 4); return v;",
-    "void fetch_16_bytes": "if (valid) memcpy(to, from, 16); else memset(to, 0, 16);",
-    "void wait_for_fetched": "",
+    "void fetch_16_bytes": "memset(to, 0xff, 16); under_way[threadIdx.x].push_back({to, from, valid});",
+    "void wait_for_fetched": (
+        "for (auto &c : under_way[threadIdx.x]) { if (c.valid) memcpy(c.to, c.from, 16); else memset(c.to, 0, 16); }"
+        "under_way[threadIdx.x].clear();"
+    ),
     "void store_four": "const float v[4] = {v0, v1, v2, v3}; if (valid) memcpy(p, v, 16);",
     "void mma_add": "matrix_product(d, a, b0, b1);",
 }
@@ -81,6 +85,8 @@ static std::vector<bool> ended;
 struct Barrier { int waiting = 0, round = 0; };
 static Barrier block_barrier, warp_barriers[32];
 static unsigned exchange[32][32][6];
+struct Copy { void *to; const void *from; bool valid; };
+static std::vector<Copy> under_way[1024];
 
 static void wait_at(Barrier &b, int threads) {
     const int round = b.round;
@@ -146,10 +152,12 @@ extern "C" void launch(int grid, int threads, void **arguments) {
             fibers[t].uc_stack.ss_sp = stacks[t].data(), fibers[t].uc_stack.ss_size = stacks[t].size();
             makecontext(&fibers[t], (void (*)())fiber, 1, t);
         }
-        for (bool running = true; running;) {
+        for (bool running = true, backwards = false; running; backwards = !backwards) {
             running = false;
-            for (int t = 0; t < threads; t++)
+            for (int i = 0; i < threads; i++) {
+                const int t = backwards ? threads - 1 - i : i;
                 if (!ended[t]) threadIdx.x = t, running = true, swapcontext(&scheduler, &fibers[t]);
+            }
         }
     }
 }
@@ -205,6 +213,7 @@ def install(patch: pytest.MonkeyPatch) -> None:
     for module in (plan, cuda_scan):
         patch.setattr(module, "kernel", _kernel)
     patch.setattr(plan, "processors", lambda device: MULTIPROCESSORS)
+    patch.setattr(plan, "shared_memory", lambda device: 228 * 1024)
     patch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
     patch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=0))
     patch.setattr(cuda_scan, "plan_for", plan.Plan)

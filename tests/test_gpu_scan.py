@@ -339,6 +339,7 @@ def test_argument_block_mirrors_the_source():
 @pytest.mark.parametrize("length", [1, 31, 515, 16_384, 1_048_575, 10_000_019])
 def test_plan_covers_the_length(monkeypatch, length, in_memory):
     monkeypatch.setattr(plan, "processors", lambda device: 132)
+    monkeypatch.setattr(plan, "shared_memory", lambda device: 228 * 1024)
     strides = ((length * 512, 512, 1),) * 3, (None,), ((length * 16, 16, 16, 1),) * 2, (None,)
     options = scan_options.ScanOptions(reverse=True)
     flat = tuple(stride for group in strides for stride in group)
@@ -357,6 +358,7 @@ def test_plan_covers_the_length(monkeypatch, length, in_memory):
 @pytest.mark.parametrize("dtype", list(BOUND), ids=str)
 def test_shared_memory_mirrors_the_source(monkeypatch, dtype):
     monkeypatch.setattr(plan, "processors", lambda device: 132)
+    monkeypatch.setattr(plan, "shared_memory", lambda device: 228 * 1024)
     source = plan.source()
     fixed, warp = 2 * 2 * plan.TILE * 16 * 4 + 2 * plan.TILE, 2 * 3 * plan.TILE * 64
     assert f"sizeof(WalkShared) == {fixed} + {warp} * WARPS," in source

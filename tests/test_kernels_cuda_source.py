@@ -71,6 +71,46 @@ def test_forgetting(dtype):
     check_forgetting(CPU, dtype, 331, 165)
 
 
+def end_states(a, options):
+    """After all positions as one chunk, from zero."""
+    rows = (a[name] for name in ("x", "dt", "A", "B", "dt_bias", "sequence_ids"))
+    return cuda_scan.chunk_summaries(*rows, options, a["x"].shape[1])[1]
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_steps_back_bring_back_what_was_small(reverse):
+    """Without softplus Δ may be negative: what came before it grows again."""
+    length = 64
+    a = make(CPU, torch.float32, 1, length, 64, 16)
+    a["A"], a["dt_bias"], a["D"] = -torch.ones_like(a["A"]), torch.zeros(64), torch.zeros(64)
+    dt, x = torch.full((1, length, 64), 0.05), a["x"].clone()
+    dt[:, length - 9], dt[:, length - 8 :] = -40.0, 5.0
+    x[:, : length - 16], x[:, length - 9 :] = 0.0, 0.0
+    a["dt"], a["x"] = (dt.flip(1), x.flip(1)) if reverse else (dt, x)
+    options = ScanOptions(dt_softplus=False, reverse=reverse)
+    check(run_phases(a, options, 32), run_reference(a, options), torch.float32)
+
+
+@pytest.mark.parametrize("softplus", [False, True])
+@pytest.mark.parametrize("channels", [8, 63, 64, 72])
+def test_what_is_forgotten_costs_nothing_and_spoils_nothing(softplus, channels):
+    """Seen by a NaN that does not come through; in warps with fewer than 64 channels, too."""
+    a = make(CPU, torch.float32, 1, 100, channels, 16)
+    a["A"], a["dt"] = -torch.ones_like(a["A"]), torch.ones_like(a["dt"])
+    a["dt_bias"] = torch.zeros(channels)
+    a["x"][:, 3] = float("nan")
+    assert end_states(a, ScanOptions(dt_softplus=softplus)).isfinite().all()
+
+
+def test_a_decay_that_is_not_a_number_leaves_its_neighbour_alone():
+    a = make(CPU, torch.float32, 1, 100, 64, 16)
+    a["A"][:, :] = -0.01
+    a["A"][1::2] = -40.0
+    clean = end_states(a, ScanOptions())
+    a["A"][1::2, ::4] = float("nan")
+    assert torch.equal(end_states(a, ScanOptions())[:, :, ::2], clean[:, :, ::2])
+
+
 def ids_with_cuts(length, cuts):
     ids = torch.zeros(1, length, dtype=torch.int32)
     for cut in cuts:

@@ -161,7 +161,7 @@ def backward_summaries(
 
     Returns:
         dt_sums as from `chunk_summaries`, and adjoint_ends (batch, chunks, channels, state) fp32: dL/d(state that
-        enters the chunk) if the adjoint of the state that leaves it is zero.
+        enters the chunk) if the adjoint of the state that leaves it is zero; `cuda` leaves out likewise.
     """
     a = scan_arguments(dy, dt, A, C, C, None, z, dt_bias, None, sequence_ids, dt_softplus, reverse)
     module = _choose(backend, a.x, a.A, a.C, a.C, chunk)

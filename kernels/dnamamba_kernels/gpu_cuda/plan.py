@@ -19,14 +19,22 @@ MAX_STATE = 16
 # How the kernels are cut was measured on an H100: see LOG.md.
 FORWARD_THREADS = 128  # of a block in the forward passes
 FORWARD_CHANNELS = 2 * FORWARD_THREADS
-FORWARD_BLOCKS = 3  # that a multiprocessor holds
+FORWARD_BLOCKS = 3  # that a multiprocessor holds, if its shared memory allows
 BACKWARD_THREADS = 128  # of a block of scan_gradients
 BACKWARD_CHANNELS = 64
-BACKWARD_BLOCKS = 3  # that a multiprocessor holds
+BACKWARD_BLOCKS = 3  # likewise
 # Chunks are cut so that the grid has this many times as many, if they have at least so many positions; else the next.
 BACKWARD_WAVES = ((8, 256), (6, 128), (3, 0))
 SUM_THREADS = 256  # of a block of scan_sum_parts
 MAX_RUNS = 16  # warps of a block of scan_propagate
+SHARED_KILOBYTES = {
+    (8, 0): 164,
+    (8, 7): 164,
+    (9, 0): 228,
+    (10, 0): 228,
+    (10, 3): 228,
+}  # of a multiprocessor, by capability
+RESERVED = 1024  # bytes of shared memory that the system takes of each block's
 CUT = {
     "WARPS": FORWARD_THREADS // LANES,
     "MIN_BLOCKS": FORWARD_BLOCKS,
@@ -108,6 +116,12 @@ def processors(device: int) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
+@functools.cache
+def shared_memory(device: int) -> int:
+    """Bytes of shared memory of a multiprocessor (CUDA C++ Programming Guide, compute capabilities)."""
+    return 1024 * SHARED_KILOBYTES.get(torch.cuda.get_device_capability(device), 100)
+
+
 class Layout(NamedTuple):
     """All that the launches of a scan depend on, but for addresses: the key of its plan."""
 
@@ -158,7 +172,8 @@ class Plan:
         self._cuts: dict[tuple[int, int, bool], tuple[int, bytes]] = {}
         self.backward_shared = BACKWARD_SHARED + BACKWARD_ROWS_SHARED * (layout.dtype != torch.float32)
         self.forward_chunk = self._forward_chunk()
-        backward = ((self._chunk(BACKWARD_CHANNELS, BACKWARD_BLOCKS, waves), least) for waves, least in BACKWARD_WAVES)
+        held = self._held(BACKWARD_BLOCKS, self.backward_shared)
+        backward = ((self._chunk(BACKWARD_CHANNELS, held, waves), least) for waves, least in BACKWARD_WAVES)
         self.backward_chunk = next(chunk for chunk, least in backward if chunk >= least)
 
     def kernel(self, name: str) -> Kernel:
@@ -178,10 +193,16 @@ class Plan:
     def _forward_chunk(self) -> int:
         """Positions such that a multiprocessor has two blocks, or three where rounding makes two dearer by over 1 %.
 
-        Two blocks are as fast as three, and in longer chunks the summaries forget more of the states.
+        Two blocks are as fast as three, and in longer chunks the summaries forget more of the states. Fewer where a
+        multiprocessor holds fewer.
         """
-        two, three = (self._chunk(FORWARD_CHANNELS, blocks, 1) for blocks in (2, FORWARD_BLOCKS))
-        return three if 1.01 * FORWARD_BLOCKS * three < 2 * two else two
+        few, many = (self._held(blocks, FORWARD_SHARED) for blocks in (2, FORWARD_BLOCKS))
+        longer, shorter = (self._chunk(FORWARD_CHANNELS, blocks, 1) for blocks in (few, many))
+        return shorter if 1.01 * many * shorter < few * longer else longer
+
+    def _held(self, blocks: int, shared: int) -> int:
+        """So many blocks, or those for which a multiprocessor has shared memory."""
+        return max(1, min(blocks, shared_memory(self.layout.device) // (shared + RESERVED)))
 
     def tile_rows(self, chunk: int) -> int:
         """Tiles of a sequence; chunks cut in time are multiples of TILE, so that only its last tile may be short."""

@@ -1,6 +1,7 @@
 """The selective scan in CUDA C++: launches the kernels of scan_forward.cuh and scan_backward.cuh.
 
-    forward    scan_summaries → scan_propagate → scan_outputs (writes y and the state that enters every TILE positions)
+    forward    scan_summaries → scan_propagate → scan_outputs (y, the final state, and the state that enters every TILE
+               positions)
     backward   scan_adjoints → scan_propagate → scan_gradients → scan_sum_parts
 
 The length is cut into chunks, just enough to fill the chip, so that the states passed between chunks are few. Gradients
@@ -54,7 +55,7 @@ def supports(x: Tensor, A: Tensor, B: Tensor, C: Tensor) -> str | None:
 
 
 def chunk_length(batch: int, length: int, channels: int, state: int, groups: int) -> int:
-    """Positions between the states saved for the backward pass; the passes themselves cut longer chunks, see `_cut`."""
+    """Positions between the states saved for the backward pass; the passes themselves cut longer chunks, see `Plan`."""
     return TILE
 
 

@@ -7,8 +7,8 @@
 //   WIDE       rows of x, dt, z and dL/dy are aligned to 16 bytes
 //   STATE      states of a channel, 4, 8, 12 or 16; fewer than 16 are padded
 //   SOFTPLUS, ZOH, HAS_Z, HAS_D, HAS_IDS   the options of the scan
-//   WARPS, MIN_BLOCKS                      shape of the forward passes: warps of a block, blocks that a multiprocessor must
-//              hold; BACKWARD_BLOCKS likewise for the gradients
+//   WARPS, MIN_BLOCKS                      shape of the forward passes: warps of a block, blocks for which a multiprocessor
+//              must have registers; BACKWARD_BLOCKS likewise for the gradients
 //   POLYNOMIAL_SUMMARY, POLYNOMIAL_OUTPUT  how many of the 16 exponentials of a channel and position go to the FMA
 //              pipe instead of the special-function unit, which alone would bind the forward pass
 typedef unsigned short u16;

@@ -106,7 +106,7 @@ template <Pass PASS, int POLYNOMIAL> FORCE void walk(const Arguments &a) {
            (i64)sign * a.channels, lane);
 
     const i64 chunk_row = ((i64)at.batch * a.chunks + at.slot) * a.channels + channel;
-    float A[WIDTH][PADDED], h[WIDTH][PADDED], bias[WIDTH], skip[WIDTH], sum[WIDTH];
+    float A[WIDTH][PADDED], h[WIDTH][PADDED], bias[WIDTH], skip[WIDTH], sum[WIDTH], lost[WIDTH] = {};
     float bound[WIDTH][PADDED];   // only those of the states that take the polynomial stay in registers
     float slowest[PADDED / 4];    // of four states of the thread's channels: those whose weights fall last
 #pragma unroll
@@ -118,11 +118,12 @@ template <Pass PASS, int POLYNOMIAL> FORCE void walk(const Arguments &a) {
         load_state(a.chunk_states + (chunk_row + c) * STATE, 0, PASS == OUTPUT && a.chunk_states && valid, h[c], PADDED);
         bias[c] = a.dt_bias && valid ? a.dt_bias[channel + c] : 0.0f;
         skip[c] = HAS_D && PASS == OUTPUT && valid ? a.D[channel + c] : 0.0f;
-        sum[c] = 0.0f;
+        sum[c] = valid ? 0.0f : 1e30f;   // what does not exist is forgotten at once; not INF, of which Kahan's sum makes NaN
 #pragma unroll
         for (int n = 0; n < PADDED; n++) {
             bound[c][n] = polynomial_bound(A[c][n]);
-            if (n < STATE && valid && !(A[c][n] <= slowest[n / 4])) slowest[n / 4] = A[c][n];
+            // NaN as INF, which is never below the bound: nothing is left out then
+            if (n < STATE && valid && !(A[c][n] <= slowest[n / 4])) slowest[n / 4] = A[c][n] == A[c][n] ? A[c][n] : INF;
         }
     }
 
@@ -215,6 +216,7 @@ template <Pass PASS, int POLYNOMIAL> FORCE void walk(const Arguments &a) {
     };
     // What the others do, for the first `live` fours of states; whether the walk ends there, as the state restarts.
     auto add_up = [&](data_t (*rows)[GROUP][ROW], const float (*map)[TILE][PADDED], const bool *restarts_at, int positions, int live) {
+        float local[WIDTH] = {};   // sum of delta in this group
 #pragma unroll 4
         for (int j = 0; j < positions; j++) {
             if (HAS_IDS && PASS == ADJOINT && restarts_at[j]) return true;
@@ -224,9 +226,9 @@ template <Pass PASS, int POLYNOMIAL> FORCE void walk(const Arguments &a) {
 #pragma unroll
             for (int c = 0; c < WIDTH; c++) {
                 delta[c] = step_size(delta[c], bias[c]);
-                const float before = sum[c];
-                sum[c] += delta[c];
-                reach[c] = PASS == ADJOINT ? sum[c] : before;
+                const float before = local[c];
+                local[c] += delta[c];
+                reach[c] = sum[c] + (PASS == ADJOINT ? local[c] : before);
                 u[c] *= PASS == ADJOINT ? (NEEDS_Z ? gate[c] * sigmoid(gate[c]) : 1.0f) : ZOH ? 1.0f : delta[c];
             }
 #pragma unroll
@@ -245,6 +247,11 @@ template <Pass PASS, int POLYNOMIAL> FORCE void walk(const Arguments &a) {
                     }
             }
             if (HAS_IDS && PASS == SUMMARY && restarts_at[j]) return true;
+        }
+#pragma unroll
+        for (int c = 0; c < WIDTH; c++) {   // Kahan's sum: that of thousands of groups is as exact as that of one
+            const float add = local[c] - lost[c], next = sum[c] + add;
+            lost[c] = next - sum[c] - add, sum[c] = next;
         }
         return false;
     };
@@ -290,7 +297,13 @@ template <Pass PASS, int POLYNOMIAL> FORCE void walk(const Arguments &a) {
                 __syncwarp();
                 y.store(rows[DT], positions, moved, lane);
             } else {
-                const float least = fminf(sum[0], sum[1]);
+                float least = fminf(sum[0], sum[1]);
+                if (!SOFTPLUS)   // steps may be negative: no sum of the group is less than this
+                    for (int j = 0; j < positions; j++) {
+                        float steps[WIDTH];
+                        read_row(rows[DT][j], lane, steps);
+                        least += fminf(steps[0] + bias[0], 0.0f) + fminf(steps[1] + bias[1], 0.0f);
+                    }
                 auto dead = [&](int q) { return __all_sync(0xffffffffu, slowest[q] * least < -FORGOTTEN); };
                 if (!dead(3)) restarted = add_up(rows, map, restarts_at, positions, 4);
                 else if (!dead(2)) restarted = add_up(rows, map, restarts_at, positions, 3);
