@@ -178,6 +178,7 @@ def test_failure_leaves_no_files(checkpoint, fasta, tmp_path, monkeypatch):
         ("--region chr1:9-5", "--region: chr1:9-5: the start lies behind the end"),
         ("--region chr1:x-5", "--region: 'chr1:x-5' is no region"),
         ("--region 1:1-5", "no contig '1'; this genome calls it 'chr1'"),
+        ("--genome DIR/n.fa --region chr1:5-8", "--region: chr1:5-8 holds no A, C, G or T to change"),
         ("--format pdf", "--format: unknown 'pdf', choose among parquet, npz, tsv, png"),
         ("--format ,", "--format: nothing is chosen"),
         ("--context 3", "--context: 3 is not possible, expected an even number"),
@@ -196,6 +197,7 @@ def test_failure_leaves_no_files(checkpoint, fasta, tmp_path, monkeypatch):
 )
 def test_bad_input_is_told_in_one_line(folder, checkpoint, fasta, tmp_path, capsys, flags, told):
     (folder / "empty.fa").write_text("")
+    (folder / "n.fa").write_text(">chr1\nACGTNNNNACGT\n")
     (folder / "taken.png").write_text("mine")
     assert run(checkpoint, fasta, tmp_path / "out", *flags.replace("DIR", str(folder)).split()) == cli.USER_ERROR
     errors = capsys.readouterr().err.splitlines()

@@ -49,6 +49,8 @@ def mutagenesis(settings: MutagenesisSettings) -> Saturation:
     with job_bar("reading the genome", "B") as progress:
         store = open_genome(settings.genome, settings.store, progress=progress)
     region = parse_region(settings.region, store)
+    if not (store.read(region.contig, region.start, region.end) & TOKEN_BITS < BASES).any():
+        raise InputError(f"--region: {settings.region} holds no A, C, G or T to change; choose one with bases")
     inference = load_for_inference(settings.checkpoint, settings.accelerator, settings.precision)
     plan = make_plan(settings, inference)
     for label, text in _header(settings, inference, store, region, plan):
