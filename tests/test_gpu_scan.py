@@ -335,11 +335,15 @@ def test_argument_block_mirrors_the_source():
     assert declared == [name for name, _ in plan.Arguments._fields_]
 
 
+def as_on_an_h100(monkeypatch):
+    monkeypatch.setattr(plan, "processors", lambda device: 132)
+    monkeypatch.setattr(plan, "shared_memory", lambda device: 228 * 1024)
+
+
 @pytest.mark.parametrize("in_memory", [False, True])
 @pytest.mark.parametrize("length", [1, 31, 515, 16_384, 1_048_575, 10_000_019])
 def test_plan_covers_the_length(monkeypatch, length, in_memory):
-    monkeypatch.setattr(plan, "processors", lambda device: 132)
-    monkeypatch.setattr(plan, "shared_memory", lambda device: 228 * 1024)
+    as_on_an_h100(monkeypatch)
     strides = ((length * 512, 512, 1),) * 3, (None,), ((length * 16, 16, 16, 1),) * 2, (None,)
     options = scan_options.ScanOptions(reverse=True)
     flat = tuple(stride for group in strides for stride in group)
@@ -357,8 +361,7 @@ def test_plan_covers_the_length(monkeypatch, length, in_memory):
 
 @pytest.mark.parametrize("dtype", list(BOUND), ids=str)
 def test_shared_memory_mirrors_the_source(monkeypatch, dtype):
-    monkeypatch.setattr(plan, "processors", lambda device: 132)
-    monkeypatch.setattr(plan, "shared_memory", lambda device: 228 * 1024)
+    as_on_an_h100(monkeypatch)
     source = plan.source()
     fixed, warp = 2 * 2 * plan.TILE * 16 * 4 + 2 * plan.TILE, 2 * 3 * plan.TILE * 64
     assert f"sizeof(WalkShared) == {fixed} + {warp} * WARPS," in source
@@ -406,7 +409,7 @@ def compile_source(defines: list[str], architecture: str, folder: Path) -> None:
             pytest.skip("neither NVRTC nor nvcc")
         source = folder / "scan.cu"
         source.write_text(plan.source())
-        options = ["-cubin", f"-arch={architecture}", "-std=c++17", "--use_fast_math", "-o", folder / "scan.cubin"]
+        options = ["-cubin", f"-arch={architecture}", *nvrtc.LANGUAGE, "-o", folder / "scan.cubin"]
         done = subprocess.run(["nvcc", *options, *defines, source], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         return

@@ -175,12 +175,9 @@ def make_tiling(settings: LikelihoodSettings, inference: Inference) -> StrandTil
 def check_bases(store: TokenStore, wanted: ByContig) -> None:
     """Raises `InputError` where no wanted base can have a value on both strands."""
     for name, pairs in wanted.items():
-        contig = store.contig(name)
-        for start, end in np.clip(pairs, 1, contig.length - 1).tolist():
-            if start < end:
-                n = np.diff(store.n_before(np.array([start, end]) + contig.offset))[0]
-                if n < end - start:
-                    return
+        for start, end in np.clip(pairs, 1, store.contig(name).length - 1).tolist():
+            if start < end and store.n_count(name, start, end) < end - start:
+                return
     raise InputError("nothing to compute: the chosen regions have no base but N and contigs' ends")
 
 

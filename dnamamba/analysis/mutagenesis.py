@@ -49,7 +49,7 @@ def mutagenesis(settings: MutagenesisSettings) -> Saturation:
     with job_bar("reading the genome", "B") as progress:
         store = open_genome(settings.genome, settings.store, progress=progress)
     region = parse_region(settings.region, store)
-    if not (store.read(region.contig, region.start, region.end) & TOKEN_BITS < BASES).any():
+    if store.n_count(region.contig, region.start, region.end) == region.length:
         raise InputError(f"--region: {settings.region} holds no A, C, G or T to change; choose one with bases")
     inference = load_for_inference(settings.checkpoint, settings.accelerator, settings.precision)
     plan = make_plan(settings, inference)

@@ -43,7 +43,7 @@ def _places(store: TokenStore, name: str, length: int, windows: int, seed: int) 
     for _ in range(windows * TRIES if contigs else 0):
         contig = contigs[int(random.choice(len(contigs), p=sizes / sizes.sum()))]
         start = int(random.integers(contig.length - length + 1))
-        if np.diff(store.n_before(np.array([start, start + length]) + contig.offset))[0] == 0:
+        if store.n_count(contig.name, start, start + length) == 0:
             found.append((contig.name, start))
             if len(found) == windows:
                 return found

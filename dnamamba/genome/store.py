@@ -121,6 +121,11 @@ class TokenStore:
         first, last = np.searchsorted(self.all_n_runs[:, 0], (record.offset, record.offset + record.length))
         return self.all_n_runs[first:last] - record.offset
 
+    def n_count(self, contig: str, start: int, end: int) -> int:
+        """How many of a contig's bases [start, end), 0-based half-open, are N."""
+        before = self.n_before(np.array([start, end]) + self.contig(contig).offset)
+        return int(before[1] - before[0])
+
     def n_before(self, positions: np.ndarray) -> np.ndarray:
         """N before each position of `tokens` (any shape, int64): a window has n_before(end) − n_before(start)."""
         starts, ends = self.all_n_runs[:, 0], self.all_n_runs[:, 1]

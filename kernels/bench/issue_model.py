@@ -26,7 +26,7 @@ import triton
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from dnamamba_kernels.gpu_cuda import plan
+from dnamamba_kernels.gpu_cuda import nvrtc, plan
 
 ELEMENTS = {"scan_summaries": 128, "scan_outputs": 128, "scan_adjoints": 128, "scan_gradients": 32}
 """(position, channel, state) triples of a thread in a turn of the loop"""
@@ -68,7 +68,7 @@ def machine_code(kernel: str, switches: dict[str, int]) -> str:
     with tempfile.TemporaryDirectory() as folder:
         source, cubin = Path(folder, "scan.cu"), Path(folder, "scan.cubin")
         source.write_text(plan.source())
-        flags = "-cubin", "-arch=sm_90", "-std=c++17", "--use_fast_math", *plan.defines(kernel, switches)
+        flags = "-cubin", "-arch=sm_90", *nvrtc.LANGUAGE, *plan.defines(kernel, switches)
         subprocess.run(["nvcc", *flags, source, "-o", cubin], check=True)
         return subprocess.run([nvdisasm, "-hex", cubin], check=True, capture_output=True, text=True).stdout
 

@@ -21,6 +21,8 @@ import torch
 
 Argument = ctypes.c_void_p | ctypes.c_int | ctypes.c_longlong | ctypes.Structure
 MAX_DYNAMIC_SHARED_SIZE = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+LANGUAGE = "--std=c++17", "--use_fast_math"
+"""Options of each compilation, as nvcc takes them, too"""
 INVALID_CONTEXT = 201  # CUDA_ERROR_INVALID_CONTEXT
 
 
@@ -70,7 +72,7 @@ def compile_cubin(source: str, options: Sequence[str], architecture: str) -> byt
     if nvrtc.nvrtcCreateProgram(ctypes.byref(program), source.encode(), b"scan.cu", 0, None, None):
         raise RuntimeError("NVRTC could not take the source")
     try:
-        flags = [f"--gpu-architecture={architecture}", "--std=c++17", "--use_fast_math", *options]
+        flags = [f"--gpu-architecture={architecture}", *LANGUAGE, *options]
         array = (ctypes.c_char_p * len(flags))(*(flag.encode() for flag in flags))
         if nvrtc.nvrtcCompileProgram(program, len(flags), array):
             size = ctypes.c_size_t()

@@ -27,13 +27,8 @@ BACKWARD_BLOCKS = 3  # likewise
 BACKWARD_WAVES = ((8, 256), (6, 128), (3, 0))
 SUM_THREADS = 256  # of a block of scan_sum_parts
 MAX_RUNS = 16  # warps of a block of scan_propagate
-SHARED_KILOBYTES = {
-    (8, 0): 164,
-    (8, 7): 164,
-    (9, 0): 228,
-    (10, 0): 228,
-    (10, 3): 228,
-}  # of a multiprocessor, by capability
+# of a multiprocessor, by compute capability
+SHARED_KILOBYTES = {(8, 0): 164, (8, 7): 164, (9, 0): 228, (10, 0): 228, (10, 3): 228}
 RESERVED = 1024  # bytes of shared memory that the system takes of each block's
 CUT = {
     "WARPS": FORWARD_THREADS // LANES,
@@ -149,24 +144,11 @@ class Plan:
     def __init__(self, layout: Layout) -> None:
         self.layout, (self.batch, self.length, self.channels) = layout, layout.size
         self.group_channels = self.channels // layout.groups
-        rows = [strides[:-1] for strides in layout.strides[:6] if strides is not None]
-        paired = layout.aligned and self.group_channels % 2 == 0
-        aligned = paired and all(stride % 2 == 0 for strides in rows for stride in strides)
-        quad = 16 // layout.dtype.itemsize
-        wide = layout.wide and self.group_channels % quad == 0
-        moved = (strides[:-1] for strides in layout.strides[:4] if strides is not None)
-        wide = wide and all(stride % quad == 0 for strides in moved for stride in strides)
+        aligned = layout.aligned and self._in_steps_of(2, layout.strides[:6])
+        wide = layout.wide and self._in_steps_of(16 // layout.dtype.itemsize, layout.strides[:4])
         options, (_, _, z, _, _, _, ids) = layout.options, layout.strides
-        flags = (
-            aligned,
-            wide,
-            layout.state,
-            options.dt_softplus,
-            options.zoh,
-            z is not None,
-            layout.has_D,
-            ids is not None,
-        )
+        present = z is not None, layout.has_D, ids is not None
+        flags = aligned, wide, layout.state, options.dt_softplus, options.zoh, *present
         self.layer = DATA[layout.dtype], *map(int, flags)
         self._kernels: dict[str, Kernel] = {}
         self._cuts: dict[tuple[int, int, bool], tuple[int, bytes]] = {}
@@ -175,6 +157,11 @@ class Plan:
         held = self._held(BACKWARD_BLOCKS, self.backward_shared)
         backward = ((self._chunk(BACKWARD_CHANNELS, held, waves), least) for waves, least in BACKWARD_WAVES)
         self.backward_chunk = next(chunk for chunk, least in backward if chunk >= least)
+
+    def _in_steps_of(self, elements: int, strides: tuple[tuple[int, ...] | None, ...]) -> bool:
+        """Whether rows that start at multiples of so many elements have groups of channels that do, and rows, too."""
+        rows = [of[:-1] for of in strides if of is not None]
+        return self.group_channels % elements == 0 and all(s % elements == 0 for row in rows for s in row)
 
     def kernel(self, name: str) -> Kernel:
         if name not in self._kernels:

@@ -91,13 +91,16 @@ class _Call:
         own = self.A, D, dt_bias, ids, dy  # kept alive: the launches know addresses only
         self._kept = own
         addresses = [None if t is None else t.data_ptr() for t in data]
-        pair = 2 * x.element_size()
+
+        def aligned(addresses: list[int | None], size: int) -> bool:
+            return all(address is None or address % size == 0 for address in addresses)
+
         self.plan = plan = plan_for(
             Layout(
                 x.get_device(),
                 dtype,
-                all(address is None or address % pair == 0 for address in addresses),
-                all(address is None or address % 16 == 0 for address in addresses[:4]),
+                aligned(addresses, 2 * x.element_size()),
+                aligned(addresses[:4], 16),
                 tuple(x.shape),
                 self.state,
                 next(m.shape[2] for m in (B, C) if m is not None),

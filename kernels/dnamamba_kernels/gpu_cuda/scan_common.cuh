@@ -78,24 +78,16 @@ FORCE float polynomial_bound(float a) { return a < 0.0f ? -126.0f * reciprocal(a
 // log(1 + exp(v)) = max(v, 0) + log1p(exp(-|v|)), log1p(e) / e by a polynomial on [0, 1], relative error 3e-8; 1.3e-6 where v
 // comes from 16 bits, of which at most 11 are significant.
 FORCE float softplus(float v) {
-    float e = exp2_fast(-LOG2E * fabsf(v));
+    const float e = exp2_fast(-LOG2E * fabsf(v));
 #if DATA != 0
-    float p = fmaf(e, 0.014141025f, -0.0664018095f);
-    p = fmaf(p, e, 0.149223894f);
-    p = fmaf(p, e, -0.235038623f);
-    p = fmaf(p, e, 0.331094503f);
-    p = fmaf(p, e, -0.499869645f);
-    p = fmaf(p, e, 0.999998748f);
+    const float c[] = {0.014141025f, -0.0664018095f, 0.149223894f, -0.235038623f, 0.331094503f, -0.499869645f, 0.999998748f};
 #else
-    float p = fmaf(e, 0.00523269549f, -0.0295052435f);
-    p = fmaf(p, e, 0.0782259256f);
-    p = fmaf(p, e, -0.136632457f);
-    p = fmaf(p, e, 0.191060066f);
-    p = fmaf(p, e, -0.24842982f);
-    p = fmaf(p, e, 0.333190978f);
-    p = fmaf(p, e, -0.499994934f);
-    p = fmaf(p, e, 0.99999994f);
+    const float c[] = {0.00523269549f, -0.0295052435f, 0.0782259256f, -0.136632457f, 0.191060066f, -0.24842982f,
+                       0.333190978f, -0.499994934f, 0.99999994f};
 #endif
+    float p = c[0];
+#pragma unroll
+    for (int k = 1; k < (int)(sizeof c / sizeof *c); k++) p = fmaf(p, e, c[k]);
     return fmaf(p, e, fmaxf(v, 0.0f));
 }
 
