@@ -64,6 +64,41 @@ def sum_partials(partials: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return out
 
 
+@triton.jit
+def _sum_rows_kernel(
+    partials, out, last, rows, columns, TAPS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr
+):
+    """out[c, j] = Σ_r partials[r, j, c] for j < TAPS, last[c] = Σ_r partials[r, TAPS, c]; in a fixed order, fp32."""
+    j = tl.program_id(1)
+    c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    inside = c < columns
+    total = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
+    for first in range(0, rows, BLOCK_R):
+        row = first + tl.arange(0, BLOCK_R)
+        place = (row.to(tl.int64) * (TAPS + 1) + j)[:, None] * columns + c[None, :]
+        total += tl.load(partials + place, mask=(row < rows)[:, None] & inside[None, :], other=0.0)
+    to = last + c
+    if j < TAPS:
+        to = out + c * TAPS + j
+    tl.store(to, tl.sum(total, axis=0), mask=inside)
+
+
+def sum_rows(partials: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sums over the first dimension of (rows, taps + 1, columns), fp32: (columns, taps) and the last tap's (columns,).
+
+    One launch, where torch.sum and a transposed copy are two: that is what counts for small tensors.
+    """
+    rows, taps, columns = partials.shape[0], partials.shape[1] - 1, partials.shape[2]
+    out = torch.empty((columns, taps), dtype=torch.float32, device=partials.device)
+    last = torch.empty(columns, dtype=torch.float32, device=partials.device)
+    block_r = min(512, triton.next_power_of_2(rows))
+    with on_device(partials):
+        _sum_rows_kernel[(triton.cdiv(columns, 8), taps + 1)](
+            partials, out, last, rows, columns, TAPS=taps, BLOCK_R=block_r, BLOCK_C=8, num_warps=max(1, block_r // 64)
+        )
+    return out, last
+
+
 def on_device(tensor: torch.Tensor) -> torch.cuda.device_of:
     """Make the tensor's GPU the current one for a launch; does nothing for CPU tensors (the interpreter)."""
     return torch.cuda.device_of(tensor)

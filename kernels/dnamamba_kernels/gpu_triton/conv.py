@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 
 from . import tuning
-from .common import on_device, optional, sigmoid, supports, unit_rows
+from .common import on_device, optional, sigmoid, sum_rows, supports, unit_rows
 
 __all__ = ["conv_backward", "conv_forward", "supports"]
 
@@ -100,10 +100,17 @@ def _forward_kernel(
 
 @triton.jit
 def _row(first, i, stride, low, high, c, c_in):
-    """Row i of the rows that begin at pointer ``first``; zeros unless low ≤ i < high. fp32 [BLOCK_C]."""
-    return tl.load(first + tl.cast(i, tl.int64) * stride + c, mask=c_in & (i >= low) & (i < high), other=0.0).to(
-        tl.float32
-    )
+    """Row i of the rows that begin at pointer ``first``; zeros unless low ≤ i < high. [BLOCK_C]."""
+    return tl.load(first + tl.cast(i, tl.int64) * stride + c, mask=c_in & (i >= low) & (i < high), other=0.0)
+
+
+@triton.jit
+def _rows(first, i, stride, low, high, c, c_in, COUNT: tl.constexpr):
+    """Rows i … i + COUNT − 1."""
+    rows = ()
+    for u in tl.static_range(COUNT):
+        rows = rows + (_row(first, i + u, stride, low, high, c, c_in),)
+    return rows
 
 
 @triton.jit
@@ -158,7 +165,7 @@ def _backward_kernel(
         w = w + (tl.load(weight + c * WIDTH + (WIDTH - 1 - j), mask=c_in, other=0.0).to(tl.float32),)
         dw = dw + (zeros,)
     for j in tl.static_range(WIDTH - 1):
-        value = _row(x_0, -1 - j, sign * x_row, low, high, c, c_in)
+        value = _row(x_0, -1 - j, sign * x_row, low, high, c, c_in).to(tl.float32)
         if HAS_INITIAL:
             t = start - 1 - j
             old = tl.load(initial + state_0 + t * channels + c, mask=c_in & (t < 0), other=0.0)
@@ -167,16 +174,18 @@ def _backward_kernel(
         grads = grads + (zeros,)
     dbias = zeros
 
+    read = tl.minimum(high, BLOCK_T + WIDTH - 1)  # rows that matter here
+    x_rows = _rows(x_0, 0, sign * x_row, low, read, c, c_in, UNROLL)
+    dy_rows = _rows(dy_0, 0, sign * dy_row, low, read, c, c_in, UNROLL)
     for group in range(0, tl.cdiv(BLOCK_T + WIDTH - 1, UNROLL)):
         i0 = group * UNROLL
-        x_rows = ()
-        dy_rows = ()
-        for u in tl.static_range(UNROLL):  # all loads of the group first, to have them in flight together
-            x_rows = x_rows + (_row(x_0, i0 + u, sign * x_row, low, high, c, c_in),)
-            dy_rows = dy_rows + (_row(dy_0, i0 + u, sign * dy_row, low, high, c, c_in),)
+        # the next group's, to be in flight while this one is computed
+        next_x = _rows(x_0, i0 + UNROLL, sign * x_row, low, read, c, c_in, UNROLL)
+        next_dy = _rows(dy_0, i0 + UNROLL, sign * dy_row, low, read, c, c_in, UNROLL)
         for u in tl.static_range(UNROLL):
             i = i0 + u
-            taps = (x_rows[u],)
+            newest = x_rows[u].to(tl.float32)
+            taps = (newest,)
             joined = i >= 0
             for j in tl.static_range(WIDTH - 1):
                 value = inputs[j]
@@ -184,7 +193,7 @@ def _backward_kernel(
                     joined = joined & _same_id(ids_0, i - 1 - j, sign * ids_row, low, high)
                     value = tl.where(joined, value, 0.0)
                 taps = taps + (value,)
-            g = dy_rows[u]  # 0 after the last row
+            g = dy_rows[u].to(tl.float32)  # 0 after the last row
             if SILU:
                 pre = offset
                 for j in tl.static_range(WIDTH):
@@ -223,13 +232,15 @@ def _backward_kernel(
             if strip == 0:
                 tl.store(dinitial + state_0 + tl.cast(s, tl.int64) * channels + c, rounded, mask=c_in & (s < 0))
 
-            kept_inputs = (x_rows[u],)
+            kept_inputs = (newest,)
             kept_grads = (g,)
             for j in tl.static_range(WIDTH - 2):
                 kept_inputs = kept_inputs + (inputs[j],)
                 kept_grads = kept_grads + (grads[j],)
             inputs = kept_inputs
             grads = kept_grads
+        x_rows = next_x
+        dy_rows = next_dy
 
     sums = partials + (b * strips + strip) * (WIDTH + 1) * channels + c
     for j in tl.static_range(WIDTH):
@@ -313,10 +324,8 @@ def conv_backward(
             HAS_DFINAL=dfinal is not None, HAS_IDS=sequence_ids is not None, SILU=activation == "silu", REVERSE=reverse,
             BLOCK_T=config.block_t, BLOCK_C=config.block_c, UNROLL=config.unroll, num_warps=config.num_warps,
         )  # fmt: skip
-    sums = partials.sum(dim=0)
-    # a copy even where the transpose of one channel is contiguous: results of an operator may not share memory
-    dweight = sums[:width].t().clone(memory_format=torch.contiguous_format)
-    return dx, dweight, None if bias is None else sums[width], dinitial
+    dweight, dbias = sum_rows(partials)
+    return dx, dweight, None if bias is None else dbias, dinitial
 
 
 def _contiguous(tensor: torch.Tensor | None) -> torch.Tensor | None:

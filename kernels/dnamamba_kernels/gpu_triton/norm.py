@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from . import tuning
-from .common import on_device, optional, supports, unit_rows
+from .common import on_device, optional, sum_rows, supports, unit_rows
 
 __all__ = ["norm_backward", "norm_forward", "supports"]
 
@@ -59,13 +59,14 @@ def _backward_kernel(
         g = tl.load(dy + row[:, None] * dy_row + column[None, :], mask=inside, other=0.0).to(tl.float32)
         r = tl.load(new_residual + row[:, None] * width + column[None, :], mask=inside, other=0.0).to(tl.float32)
         rstd = tl.load(rstd_in + row, mask=in_rows, other=0.0)
+        if HAS_DNEW:  # with the other loads, not after the sum over the row
+            passed = tl.load(dnew_residual + row[:, None] * dnew_row + column[None, :], mask=inside, other=0.0)
         normal = r * rstd[:, None]
         dweight += g * normal
         g *= w[None, :]
         mean = tl.sum(g * normal, axis=1) / width
         total = (g - normal * mean[:, None]) * rstd[:, None]
         if HAS_DNEW:
-            passed = tl.load(dnew_residual + row[:, None] * dnew_row + column[None, :], mask=inside, other=0.0)
             total += passed.to(tl.float32)
         place = row[:, None] * width + column[None, :]
         tl.store(dx + place, total.to(dx.dtype.element_ty), mask=inside)
@@ -118,9 +119,9 @@ def norm_backward(
     dresidual = None if residual_dtype is None else torch.empty_like(dx, dtype=residual_dtype)
     block_r, block_w, warps = tuning.norm_backward(width)
     row_tiles = -(-rows // block_r)
-    tiles = max(1, -(-row_tiles // tuning.NORM_BACKWARD_PROGRAMS))
+    tiles = max(tuning.NORM_BACKWARD_TILES, -(-row_tiles // tuning.NORM_BACKWARD_PROGRAMS))
     programs = max(1, -(-row_tiles // tiles))
-    partials = torch.empty((programs, width), dtype=torch.float32, device=dy.device)
+    partials = torch.empty((programs, 1, width), dtype=torch.float32, device=dy.device)
     with on_device(dy):
         _backward_kernel[(programs,)](
             dy, passed, new_residual, weight.contiguous(), rstd, dx, optional(dresidual, dx), partials,
@@ -128,4 +129,4 @@ def norm_backward(
             HAS_DNEW=dnew_residual is not None, TWICE=dresidual is not None,
             BLOCK_R=block_r, BLOCK_W=block_w, num_warps=warps,
         )  # fmt: skip
-    return dx, dresidual, partials.sum(dim=0)
+    return dx, dresidual, sum_rows(partials)[1]

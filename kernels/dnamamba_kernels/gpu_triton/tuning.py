@@ -20,23 +20,27 @@ class ConvTile(NamedTuple):
 
 
 def conv_forward(channels: int) -> ConvTile:
-    """4 096 elements a tile in rows of 128 channels: 0.84 ms at 1 × 512 × 2²⁰, where rows of 64 take 1.14."""
+    """A warp for 2 048 elements in rows of 128 channels: 0.83 ms at 1 × 512 × 2²⁰; four warps for 4 096 take 0.88."""
     block_c = min(128, next_power_of_2(channels))
-    return ConvTile(min(64, 4096 // block_c), block_c, 4)
+    return ConvTile(min(64, 2048 // block_c), block_c, 1)
 
 
 def conv_backward(batch: int, length: int, channels: int, element_size: int) -> ConvTile:
-    """One warp with 8 bytes a lane, and the longest strips that leave 2 048 programs.
+    """One warp with 4 bytes a lane, and the longest strips that leave 2 048 programs; 8 bytes where those leave 8 192.
 
-    A strip of block_t rows reads 2 · (width − 1) rows more and leaves width + 1 rows of sums. With 16 bytes a lane the
-    registers leave room for too few warps: 1.54 ms at 1 × 512 × 2²⁰ against 1.31.
+    A strip of block_t rows reads 2 · (width − 1) rows more and leaves width + 1 rows of sums. Few programs need more
+    rows in flight. 0.158 ms at 1 × 512 × 2¹⁷, with 8 bytes a lane 0.163 and more; at 2²⁰ 1.21 and 1.16.
     """
-    block_c = min(32 * 8 // element_size, max(32, next_power_of_2(channels)))
-    channel_blocks = -(-channels // block_c)
-    for block_t in (256, 128):
-        if batch * -(-length // block_t) * channel_blocks >= 2048:
-            return ConvTile(block_t, block_c, 1, 4)
-    return ConvTile(64, block_c, 1, 4)
+
+    def programs(block_t: int, block_c: int) -> int:
+        return batch * -(-length // block_t) * -(-channels // block_c)
+
+    most = max(32, next_power_of_2(channels))
+    narrow, wide = (min(32 * lane // element_size, most) for lane in (4, 8))
+    if programs(256, wide) >= 8192:
+        return ConvTile(256, wide, 1, 8)
+    block_t = next((block_t for block_t in (256, 128) if programs(block_t, narrow) >= 2048), 64)
+    return ConvTile(block_t, narrow, 1, 8 if programs(block_t, narrow) < 4096 else 4)
 
 
 class NormTile(NamedTuple):
@@ -54,13 +58,17 @@ def norm_forward(width: int) -> NormTile:
 
 
 def norm_backward(width: int) -> NormTile:
-    """32 elements a thread, four warps: 1.32 ms at 2²⁰ × 256; single warps take 1.37 and leave four times the sums."""
+    """16 elements a thread and two warps, 32 and four for wide rows: at 2¹⁷ × 256 (bf16) 0.117 ms, with four 0.145."""
     block = next_power_of_2(width)
+    if block < 1024:
+        return NormTile(1024 // block, block, 2)
     return NormTile(max(1, 4096 // block), block, max(4, min(16, block // 1024)))
 
 
 NORM_BACKWARD_PROGRAMS = 4224
 """At most so many programs in the norm's backward pass, each over a run of rows: 32 a multiprocessor of an H100."""
+NORM_BACKWARD_TILES = 4
+"""At least so many tiles of rows a program, if there are, as each leaves a row of sums."""
 
 
 class ScanTile(NamedTuple):
