@@ -344,19 +344,40 @@ def as_on_an_h100(monkeypatch):
 @pytest.mark.parametrize("length", [1, 31, 515, 16_384, 1_048_575, 10_000_019])
 def test_plan_covers_the_length(monkeypatch, length, in_memory):
     as_on_an_h100(monkeypatch)
-    strides = ((length * 512, 512, 1),) * 3, (None,), ((length * 16, 16, 16, 1),) * 2, (None,)
+    strides = (*(((length * 512, 512, 1),) * 3), None, *(((length * 16, 16, 16, 1),) * 2), None)
     options = scan_options.ScanOptions(reverse=True)
-    flat = tuple(stride for group in strides for stride in group)
-    layout = plan.Layout(0, torch.bfloat16, True, True, (2, length, 512), 16, 1, flat, True, options, in_memory)
+    layout = plan.Layout(0, torch.bfloat16, True, True, (2, length, 512), 16, 1, strides, True, options, in_memory)
     found = plan.Plan(layout)
-    for chunk, channels in ((found.forward_chunk, plan.FORWARD_CHANNELS), (found.backward_chunk, 64)):
-        grid, block = found.cut(chunk, channels)
+    for chunk, channels, lacking in (
+        (found.forward_chunk, plan.FORWARD_CHANNELS, 0 if in_memory else found.forward_lacking),
+        (found.backward_chunk, 64, 0),
+    ):
+        grid, block = found.cut(chunk, channels, lacking)
         a = plan.Arguments.from_buffer_copy(block)
         assert a.x_row == 512 and a.B_row == 16 and a.ids_batch == 0 and a.x is None
-        assert (a.chunks - 1) * chunk < length <= a.chunks * chunk
-        assert a.shorten == (a.chunks * chunk - length if in_memory else 0) and a.shorten < chunk
+        assert (a.chunks - 1) * chunk < length + lacking <= a.chunks * chunk
+        assert a.shorten == (a.chunks * chunk - length if in_memory else lacking) and a.shorten < chunk
+        assert in_memory or a.shorten % cuda_scan.TILE == 0
         assert a.tile_rows * cuda_scan.TILE >= length
+        assert (a.first, a.walked, a.outputs) == (0, a.chunks, 0)
         assert grid == 2 * a.chunks * a.blocks and a.blocks * channels >= 512
+
+
+@pytest.mark.parametrize("blocks", [1, 3, 16, 44, 64, 132, 150, 264, 1000])
+@pytest.mark.parametrize("length", [1, 31, 33, 1024, 16_384, 131_071, 1_048_576])
+def test_forward_chunks_fill_the_chip_at_once(monkeypatch, blocks, length):
+    """And the first one, whose outputs are made beside the others' summaries, is not longer than that allows."""
+    as_on_an_h100(monkeypatch)
+    strides = (*(((length * 256, 256, 1),) * 3), None, *(((length * 16, 16, 16, 1),) * 2), None)
+    options = scan_options.ScanOptions()
+    layout = plan.Layout(0, torch.bfloat16, True, True, (blocks, length, 256), 16, 1, strides, True, options, False)
+    found = plan.Plan(layout)
+    chunk, lacking = found.forward_chunk, found.forward_lacking
+    chunks = -(-(length + lacking) // chunk)
+    first = chunk - lacking
+    assert 0 < first <= max(chunk * plan.FIRST_SHARE, 32) or chunks == 1
+    assert chunks == 1 or blocks * (chunks - 1) <= 132 * plan.FORWARD_BLOCKS
+    assert chunks > 1 or blocks > 64 or length <= 32
 
 
 @pytest.mark.parametrize("dtype", list(BOUND), ids=str)
@@ -434,6 +455,6 @@ def test_compiles_with_every_option(dtype, tmp_path):
         "HAS_Z": 1,
         "HAS_D": 1,
     }
-    for name in "scan_outputs", "scan_gradients":
+    for name in "scan_forward", "scan_gradients":
         defines = plan.defines(name, {**switches, "HAS_IDS": 1, **plan.CUT})
         compile_source(list(defines), "sm_90", tmp_path)

@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dnamamba_kernels.gpu_cuda import nvrtc, plan
 
-ELEMENTS = {"scan_summaries": 128, "scan_outputs": 128, "scan_adjoints": 128, "scan_gradients": 32}
+ELEMENTS = {"scan_forward": 128, "scan_adjoints": 128, "scan_gradients": 32}
 """(position, channel, state) triples of a thread in a turn of the loop"""
 LAYER = {"DATA": 1, "ALIGNED": 1, "WIDE": 1, "STATE": 16, "SOFTPLUS": 1, "ZOH": 0, "HAS_Z": 1, "HAS_D": 1, "HAS_IDS": 0}
 OTHER, SPECIAL, SHARED, SHARED_16, INTEGER, BRANCH = range(6)
@@ -73,8 +73,8 @@ def machine_code(kernel: str, switches: dict[str, int]) -> str:
         return subprocess.run([nvdisasm, "-hex", cubin], check=True, capture_output=True, text=True).stdout
 
 
-def main_loop(listing: str) -> list[Instruction]:
-    """The longest loop that holds no other one."""
+def main_loops(listing: str, least: int) -> list[list[Instruction]]:
+    """The loops that hold no other one and at least so many special instructions, in the order of the code."""
     lines, code, labels = listing.splitlines(), [], {}
     for line, following in itertools.pairwise(lines):
         if match := re.match(r"(\.L_x_\d+):", line):
@@ -90,8 +90,8 @@ def main_loop(listing: str) -> list[Instruction]:
         if (match := re.search(r"BRA.*`\((\.L_x_\d+)\)", instruction.text)) and labels[match[1]] < end
     ]
     inner = [(a, b) for a, b in loops if not any((a, b) != (c, d) and a <= c and d <= b for c, d in loops)]
-    begin, end = max(inner, key=lambda loop: loop[1] - loop[0])
-    return code[begin : end + 1]
+    found = [code[begin : end + 1] for begin, end in sorted(inner)]
+    return [loop for loop in found if sum(instruction.unit == SPECIAL for instruction in loop) >= least]
 
 
 @numba.njit
@@ -151,14 +151,15 @@ def main() -> None:
     given = parser.parse_args()
     switches = {**LAYER, **plan.CUT, **{name: int(value) for name, value in (pair.split("=") for pair in given.set)}}
     for kernel in given.kernels:
-        loop, elements = main_loop(machine_code(kernel, switches)), ELEMENTS[kernel]
-        special = sum(instruction.unit == SPECIAL for instruction in loop)
-        rows = np.array([(i.unit, i.stall, *i.sets, i.waits) for i in loop], np.int64)
-        times = (cycles(rows, warps) / ((TURNS - WARM_UP) * warps * elements) for warps in (1, 2, 3))
-        print(
-            f"{kernel}: {len(loop) / elements:.2f} instructions and {special / elements:.2f} special ones an element;",
-            f"cycles with 1, 2, 3 warps a scheduler {', '.join(f'{time:.2f}' for time in times)}",
-        )
+        elements = ELEMENTS[kernel]
+        for loop in main_loops(machine_code(kernel, switches), elements // 2):
+            special = sum(instruction.unit == SPECIAL for instruction in loop)
+            rows = np.array([(i.unit, i.stall, *i.sets, i.waits) for i in loop], np.int64)
+            times = (cycles(rows, warps) / ((TURNS - WARM_UP) * warps * elements) for warps in (1, 2, 3))
+            print(
+                f"{kernel}: {len(loop) / elements:.2f} instructions, {special / elements:.2f} special ones an element;",
+                f"cycles with 1, 2, 3 warps a scheduler {', '.join(f'{time:.2f}' for time in times)}",
+            )
 
 
 if __name__ == "__main__":

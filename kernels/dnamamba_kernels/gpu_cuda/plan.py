@@ -5,6 +5,7 @@ A plan is made once for each layout of a scan's arguments and kept: what a call 
 
 import ctypes
 import functools
+import math
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +20,12 @@ MAX_STATE = 16
 # How the kernels are cut was measured on an H100: see LOG.md.
 FORWARD_THREADS = 128  # of a block in the forward passes
 FORWARD_CHANNELS = 2 * FORWARD_THREADS
-FORWARD_BLOCKS = 3  # that a multiprocessor holds, if its shared memory allows
+FORWARD_BLOCKS = 3  # that a multiprocessor has registers for
+# Blocks a multiprocessor: what a position costs each of them, in units of the cost where there are two.
+FORWARD_PACES = {1: 1.3, 2: 1.0, 3: 1.0}
+TWO_PASSES = 1.85  # cost of summary and output of a position, in units of the output's
+# The first chunk's length at most, in units of the others', so that its outputs take no longer than their summaries
+FIRST_SHARE = 0.6
 BACKWARD_THREADS = 128  # of a block of scan_gradients
 BACKWARD_CHANNELS = 64
 BACKWARD_BLOCKS = 3  # likewise
@@ -44,8 +50,7 @@ LAYER = ("DATA", "ALIGNED", "WIDE", "STATE", "SOFTPLUS", "ZOH", "HAS_Z", "HAS_D"
 SCALARS = ("DATA", "ALIGNED", "STATE", "SOFTPLUS", "HAS_IDS")
 WALK = (*SCALARS, "WIDE", "WARPS", "MIN_BLOCKS")
 KERNELS = {  # the compile-time switches that each kernel depends on; the others are 0
-    "scan_summaries": (*WALK, "ZOH", "POLYNOMIAL_SUMMARY"),
-    "scan_outputs": (*WALK, "ZOH", "HAS_Z", "HAS_D", "POLYNOMIAL_OUTPUT"),
+    "scan_forward": (*WALK, "ZOH", "HAS_Z", "HAS_D", "POLYNOMIAL_OUTPUT", "POLYNOMIAL_SUMMARY"),
     "scan_adjoints": (*WALK, "HAS_Z", "POLYNOMIAL_SUMMARY"),
     "scan_propagate": (),
     "scan_gradients": (*SCALARS, "ZOH", "HAS_Z", "HAS_D", "BACKWARD_BLOCKS"),
@@ -56,12 +61,13 @@ SOURCES = ("scan_common.cuh", "scan_forward.cuh", "scan_backward.cuh")
 
 _POINTERS = (
     "x", "dt", "z", "dy", "B", "C", "A", "D", "dt_bias", "ids", "y", "dx", "ddt", "dz", "dt_sums", "chunk_ends",
-    "chunk_states", "chunk_adjoints", "final_state", "tile_states", "dmaps", "dA_parts", "dD_parts", "dbias_parts",
-    "dB", "dC", "dA", "dD", "ddt_bias",
+    "initial_state", "chunk_states", "chunk_adjoints", "final_state", "tile_states", "dmaps", "dA_parts", "dD_parts",
+    "dbias_parts", "dB", "dC", "dA", "dD", "ddt_bias",
 )  # fmt: skip
 _SIZES = (
     "batch", "length", "channels", "group_channels", "groups", "blocks",
-    "chunk", "chunks", "tiles", "tile_rows", "shorten", "reverse", "walked",
+    "chunk", "chunks", "tiles", "tile_rows", "shorten", "reverse",
+    "first", "walked", "outputs",
 )  # fmt: skip
 
 
@@ -75,12 +81,6 @@ class Arguments(ctypes.Structure):
         ("ids_batch", ctypes.c_longlong),
         *((name, ctypes.c_int) for name in _SIZES),
     ]
-
-
-def _cut(batch: int, length: int, block_columns: int, resident: int, waves: int) -> int:
-    """Positions per chunk, a multiple of TILE, such that the grid has at most `waves` times the `resident` blocks."""
-    chunks = max(1, waves * resident // (batch * block_columns))
-    return TILE * -(-length // (TILE * chunks))
 
 
 @functools.cache
@@ -151,11 +151,10 @@ class Plan:
         flags = aligned, wide, layout.state, options.dt_softplus, options.zoh, *present
         self.layer = DATA[layout.dtype], *map(int, flags)
         self._kernels: dict[str, Kernel] = {}
-        self._cuts: dict[tuple[int, int, bool], tuple[int, bytes]] = {}
+        self._cuts: dict[tuple[int | None, ...], tuple[int, bytes]] = {}
         self.backward_shared = BACKWARD_SHARED + BACKWARD_ROWS_SHARED * (layout.dtype != torch.float32)
-        self.forward_chunk = self._forward_chunk()
-        held = self._held(BACKWARD_BLOCKS, self.backward_shared)
-        backward = ((self._chunk(BACKWARD_CHANNELS, held, waves), least) for waves, least in BACKWARD_WAVES)
+        self.forward_chunk, self.forward_lacking = self._forward_chunk()
+        backward = ((self._backward_chunk(waves), least) for waves, least in BACKWARD_WAVES)
         self.backward_chunk = next(chunk for chunk, least in backward if chunk >= least)
 
     def _in_steps_of(self, elements: int, strides: tuple[tuple[int, ...] | None, ...]) -> bool:
@@ -172,20 +171,36 @@ class Plan:
         """Blocks of this many channels side by side, all groups together."""
         return self.layout.groups * -(-self.group_channels // channels)
 
-    def _chunk(self, channels: int, blocks: int, waves: int) -> int:
-        """Positions per chunk for blocks of this many channels, so many of which a multiprocessor holds."""
-        resident = processors(self.layout.device) * blocks
-        return _cut(self.batch, self.length, self.columns(channels), resident, waves)
+    def _room(self, channels: int, blocks: int) -> int:
+        """Chunks of a sequence, in blocks of this many channels, at once, if a multiprocessor holds so many blocks."""
+        return processors(self.layout.device) * blocks // (self.batch * self.columns(channels))
 
-    def _forward_chunk(self) -> int:
-        """Positions such that a multiprocessor has two blocks, or three where rounding makes two dearer by over 1 %.
+    def _forward_chunk(self) -> tuple[int, int]:
+        """Positions of a chunk, a multiple of TILE, and how many of them the first one lacks.
 
-        Two blocks are as fast as three, and in longer chunks the summaries forget more of the states. Fewer where a
-        multiprocessor holds fewer.
+        One chunk, which needs no summary, or as many as fill the chip with one to three blocks a multiprocessor and a
+        first one more, which takes what the others leave (`scan.py` says why): whatever costs least, or nearly so with
+        fewer blocks, as the summaries of longer chunks forget more of the states.
         """
-        few, many = (self._held(blocks, FORWARD_SHARED) for blocks in (2, FORWARD_BLOCKS))
-        longer, shorter = (self._chunk(FORWARD_CHANNELS, blocks, 1) for blocks in (few, many))
-        return shorter if 1.01 * many * shorter < few * longer else longer
+        tiles, least = -(-self.length // TILE), math.inf
+        chosen = tiles, tiles
+        for blocks, pace in FORWARD_PACES.items():
+            held = self._held(blocks, FORWARD_SHARED)
+            room = self._room(FORWARD_CHANNELS, held)
+            if room == 0:
+                continue
+            chunk = tiles if room == 1 else math.ceil(tiles / (room + FIRST_SHARE))
+            first = tiles if room == 1 else max(1, tiles - room * chunk)
+            cost = held * pace * chunk * (1.0 if chunk == first else TWO_PASSES)
+            if 1.01 * cost < least:
+                least, chosen = cost, (chunk, first)
+        chunk, first = chosen
+        return TILE * chunk, TILE * (chunk - first)
+
+    def _backward_chunk(self, waves: int) -> int:
+        """Positions of a chunk, a multiple of TILE, such that the grid is at most so many times what the chip holds."""
+        blocks = waves * self._held(BACKWARD_BLOCKS, self.backward_shared)
+        return TILE * -(-self.length // (TILE * max(1, self._room(BACKWARD_CHANNELS, blocks))))
 
     def _held(self, blocks: int, shared: int) -> int:
         """So many blocks, or those for which a multiprocessor has shared memory."""
@@ -195,12 +210,20 @@ class Plan:
         """Tiles of a sequence; chunks cut in time are multiples of TILE, so that only its last tile may be short."""
         return -(-self.length // chunk) * -(-chunk // TILE) if self.layout.in_memory else -(-self.length // TILE)
 
-    def cut(self, chunk: int, block_channels: int, but_last: bool = False) -> tuple[int, bytes]:
-        """The blocks of a grid for these chunks, and the argument block, addresses missing.
+    def cut(
+        self,
+        chunk: int,
+        block_channels: int,
+        lacking: int = 0,
+        first: int = 0,
+        last: int | None = None,
+        outputs: int = 0,
+    ) -> tuple[int, bytes]:
+        """The blocks of a grid for chunks [first, last) in time, and the argument block, addresses missing.
 
-        `but_last`: for all of them but the last in time.
+        The very first chunk has `lacking` positions less than the others; those before `outputs` give outputs.
         """
-        key = chunk, block_channels, but_last
+        key = chunk, block_channels, lacking, first, last, outputs
         if key not in self._cuts:
             a, layout = Arguments(), self.layout
             for name, strides in zip(("x", "dt", "z", "dy", "B", "C"), layout.strides, strict=False):
@@ -210,11 +233,11 @@ class Plan:
             a.batch, a.length, a.channels = layout.size
             a.group_channels, a.groups, a.reverse = self.group_channels, layout.groups, int(layout.options.reverse)
             a.blocks = -(-self.group_channels // block_channels)
-            a.chunk, a.chunks, a.tiles = chunk, -(-self.length // chunk), -(-chunk // TILE)
+            a.chunk, a.chunks, a.tiles = chunk, -(-(self.length + lacking) // chunk), -(-chunk // TILE)
             a.tile_rows = self.tile_rows(chunk)
             # in reverse the last chunk in memory, which may be short, comes first
-            a.shorten = a.chunks * chunk - self.length if a.reverse and layout.in_memory else 0
-            a.walked = a.chunks - but_last
+            a.shorten = a.chunks * chunk - self.length if a.reverse and layout.in_memory else lacking
+            a.first, a.walked, a.outputs = first, (a.chunks if last is None else last) - first, outputs
             self._cuts[key] = self.batch * a.walked * a.groups * a.blocks, bytes(a)
         return self._cuts[key]
 

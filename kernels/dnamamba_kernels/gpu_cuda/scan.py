@@ -1,7 +1,7 @@
 """The selective scan in CUDA C++: launches the kernels of scan_forward.cuh and scan_backward.cuh.
 
-    forward    scan_summaries → scan_propagate → scan_outputs (y, the final state, and the state that enters every TILE
-               positions)
+    forward    scan_forward (the first chunk's outputs, the others' summaries) → scan_propagate → scan_forward (the
+               others' outputs): y, the final state, and the state that enters every TILE positions
     backward   scan_adjoints → scan_propagate → scan_gradients → scan_sum_parts
 
 The length is cut into chunks, just enough to fill the chip, so that the states passed between chunks are few. Gradients
@@ -122,31 +122,24 @@ class _Call:
             setattr(arguments, name, address)
         return arguments
 
-    def walk(self, name: str, chunk: int, tensors: dict[str, Tensor | None], but_last: bool = False) -> None:
-        """Launch one of the passes that walk chunks, on all of them or on all but the last in time."""
-        grid, template = self.plan.cut(chunk, FORWARD_CHANNELS, but_last)
+    def walk(self, name: str, chunk: int, tensors: dict[str, Tensor | None], **cut: int) -> None:
+        """Launch one of the passes that walk chunks, on those that `Plan.cut` is told to take."""
+        grid, template = self.plan.cut(chunk, FORWARD_CHANNELS, **cut)
         block = self.block(template, **{name: _address(tensor) for name, tensor in tensors.items()})
         self.plan.kernel(name)(grid, FORWARD_THREADS, FORWARD_SHARED, self.stream, block)
 
     def empty(self, *shape: int) -> Tensor:
         return torch.empty(shape, dtype=torch.float32, device=self.x.device)
 
-    def summarize(self, name: str, chunk: int, but_last: bool = False) -> tuple[Tensor, Tensor]:
-        """dt_sums and ends of the chunks by scan_summaries or scan_adjoints."""
-        chunks = -(-self.length // chunk)
-        dt_sums = self.empty(self.batch, chunks, self.channels)
-        ends = self.empty(self.batch, chunks, self.channels, self.state)
-        self.walk(name, chunk, {"dt_sums": dt_sums, "chunk_ends": ends}, but_last)
-        return dt_sums, ends
+    def summaries(self, chunks: int) -> tuple[Tensor, Tensor]:
+        """Room for ΣΔ of chunks and their end states (or adjoints)."""
+        return self.empty(self.batch, chunks, self.channels), self.empty(self.batch, chunks, self.channels, self.state)
 
-    def entering(self, chunk: int, initial: Tensor | None) -> Tensor | None:
-        """The states that enter the chunks, None if that is zero for the only one."""
-        if chunk >= self.length:
-            return None if initial is None else _dense(initial)
-        # No state enters a chunk from the last one, so that its summary is not made and what stands for it is not read.
-        dt_sums, ends = self.summarize("scan_summaries", chunk, but_last=True)
-        self._propagate(dt_sums, ends, initial, None, self.plan.layout.options.reverse)
-        return ends
+    def summarize(self, name: str, chunk: int) -> tuple[Tensor, Tensor]:
+        """dt_sums and ends of the chunks by scan_forward or scan_adjoints."""
+        dt_sums, ends = self.summaries(-(-self.length // chunk))
+        self.walk(name, chunk, {"dt_sums": dt_sums, "chunk_ends": ends})
+        return dt_sums, ends
 
     def adjoints(self, chunk: int, initial: Tensor | None) -> tuple[Tensor, Tensor]:
         """dL/d(state that leaves a chunk) for each chunk, and dL/d(initial state)."""
@@ -162,16 +155,36 @@ class _Call:
         launch = self.plan.kernel("scan_propagate")
         _propagate(launch, self.stream, dt_sums, ends, self.A, initial, ends, final, backwards)
 
-    def outputs(
-        self, chunk: int, chunk_states: Tensor | None, keep_tiles: bool, final_state: Tensor | None = None
-    ) -> tuple[Tensor, Tensor | None]:
-        """y, and the states that enter the tiles of chunks, in the kernels' own order, if they are to be kept."""
+    def rows(self, chunk: int, keep_tiles: bool) -> dict[str, Tensor | None]:
+        """Room for y, and for the states that enter the tiles, in the kernels' own order, if they are to be kept."""
         y = torch.empty(self.x.shape, dtype=self.dtype, device=self.x.device)
-        rows = self.plan.tile_rows(chunk)
-        tiles = self.empty(self.batch, rows, self.channels, self.state) if keep_tiles else None
-        tensors = {"chunk_states": chunk_states, "tile_states": tiles, "final_state": final_state, "y": y}
-        self.walk("scan_outputs", chunk, tensors)
-        return y, tiles
+        tiles = self.empty(self.batch, self.plan.tile_rows(chunk), self.channels, self.state) if keep_tiles else None
+        return {"y": y, "tile_states": tiles}
+
+    def outputs(self, chunk: int, chunk_states: Tensor, keep_tiles: bool) -> dict[str, Tensor | None]:
+        """`rows` from the states that enter the chunks."""
+        rows = self.rows(chunk, keep_tiles)
+        self.walk("scan_forward", chunk, {"chunk_states": chunk_states, **rows}, outputs=-(-self.length // chunk))
+        return rows
+
+    def forward(self, initial: Tensor | None, keep_tiles: bool) -> tuple[dict[str, Tensor | None], Tensor]:
+        """`rows` of the whole sequence, and the final state."""
+        chunk, lacking = self.plan.forward_chunk, self.plan.forward_lacking
+        chunks = -(-(self.length + lacking) // chunk)
+        rows, final = self.rows(chunk, keep_tiles), self.empty(self.batch, self.channels, self.state)
+        begin: dict[str, Tensor | None] = {"initial_state": None if initial is None else _dense(initial)}
+        if chunks == 1:
+            self.walk("scan_forward", chunk, begin | rows | {"final_state": final}, outputs=1)
+            return rows, final
+        # What enters the first chunk, which is shorter, is known: it gives its outputs while the others are summarized.
+        # The last one needs no summary. So each launch has one chunk less, and the chip room for one chunk more.
+        dt_sums, ends = self.summaries(chunks)
+        begin |= {"dt_sums": dt_sums, "chunk_ends": ends}
+        self.walk("scan_forward", chunk, rows | begin, lacking=lacking, last=chunks - 1, outputs=1)
+        self._propagate(dt_sums, ends, None, None, self.plan.layout.options.reverse)
+        others: dict[str, Tensor | None] = {"chunk_states": ends, "final_state": final}
+        self.walk("scan_forward", chunk, rows | others, lacking=lacking, first=1, outputs=chunks)
+        return rows, final
 
     def gradients(
         self, tile_states: Tensor, adjoints: Tensor, chunk: int
@@ -216,7 +229,7 @@ def chunk_summaries(
     """ΣΔ of each chunk, +inf if no state survives it, and the state after it from zero."""
     with torch.cuda.device(x.device):
         call = _Call(x, dt, A, B, None, None, None, dt_bias, sequence_ids, options)
-        return call.summarize("scan_summaries", chunk)
+        return call.summarize("scan_forward", chunk)
 
 
 def propagate(
@@ -270,7 +283,9 @@ def chunk_outputs(
     """y from the states that enter the chunks."""
     with torch.cuda.device(x.device):
         call = _Call(x, dt, A, B, C, D, z, dt_bias, sequence_ids, options)
-        return call.outputs(chunk, _dense(chunk_states), keep_tiles=False)[0].to(x.dtype)
+        y = call.outputs(chunk, _dense(chunk_states), keep_tiles=False)["y"]
+        assert y is not None
+        return y.to(x.dtype)
 
 
 def backward_summaries(
@@ -309,7 +324,7 @@ def chunk_gradients(
     """dx, ddt, dA, dB, dC, dD, dz, ddt_bias from the states that enter chunks and the adjoints of those that leave."""
     with torch.cuda.device(x.device):
         call = _Call(x, dt, A, B, C, D, z, dt_bias, sequence_ids, options, dy=dy)
-        _, tiles = call.outputs(chunk, _dense(chunk_states), keep_tiles=True)
+        tiles = call.outputs(chunk, _dense(chunk_states), keep_tiles=True)["tile_states"]
         assert tiles is not None
         return _like((x, dt, B, C, z), call.gradients(tiles, _dense(chunk_adjoints), chunk))
 
@@ -336,10 +351,10 @@ def forward(
     """
     with torch.cuda.device(x.device):
         call = _Call(x, dt, A, B, C, D, z, dt_bias, sequence_ids, options, in_memory=False)
-        coarse = call.plan.forward_chunk
-        final_state = call.empty(call.batch, call.channels, call.state)
-        y, tiles = call.outputs(coarse, call.entering(coarse, initial_state), keep_states, final_state)
-        return y.to(x.dtype), final_state, tiles
+        rows, final_state = call.forward(initial_state, keep_states)
+        y = rows["y"]
+        assert y is not None
+        return y.to(x.dtype), final_state, rows["tile_states"]
 
 
 def backward(

@@ -167,7 +167,7 @@ extern "C" __global__ void __launch_bounds__(BACKWARD_THREADS, BACKWARD_BLOCKS) 
             s.restart[threadIdx.x] = threadIdx.x < count && restarts(a, at, start + (i64)at.sign * threadIdx.x);
 
         float h[2][4];
-        const i64 tile_row = (i64)at.batch * a.tile_rows + (i64)at.time_chunk * a.tiles + tile;
+        const i64 tile_row = (i64)at.batch * a.tile_rows + first_tile(a, at) + tile;
         const float *saved = a.tile_states + (tile_row * (STATE / 4) + part) * tile_width(a) + tile_place(a, channel);
         const i64 to_second = tile_place(a, channel + 1) - tile_place(a, channel);
         const float4 zero = make_float4(0.0f, 0.0f, 0.0f, 0.0f);

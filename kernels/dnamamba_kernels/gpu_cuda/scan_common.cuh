@@ -39,7 +39,8 @@ struct Arguments {
     data_t *y, *dx, *ddt, *dz;
     float *dt_sums;           // (batch, chunks, channels)
     float *chunk_ends;        // (batch, chunks, channels, STATE): end states, or adjoint ends
-    const float *chunk_states;     // state that enters each chunk
+    const float *initial_state;    // (batch, channels, STATE): enters the first chunk, whatever chunk_states says
+    const float *chunk_states;     // state that enters each chunk; without both it is zero
     const float *chunk_adjoints;   // dL/d(state that leaves each chunk)
     float *final_state;       // (batch, channels, STATE): after the last chunk in time, by the output pass
     float *tile_states;       // (batch, tile_rows, STATE / 4, channels in the order of tile_place, 4): state that enters each tile
@@ -52,7 +53,8 @@ struct Arguments {
     int batch, length, channels, group_channels, groups, blocks;   // blocks of channels in a group
     int chunk, chunks, tiles, tile_rows;   // tiles of a chunk, tiles in all
     int shorten, reverse;                  // shorten: positions that the first chunk in time lacks
-    int walked;                            // chunks, from the first in time on, that this launch takes
+    int first, walked;                     // chunks that this launch takes: the first one in time, and how many
+    int outputs;                           // chunks before this one in time give outputs, the others summaries
 };
 
 FORCE float exp2_fast(float v) { float r; asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(v)); return r; }
@@ -243,7 +245,7 @@ FORCE Place locate(const Arguments &a) {
     u32 blocks = a.groups * a.blocks;
     at.channel_block = i % blocks;
     i /= blocks;
-    at.time_chunk = i % a.walked;
+    at.time_chunk = a.first + i % a.walked;
     at.batch = i / a.walked;
     at.group = at.channel_block / a.blocks;
     i64 start = (i64)at.time_chunk * a.chunk - a.shorten, end = start + a.chunk;
@@ -254,6 +256,11 @@ FORCE Place locate(const Arguments &a) {
     at.begin = a.reverse ? a.length - 1 - start : start;
     at.sign = a.reverse ? -1 : 1;
     return at;
+}
+
+// The first tile of a chunk, whose states are kept in order of time: the first chunk may be shorter by whole tiles.
+FORCE i64 first_tile(const Arguments &a, const Place &at) {
+    return at.time_chunk ? (i64)at.time_chunk * a.tiles - a.shorten / TILE : 0;
 }
 
 // Does the state restart before the position at p (the first one in time never does: it takes the initial state)?

@@ -106,6 +106,9 @@ template <Pass PASS, int POLYNOMIAL> FORCE void walk(const Arguments &a) {
            (i64)sign * a.channels, lane);
 
     const i64 chunk_row = ((i64)at.batch * a.chunks + at.slot) * a.channels + channel;
+    const i64 sequence_row = (i64)at.batch * a.channels + channel;
+    const float *entering = at.time_chunk == 0 && a.initial_state ? a.initial_state + sequence_row * STATE
+        : a.chunk_states ? a.chunk_states + chunk_row * STATE : nullptr;
     float A[WIDTH][PADDED], h[WIDTH][PADDED], bias[WIDTH], skip[WIDTH], sum[WIDTH], lost[WIDTH] = {};
     float bound[WIDTH][PADDED];   // only those of the states that take the polynomial stay in registers
     float slowest[PADDED / 4];    // of four states of the thread's channels: those whose weights fall last
@@ -115,7 +118,7 @@ template <Pass PASS, int POLYNOMIAL> FORCE void walk(const Arguments &a) {
     for (int c = 0; c < WIDTH; c++) {
         const bool valid = c < there;
         load_decay(a, channel + c, 0, valid, A[c], PADDED);
-        load_state(a.chunk_states + (chunk_row + c) * STATE, 0, PASS == OUTPUT && a.chunk_states && valid, h[c], PADDED);
+        load_state(entering + c * STATE, 0, PASS == OUTPUT && entering && valid, h[c], PADDED);
         bias[c] = a.dt_bias && valid ? a.dt_bias[channel + c] : 0.0f;
         skip[c] = HAS_D && PASS == OUTPUT && valid ? a.D[channel + c] : 0.0f;
         sum[c] = valid ? 0.0f : 1e30f;   // what does not exist is forgotten at once; not INF, of which Kahan's sum makes NaN
@@ -184,17 +187,17 @@ template <Pass PASS, int POLYNOMIAL> FORCE void walk(const Arguments &a) {
 #pragma unroll
             for (int c = 0; c < WIDTH; c++) {
                 delta[c] = step_size(delta[c], bias[c]);
-                gate[c] = NEEDS_Z ? gate[c] * sigmoid(gate[c]) : 1.0f;
                 u[c] = ZOH ? in_x[c] : delta[c] * in_x[c];
                 out[c] = skip[c] * in_x[c];
             }
-            float decay[WIDTH][PADDED];   // all at once: the compiler's order is better so, by 5 % where two blocks share a multiprocessor
-#pragma unroll
-            for (int n = 0; n < PADDED; n++)
-#pragma unroll
-                for (int c = 0; c < WIDTH; c++) decay[c][n] = exp2_of(delta[c], c, n);
+            float decay[WIDTH][PADDED];
 #pragma unroll
             for (int q = 0; q < PADDED; q += 4) {
+                if (q % 8 == 0)   // eight at once: the compiler's order is better so than with four or all (issue_model.py)
+#pragma unroll
+                    for (int k = 0; k < 8; k++)
+#pragma unroll
+                        for (int c = 0; c < WIDTH; c++) decay[c][q + k] = exp2_of(delta[c], c, q + k);
                 const float4 left = *reinterpret_cast<const float4 *>(&map[0][j][q]);
                 const float4 right = *reinterpret_cast<const float4 *>(&map[MAPS - 1][j][q]);
                 const float in_map[4] = {left.x, left.y, left.z, left.w}, out_map[4] = {right.x, right.y, right.z, right.w};
@@ -210,7 +213,7 @@ template <Pass PASS, int POLYNOMIAL> FORCE void walk(const Arguments &a) {
                     }
             }
 #pragma unroll
-            for (int c = 0; c < WIDTH; c++) gate[c] *= out[c];
+            for (int c = 0; c < WIDTH; c++) gate[c] = NEEDS_Z ? out[c] * (gate[c] * sigmoid(gate[c])) : out[c];
             write_row(rows[DT][j], lane, gate);   // dt has been read
         }
     };
@@ -236,9 +239,9 @@ template <Pass PASS, int POLYNOMIAL> FORCE void walk(const Arguments &a) {
                 const float4 row = *reinterpret_cast<const float4 *>(&map[0][j][q]);
                 const float in_map[4] = {row.x, row.y, row.z, row.w};
 #pragma unroll
-                for (int k = 0; k < 4; k++)
+                for (int c = 0; c < WIDTH; c++)
 #pragma unroll
-                    for (int c = 0; c < WIDTH; c++) {
+                    for (int k = 0; k < 4; k++) {
                         const int n = q + k;
                         float w = u[c] * in_map[k];
                         if (ZOH && PASS == SUMMARY)
@@ -258,7 +261,7 @@ template <Pass PASS, int POLYNOMIAL> FORCE void walk(const Arguments &a) {
 
     const i64 tile_step = (STATE / 4) * tile_width(a);
     float *states_at = PASS != OUTPUT || !a.tile_states ? nullptr
-        : a.tile_states + ((i64)at.batch * a.tile_rows + (i64)at.time_chunk * a.tiles) * tile_step + tile_place(a, channel);
+        : a.tile_states + ((i64)at.batch * a.tile_rows + first_tile(a, at)) * tile_step + tile_place(a, channel);
     const i64 to_second = tile_place(a, channel + 1) - tile_place(a, channel);
     auto keep_states = [&] {
         float *to = states_at;
@@ -315,23 +318,20 @@ template <Pass PASS, int POLYNOMIAL> FORCE void walk(const Arguments &a) {
         if (tile + 1 < tiles) put_maps(buffer ^ 1);
     }
     wait_for_fetched();
-    const bool last = a.final_state && at.time_chunk == a.chunks - 1;
-    float *to = PASS == OUTPUT ? a.final_state + ((i64)at.batch * a.channels + channel) * STATE : a.chunk_ends + chunk_row * STATE;
+    const bool ends = PASS != OUTPUT || a.chunk_ends, last = PASS == OUTPUT && a.final_state && at.time_chunk == a.chunks - 1;
 #pragma unroll
     for (int c = 0; c < WIDTH; c++) {
-        if (PASS != OUTPUT && c < there) a.dt_sums[chunk_row + c] = restarted ? INF : sum[c];
-        if (PASS != OUTPUT || last) store_state(to + c * STATE, 0, c < there, h[c], PADDED);
+        // of a chunk that gave its outputs the end is the state itself, which takes nothing from what enters
+        if (ends && c < there) a.dt_sums[chunk_row + c] = PASS == OUTPUT || restarted ? INF : sum[c];
+        store_state(a.chunk_ends + (chunk_row + c) * STATE, 0, ends && c < there, h[c], PADDED);
+        store_state(a.final_state + (sequence_row + c) * STATE, 0, last && c < there, h[c], PADDED);
     }
 }
 
-#ifdef scan_summaries_BUILT
-extern "C" __global__ void __launch_bounds__(WARPS * LANES, MIN_BLOCKS) scan_summaries(const Arguments a) {
-    walk<SUMMARY, POLYNOMIAL_SUMMARY>(a);
-}
-#endif
-#ifdef scan_outputs_BUILT
-extern "C" __global__ void __launch_bounds__(WARPS * LANES, MIN_BLOCKS) scan_outputs(const Arguments a) {
-    walk<OUTPUT, POLYNOMIAL_OUTPUT>(a);
+#ifdef scan_forward_BUILT
+extern "C" __global__ void __launch_bounds__(WARPS * LANES, MIN_BLOCKS) scan_forward(const Arguments a) {
+    if (locate(a).time_chunk < a.outputs) walk<OUTPUT, POLYNOMIAL_OUTPUT>(a);
+    else walk<SUMMARY, POLYNOMIAL_SUMMARY>(a);
 }
 #endif
 #ifdef scan_adjoints_BUILT
