@@ -377,7 +377,7 @@ def test_forward_chunks_fill_the_chip_at_once(monkeypatch, blocks, length):
     first = chunk - lacking
     assert 0 < first <= max(chunk * plan.FIRST_SHARE, 32) or chunks == 1
     assert chunks == 1 or blocks * (chunks - 1) <= 132 * plan.FORWARD_BLOCKS
-    assert chunks > 1 or blocks > 64 or length <= 32
+    assert chunks > 1 or blocks > 64 or length <= 64
 
 
 @pytest.mark.parametrize("dtype", list(BOUND), ids=str)

@@ -24,6 +24,7 @@ FORWARD_BLOCKS = 3  # that a multiprocessor has registers for
 # Blocks a multiprocessor: what a position costs each of them, in units of the cost where there are two.
 FORWARD_PACES = {1: 1.3, 2: 1.0, 3: 1.0}
 TWO_PASSES = 1.85  # cost of summary and output of a position, in units of the output's
+TWO_LAUNCHES = 40  # cost of the launches that one chunk does not need, in positions
 # The first chunk's length at most, in units of the others', so that its outputs take no longer than their summaries
 FIRST_SHARE = 0.6
 BACKWARD_THREADS = 128  # of a block of scan_gradients
@@ -189,11 +190,14 @@ class Plan:
             room = self._room(FORWARD_CHANNELS, held)
             if room == 0:
                 continue
-            chunk = tiles if room == 1 else math.ceil(tiles / (room + FIRST_SHARE))
-            first = tiles if room == 1 else max(1, tiles - room * chunk)
-            cost = held * pace * chunk * (1.0 if chunk == first else TWO_PASSES)
-            if 1.01 * cost < least:
-                least, chosen = cost, (chunk, first)
+            chunk = math.ceil(tiles / (room + FIRST_SHARE))
+            cuts = [(tiles, tiles, 1.0, 0.0)]
+            if room > 1 and chunk < tiles:
+                cuts.append((chunk, max(1, tiles - room * chunk), TWO_PASSES, TWO_LAUNCHES / TILE))
+            for chunk, first, passes, launches in cuts:
+                cost = held * pace * chunk * passes + launches
+                if 1.01 * cost < least:
+                    least, chosen = cost, (chunk, first)
         chunk, first = chosen
         return TILE * chunk, TILE * (chunk - first)
 

@@ -273,7 +273,8 @@ def conv_forward(
     weight = weight.contiguous()
     y = torch.empty((batch, length, channels), dtype=x.dtype, device=x.device)
     final_state = torch.empty((batch, width - 1, channels), dtype=x.dtype, device=x.device)
-    config = tuning.conv_forward(channels)
+    masked = initial_state is not None or sequence_ids is not None
+    config = tuning.conv_forward(length, channels, x.element_size(), masked)
     time_blocks = -(-length // config.block_t)
     channel_blocks = -(-channels // config.block_c)
     with on_device(x):
