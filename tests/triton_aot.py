@@ -22,7 +22,7 @@ from dnamamba_kernels.gpu_triton import common, conv, norm, scan, step
 from dnamamba_kernels.options import ScanOptions
 
 TYPES = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32", torch.int32: "*i32"}
-OPTIONS = {"num_warps", "num_stages", "maxnreg"}
+OPTIONS = {"num_warps", "num_stages", "maxnreg", "enable_fp_fusion"}
 
 
 class Launch:

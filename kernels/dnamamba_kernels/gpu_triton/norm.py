@@ -95,6 +95,7 @@ def norm_forward(
             x, weight.contiguous(), optional(residual, x), y, new_residual, rstd,
             rows, width, x.stride(0), 0 if residual is None else residual.stride(0), eps,
             HAS_RESIDUAL=residual is not None, BLOCK_R=block_r, BLOCK_W=block_w, num_warps=warps,
+            enable_fp_fusion=tuning.norm_fuses(width),
         )  # fmt: skip
     return y, new_residual, rstd
 
@@ -127,6 +128,6 @@ def norm_backward(
             dy, passed, new_residual, weight.contiguous(), rstd, dx, optional(dresidual, dx), partials,
             rows, width, dy.stride(0), passed.stride(0), tiles,
             HAS_DNEW=dnew_residual is not None, TWICE=dresidual is not None,
-            BLOCK_R=block_r, BLOCK_W=block_w, num_warps=warps,
+            BLOCK_R=block_r, BLOCK_W=block_w, num_warps=warps, enable_fp_fusion=tuning.norm_fuses(width),
         )  # fmt: skip
     return dx, dresidual, sum_rows(partials)[1]

@@ -77,6 +77,15 @@ NORM_BACKWARD_TILES = 4
 """At least so many tiles of rows a program, if there are, as each leaves a row of sums."""
 
 
+def norm_fuses(width: int) -> bool:
+    """Whether products and sums may be fused: not in rows so narrow that a lane has one product or two of a row.
+
+    There a product would be fused with the first exchange between lanes, and the lanes of a row would end with sums
+    that differ in the last bit (Triton's issue 7264).
+    """
+    return width >= 64
+
+
 class ScanTile(NamedTuple):
     """Tile of the scan kernels: block_r · block_c channels a program, all states; span: states recomputed at a time."""
 
