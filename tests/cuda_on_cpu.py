@@ -21,8 +21,8 @@ import torch
 from dnamamba_kernels.gpu_cuda import plan
 from dnamamba_kernels.gpu_cuda import scan as cuda_scan
 
-MULTIPROCESSORS = 1
-"""Of the imagined GPU: small scans are cut into chunks of several tiles."""
+MULTIPROCESSORS = 2
+"""Of the imagined GPU: small scans are cut into chunks of several tiles, the first one shorter."""
 
 BODIES = {
     "float exp2_fast": "return exp2f(v);",

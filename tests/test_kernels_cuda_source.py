@@ -8,6 +8,7 @@ import pytest
 import torch
 from test_gpu_scan import check, check_forgetting, make, run_cuda, run_phases, run_reference
 
+from dnamamba_kernels.gpu_cuda import plan
 from dnamamba_kernels.gpu_cuda import scan as cuda_scan
 from dnamamba_kernels.options import ScanOptions
 
@@ -35,6 +36,21 @@ def on_cpu(monkeypatch):
 def test_sizes(dtype, batch, length, channels, state, groups):
     a = make(CPU, dtype, batch, length, channels, state, groups)
     check(run_cuda(a, ScanOptions()), run_reference(a, ScanOptions()), dtype)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_first_chunk_is_shorter_and_gives_its_outputs_first(monkeypatch, reverse):
+    """What the tests here rely on: scans of this length are cut into several chunks of several tiles."""
+    launches = []
+    cut = plan.Plan.cut
+    monkeypatch.setattr(
+        plan.Plan, "cut", lambda self, *given, **how: launches.append((*given[:1], how)) or cut(self, *given, **how)
+    )
+    a, options = make(CPU, torch.float32, 1, 203, 70, 16), ScanOptions(reverse=reverse)
+    check(run_cuda(a, options), run_reference(a, options), torch.float32)
+    (chunk, begin), (_, others) = launches[:2]
+    assert chunk == 96 and begin == {"lacking": 64, "last": 2, "outputs": 1}
+    assert others == {"lacking": 64, "first": 1, "outputs": 3}
 
 
 CHOICES = list(product([False, True], repeat=5))
