@@ -383,6 +383,9 @@ def test_every_kernel_compiles(capability):
     out = run_python(os.path.join(os.path.dirname(__file__), "triton_aot.py"), capability)
     for kernel in ("conv.forward", "conv.backward", "norm.forward", "norm.backward", "common.sum_partials"):
         assert f"{kernel}_kernel" in out
+    assert "common.sum_rows_kernel" in out
+    norms = [line for line in out.splitlines() if " norm." in line]
+    assert norms and all(line.endswith(" 0 fused exchanges") for line in norms), "lanes of a row may differ"
     for kernel in ("step.conv_step", "step.scan_step"):
         assert f"{kernel}_kernel" in out
     for kernel in ("chunk_summaries", "propagate", "chunk_outputs", "backward_summaries", "chunk_gradients"):

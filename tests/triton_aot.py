@@ -9,8 +9,12 @@ the test process.
 
 from __future__ import annotations
 
+import re
+import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -144,9 +148,32 @@ def step_launches(dtype: torch.dtype, channels: int, state: int, every_option: b
     return record(call)
 
 
+def fused_exchanges(cubin: bytes) -> int:
+    """How often a product is fused with what another lane sends: a b + c there, c + a b here, are rounded differently.
+
+    Lanes that are to hold the same sum then do not (Triton's issue 7264).
+    """
+    nvdisasm = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "nvdisasm"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        listing = subprocess.run([nvdisasm, file.name], capture_output=True, text=True, check=True).stdout
+    received: set[str] = set()
+    count = 0
+    for line in listing.splitlines():
+        if match := re.search(r"SHFL\S* \w+, (R\d+),", line):
+            received.add(match[1])
+        elif match := re.search(r"(\w+)\S* (R\d+), (.*?);", line):
+            read = received.intersection(re.findall(r"R\d+", match[3]))
+            count += match[1] == "FFMA" and bool(read)
+            received -= read | {match[2]}
+    return count
+
+
 def all_launches() -> list[Launch]:
     launches = conv_launches(torch.bfloat16, 4, 512, False) + conv_launches(torch.float32, 3, 33, True)
     launches += norm_launches(torch.bfloat16, torch.float32, 256) + norm_launches(torch.float32, torch.float32, 100)
+    launches += norm_launches(torch.bfloat16, torch.float32, 3) + norm_launches(torch.float32, torch.bfloat16, 33)
     launches += scan_launches(torch.bfloat16, 512, 16, 1, False) + scan_launches(torch.float32, 33, 5, 3, True)
     launches += step_launches(torch.bfloat16, 512, 16, False) + step_launches(torch.float32, 33, 5, True)
     return launches
@@ -157,7 +184,8 @@ def main(capabilities: list[int]) -> None:
         for launch in all_launches():
             compiled = launch.compile(capability)
             assert compiled.asm["cubin"]
-            print(f"sm_{capability} {launch.name} shared {compiled.metadata.shared} bytes")
+            fused = fused_exchanges(compiled.asm["cubin"])
+            print(f"sm_{capability} {launch.name} shared {compiled.metadata.shared} bytes, {fused} fused exchanges")
 
 
 if __name__ == "__main__":
