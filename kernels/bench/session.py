@@ -1,4 +1,4 @@
-"""All that a session on a GPU should measure, in one command: GPU tests, kernel benchmarks, host times, whole steps.
+"""All that a session on a GPU should measure, in one command: GPU tests, sanitizer, benchmarks, host times, steps.
 
     python kernels/bench/session.py --out results [--skip tests …]
 
@@ -26,6 +26,7 @@ def parts(out: Path) -> dict[str, tuple[list[str], int]]:
     parallel = ["-n", "2", "-p", "no:benchmark"] if importlib.util.find_spec("xdist") else []
     return {
         "tests": (["-m", "pytest", *TESTS, "-m", "gpu", "-q", "-x", *parallel, "--durations", "5"], 12),
+        "sanitize": ([str(bench / "sanitize.py")], 40),
         "scan": ([str(bench / "scan.py"), "--backends", "cuda", "--out", str(out)], 12),
         "conv_norm": ([str(bench / "conv_norm.py"), "--out", str(out / "conv_norm.csv")], 50),
         "host": ([str(bench / "host.py")], 5),
