@@ -340,14 +340,19 @@ def as_on_an_h100(monkeypatch):
     monkeypatch.setattr(plan, "shared_memory", lambda device: 228 * 1024)
 
 
+def layout_of(batch, length, channels, reverse=False, in_memory=False):
+    """That of a layer in bf16 with 16 states."""
+    rows, maps = (length * channels, channels, 1), (length * 16, 16, 16, 1)
+    strides, size = (rows, rows, rows, None, maps, maps, None), (batch, length, channels)
+    options = scan_options.ScanOptions(reverse=reverse)
+    return plan.Layout(0, torch.bfloat16, True, True, size, 16, 1, strides, True, options, in_memory)
+
+
 @pytest.mark.parametrize("in_memory", [False, True])
 @pytest.mark.parametrize("length", [1, 31, 515, 16_384, 1_048_575, 10_000_019])
 def test_plan_covers_the_length(monkeypatch, length, in_memory):
     as_on_an_h100(monkeypatch)
-    strides = (*(((length * 512, 512, 1),) * 3), None, *(((length * 16, 16, 16, 1),) * 2), None)
-    options = scan_options.ScanOptions(reverse=True)
-    layout = plan.Layout(0, torch.bfloat16, True, True, (2, length, 512), 16, 1, strides, True, options, in_memory)
-    found = plan.Plan(layout)
+    found = plan.Plan(layout_of(2, length, 512, reverse=True, in_memory=in_memory))
     for chunk, channels, lacking in (
         (found.forward_chunk, plan.FORWARD_CHANNELS, 0 if in_memory else found.forward_lacking),
         (found.backward_chunk, 64, 0),
@@ -368,10 +373,7 @@ def test_plan_covers_the_length(monkeypatch, length, in_memory):
 def test_forward_chunks_fill_the_chip_at_once(monkeypatch, blocks, length):
     """And the first one, whose outputs are made beside the others' summaries, is not longer than that allows."""
     as_on_an_h100(monkeypatch)
-    strides = (*(((length * 256, 256, 1),) * 3), None, *(((length * 16, 16, 16, 1),) * 2), None)
-    options = scan_options.ScanOptions()
-    layout = plan.Layout(0, torch.bfloat16, True, True, (blocks, length, 256), 16, 1, strides, True, options, False)
-    found = plan.Plan(layout)
+    found = plan.Plan(layout_of(blocks, length, 256))
     chunk, lacking = found.forward_chunk, found.forward_lacking
     chunks = -(-(length + lacking) // chunk)
     first = chunk - lacking

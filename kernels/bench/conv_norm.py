@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import statistics
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a bare checkout,
 
 import torch
 import triton
+from measuring import commit, replay_ms
 
 from dnamamba_kernels.gpu_triton import conv, norm
 from dnamamba_kernels.reference import conv as reference_conv
@@ -43,10 +42,8 @@ NORM_SHAPES = [
 ]  # rows, d_model
 LIMIT = 1.3
 TOLERANCE = 5e-3  # relative norm, bf16 against fp64
-
-
 L2_BYTES = 200_000_000  # more than four times the L2 cache of an H100
-REPLAYS = 20
+REPEATS = 18
 
 
 class Row(NamedTuple):
@@ -62,23 +59,8 @@ class Row(NamedTuple):
 
 def median_ms(make: Callable[[], Callable[[], object]], count: int) -> float:
     """Median milliseconds of a call of `count` bytes; `make` returns one with tensors of its own."""
-    runs = [make() for _ in range(max(1, min(32, -(-L2_BYTES // count))))]
-    for run in runs:
-        run()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        kept = [run() for run in runs]  # results live as long as the graph, each in memory of its own
-    times = []
-    for _ in range(REPLAYS):
-        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        begin.record()
-        graph.replay()
-        end.record()
-        torch.cuda.synchronize()
-        times.append(begin.elapsed_time(end))
-    del kept
-    return statistics.median(times[2:]) / len(runs)
+    runs = [make() for _ in range(min(32, -(-L2_BYTES // count)))]
+    return replay_ms(lambda: [run() for run in runs], REPEATS) / len(runs)
 
 
 def copy_ms(count: int) -> float:
@@ -186,12 +168,6 @@ def row(kernel: str, shape: str, make: Callable[[], Callable[[], object]], count
     ms, floor = median_ms(make, count), count / bandwidth * 1e3
     torch.cuda.empty_cache()
     return Row(kernel, shape, ms, floor, ms / floor, copy_ms(count))
-
-
-def commit() -> str:
-    """The checkout's commit, or "unknown"."""
-    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
 
 
 def main() -> None:

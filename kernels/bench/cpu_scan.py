@@ -10,12 +10,12 @@ import csv
 import os
 import platform
 import statistics
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from measuring import commit
 from torch import Tensor
 
 from dnamamba_kernels import describe, selective_scan
@@ -107,7 +107,6 @@ def main() -> None:
     methods = {"cpu": (backend("cpu"), LENGTH, 5), "reference": (backend("reference"), PLAIN_LENGTH, 3)}
     if arguments.compile:
         methods["torch.compile"] = unrolled, PLAIN_LENGTH, 3
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     rows = []
     for name, (scan, length, repeats) in methods.items():
         tensors = problem(length)
@@ -125,7 +124,7 @@ def main() -> None:
                     "load": os.getloadavg()[0],
                     "machine": platform.machine(),
                     "torch": torch.__version__,
-                    "commit": commit,
+                    "commit": commit(),
                 }
             )
     if arguments.csv:

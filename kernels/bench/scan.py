@@ -10,16 +10,13 @@ CUDA events around replays of the captured call, that is of the GPU's work witho
 import argparse
 import csv
 import itertools
-import shutil
-import statistics
-import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 import triton
+from measuring import commit, replay_ms
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -102,39 +99,17 @@ def check(backend: str) -> None:
                 raise ValueError(f"{backend} {dtype}: {name} is off by {error:.1e} (limit {limit:.0e}); not timed")
 
 
-def median_ms(run: Callable[[], object], repeats: int) -> float:
-    """Median time of a call's work on the GPU: the call is captured once and its replays are timed by events."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        run()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        kept = run()  # its outputs live as long as the graph
-    times = []
-    for _ in range(repeats + 2):
-        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        begin.record()
-        graph.replay()
-        end.record()
-        times.append((begin, end))
-    torch.cuda.synchronize()
-    del kept
-    return statistics.median(begin.elapsed_time(end) for begin, end in times[2:])
-
-
 def time_case(case: Case, backend: str, dtype: torch.dtype, repeats: int) -> tuple[float, float, float]:
     """Forward, forward without the states for a backward pass, and backward of a shape in ms."""
     tensors = arguments(case.batch, case.length, case.channels, dtype)
     inputs = [tensors[name] for name in ("x", "dt", "A", "B", "C", "D", "z", "dt_bias")]
     inputs[3:5] = [rows.unsqueeze(2) for rows in inputs[3:5]]
     switches = True, False, False
-    forward = median_ms(lambda: scan_op(*inputs, None, None, *switches, True, backend), repeats)
-    inference = median_ms(lambda: scan_op(*inputs, None, None, *switches, False, backend), repeats)
+    forward = replay_ms(lambda: scan_op(*inputs, None, None, *switches, True, backend), repeats)
+    inference = replay_ms(lambda: scan_op(*inputs, None, None, *switches, False, backend), repeats)
     y, _, states = scan_op(*inputs, None, None, *switches, True, backend)
     dy = torch.randn_like(y)
-    backward = median_ms(lambda: scan_backward_op(dy, None, *inputs, None, states, *switches, backend), repeats)
+    backward = replay_ms(lambda: scan_backward_op(dy, None, *inputs, None, states, *switches, backend), repeats)
     return forward, inference, backward
 
 
@@ -172,15 +147,11 @@ def rows_for(case: Case, backend: str, dtype: torch.dtype, repeats: int) -> list
 
 def conditions() -> dict[str, str]:
     """What a time depends on."""
-    commit = "unknown"
-    if shutil.which("git"):
-        git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
-        commit = git.stdout.strip() or commit
     return {
         "gpu": torch.cuda.get_device_name(),
         "torch": torch.__version__,
         "triton": triton.__version__,
-        "commit": commit,
+        "commit": commit(),
     }
 
 

@@ -6,6 +6,7 @@ A plan is made once for each layout of a scan's arguments and kept: what a call 
 import ctypes
 import functools
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -179,27 +180,32 @@ class Plan:
     def _forward_chunk(self) -> tuple[int, int]:
         """Positions of a chunk, a multiple of TILE, and how many of them the first one lacks.
 
-        One chunk, which needs no summary, or as many as fill the chip with one to three blocks a multiprocessor and a
-        first one more, which takes what the others leave (`scan.py` says why): whatever costs least, or nearly so with
-        fewer blocks, as the summaries of longer chunks forget more of the states.
+        Whatever costs least, or nearly so with fewer blocks: the summaries of longer chunks forget more of the states.
         """
         tiles, least = -(-self.length // TILE), math.inf
         chosen = tiles, tiles
+        for cost, chunk, first in self._ways_to_cut():
+            if 1.01 * cost < least:
+                least, chosen = cost, (chunk, first)
+        chunk, first = chosen
+        return TILE * chunk, TILE * (chunk - first)
+
+    def _ways_to_cut(self) -> Iterator[tuple[float, int, int]]:
+        """Cost in tiles of one block, tiles of a chunk, tiles of the first one.
+
+        One chunk, which needs no summary, or as many as fill the chip with one to three blocks a multiprocessor and a
+        first one more, which takes what the others leave (`scan.py` says why).
+        """
+        tiles = -(-self.length // TILE)
         for blocks, pace in FORWARD_PACES.items():
             held = self._held(blocks, FORWARD_SHARED)
             room = self._room(FORWARD_CHANNELS, held)
-            if room == 0:
-                continue
+            if room > 0:
+                yield held * pace * tiles, tiles, tiles
             chunk = math.ceil(tiles / (room + FIRST_SHARE))
-            cuts = [(tiles, tiles, 1.0, 0.0)]
             if room > 1 and chunk < tiles:
-                cuts.append((chunk, max(1, tiles - room * chunk), TWO_PASSES, TWO_LAUNCHES / TILE))
-            for chunk, first, passes, launches in cuts:
-                cost = held * pace * chunk * passes + launches
-                if 1.01 * cost < least:
-                    least, chosen = cost, (chunk, first)
-        chunk, first = chosen
-        return TILE * chunk, TILE * (chunk - first)
+                cost = held * pace * chunk * TWO_PASSES + TWO_LAUNCHES / TILE
+                yield cost, chunk, max(1, tiles - room * chunk)
 
     def _backward_chunk(self, waves: int) -> int:
         """Positions of a chunk, a multiple of TILE, such that the grid is at most so many times what the chip holds."""
@@ -210,9 +216,13 @@ class Plan:
         """So many blocks, or those for which a multiprocessor has shared memory."""
         return max(1, min(blocks, shared_memory(self.layout.device) // (shared + RESERVED)))
 
+    def chunks(self, chunk: int, lacking: int = 0) -> int:
+        """Chunks of a sequence, the first of which lacks so many positions."""
+        return -(-(self.length + lacking) // chunk)
+
     def tile_rows(self, chunk: int) -> int:
         """Tiles of a sequence; chunks cut in time are multiples of TILE, so that only its last tile may be short."""
-        return -(-self.length // chunk) * -(-chunk // TILE) if self.layout.in_memory else -(-self.length // TILE)
+        return self.chunks(chunk) * -(-chunk // TILE) if self.layout.in_memory else -(-self.length // TILE)
 
     def cut(
         self,
@@ -237,7 +247,7 @@ class Plan:
             a.batch, a.length, a.channels = layout.size
             a.group_channels, a.groups, a.reverse = self.group_channels, layout.groups, int(layout.options.reverse)
             a.blocks = -(-self.group_channels // block_channels)
-            a.chunk, a.chunks, a.tiles = chunk, -(-(self.length + lacking) // chunk), -(-chunk // TILE)
+            a.chunk, a.chunks, a.tiles = chunk, self.chunks(chunk, lacking), -(-chunk // TILE)
             a.tile_rows = self.tile_rows(chunk)
             # in reverse the last chunk in memory, which may be short, comes first
             a.shorten = a.chunks * chunk - self.length if a.reverse and layout.in_memory else lacking

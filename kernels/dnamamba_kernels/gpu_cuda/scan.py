@@ -11,6 +11,7 @@ Serves variable B and C with 4, 8, 12 or 16 states (16 is tuned) in bf16, fp16 a
 """
 
 import ctypes
+import functools
 
 import torch
 from torch import Tensor
@@ -122,9 +123,9 @@ class _Call:
             setattr(arguments, name, address)
         return arguments
 
-    def walk(self, name: str, chunk: int, tensors: dict[str, Tensor | None], **cut: int) -> None:
+    def walk(self, name: str, chunk: int, cut: dict[str, int] | None = None, **tensors: Tensor | None) -> None:
         """Launch one of the passes that walk chunks, on those that `Plan.cut` is told to take."""
-        grid, template = self.plan.cut(chunk, FORWARD_CHANNELS, **cut)
+        grid, template = self.plan.cut(chunk, FORWARD_CHANNELS, **(cut or {}))
         block = self.block(template, **{name: _address(tensor) for name, tensor in tensors.items()})
         self.plan.kernel(name)(grid, FORWARD_THREADS, FORWARD_SHARED, self.stream, block)
 
@@ -137,8 +138,8 @@ class _Call:
 
     def summarize(self, name: str, chunk: int) -> tuple[Tensor, Tensor]:
         """dt_sums and ends of the chunks by scan_forward or scan_adjoints."""
-        dt_sums, ends = self.summaries(-(-self.length // chunk))
-        self.walk(name, chunk, {"dt_sums": dt_sums, "chunk_ends": ends})
+        dt_sums, ends = self.summaries(self.plan.chunks(chunk))
+        self.walk(name, chunk, dt_sums=dt_sums, chunk_ends=ends)
         return dt_sums, ends
 
     def adjoints(self, chunk: int, initial: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -155,43 +156,45 @@ class _Call:
         launch = self.plan.kernel("scan_propagate")
         _propagate(launch, self.stream, dt_sums, ends, self.A, initial, ends, final, backwards)
 
-    def rows(self, chunk: int, keep_tiles: bool) -> dict[str, Tensor | None]:
+    def rows(self, chunk: int, keep_tiles: bool) -> tuple[Tensor, Tensor | None]:
         """Room for y, and for the states that enter the tiles, in the kernels' own order, if they are to be kept."""
         y = torch.empty(self.x.shape, dtype=self.dtype, device=self.x.device)
         tiles = self.empty(self.batch, self.plan.tile_rows(chunk), self.channels, self.state) if keep_tiles else None
-        return {"y": y, "tile_states": tiles}
+        return y, tiles
 
-    def outputs(self, chunk: int, chunk_states: Tensor, keep_tiles: bool) -> dict[str, Tensor | None]:
+    def outputs(self, chunk: int, chunk_states: Tensor, keep_tiles: bool) -> tuple[Tensor, Tensor | None]:
         """`rows` from the states that enter the chunks."""
-        rows = self.rows(chunk, keep_tiles)
-        self.walk("scan_forward", chunk, {"chunk_states": chunk_states, **rows}, outputs=-(-self.length // chunk))
-        return rows
+        y, tiles = self.rows(chunk, keep_tiles)
+        cut = {"outputs": self.plan.chunks(chunk)}
+        self.walk("scan_forward", chunk, cut, chunk_states=chunk_states, y=y, tile_states=tiles)
+        return y, tiles
 
-    def forward(self, initial: Tensor | None, keep_tiles: bool) -> tuple[dict[str, Tensor | None], Tensor]:
-        """`rows` of the whole sequence, and the final state."""
+    def forward(self, initial: Tensor | None, keep_tiles: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+        """y of the whole sequence, the final state, and the states that enter the tiles if they are to be kept."""
         chunk, lacking = self.plan.forward_chunk, self.plan.forward_lacking
-        chunks = -(-(self.length + lacking) // chunk)
-        rows, final = self.rows(chunk, keep_tiles), self.empty(self.batch, self.channels, self.state)
-        begin: dict[str, Tensor | None] = {"initial_state": None if initial is None else _dense(initial)}
+        chunks = self.plan.chunks(chunk, lacking)
+        initial = None if initial is None else _dense(initial)
+        y, tiles = self.rows(chunk, keep_tiles)
+        final = self.empty(self.batch, self.channels, self.state)
+        walk = functools.partial(self.walk, "scan_forward", chunk, y=y, tile_states=tiles)
         if chunks == 1:
-            self.walk("scan_forward", chunk, begin | rows | {"final_state": final}, outputs=1)
-            return rows, final
+            walk({"outputs": 1}, initial_state=initial, final_state=final)
+            return y, final, tiles
         # What enters the first chunk, which is shorter, is known: it gives its outputs while the others are summarized.
         # The last one needs no summary. So each launch has one chunk less, and the chip room for one chunk more.
         dt_sums, ends = self.summaries(chunks)
-        begin |= {"dt_sums": dt_sums, "chunk_ends": ends}
-        self.walk("scan_forward", chunk, rows | begin, lacking=lacking, last=chunks - 1, outputs=1)
+        begin, others = {"last": chunks - 1, "outputs": 1}, {"first": 1, "outputs": chunks}
+        walk({"lacking": lacking, **begin}, initial_state=initial, dt_sums=dt_sums, chunk_ends=ends)
         self._propagate(dt_sums, ends, None, None, self.plan.layout.options.reverse)
-        others: dict[str, Tensor | None] = {"chunk_states": ends, "final_state": final}
-        self.walk("scan_forward", chunk, rows | others, lacking=lacking, first=1, outputs=chunks)
-        return rows, final
+        walk({"lacking": lacking, **others}, chunk_states=ends, final_state=final)
+        return y, final, tiles
 
     def gradients(
         self, tile_states: Tensor, adjoints: Tensor, chunk: int
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
         """scan_gradients and the sums over its blocks and chunks, all in a fixed order."""
         assert self.B is not None and self.C is not None
-        chunks, columns = -(-self.length // chunk), self.plan.columns(BACKWARD_CHANNELS)
+        chunks, columns = self.plan.chunks(chunk), self.plan.columns(BACKWARD_CHANNELS)
         shapes = self.x.shape, self.x.shape, self.B.shape, self.C.shape
         dx, ddt, dB, dC = (torch.empty(shape, dtype=self.dtype, device=self.x.device) for shape in shapes)
         dz = None if self.z is None else torch.empty_like(dx)
@@ -283,9 +286,7 @@ def chunk_outputs(
     """y from the states that enter the chunks."""
     with torch.cuda.device(x.device):
         call = _Call(x, dt, A, B, C, D, z, dt_bias, sequence_ids, options)
-        y = call.outputs(chunk, _dense(chunk_states), keep_tiles=False)["y"]
-        assert y is not None
-        return y.to(x.dtype)
+        return call.outputs(chunk, _dense(chunk_states), keep_tiles=False)[0].to(x.dtype)
 
 
 def backward_summaries(
@@ -324,7 +325,7 @@ def chunk_gradients(
     """dx, ddt, dA, dB, dC, dD, dz, ddt_bias from the states that enter chunks and the adjoints of those that leave."""
     with torch.cuda.device(x.device):
         call = _Call(x, dt, A, B, C, D, z, dt_bias, sequence_ids, options, dy=dy)
-        tiles = call.outputs(chunk, _dense(chunk_states), keep_tiles=True)["tile_states"]
+        _, tiles = call.outputs(chunk, _dense(chunk_states), keep_tiles=True)
         assert tiles is not None
         return _like((x, dt, B, C, z), call.gradients(tiles, _dense(chunk_adjoints), chunk))
 
@@ -351,10 +352,8 @@ def forward(
     """
     with torch.cuda.device(x.device):
         call = _Call(x, dt, A, B, C, D, z, dt_bias, sequence_ids, options, in_memory=False)
-        rows, final_state = call.forward(initial_state, keep_states)
-        y = rows["y"]
-        assert y is not None
-        return y.to(x.dtype), final_state, rows["tile_states"]
+        y, final_state, tiles = call.forward(initial_state, keep_states)
+        return y.to(x.dtype), final_state, tiles
 
 
 def backward(

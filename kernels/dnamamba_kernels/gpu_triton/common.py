@@ -6,6 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
+from . import tuning
+
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 
@@ -52,7 +54,7 @@ def _sum_partials_kernel(partials, out, count, elements, BLOCK: tl.constexpr):
 def sum_partials(partials: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Sum a contiguous fp32 tensor over its first dimension, in ascending order, and round once to ``dtype``.
 
-    Meant for few partials of many elements; sums over many partials of few elements go through ``torch.sum``.
+    Meant for few partials of many elements; many partials of few elements are for `sum_rows` or ``torch.sum``.
     """
     count, elements = partials.shape[0], partials[0].numel()
     out = torch.empty(partials.shape[1:], dtype=dtype, device=partials.device)
@@ -91,7 +93,7 @@ def sum_rows(partials: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     rows, taps, columns = partials.shape[0], partials.shape[1] - 1, partials.shape[2]
     out = torch.empty((columns, taps), dtype=torch.float32, device=partials.device)
     last = torch.empty(columns, dtype=torch.float32, device=partials.device)
-    block_r = min(512, triton.next_power_of_2(rows))
+    block_r = min(512, tuning.next_power_of_2(rows))
     with on_device(partials):
         _sum_rows_kernel[(triton.cdiv(columns, 8), taps + 1)](
             partials, out, last, rows, columns, TAPS=taps, BLOCK_R=block_r, BLOCK_C=8, num_warps=max(1, block_r // 64)
