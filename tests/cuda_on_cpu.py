@@ -104,14 +104,17 @@ static int __all_sync(unsigned, int v) {
     __syncwarp();
     return all;
 }
-static float __shfl_xor_sync(unsigned, float v, int distance) {
+static float from_lane(float v, int lane) {
     unsigned(*mine)[6] = exchange[threadIdx.x / 32];
-    const int lane = threadIdx.x % 32;
-    memcpy(mine[lane], &v, 4);
+    memcpy(mine[threadIdx.x % 32], &v, 4);
     __syncwarp();
-    memcpy(&v, mine[lane ^ distance], 4);
+    memcpy(&v, mine[lane], 4);
     __syncwarp();
     return v;
+}
+static float __shfl_xor_sync(unsigned, float v, int distance) { return from_lane(v, threadIdx.x % 32 ^ distance); }
+static float __shfl_sync(unsigned, float v, int lane, int width) {
+    return from_lane(v, threadIdx.x % 32 / width * width + lane);
 }
 // d += A B of mma.m16n8k16 with bf16 operands, as the PTX manual lays them out.
 static void matrix_product(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {

@@ -179,6 +179,20 @@ def test_long_sequences_are_cut_into_chunks(device):
 
 
 @gpu
+@pytest.mark.parametrize("dtype", list(BOUND), ids=str)
+@pytest.mark.parametrize(("reverse", "zoh", "ids"), [(False, False, False), (False, True, True), (True, False, True)])
+def test_one_pass_and_chunks(device, monkeypatch, dtype, reverse, zoh, ids):
+    """Both ways of the forward pass, whichever the plan would choose."""
+    a, options = make(device, dtype, 3, 331, 136, 16, ids=ids), scan_options.ScanOptions(reverse=reverse, zoh=zoh)
+    want = run_reference(a, options)
+    for pace in (0.0, 0.0), (float("inf"), 0.0):
+        monkeypatch.setattr(plan, "WHOLE_PACE", pace)
+        plan.plan_for.cache_clear()
+        check(run_cuda(a, options), want, dtype)
+    plan.plan_for.cache_clear()
+
+
+@gpu
 @pytest.mark.parametrize("dt_scale", [1e-6, 1e2])
 @pytest.mark.parametrize("decay", [1e-3, 1e3])
 def test_extreme_steps_and_decays(device, dt_scale, decay):
@@ -373,6 +387,7 @@ def test_plan_covers_the_length(monkeypatch, length, in_memory):
 def test_forward_chunks_fill_the_chip_at_once(monkeypatch, blocks, length):
     """And the first one, whose outputs are made beside the others' summaries, is not longer than that allows."""
     as_on_an_h100(monkeypatch)
+    monkeypatch.setattr(plan, "WHOLE_PACE", (float("inf"), 0.0))
     found = plan.Plan(layout_of(blocks, length, 256))
     chunk, lacking = found.forward_chunk, found.forward_lacking
     chunks = -(-(length + lacking) // chunk)
@@ -382,6 +397,30 @@ def test_forward_chunks_fill_the_chip_at_once(monkeypatch, blocks, length):
     assert chunks > 1 or blocks > 64 or length <= 64
 
 
+@pytest.mark.parametrize(
+    ("batch", "length", "channels", "whole"),
+    [
+        (1, 64, 512, True),
+        (1, 1024, 512, False),
+        (1, 1_048_576, 512, False),
+        (8, 16_384, 512, False),
+        (16, 16_384, 512, True),
+        (32, 1024, 512, True),
+        (8, 2048, 2048, True),
+        (256, 1024, 256, False),
+    ],
+)
+def test_one_pass_where_the_batch_fills_the_chip(monkeypatch, batch, length, channels, whole):
+    """As measured on an H100: LOG.md, 2026-11-28. Never where rows are not aligned, nor in the public phases."""
+    as_on_an_h100(monkeypatch)
+    layout = layout_of(batch, length, channels)
+    found = plan.Plan(layout)
+    assert (found.forward_kernel == "scan_whole") == whole
+    assert not whole or found.chunks(found.forward_chunk) == 1
+    for other in layout._replace(wide=False), layout._replace(in_memory=True):
+        assert plan.Plan(other).forward_kernel == "scan_forward"
+
+
 @pytest.mark.parametrize("dtype", list(BOUND), ids=str)
 def test_shared_memory_mirrors_the_source(monkeypatch, dtype):
     as_on_an_h100(monkeypatch)
@@ -389,6 +428,9 @@ def test_shared_memory_mirrors_the_source(monkeypatch, dtype):
     fixed, warp = 2 * 2 * plan.TILE * 16 * 4 + 2 * plan.TILE, 2 * 3 * plan.TILE * 64
     assert f"sizeof(WalkShared) == {fixed} + {warp} * WARPS," in source
     assert fixed + warp * plan.CUT["WARPS"] == plan.FORWARD_SHARED
+    whole = f"sizeof(WholeShared) == {plan.WHOLE_SHARED[0]} + 8 * TILE * WHOLE_ROW * sizeof(data_t),"
+    assert whole in source and "#define PARTS 2\n" in source
+    assert plan.WHOLE_SHARED[1] == 8 * plan.TILE * (plan.WHOLE_CHANNELS + plan.LANES // 2)
     kept = f"KEEP_ROWS * {plan.BACKWARD_ROWS_SHARED}"
     assert f"sizeof(BackwardShared) == {plan.BACKWARD_SHARED} + {kept}," in source
     assert "#define KEEP_ROWS (DATA != 0)" in source
@@ -457,6 +499,6 @@ def test_compiles_with_every_option(dtype, tmp_path):
         "HAS_Z": 1,
         "HAS_D": 1,
     }
-    for name in "scan_forward", "scan_gradients":
+    for name in "scan_forward", "scan_whole", "scan_gradients":
         defines = plan.defines(name, {**switches, "HAS_IDS": 1, **plan.CUT})
         compile_source(list(defines), "sm_90", tmp_path)

@@ -14,11 +14,29 @@ from dnamamba_kernels.options import ScanOptions
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 CPU = torch.device("cpu")
+CHUNKS, WHOLE = (float("inf"), 0.0), (0.0, 0.0)
+"""Costs of scan_whole with which it is never taken, and always if rows are aligned."""
 
 
 @pytest.fixture(autouse=True)
 def on_cpu(monkeypatch):
     cuda_on_cpu.install(monkeypatch)
+    monkeypatch.setattr(plan, "WHOLE_PACE", CHUNKS)
+
+
+@pytest.fixture
+def whole(monkeypatch):
+    """Scans with aligned rows take one pass; fails if none did."""
+    monkeypatch.setattr(plan, "WHOLE_PACE", WHOLE)
+    launched, walk = [], cuda_scan._Call.walk
+
+    def seen(self, name, *how, **tensors):
+        launched.append(name)
+        walk(self, name, *how, **tensors)
+
+    monkeypatch.setattr(cuda_scan._Call, "walk", seen)
+    yield
+    assert "scan_whole" in launched
 
 
 @pytest.mark.parametrize(
@@ -34,6 +52,24 @@ def on_cpu(monkeypatch):
     ids=str,
 )
 def test_sizes(dtype, batch, length, channels, state, groups):
+    a = make(CPU, dtype, batch, length, channels, state, groups)
+    check(run_cuda(a, ScanOptions()), run_reference(a, ScanOptions()), dtype)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "batch", "length", "channels", "state", "groups"),
+    [
+        (torch.float32, 1, 1, 4, 16, 1),
+        (torch.bfloat16, 2, 67, 64, 16, 1),
+        (torch.float16, 1, 97, 72, 16, 1),
+        (torch.float32, 1, 64, 68, 16, 1),
+        (torch.bfloat16, 1, 96, 128, 16, 1),
+        (torch.bfloat16, 2, 231, 192, 12, 3),
+        (torch.float32, 1, 161, 48, 4, 2),
+    ],
+    ids=str,
+)
+def test_sizes_in_one_pass(whole, dtype, batch, length, channels, state, groups):
     a = make(CPU, dtype, batch, length, channels, state, groups)
     check(run_cuda(a, ScanOptions()), run_reference(a, ScanOptions()), dtype)
 
@@ -74,6 +110,29 @@ def test_every_option(reverse, zoh, ids, gate, softplus):
     want = run_reference(a, options)
     check(run_cuda(a, options), want, torch.float32)
     check(run_phases(a, options, 50), want, torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("reverse", "zoh", "ids", "gate", "softplus"),
+    [c for c in CHOICES if (c[0] ^ c[1] ^ c[3], c[2] ^ c[3] ^ c[4]) == (0, 1)],
+)
+def test_every_option_in_one_pass(whole, reverse, zoh, ids, gate, softplus):
+    a = make(CPU, torch.float32, 1, 203, 72, 16, gate=gate, ids=ids)
+    if not softplus:
+        a["dt"], a["dt_bias"] = a["dt"].abs(), a["dt_bias"].abs() * 0.1
+    options = ScanOptions(softplus, reverse, zoh)
+    check(run_cuda(a, options), run_reference(a, options), torch.float32)
+
+
+def test_a_decay_of_zero_in_one_pass(whole):
+    """A = -inf forgets all, and the positions that fill up the last tile change nothing."""
+    a = make(CPU, torch.float32, 1, 41, 8, 16)
+    a["A"][::2] = -float("inf")
+    y, final, _ = run_cuda(a, ScanOptions())
+    a["A"][::2] = -1e30
+    want_y, want_final, _ = run_reference(a, ScanOptions())
+    assert ((y - want_y).norm() / want_y.norm()).item() < 1e-5
+    assert ((final - want_final).norm() / want_final.norm()).item() < 1e-5
 
 
 @pytest.mark.parametrize("channels", [6, 7])
@@ -136,22 +195,28 @@ def ids_with_cuts(length, cuts):
     return ids
 
 
+@pytest.mark.parametrize("in_one_pass", [False, True])
 @pytest.mark.parametrize(("dtype", "reverse"), [(torch.float32, False), (torch.bfloat16, True)], ids=str)
-def test_restarts_at_the_borders_of_chunks_tiles_and_steps(dtype, reverse):
+def test_restarts_at_the_borders_of_chunks_tiles_and_steps(request, dtype, reverse, in_one_pass):
+    if in_one_pass:
+        request.getfixturevalue("whole")
     length = 203
     every = range(1, length)
     for cuts in ([1, length - 1], [3, 4, 5, 31, 32, 33], [64, 96, 128, 191, 192], [95, 127, 129], every):
-        a = make(CPU, dtype, 1, length, 40 if reverse else 34, 16)
+        a = make(CPU, dtype, 1, length, 40 if reverse or in_one_pass else 34, 16)
         a["sequence_ids"] = ids_with_cuts(length, [length - cut for cut in cuts] if reverse else cuts)
         options = ScanOptions(reverse=reverse)
         check(run_cuda(a, options), run_reference(a, options), dtype)
 
 
+@pytest.mark.parametrize("channels", [6, 8])
 @pytest.mark.parametrize(("reverse", "zoh"), [(False, False), (True, True)])
-def test_not_a_number_stays_in_its_packed_sequence(reverse, zoh):
+def test_not_a_number_stays_in_its_packed_sequence(request, reverse, zoh, channels):
     """Be it the first or last position, or in another chunk, and whichever tensor has it."""
+    if channels == 8:
+        request.getfixturevalue("whole")  # in one pass
     length, begin, end = 131, 38, 96
-    a = make(CPU, torch.float32, 1, length, 6, 16)
+    a = make(CPU, torch.float32, 1, length, channels, 16)
     a["sequence_ids"] = ids_with_cuts(length, [begin, end])
     options = ScanOptions(reverse=reverse, zoh=zoh)
 

@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dnamamba_kernels.gpu_cuda import nvrtc, plan
 
-ELEMENTS = {"scan_forward": 128, "scan_adjoints": 128, "scan_gradients": 32}
+ELEMENTS = {"scan_forward": 128, "scan_whole": 128, "scan_adjoints": 128, "scan_gradients": 32}
 """(position, channel, state) triples of a thread in a turn of the loop"""
 LAYER = {"DATA": 1, "ALIGNED": 1, "WIDE": 1, "STATE": 16, "SOFTPLUS": 1, "ZOH": 0, "HAS_Z": 1, "HAS_D": 1, "HAS_IDS": 0}
 OTHER, SPECIAL, SHARED, SHARED_16, INTEGER, BRANCH = range(6)

@@ -28,6 +28,10 @@ TWO_PASSES = 1.85  # cost of summary and output of a position, in units of the o
 TWO_LAUNCHES = 40  # cost of the launches that one chunk does not need, in positions
 # The first chunk's length at most, in units of the others', so that its outputs take no longer than their summaries
 FIRST_SHARE = 0.6
+WHOLE_THREADS = 128  # of a block of scan_whole
+WHOLE_CHANNELS = WHOLE_THREADS // 2
+# What a tile costs scan_whole, in the same units: always, and for each block of a multiprocessor
+WHOLE_PACE = 0.08, 0.26
 BACKWARD_THREADS = 128  # of a block of scan_gradients
 BACKWARD_CHANNELS = 64
 BACKWARD_BLOCKS = 3  # likewise
@@ -44,8 +48,11 @@ CUT = {
     "BACKWARD_BLOCKS": BACKWARD_BLOCKS,
     "POLYNOMIAL_SUMMARY": 2,  # of 16 exponentials, how many go to the FMA pipe in summaries and adjoints
     "POLYNOMIAL_OUTPUT": 1,  # the same in outputs
+    "WHOLE_WARPS": WHOLE_THREADS // LANES,
+    "WHOLE_BLOCKS": 4,  # like MIN_BLOCKS
 }  # compile-time switches that are the same for all scans
 FORWARD_SHARED = 8256 + 12288 * (FORWARD_THREADS // LANES)  # struct WalkShared
+WHOLE_SHARED = 8256, 8 * TILE * (WHOLE_CHANNELS + LANES // 2)  # struct WholeShared: bytes, and elements of data
 BACKWARD_SHARED = 4 * (3 * TILE * 64 + 2 * TILE * 16 + (TILE // 4) * 4 * 256 + 4 * 128) + TILE  # struct BackwardShared
 BACKWARD_ROWS_SHARED = 3 * TILE * LANES * 4  # the same struct's rows, where they are kept: 16-bit data
 LAYER = ("DATA", "ALIGNED", "WIDE", "STATE", "SOFTPLUS", "ZOH", "HAS_Z", "HAS_D", "HAS_IDS")
@@ -53,13 +60,14 @@ SCALARS = ("DATA", "ALIGNED", "STATE", "SOFTPLUS", "HAS_IDS")
 WALK = (*SCALARS, "WIDE", "WARPS", "MIN_BLOCKS")
 KERNELS = {  # the compile-time switches that each kernel depends on; the others are 0
     "scan_forward": (*WALK, "ZOH", "HAS_Z", "HAS_D", "POLYNOMIAL_OUTPUT", "POLYNOMIAL_SUMMARY"),
+    "scan_whole": (*SCALARS, "ZOH", "HAS_Z", "HAS_D", "WHOLE_WARPS", "WHOLE_BLOCKS"),
     "scan_adjoints": (*WALK, "HAS_Z", "POLYNOMIAL_SUMMARY"),
     "scan_propagate": (),
     "scan_gradients": (*SCALARS, "ZOH", "HAS_Z", "HAS_D", "BACKWARD_BLOCKS"),
     "scan_sum_parts": ("DATA", "STATE"),
 }
 DATA = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-SOURCES = ("scan_common.cuh", "scan_forward.cuh", "scan_backward.cuh")
+SOURCES = ("scan_common.cuh", "scan_forward.cuh", "scan_whole.cuh", "scan_backward.cuh")
 
 _POINTERS = (
     "x", "dt", "z", "dy", "B", "C", "A", "D", "dt_bias", "ids", "y", "dx", "ddt", "dz", "dt_sums", "chunk_ends",
@@ -140,6 +148,15 @@ class Layout(NamedTuple):
     """Chunks start at multiples of their length in memory (the public phases), else in time (tiles must line up)"""
 
 
+class Block(NamedTuple):
+    """What a block of a kernel takes."""
+
+    channels: int
+    threads: int
+    shared: int
+    """bytes"""
+
+
 class Plan:
     """How the scans of one layout are launched: kernels, chunks, grids and argument blocks without addresses."""
 
@@ -155,7 +172,10 @@ class Plan:
         self._kernels: dict[str, Kernel] = {}
         self._cuts: dict[tuple[int | None, ...], tuple[int, bytes]] = {}
         self.backward_shared = BACKWARD_SHARED + BACKWARD_ROWS_SHARED * (layout.dtype != torch.float32)
-        self.forward_chunk, self.forward_lacking = self._forward_chunk()
+        walk = Block(FORWARD_CHANNELS, FORWARD_THREADS, FORWARD_SHARED)
+        whole = Block(WHOLE_CHANNELS, WHOLE_THREADS, WHOLE_SHARED[0] + WHOLE_SHARED[1] * layout.dtype.itemsize)
+        self.block = {"scan_forward": walk, "scan_adjoints": walk, "scan_whole": whole}
+        self.forward_kernel, self.forward_chunk, self.forward_lacking = self._forward(wide)
         backward = ((self._backward_chunk(waves), least) for waves, least in BACKWARD_WAVES)
         self.backward_chunk = next(chunk for chunk, least in backward if chunk >= least)
 
@@ -177,8 +197,8 @@ class Plan:
         """Chunks of a sequence, in blocks of this many channels, at once, if a multiprocessor holds so many blocks."""
         return processors(self.layout.device) * blocks // (self.batch * self.columns(channels))
 
-    def _forward_chunk(self) -> tuple[int, int]:
-        """Positions of a chunk, a multiple of TILE, and how many of them the first one lacks.
+    def _forward(self, wide: bool) -> tuple[str, int, int]:
+        """The kernel, positions of a chunk, a multiple of TILE, and how many of them the first one lacks.
 
         Whatever costs least, or nearly so with fewer blocks: the summaries of longer chunks forget more of the states.
         """
@@ -187,11 +207,18 @@ class Plan:
         for cost, chunk, first in self._ways_to_cut():
             if 1.01 * cost < least:
                 least, chosen = cost, (chunk, first)
+        if wide and not self.layout.in_memory and self._whole_cost() < least:
+            return "scan_whole", TILE * tiles, 0
         chunk, first = chosen
-        return TILE * chunk, TILE * (chunk - first)
+        return "scan_forward", TILE * chunk, TILE * (chunk - first)
+
+    def _whole_cost(self) -> float:
+        """Cost of scan_whole in tiles of one block of scan_forward."""
+        blocks = math.ceil(self.batch * self.columns(WHOLE_CHANNELS) / processors(self.layout.device))
+        return -(-self.length // TILE) * (WHOLE_PACE[0] + WHOLE_PACE[1] * blocks)
 
     def _ways_to_cut(self) -> Iterator[tuple[float, int, int]]:
-        """Cost in tiles of one block, tiles of a chunk, tiles of the first one.
+        """For scan_forward: cost in tiles of one block, tiles of a chunk, tiles of the first one.
 
         One chunk, which needs no summary, or as many as fill the chip with one to three blocks a multiprocessor and a
         first one more, which takes what the others leave (`scan.py` says why).

@@ -1,7 +1,8 @@
-"""The selective scan in CUDA C++: launches the kernels of scan_forward.cuh and scan_backward.cuh.
+"""The selective scan in CUDA C++: launches the kernels of the .cuh files beside it.
 
     forward    scan_forward (the first chunk's outputs, the others' summaries) → scan_propagate → scan_forward (the
-               others' outputs): y, the final state, and the state that enters every TILE positions
+               others' outputs), or scan_whole, where a batch has channels enough to fill the chip without chunks:
+               y, the final state, and the state that enters every TILE positions
     backward   scan_adjoints → scan_propagate → scan_gradients → scan_sum_parts
 
 The length is cut into chunks, just enough to fill the chip, so that the states passed between chunks are few. Gradients
@@ -21,9 +22,6 @@ from dnamamba_kernels.gpu_cuda.plan import (
     BACKWARD_CHANNELS,
     BACKWARD_THREADS,
     DATA,
-    FORWARD_CHANNELS,
-    FORWARD_SHARED,
-    FORWARD_THREADS,
     LANES,
     LAYER,
     MAX_RUNS,
@@ -125,9 +123,10 @@ class _Call:
 
     def walk(self, name: str, chunk: int, cut: dict[str, int] | None = None, **tensors: Tensor | None) -> None:
         """Launch one of the passes that walk chunks, on those that `Plan.cut` is told to take."""
-        grid, template = self.plan.cut(chunk, FORWARD_CHANNELS, **(cut or {}))
+        channels, threads, shared = self.plan.block[name]
+        grid, template = self.plan.cut(chunk, channels, **(cut or {}))
         block = self.block(template, **{name: _address(tensor) for name, tensor in tensors.items()})
-        self.plan.kernel(name)(grid, FORWARD_THREADS, FORWARD_SHARED, self.stream, block)
+        self.plan.kernel(name)(grid, threads, shared, self.stream, block)
 
     def empty(self, *shape: int) -> Tensor:
         return torch.empty(shape, dtype=torch.float32, device=self.x.device)
@@ -176,7 +175,7 @@ class _Call:
         initial = None if initial is None else _dense(initial)
         y, tiles = self.rows(chunk, keep_tiles)
         final = self.empty(self.batch, self.channels, self.state)
-        walk = functools.partial(self.walk, "scan_forward", chunk, y=y, tile_states=tiles)
+        walk = functools.partial(self.walk, self.plan.forward_kernel, chunk, y=y, tile_states=tiles)
         if chunks == 1:
             walk({"outputs": 1}, initial_state=initial, final_state=final)
             return y, final, tiles

@@ -8,7 +8,7 @@
 //   STATE      states of a channel, 4, 8, 12 or 16; fewer than 16 are padded
 //   SOFTPLUS, ZOH, HAS_Z, HAS_D, HAS_IDS   the options of the scan
 //   WARPS, MIN_BLOCKS                      shape of the forward passes: warps of a block, blocks for which a multiprocessor
-//              must have registers; BACKWARD_BLOCKS likewise for the gradients
+//              must have registers; WHOLE_WARPS, WHOLE_BLOCKS, BACKWARD_BLOCKS likewise for scan_whole and the gradients
 //   POLYNOMIAL_SUMMARY, POLYNOMIAL_OUTPUT  how many of the 16 exponentials of a channel and position go to the FMA
 //              pipe instead of the special-function unit, which alone would bind the forward pass
 typedef unsigned short u16;
@@ -17,6 +17,7 @@ typedef long long i64;
 
 #define LANES 32
 #define PADDED 16   // states of a channel in registers
+#define QUAD (16 / (int)sizeof(data_t))   // elements of 16 bytes
 #define TILE 32     // positions between two saved states; plan.py knows it too
 #define LOG2E 1.4426950408889634f
 #define LN2 0.6931471805599453f
@@ -299,3 +300,42 @@ FORCE void load_decay(const Arguments &a, int channel, int n, bool valid, float 
 #pragma unroll
     for (int k = 0; k < count; k++) out[k] *= LOG2E;
 }
+
+// How a block moves the rows of B and C of a tile, or of one of them, and where the state restarts, into shared memory: a thread
+// takes elements n and n + 1 of every STEP-th row, through registers, so that a tile can be loaded while another is used.
+template <int THREADS, bool NEEDS_B, bool NEEDS_C> struct Maps {
+    static constexpr int STEP = THREADS / (PADDED / 2), ROWS = TILE / STEP, MAPS = NEEDS_B + NEEDS_C;
+    const u32 row, n;
+    const int sign;
+    const i64 start, B_step, C_step;   // position of the first row; from a row to the next
+    const data_t *B, *C;
+    pair_t staged[MAPS][ROWS];
+    bool restart;
+
+    FORCE Maps(const Arguments &a, const Place &at, int sign, i64 start)
+        : row(threadIdx.x / (PADDED / 2)), n(threadIdx.x % (PADDED / 2) * 2), sign(sign), start(start), B_step(sign * a.B_row),
+          C_step(sign * a.C_row), restart(false) {
+        B = NEEDS_B ? a.B + at.batch * a.B_batch + at.group * a.B_group + start * a.B_row + row * B_step + n : nullptr;
+        C = NEEDS_C ? a.C + at.batch * a.C_batch + at.group * a.C_group + start * a.C_row + row * C_step + n : nullptr;
+    }
+    FORCE void fetch(const Arguments &a, const Place &at, int tile) {
+        const int rest = n < STATE ? at.count - tile * TILE - (int)row : 0;
+#pragma unroll
+        for (int i = 0; i < ROWS; i++) {
+            const bool in = i * STEP < rest;
+            if (NEEDS_B) staged[0][i] = load_pair(B, in, in), B += STEP * B_step;
+            if (NEEDS_C) staged[MAPS - 1][i] = load_pair(C, in, in), C += STEP * C_step;
+        }
+        if (HAS_IDS && threadIdx.x < TILE) {
+            const int t = tile * TILE + threadIdx.x;
+            restart = t < at.count && restarts(a, at, start + (i64)sign * t);
+        }
+    }
+    FORCE void put(float (*to)[TILE][PADDED], bool *restarts_at) {
+#pragma unroll
+        for (int m = 0; m < MAPS; m++)
+#pragma unroll
+            for (int i = 0; i < ROWS; i++) *reinterpret_cast<float2 *>(&to[m][row + i * STEP][n]) = unpack(staged[m][i]);
+        if (HAS_IDS && threadIdx.x < TILE) restarts_at[threadIdx.x] = restart;
+    }
+};

@@ -15,7 +15,6 @@ enum Pass { SUMMARY, OUTPUT, ADJOINT };
 #define FORGOTTEN 32.0f
 #define GROUP (32 / (int)sizeof(data_t))                    // positions that are fetched together, one group ahead
 #define ROW (LANES * WIDTH)                                 // channels of a warp
-#define QUAD (16 / (int)sizeof(data_t))                     // elements of 16 bytes
 #define ROW_LANES (ROW / QUAD)                              // lanes that move the row of a warp
 #define ROWS_AT_ONCE (LANES / ROW_LANES)                    // rows that a warp moves by one instruction
 
@@ -130,35 +129,7 @@ template <Pass PASS, int POLYNOMIAL> FORCE void walk(const Arguments &a) {
         }
     }
 
-    // Of the rows of B and C of a tile a thread moves elements map_n and map_n + 1 of every MAP_STEP-th, through registers.
-    constexpr int MAP_STEP = THREADS / (PADDED / 2), MAP_ROWS = TILE / MAP_STEP;
-    const u32 map_row = threadIdx.x / (PADDED / 2), map_n = threadIdx.x % (PADDED / 2) * 2;
-    const i64 B_step = sign * a.B_row, C_step = sign * a.C_row;
-    const data_t *B = NEEDS_B ? a.B + at.batch * a.B_batch + at.group * a.B_group + start * a.B_row + map_row * B_step + map_n : nullptr;
-    const data_t *C = NEEDS_C ? a.C + at.batch * a.C_batch + at.group * a.C_group + start * a.C_row + map_row * C_step + map_n : nullptr;
-    pair_t staged[MAPS][MAP_ROWS];
-    bool staged_restart = false;
-    auto fetch_maps = [&](int tile) {
-        const int rest = map_n < STATE ? at.count - tile * TILE - (int)map_row : 0;
-#pragma unroll
-        for (int i = 0; i < MAP_ROWS; i++) {
-            const bool in = i * MAP_STEP < rest;
-            if (NEEDS_B) staged[0][i] = load_pair(B, in, in), B += MAP_STEP * B_step;
-            if (NEEDS_C) staged[MAPS - 1][i] = load_pair(C, in, in), C += MAP_STEP * C_step;
-        }
-        if (HAS_IDS && threadIdx.x < TILE) {
-            const int t = tile * TILE + threadIdx.x;
-            staged_restart = t < at.count && restarts(a, at, start + (i64)sign * t);
-        }
-    };
-    auto put_maps = [&](int buffer) {
-#pragma unroll
-        for (int m = 0; m < MAPS; m++)
-#pragma unroll
-            for (int i = 0; i < MAP_ROWS; i++)
-                *reinterpret_cast<float2 *>(&s.maps[buffer][m][map_row + i * MAP_STEP][map_n]) = unpack(staged[m][i]);
-        if (HAS_IDS && threadIdx.x < TILE) s.restart[buffer][threadIdx.x] = staged_restart;
-    };
+    Maps<THREADS, NEEDS_B, NEEDS_C> maps(a, at, sign, start);
 
     int unfetched = at.count;
     auto fetch_rows = [&](int buffer) {
@@ -273,8 +244,8 @@ template <Pass PASS, int POLYNOMIAL> FORCE void walk(const Arguments &a) {
         states_at += tile_step;
     };
 
-    fetch_maps(0);
-    put_maps(0);
+    maps.fetch(a, at, 0);
+    maps.put(s.maps[0], s.restart[0]);
     fetch_rows(0);
     bool restarted = false;
     int group = 0;
@@ -283,7 +254,7 @@ template <Pass PASS, int POLYNOMIAL> FORCE void walk(const Arguments &a) {
     for (int tile = 0; tile < tiles && !restarted; tile++) {
         const int buffer = tile & 1;
         __syncthreads();
-        if (tile + 1 < tiles) fetch_maps(tile + 1);
+        if (tile + 1 < tiles) maps.fetch(a, at, tile + 1);
         if (PASS == OUTPUT && states_at) keep_states();
 #pragma unroll 1
         for (int first = 0; first < TILE && !restarted; first += GROUP, group++) {
@@ -315,7 +286,7 @@ template <Pass PASS, int POLYNOMIAL> FORCE void walk(const Arguments &a) {
                 else restarted = add_up(rows, map, restarts_at, positions, 0);
             }
         }
-        if (tile + 1 < tiles) put_maps(buffer ^ 1);
+        if (tile + 1 < tiles) maps.put(s.maps[buffer ^ 1], s.restart[buffer ^ 1]);
     }
     wait_for_fetched();
     const bool ends = PASS != OUTPUT || a.chunk_ends, last = PASS == OUTPUT && a.final_state && at.time_chunk == a.chunks - 1;
