@@ -408,6 +408,8 @@ def test_forward_chunks_fill_the_chip_at_once(monkeypatch, blocks, length):
         (32, 1024, 512, True),
         (8, 2048, 2048, True),
         (256, 1024, 256, False),
+        (256, 1024, 512, False),
+        (4096, 1024, 512, False),
     ],
 )
 def test_one_pass_where_the_batch_fills_the_chip(monkeypatch, batch, length, channels, whole):

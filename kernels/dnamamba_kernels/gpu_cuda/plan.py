@@ -30,7 +30,8 @@ TWO_LAUNCHES = 40  # cost of the launches that one chunk does not need, in posit
 FIRST_SHARE = 0.6
 WHOLE_THREADS = 128  # of a block of scan_whole
 WHOLE_CHANNELS = WHOLE_THREADS // 2
-# What a tile costs scan_whole, in the same units: always, and for each block of a multiprocessor
+WHOLE_BLOCKS = 4  # that a multiprocessor has registers for
+# What a tile costs scan_whole, in the same units: for blocks that run at once, and for each block
 WHOLE_PACE = 0.08, 0.26
 BACKWARD_THREADS = 128  # of a block of scan_gradients
 BACKWARD_CHANNELS = 64
@@ -49,7 +50,7 @@ CUT = {
     "POLYNOMIAL_SUMMARY": 2,  # of 16 exponentials, how many go to the FMA pipe in summaries and adjoints
     "POLYNOMIAL_OUTPUT": 1,  # the same in outputs
     "WHOLE_WARPS": WHOLE_THREADS // LANES,
-    "WHOLE_BLOCKS": 4,  # like MIN_BLOCKS
+    "WHOLE_BLOCKS": WHOLE_BLOCKS,
 }  # compile-time switches that are the same for all scans
 FORWARD_SHARED = 8256 + 12288 * (FORWARD_THREADS // LANES)  # struct WalkShared
 WHOLE_SHARED = 8256, 8 * TILE * (WHOLE_CHANNELS + LANES // 2)  # struct WholeShared: bytes, and elements of data
@@ -202,11 +203,12 @@ class Plan:
 
         Whatever costs least, or nearly so with fewer blocks: the summaries of longer chunks forget more of the states.
         """
-        tiles, least = -(-self.length // TILE), math.inf
-        chosen = tiles, tiles
-        for cost, chunk, first in self._ways_to_cut():
+        tiles = -(-self.length // TILE)
+        ways = self._ways_to_cut()
+        least, *chosen = next(ways)
+        for cost, chunk, first in ways:
             if 1.01 * cost < least:
-                least, chosen = cost, (chunk, first)
+                least, chosen = cost, [chunk, first]
         if wide and not self.layout.in_memory and self._whole_cost() < least:
             return "scan_whole", TILE * tiles, 0
         chunk, first = chosen
@@ -214,8 +216,9 @@ class Plan:
 
     def _whole_cost(self) -> float:
         """Cost of scan_whole in tiles of one block of scan_forward."""
-        blocks = math.ceil(self.batch * self.columns(WHOLE_CHANNELS) / processors(self.layout.device))
-        return -(-self.length // TILE) * (WHOLE_PACE[0] + WHOLE_PACE[1] * blocks)
+        blocks = self._blocks_each(WHOLE_CHANNELS)
+        turns = -(-blocks // self._held(WHOLE_BLOCKS, self.block["scan_whole"].shared))
+        return -(-self.length // TILE) * (WHOLE_PACE[0] * turns + WHOLE_PACE[1] * blocks)
 
     def _ways_to_cut(self) -> Iterator[tuple[float, int, int]]:
         """For scan_forward: cost in tiles of one block, tiles of a chunk, tiles of the first one.
@@ -233,6 +236,12 @@ class Plan:
             if room > 1 and chunk < tiles:
                 cost = held * pace * chunk * TWO_PASSES + TWO_LAUNCHES / TILE
                 yield cost, chunk, max(1, tiles - room * chunk)
+        if room == 0:  # not all at once, even so
+            yield self._blocks_each(FORWARD_CHANNELS) * tiles, tiles, tiles
+
+    def _blocks_each(self, channels: int) -> int:
+        """Blocks of this many channels, in one chunk, for each multiprocessor."""
+        return math.ceil(self.batch * self.columns(channels) / processors(self.layout.device))
 
     def _backward_chunk(self, waves: int) -> int:
         """Positions of a chunk, a multiple of TILE, such that the grid is at most so many times what the chip holds."""
