@@ -23,6 +23,9 @@ NAMES = ["dx", "ddt", "dA", "dB", "dC", "dD", "dz", "ddt_bias", "dinitial"]
 # operands split into two bf16, which keep 16 bits.
 BOUND = {torch.float32: 1e-5, torch.bfloat16: 5e-3, torch.float16: 1e-3}
 
+WAYS = {"chunks": (float("inf"), 0.0), "one pass": (0.0, 0.0)}
+"""Costs of scan_whole with which the forward pass takes chunks, or one pass if rows are aligned."""
+
 gpu = pytest.mark.gpu
 
 
@@ -185,7 +188,7 @@ def test_one_pass_and_chunks(device, monkeypatch, dtype, reverse, zoh, ids):
     """Both ways of the forward pass, whichever the plan would choose."""
     a, options = make(device, dtype, 3, 331, 136, 16, ids=ids), scan_options.ScanOptions(reverse=reverse, zoh=zoh)
     want = run_reference(a, options)
-    for pace in (0.0, 0.0), (float("inf"), 0.0):
+    for pace in WAYS.values():
         monkeypatch.setattr(plan, "WHOLE_PACE", pace)
         plan.plan_for.cache_clear()
         check(run_cuda(a, options), want, dtype)
@@ -387,7 +390,7 @@ def test_plan_covers_the_length(monkeypatch, length, in_memory):
 def test_forward_chunks_fill_the_chip_at_once(monkeypatch, blocks, length):
     """And the first one, whose outputs are made beside the others' summaries, is not longer than that allows."""
     as_on_an_h100(monkeypatch)
-    monkeypatch.setattr(plan, "WHOLE_PACE", (float("inf"), 0.0))
+    monkeypatch.setattr(plan, "WHOLE_PACE", WAYS["chunks"])
     found = plan.Plan(layout_of(blocks, length, 256))
     chunk, lacking = found.forward_chunk, found.forward_lacking
     chunks = -(-(length + lacking) // chunk)
@@ -438,7 +441,7 @@ def test_shared_memory_mirrors_the_source(monkeypatch, dtype):
     assert "#define KEEP_ROWS (DATA != 0)" in source
     layout = plan.Layout(0, dtype, True, True, (1, 64, 64), 16, 1, (None,) * 7, True, scan_options.ScanOptions(), False)
     rows = plan.BACKWARD_ROWS_SHARED if plan.DATA[dtype] else 0
-    assert plan.Plan(layout).backward_shared == plan.BACKWARD_SHARED + rows
+    assert plan.Plan(layout).blocks["scan_gradients"].shared == plan.BACKWARD_SHARED + rows
 
 
 def test_supports_says_why_not():

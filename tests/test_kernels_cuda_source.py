@@ -6,7 +6,7 @@ from itertools import product
 import cuda_on_cpu
 import pytest
 import torch
-from test_gpu_scan import check, check_forgetting, make, run_cuda, run_phases, run_reference
+from test_gpu_scan import WAYS, check, check_forgetting, make, run_cuda, run_phases, run_reference
 
 from dnamamba_kernels.gpu_cuda import plan
 from dnamamba_kernels.gpu_cuda import scan as cuda_scan
@@ -14,20 +14,18 @@ from dnamamba_kernels.options import ScanOptions
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 CPU = torch.device("cpu")
-CHUNKS, WHOLE = (float("inf"), 0.0), (0.0, 0.0)
-"""Costs of scan_whole with which it is never taken, and always if rows are aligned."""
 
 
 @pytest.fixture(autouse=True)
 def on_cpu(monkeypatch):
     cuda_on_cpu.install(monkeypatch)
-    monkeypatch.setattr(plan, "WHOLE_PACE", CHUNKS)
+    monkeypatch.setattr(plan, "WHOLE_PACE", WAYS["chunks"])
 
 
 @pytest.fixture
-def whole(monkeypatch):
-    """Scans with aligned rows take one pass; fails if none did."""
-    monkeypatch.setattr(plan, "WHOLE_PACE", WHOLE)
+def way(monkeypatch, request):
+    """The way of WAYS that the forward pass takes; fails if it did not."""
+    monkeypatch.setattr(plan, "WHOLE_PACE", WAYS[request.param])
     launched, walk = [], cuda_scan._Call.walk
 
     def seen(self, name, *how, **tensors):
@@ -35,41 +33,31 @@ def whole(monkeypatch):
         walk(self, name, *how, **tensors)
 
     monkeypatch.setattr(cuda_scan._Call, "walk", seen)
-    yield
-    assert "scan_whole" in launched
+    yield request.param
+    assert ("scan_whole" in launched) == (request.param == "one pass")
 
 
 @pytest.mark.parametrize(
-    ("dtype", "batch", "length", "channels", "state", "groups"),
+    ("way", "dtype", "batch", "length", "channels", "state", "groups"),
     [
-        (torch.float32, 1, 1, 2, 16, 1),
-        (torch.bfloat16, 2, 67, 64, 16, 1),
-        (torch.float16, 1, 97, 77, 16, 1),
-        (torch.bfloat16, 1, 150, 72, 16, 1),
-        (torch.bfloat16, 1, 231, 192, 16, 3),
-        (torch.float32, 1, 161, 48, 8, 2),
+        ("chunks", torch.float32, 1, 1, 2, 16, 1),
+        ("chunks", torch.bfloat16, 2, 67, 64, 16, 1),
+        ("chunks", torch.float16, 1, 97, 77, 16, 1),
+        ("chunks", torch.bfloat16, 1, 150, 72, 16, 1),
+        ("chunks", torch.bfloat16, 1, 231, 192, 16, 3),
+        ("chunks", torch.float32, 1, 161, 48, 8, 2),
+        ("one pass", torch.float32, 1, 1, 4, 16, 1),
+        ("one pass", torch.bfloat16, 2, 67, 64, 16, 1),
+        ("one pass", torch.float16, 1, 97, 72, 16, 1),
+        ("one pass", torch.float32, 1, 64, 68, 16, 1),
+        ("one pass", torch.bfloat16, 1, 96, 128, 16, 1),
+        ("one pass", torch.bfloat16, 2, 231, 192, 12, 3),
+        ("one pass", torch.float32, 1, 161, 48, 4, 2),
     ],
+    indirect=["way"],
     ids=str,
 )
-def test_sizes(dtype, batch, length, channels, state, groups):
-    a = make(CPU, dtype, batch, length, channels, state, groups)
-    check(run_cuda(a, ScanOptions()), run_reference(a, ScanOptions()), dtype)
-
-
-@pytest.mark.parametrize(
-    ("dtype", "batch", "length", "channels", "state", "groups"),
-    [
-        (torch.float32, 1, 1, 4, 16, 1),
-        (torch.bfloat16, 2, 67, 64, 16, 1),
-        (torch.float16, 1, 97, 72, 16, 1),
-        (torch.float32, 1, 64, 68, 16, 1),
-        (torch.bfloat16, 1, 96, 128, 16, 1),
-        (torch.bfloat16, 2, 231, 192, 12, 3),
-        (torch.float32, 1, 161, 48, 4, 2),
-    ],
-    ids=str,
-)
-def test_sizes_in_one_pass(whole, dtype, batch, length, channels, state, groups):
+def test_sizes(way, dtype, batch, length, channels, state, groups):
     a = make(CPU, dtype, batch, length, channels, state, groups)
     check(run_cuda(a, ScanOptions()), run_reference(a, ScanOptions()), dtype)
 
@@ -91,19 +79,19 @@ def test_first_chunk_is_shorter_and_gives_its_outputs_first(monkeypatch, reverse
     assert others == {"lacking": 64, "first": 1, "outputs": 3}
 
 
-CHOICES = list(product([False, True], repeat=5))
-
-
 @pytest.mark.parametrize(
     ("reverse", "zoh", "ids", "gate", "softplus"),
     # an eighth of them, in which each pair of options has all four values, every day
     [
         c if (c[0] ^ c[1] ^ c[3], c[2] ^ c[3] ^ c[4]) == (0, 1) else pytest.param(*c, marks=pytest.mark.slow)
-        for c in CHOICES
+        for c in product([False, True], repeat=5)
     ],
 )
-def test_every_option(reverse, zoh, ids, gate, softplus):
-    a = make(CPU, torch.float32, 1, 203, 70, 16, gate=gate, ids=ids, odd_rows=True)
+@pytest.mark.parametrize(
+    ("way", "channels", "odd_rows"), [("chunks", 70, True), ("one pass", 72, False)], indirect=["way"]
+)
+def test_every_option(way, channels, odd_rows, reverse, zoh, ids, gate, softplus):
+    a = make(CPU, torch.float32, 1, 203, channels, 16, gate=gate, ids=ids, odd_rows=odd_rows)
     if not softplus:
         a["dt"], a["dt_bias"] = a["dt"].abs(), a["dt_bias"].abs() * 0.1
     options = ScanOptions(softplus, reverse, zoh)
@@ -112,19 +100,8 @@ def test_every_option(reverse, zoh, ids, gate, softplus):
     check(run_phases(a, options, 50), want, torch.float32)
 
 
-@pytest.mark.parametrize(
-    ("reverse", "zoh", "ids", "gate", "softplus"),
-    [c for c in CHOICES if (c[0] ^ c[1] ^ c[3], c[2] ^ c[3] ^ c[4]) == (0, 1)],
-)
-def test_every_option_in_one_pass(whole, reverse, zoh, ids, gate, softplus):
-    a = make(CPU, torch.float32, 1, 203, 72, 16, gate=gate, ids=ids)
-    if not softplus:
-        a["dt"], a["dt_bias"] = a["dt"].abs(), a["dt_bias"].abs() * 0.1
-    options = ScanOptions(softplus, reverse, zoh)
-    check(run_cuda(a, options), run_reference(a, options), torch.float32)
-
-
-def test_a_decay_of_zero_in_one_pass(whole):
+@pytest.mark.parametrize("way", ["one pass"], indirect=True)
+def test_a_decay_of_zero(way):
     """A = -inf forgets all, and the positions that fill up the last tile change nothing."""
     a = make(CPU, torch.float32, 1, 41, 8, 16)
     a["A"][::2] = -float("inf")
@@ -195,26 +172,22 @@ def ids_with_cuts(length, cuts):
     return ids
 
 
-@pytest.mark.parametrize("in_one_pass", [False, True])
+@pytest.mark.parametrize("way", list(WAYS), indirect=True)
 @pytest.mark.parametrize(("dtype", "reverse"), [(torch.float32, False), (torch.bfloat16, True)], ids=str)
-def test_restarts_at_the_borders_of_chunks_tiles_and_steps(request, dtype, reverse, in_one_pass):
-    if in_one_pass:
-        request.getfixturevalue("whole")
+def test_restarts_at_the_borders_of_chunks_tiles_and_steps(way, dtype, reverse):
     length = 203
     every = range(1, length)
     for cuts in ([1, length - 1], [3, 4, 5, 31, 32, 33], [64, 96, 128, 191, 192], [95, 127, 129], every):
-        a = make(CPU, dtype, 1, length, 40 if reverse or in_one_pass else 34, 16)
+        a = make(CPU, dtype, 1, length, 40 if reverse or way == "one pass" else 34, 16)
         a["sequence_ids"] = ids_with_cuts(length, [length - cut for cut in cuts] if reverse else cuts)
         options = ScanOptions(reverse=reverse)
         check(run_cuda(a, options), run_reference(a, options), dtype)
 
 
-@pytest.mark.parametrize("channels", [6, 8])
+@pytest.mark.parametrize(("way", "channels"), [("chunks", 6), ("one pass", 8)], indirect=["way"])
 @pytest.mark.parametrize(("reverse", "zoh"), [(False, False), (True, True)])
-def test_not_a_number_stays_in_its_packed_sequence(request, reverse, zoh, channels):
+def test_not_a_number_stays_in_its_packed_sequence(way, reverse, zoh, channels):
     """Be it the first or last position, or in another chunk, and whichever tensor has it."""
-    if channels == 8:
-        request.getfixturevalue("whole")  # in one pass
     length, begin, end = 131, 38, 96
     a = make(CPU, torch.float32, 1, length, channels, 16)
     a["sequence_ids"] = ids_with_cuts(length, [begin, end])

@@ -1,6 +1,6 @@
 """Cycles an element of a kernel of the CUDA scan, from its machine code alone: no GPU.
 
-    python kernels/bench/issue_model.py scan_outputs scan_summaries --set POLYNOMIAL_OUTPUT=2
+    python kernels/bench/issue_model.py scan_forward scan_whole --set POLYNOMIAL_OUTPUT=2
 
 Needs nvcc; nvdisasm comes with Triton. Takes the longest loop that holds no other one and runs it with 1, 2 and 3 warps
 a scheduler: warps issue in order, when the stall count of the instruction before has passed and the barriers that it

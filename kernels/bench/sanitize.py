@@ -36,7 +36,7 @@ def every_id(length: int) -> Tensor:
 
 
 def scan() -> int:
-    """Forward and backward; aligned rows and others, ids, reverse, zero-order hold; one chunk and many."""
+    """Forward and backward; aligned rows and others, ids, reverse, zero-order hold; in one pass, a chunk, many."""
     options = (False, False, False), (True, False, False), (True, True, True)
     cases = list(itertools.product(DTYPES, (1, 67, 333), (2, 72, 131), options))
     for dtype, length, channels, (ids, reverse, zoh) in cases:

@@ -172,13 +172,19 @@ class Plan:
         self.layer = DATA[layout.dtype], *map(int, flags)
         self._kernels: dict[str, Kernel] = {}
         self._cuts: dict[tuple[int | None, ...], tuple[int, bytes]] = {}
-        self.backward_shared = BACKWARD_SHARED + BACKWARD_ROWS_SHARED * (layout.dtype != torch.float32)
+        self.tiles = -(-self.length // TILE)
         walk = Block(FORWARD_CHANNELS, FORWARD_THREADS, FORWARD_SHARED)
-        whole = Block(WHOLE_CHANNELS, WHOLE_THREADS, WHOLE_SHARED[0] + WHOLE_SHARED[1] * layout.dtype.itemsize)
-        self.block = {"scan_forward": walk, "scan_adjoints": walk, "scan_whole": whole}
+        whole = WHOLE_SHARED[0] + WHOLE_SHARED[1] * layout.dtype.itemsize
+        backward = BACKWARD_SHARED + BACKWARD_ROWS_SHARED * (layout.dtype != torch.float32)
+        self.blocks = {
+            "scan_forward": walk,
+            "scan_adjoints": walk,
+            "scan_whole": Block(WHOLE_CHANNELS, WHOLE_THREADS, whole),
+            "scan_gradients": Block(BACKWARD_CHANNELS, BACKWARD_THREADS, backward),
+        }
         self.forward_kernel, self.forward_chunk, self.forward_lacking = self._forward(wide)
-        backward = ((self._backward_chunk(waves), least) for waves, least in BACKWARD_WAVES)
-        self.backward_chunk = next(chunk for chunk, least in backward if chunk >= least)
+        chunks = ((self._backward_chunk(waves), least) for waves, least in BACKWARD_WAVES)
+        self.backward_chunk = next(chunk for chunk, least in chunks if chunk >= least)
 
     def _in_steps_of(self, elements: int, strides: tuple[tuple[int, ...] | None, ...]) -> bool:
         """Whether rows that start at multiples of so many elements have groups of channels that do, and rows, too."""
@@ -203,22 +209,21 @@ class Plan:
 
         Whatever costs least, or nearly so with fewer blocks: the summaries of longer chunks forget more of the states.
         """
-        tiles = -(-self.length // TILE)
         ways = self._ways_to_cut()
         least, *chosen = next(ways)
         for cost, chunk, first in ways:
             if 1.01 * cost < least:
                 least, chosen = cost, [chunk, first]
         if wide and not self.layout.in_memory and self._whole_cost() < least:
-            return "scan_whole", TILE * tiles, 0
+            return "scan_whole", TILE * self.tiles, 0
         chunk, first = chosen
         return "scan_forward", TILE * chunk, TILE * (chunk - first)
 
     def _whole_cost(self) -> float:
         """Cost of scan_whole in tiles of one block of scan_forward."""
         blocks = self._blocks_each(WHOLE_CHANNELS)
-        turns = -(-blocks // self._held(WHOLE_BLOCKS, self.block["scan_whole"].shared))
-        return -(-self.length // TILE) * (WHOLE_PACE[0] * turns + WHOLE_PACE[1] * blocks)
+        turns = -(-blocks // self._held(WHOLE_BLOCKS, "scan_whole"))
+        return self.tiles * (WHOLE_PACE[0] * turns + WHOLE_PACE[1] * blocks)
 
     def _ways_to_cut(self) -> Iterator[tuple[float, int, int]]:
         """For scan_forward: cost in tiles of one block, tiles of a chunk, tiles of the first one.
@@ -226,9 +231,9 @@ class Plan:
         One chunk, which needs no summary, or as many as fill the chip with one to three blocks a multiprocessor and a
         first one more, which takes what the others leave (`scan.py` says why).
         """
-        tiles = -(-self.length // TILE)
+        tiles = self.tiles
         for blocks, pace in FORWARD_PACES.items():
-            held = self._held(blocks, FORWARD_SHARED)
+            held = self._held(blocks, "scan_forward")
             room = self._room(FORWARD_CHANNELS, held)
             if room > 0:
                 yield held * pace * tiles, tiles, tiles
@@ -245,12 +250,12 @@ class Plan:
 
     def _backward_chunk(self, waves: int) -> int:
         """Positions of a chunk, a multiple of TILE, such that the grid is at most so many times what the chip holds."""
-        blocks = waves * self._held(BACKWARD_BLOCKS, self.backward_shared)
+        blocks = waves * self._held(BACKWARD_BLOCKS, "scan_gradients")
         return TILE * -(-self.length // (TILE * max(1, self._room(BACKWARD_CHANNELS, blocks))))
 
-    def _held(self, blocks: int, shared: int) -> int:
-        """So many blocks, or those for which a multiprocessor has shared memory."""
-        return max(1, min(blocks, shared_memory(self.layout.device) // (shared + RESERVED)))
+    def _held(self, blocks: int, name: str) -> int:
+        """So many blocks of a kernel, or those for which a multiprocessor has shared memory."""
+        return max(1, min(blocks, shared_memory(self.layout.device) // (self.blocks[name].shared + RESERVED)))
 
     def chunks(self, chunk: int, lacking: int = 0) -> int:
         """Chunks of a sequence, the first of which lacks so many positions."""
@@ -258,7 +263,7 @@ class Plan:
 
     def tile_rows(self, chunk: int) -> int:
         """Tiles of a sequence; chunks cut in time are multiples of TILE, so that only its last tile may be short."""
-        return self.chunks(chunk) * -(-chunk // TILE) if self.layout.in_memory else -(-self.length // TILE)
+        return self.chunks(chunk) * -(-chunk // TILE) if self.layout.in_memory else self.tiles
 
     def cut(
         self,

@@ -20,7 +20,6 @@ from torch import Tensor
 from dnamamba_kernels.gpu_cuda.nvrtc import Kernel
 from dnamamba_kernels.gpu_cuda.plan import (
     BACKWARD_CHANNELS,
-    BACKWARD_THREADS,
     DATA,
     LANES,
     LAYER,
@@ -121,12 +120,17 @@ class _Call:
             setattr(arguments, name, address)
         return arguments
 
-    def walk(self, name: str, chunk: int, cut: dict[str, int] | None = None, **tensors: Tensor | None) -> None:
-        """Launch one of the passes that walk chunks, on those that `Plan.cut` is told to take."""
-        channels, threads, shared = self.plan.block[name]
-        grid, template = self.plan.cut(chunk, channels, **(cut or {}))
-        block = self.block(template, **{name: _address(tensor) for name, tensor in tensors.items()})
+    def launch(self, name: str, chunk: int, cut: dict[str, int], **addresses: int | None) -> Arguments:
+        """Launch a kernel on the chunks that `Plan.cut` is told to take; its argument block."""
+        channels, threads, shared = self.plan.blocks[name]
+        grid, template = self.plan.cut(chunk, channels, **cut)
+        block = self.block(template, **addresses)
         self.plan.kernel(name)(grid, threads, shared, self.stream, block)
+        return block
+
+    def walk(self, name: str, chunk: int, cut: dict[str, int] | None = None, **tensors: Tensor | None) -> None:
+        """Launch one of the passes that walk chunks."""
+        self.launch(name, chunk, cut or {}, **{name: _address(tensor) for name, tensor in tensors.items()})
 
     def empty(self, *shape: int) -> Tensor:
         return torch.empty(shape, dtype=torch.float32, device=self.x.device)
@@ -208,10 +212,8 @@ class _Call:
         addresses = {"dmaps": dmaps, "dA_parts": dA_parts, "dD_parts": dD_parts, "dbias_parts": dD_parts + 4 * parts}
         outputs = {"dx": dx, "ddt": ddt, "dz": dz, "dB": dB, "dC": dC, "dA": dA, "dD": dD, "ddt_bias": dbias}
         addresses |= {name: _address(tensor) for name, tensor in outputs.items()}  # type: ignore[misc]
-        grid, template = self.plan.cut(chunk, BACKWARD_CHANNELS)
         states = {"tile_states": tile_states.data_ptr(), "chunk_adjoints": adjoints.data_ptr()}
-        block = self.block(template, **states, **addresses)
-        self.plan.kernel("scan_gradients")(grid, BACKWARD_THREADS, self.plan.backward_shared, self.stream, block)
+        block = self.launch("scan_gradients", chunk, {}, **states, **addresses)
         grid = -(-self.batch * self.plan.layout.groups * self.length * 8 // SUM_THREADS)
         grid += -(-self.channels * (self.state + 2) // LANES)
         self.plan.kernel("scan_sum_parts")(grid, SUM_THREADS, 0, self.stream, block)
