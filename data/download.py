@@ -16,7 +16,7 @@ from pathlib import Path
 from dnamamba import cli
 from dnamamba.errors import InputError
 from dnamamba.outputs import whole_file
-from dnamamba.training.progress import job_bar
+from dnamamba.runs.progress import job_bar
 
 SOURCES = Path(__file__).with_name("sources.tsv")
 PIECE = 1 << 20

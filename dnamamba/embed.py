@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from dnamamba import cli
-from dnamamba.analysis.embedding_settings import EmbedSettings
+from dnamamba.analysis.embedding.settings import EmbedSettings
 
 _LISTS = {"input": Path, "genome": Path}
 _SWITCHES = ("both_strands", "overwrite")
@@ -20,7 +20,7 @@ def main(arguments: list[str] | None = None) -> None:
     parsed = build_parser().parse_args(arguments)
     settings = cli.settings_of(parsed, EmbedSettings)
 
-    from dnamamba.analysis.embed_job import embed  # torch: seconds that --help need not wait for
+    from dnamamba.analysis.embedding.job import embed  # torch: seconds that --help need not wait for
 
     embed(settings)
 

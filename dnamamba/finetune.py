@@ -5,7 +5,7 @@ from pathlib import Path
 
 from dnamamba import cli
 from dnamamba.finetuning.settings import FinetuneSettings
-from dnamamba.training.resume import parse_run
+from dnamamba.runs.resume import parse_run
 
 _LISTS = {"genome": Path, "effects": str, "label_columns": str, "learning_rate": float, "conjoin": str}
 _SWITCHES = ("refuse_overlap", "intervals_by_name", "resume", "dry_run")

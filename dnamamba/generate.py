@@ -3,7 +3,7 @@
 import sys
 
 from dnamamba import cli
-from dnamamba.analysis.generate_settings import GenerateSettings
+from dnamamba.analysis.generation.settings import GenerateSettings
 
 _SWITCHES = ("with_prompt", "overwrite")
 
@@ -18,7 +18,7 @@ def main(arguments: list[str] | None = None) -> None:
     parsed = build_parser().parse_args(arguments)
     settings = cli.settings_of(parsed, GenerateSettings)
 
-    from dnamamba.analysis.generate_job import run_generation  # torch: seconds that --help need not wait for
+    from dnamamba.analysis.generation.job import run_generation  # torch: seconds that --help need not wait for
 
     run_generation(settings)
 

@@ -19,8 +19,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Prints the card."""
     parsed = build_parser().parse_args(arguments)
 
-    from dnamamba.finetuning.card import card_lines  # torch: seconds that --help need not wait for
-    from dnamamba.model.checkpoint import read_card
+    from dnamamba.formats.checkpoint import read_card
+    from dnamamba.runs.card import card_lines  # torch: seconds that --help need not wait for
 
     card = read_card(parsed.folder)
     if parsed.json:

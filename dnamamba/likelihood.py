@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from dnamamba import cli
-from dnamamba.analysis.likelihood_settings import LikelihoodSettings
+from dnamamba.analysis.likelihood.settings import LikelihoodSettings
 
 _LISTS = {"genome": Path, "region": str, "contigs": str, "format": str, "tracks": str, "strands": str}
 _SWITCHES = ("overwrite",)
@@ -20,7 +20,7 @@ def main(arguments: list[str] | None = None) -> None:
     parsed = build_parser().parse_args(arguments)
     settings = cli.settings_of(parsed, LikelihoodSettings)
 
-    from dnamamba.analysis.likelihood_job import run_likelihood  # torch: seconds that --help need not wait for
+    from dnamamba.analysis.likelihood.job import run_likelihood  # torch: seconds that --help need not wait for
 
     run_likelihood(settings)
 

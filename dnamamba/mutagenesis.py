@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from dnamamba import cli
-from dnamamba.analysis.mutagenesis_settings import MutagenesisSettings
+from dnamamba.analysis.variants.mutagenesis_settings import MutagenesisSettings
 
 _LISTS = {"genome": Path, "format": str}
 _SWITCHES = ("overwrite",)
@@ -20,7 +20,7 @@ def main(arguments: list[str] | None = None) -> None:
     parsed = build_parser().parse_args(arguments)
     settings = cli.settings_of(parsed, MutagenesisSettings)
 
-    from dnamamba.analysis.mutagenesis import mutagenesis  # torch: seconds that --help need not wait for
+    from dnamamba.analysis.variants.mutagenesis import mutagenesis  # torch: seconds that --help need not wait for
 
     mutagenesis(settings)
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from dnamamba import cli
-from dnamamba.training.resume import parse_run
+from dnamamba.runs.resume import parse_run
 from dnamamba.training.settings import PretrainSettings
 
 _LISTS = {"genome": Path, "exclude": Path, "contigs": str, "train": str, "validation": str, "test": str}

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from dnamamba import cli
-from dnamamba.analysis.score_settings import ScoreSettings
+from dnamamba.analysis.variants.score_settings import ScoreSettings
 
 _LISTS = {"genome": Path}
 _SWITCHES = ("exact", "embedding_distance", "overwrite")
@@ -20,7 +20,7 @@ def main(arguments: list[str] | None = None) -> None:
     parsed = build_parser().parse_args(arguments)
     settings = cli.settings_of(parsed, ScoreSettings)
 
-    from dnamamba.analysis.score_job import score  # torch: seconds that --help need not wait for
+    from dnamamba.analysis.variants.score_job import score  # torch: seconds that --help need not wait for
 
     score(settings)
 

@@ -26,7 +26,7 @@ import numpy as np
 import polars as pl
 
 from dnamamba import likelihood
-from dnamamba.analysis.gene_tables import (
+from dnamamba.analysis.likelihood.gene_tables import (
     class_table,
     classes_of,
     gene_table,

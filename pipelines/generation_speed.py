@@ -25,8 +25,8 @@ import transformers
 from torch import Tensor
 
 from dnamamba.alphabet import BASES, VOCABULARY_SIZE
-from dnamamba.analysis.generation import Generator, Sampling, draw
-from dnamamba.analysis.inference import Inference, Precision
+from dnamamba.inference.load import Inference, Precision
+from dnamamba.inference.sampling import Generator, Sampling, draw
 from dnamamba.model.config import preset
 from dnamamba.model.kernels import describe_kernels
 from dnamamba.model.language_model import MambaLM

@@ -52,7 +52,8 @@ def settings_of(job: dict[str, Any]) -> Any:
     """`PretrainSettings`; for a job that resumes, those of its run folder with the job's on top."""
     import yaml
 
-    from dnamamba.training.settings import ModelSettings, PretrainSettings
+    from dnamamba.model.settings import ModelSettings
+    from dnamamba.training.settings import PretrainSettings
 
     given = dict(job["settings"])
     if given.get("resume"):

@@ -23,7 +23,7 @@ from plan import SIMPLE_FLAGS
 from dnamamba import cli
 from dnamamba.errors import InputError
 from dnamamba.finetuning.settings import FinetuneSettings
-from dnamamba.training.settings import ModelSettings
+from dnamamba.model.settings import ModelSettings
 
 FIT_EXAMPLES, FIT_BASES = 16_384, 1 << 27
 """Of a training set drawn from genomes, at most, for the regressions."""
@@ -57,12 +57,12 @@ def main(arguments: list[str] | None = None) -> None:
 
 def compare(requested: FinetuneSettings, cnn_epochs: int) -> dict[str, Any]:
     """Trains all of them, writes the two files, returns the summary."""
-    from dnamamba.finetuning.baselines import composition_accuracy, kmer_predictions
-    from dnamamba.finetuning.cnn import CnnSettings, train_cnn
+    from dnamamba.finetuning.baselines.cnn import CnnSettings, train_cnn
+    from dnamamba.finetuning.baselines.models import composition_accuracy, kmer_predictions
     from dnamamba.finetuning.metrics import bootstrap_by_group, evaluate, over_seeds
     from dnamamba.finetuning.resolve import compute_of, resolve
     from dnamamba.finetuning.run import TASKS
-    from dnamamba.training.run_folder import write_atomically
+    from dnamamba.runs.folder import write_atomically
 
     settings = resolve(requested)
     task = TASKS[settings.task](settings)

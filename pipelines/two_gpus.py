@@ -447,7 +447,7 @@ def without_errors(bench: Bench, part: str) -> dict[str, dict[str, Any]]:
 def describe_machine(accelerator: str) -> dict[str, Any]:
     import torch
 
-    from dnamamba.training.run_folder import environment
+    from dnamamba.runs.folder import environment
 
     names = (
         [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if accelerator == "gpu" else ["CPU"]

@@ -29,16 +29,16 @@ import numpy as np
 import torch
 
 from dnamamba.alphabet import decode
-from dnamamba.analysis.alleles import Alleles, check
-from dnamamba.analysis.inference import Inference, load_for_inference
-from dnamamba.analysis.score_job import BATCH_TOKENS, default_suffix, describe_truncation
-from dnamamba.analysis.score_output import combine
-from dnamamba.analysis.tiles import Tiling
-from dnamamba.analysis.variants import ScorePlan, Tokens, score_alleles
-from dnamamba.analysis.vcf import Records
-from dnamamba.finetuning.variant_report import ranking
+from dnamamba.analysis.variants.score_job import BATCH_TOKENS, default_suffix, describe_truncation
+from dnamamba.analysis.variants.score_output import combine
+from dnamamba.analysis.variants.scores import ScorePlan, Tokens, score_alleles
+from dnamamba.analysis.variants.tiles import Tiling
+from dnamamba.finetuning.tasks.variant_report import ranking
+from dnamamba.formats.checkpoint import save_checkpoint
+from dnamamba.genome.alleles import Alleles, check
 from dnamamba.genome.store import TokenStore, open_genome
-from dnamamba.model.checkpoint import save_checkpoint
+from dnamamba.genome.vcf import Records
+from dnamamba.inference.load import Inference, load_for_inference
 from dnamamba.model.config import preset
 from dnamamba.model.language_model import MambaLM
 
@@ -414,7 +414,7 @@ def whole_windows(
 ) -> tuple[np.ndarray, float]:
     """llr (mean of both strands) and seconds of the plain way: two windows a strand, from its start to its end."""
     from dnamamba.alphabet import encode, reverse_complement
-    from dnamamba.analysis.kept_states import log_likelihood
+    from dnamamba.inference.kept_states import log_likelihood
 
     contig = store.contigs[0]
     whole = store.read(contig.name, 0, contig.length)

@@ -10,12 +10,13 @@ from tiny_models import random_bases, tiny_model
 
 from dnamamba import cli, embed, outputs
 from dnamamba.alphabet import encode
-from dnamamba.analysis import embed_job, embedding
-from dnamamba.analysis.embedding import embed_stretches
-from dnamamba.analysis.inference import load_for_inference
-from dnamamba.analysis.stretches import Stretch, read_stretches
+from dnamamba.analysis.embedding import compute as embedding
+from dnamamba.analysis.embedding import job as embed_job
+from dnamamba.analysis.embedding.compute import embed_stretches
+from dnamamba.formats.checkpoint import save_checkpoint, save_classifier
 from dnamamba.genome.store import open_genome
-from dnamamba.model.checkpoint import save_checkpoint, save_classifier
+from dnamamba.genome.stretches import Stretch, read_stretches
+from dnamamba.inference.load import load_for_inference
 from dnamamba.model.classifier import HeadConfig, MambaClassifier
 
 WIDTH = 16

@@ -12,9 +12,10 @@ from safetensors.torch import load_file
 
 from dnamamba import cli, finetune, info
 from dnamamba.errors import InputError
-from dnamamba.finetuning import run, species
+from dnamamba.finetuning import run
+from dnamamba.finetuning.tasks import species
 from dnamamba.finetuning.trial import Trial
-from dnamamba.model.checkpoint import load_classifier, save_checkpoint
+from dnamamba.formats.checkpoint import load_classifier, save_checkpoint
 from dnamamba.model.config import ModelConfig
 from dnamamba.model.language_model import MambaLM
 

@@ -15,16 +15,16 @@ from hypothesis import strategies as st
 
 from dnamamba import alphabet
 from dnamamba.errors import InputError
-from dnamamba.finetuning import metrics, sequences, species
-from dnamamba.finetuning.examples import Examples, FixedSet, HeldOut, Target, canonical, pad
-from dnamamba.finetuning.labels import describe_counts, encode_labels, find_target
-from dnamamba.finetuning.readers import Columns, Record, read_records
+from dnamamba.finetuning import metrics
 from dnamamba.finetuning.resolve import resolve
 from dnamamba.finetuning.settings import FinetuneSettings
+from dnamamba.finetuning.tasks import sequences, species
+from dnamamba.finetuning.tasks.examples import Examples, FixedSet, HeldOut, Target, canonical, pad
+from dnamamba.finetuning.tasks.labels import describe_counts, encode_labels, find_target
+from dnamamba.finetuning.tasks.readers import Columns, Record, read_records
+from dnamamba.finetuning.tasks.windows import SpeciesWindows, Starts, spread_windows
 from dnamamba.finetuning.trial import warmup_lengths
-from dnamamba.finetuning.windows import SpeciesWindows, Starts, spread_windows
-from dnamamba.genome.store import open_genome
-from dnamamba.model.checkpoint import (
+from dnamamba.formats.checkpoint import (
     is_classifier,
     load_checkpoint,
     load_classifier,
@@ -32,6 +32,7 @@ from dnamamba.model.checkpoint import (
     save_checkpoint,
     save_classifier,
 )
+from dnamamba.genome.store import open_genome
 from dnamamba.model.classifier import HeadConfig, MambaClassifier, reverse_complement
 from dnamamba.model.config import ModelConfig
 from dnamamba.model.language_model import MambaLM

@@ -10,12 +10,18 @@ import pytest
 import torch
 
 from dnamamba.alphabet import PAD, SOFT_MASK_BIT, C, G, encode, reverse_complement
-from dnamamba.finetuning import baselines, kmers
-from dnamamba.finetuning.baselines import composition_accuracy, composition_features, kmer_predictions, kmer_regression
-from dnamamba.finetuning.cnn import CnnSettings, DilatedCnn, _step, train_cnn
-from dnamamba.finetuning.examples import Examples, FixedSet, Target, pad
-from dnamamba.finetuning.kmers import kmer_counts, kmer_frequencies, reverse_complement_codes
+from dnamamba.finetuning.baselines import kmers
+from dnamamba.finetuning.baselines import models as baselines
+from dnamamba.finetuning.baselines.cnn import CnnSettings, DilatedCnn, _step, train_cnn
+from dnamamba.finetuning.baselines.kmers import kmer_counts, kmer_frequencies, reverse_complement_codes
+from dnamamba.finetuning.baselines.models import (
+    composition_accuracy,
+    composition_features,
+    kmer_predictions,
+    kmer_regression,
+)
 from dnamamba.finetuning.predictions import Compute
+from dnamamba.finetuning.tasks.examples import Examples, FixedSet, Target, pad
 
 MOTIF = encode("ACGTTGCA")
 CPU = Compute(torch.device("cpu"), "fp32", 1 << 14)

@@ -12,8 +12,7 @@ from sklearn.metrics import matthews_corrcoef, roc_auc_score
 
 from dnamamba import cli, finetune
 from dnamamba.alphabet import CLS, SEP, N, decode
-from dnamamba.analysis.alleles import Alleles
-from dnamamba.finetuning.variant_report import (
+from dnamamba.finetuning.tasks.variant_report import (
     at_threshold,
     best_threshold,
     calibration,
@@ -21,10 +20,11 @@ from dnamamba.finetuning.variant_report import (
     leave_one_out,
     ranking,
 )
-from dnamamba.finetuning.variants import assign, read_rows, window, without_overlaps
+from dnamamba.finetuning.tasks.variants import assign, read_rows, window, without_overlaps
+from dnamamba.formats.checkpoint import save_checkpoint
+from dnamamba.genome.alleles import Alleles
 from dnamamba.genome.store import open_genome
 from dnamamba.model.alleles import allele_features, allele_width, split_alleles
-from dnamamba.model.checkpoint import save_checkpoint
 from dnamamba.model.classifier import reverse_complement
 from dnamamba.model.config import preset
 from dnamamba.model.language_model import MambaLM

@@ -8,10 +8,10 @@ import torch
 
 from dnamamba import cli, generate
 from dnamamba.alphabet import encode
-from dnamamba.analysis import generation
-from dnamamba.analysis.generation import Generator, Sampling, _Steps, draw
-from dnamamba.analysis.inference import Inference, Precision, load_for_inference
-from dnamamba.model.checkpoint import save_checkpoint
+from dnamamba.formats.checkpoint import save_checkpoint
+from dnamamba.inference import sampling as generation
+from dnamamba.inference.load import Inference, Precision, load_for_inference
+from dnamamba.inference.sampling import Generator, Sampling, _Steps, draw
 from dnamamba.model.config import preset
 from dnamamba.model.language_model import MambaLM
 

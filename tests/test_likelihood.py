@@ -17,14 +17,15 @@ from tiny_models import random_bases, tiny_model
 
 from dnamamba import cli, likelihood
 from dnamamba.alphabet import BASES, COMPLEMENT, TOKEN_BITS, encode
-from dnamamba.analysis import contig_tracks, likelihood_job, track_files
-from dnamamba.analysis.inference import load_for_inference
-from dnamamba.analysis.likelihood import STRANDS, likelihood_table
-from dnamamba.analysis.strand_rows import TRACKS
-from dnamamba.analysis.strand_tiles import StrandTiling
+from dnamamba.analysis.likelihood import contig_tracks, track_files
+from dnamamba.analysis.likelihood import job as likelihood_job
+from dnamamba.analysis.likelihood.compute import STRANDS, likelihood_table
+from dnamamba.analysis.likelihood.strand_rows import TRACKS
+from dnamamba.analysis.likelihood.strand_tiles import StrandTiling
+from dnamamba.formats.checkpoint import save_checkpoint, save_classifier
 from dnamamba.genome.intervals import Interval
 from dnamamba.genome.store import open_genome
-from dnamamba.model.checkpoint import save_checkpoint, save_classifier
+from dnamamba.inference.load import load_for_inference
 from dnamamba.model.classifier import HeadConfig, MambaClassifier
 from dnamamba.model.config import preset
 from dnamamba.model.language_model import MambaLM

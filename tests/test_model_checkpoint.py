@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dnamamba.errors import InputError
-from dnamamba.model import checkpoint
-from dnamamba.model.checkpoint import load_checkpoint, save_checkpoint
+from dnamamba.formats import checkpoint
+from dnamamba.formats.checkpoint import load_checkpoint, save_checkpoint
 from dnamamba.model.config import ModelConfig
 from dnamamba.model.language_model import MambaLM
 

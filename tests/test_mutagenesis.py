@@ -12,13 +12,13 @@ from tiny_models import random_bases, tiny_model
 
 from dnamamba import cli, mutagenesis, score
 from dnamamba.alphabet import COMPLEMENT, TOKEN_BITS, encode
-from dnamamba.analysis.inference import load_for_inference
-from dnamamba.analysis.mutagenesis import saturate
-from dnamamba.analysis.tiles import Tiling
-from dnamamba.analysis.variants import ScorePlan
+from dnamamba.analysis.variants.mutagenesis import saturate
+from dnamamba.analysis.variants.scores import ScorePlan
+from dnamamba.analysis.variants.tiles import Tiling
+from dnamamba.formats.checkpoint import save_checkpoint, save_classifier
 from dnamamba.genome.intervals import Interval
 from dnamamba.genome.store import open_genome
-from dnamamba.model.checkpoint import save_checkpoint, save_classifier
+from dnamamba.inference.load import load_for_inference
 from dnamamba.model.classifier import HeadConfig, MambaClassifier
 from dnamamba.report.mutagenesis import LETTERS_UP_TO, importance, plot_mutagenesis
 

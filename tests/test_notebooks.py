@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from dnamamba.model.checkpoint import save_checkpoint
+from dnamamba.formats.checkpoint import save_checkpoint
 from dnamamba.model.config import preset
 from dnamamba.model.language_model import MambaLM
 

@@ -21,7 +21,7 @@ from dnamamba.alphabet import TOKEN_BITS, decode
 from dnamamba.demo import genome_path
 from dnamamba.errors import InputError
 from dnamamba.finetuning.settings import FinetuneSettings
-from dnamamba.finetuning.species import read_species
+from dnamamba.finetuning.tasks.species import read_species
 from dnamamba.genome.store import open_genome
 from dnamamba.report.accuracy_by_length import plot_accuracy_by_length
 from dnamamba.report.results_by_task import plot_results_by_task

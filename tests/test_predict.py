@@ -12,7 +12,7 @@ from dnamamba import cli, info, predict
 from dnamamba.alphabet import encode
 from dnamamba.finetuning.predictions import Compute, batches, predict_logits
 from dnamamba.finetuning.queries import Asked, Query, in_blocks
-from dnamamba.model.checkpoint import save_checkpoint, save_classifier
+from dnamamba.formats.checkpoint import save_checkpoint, save_classifier
 from dnamamba.model.classifier import HeadConfig, MambaClassifier
 from dnamamba.model.config import ModelConfig
 from dnamamba.model.language_model import MambaLM

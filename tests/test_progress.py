@@ -4,8 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from dnamamba.training import progress
-from dnamamba.training.progress import by_count, job_bar
+from dnamamba.runs import progress
+from dnamamba.runs.progress import by_count, job_bar
 
 
 def test_a_job_tells_its_share_and_the_time_left(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):

@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from dnamamba.analysis.gene_tables import (
+from dnamamba.analysis.likelihood.gene_tables import (
     class_table,
     classes_of,
     gene_table,

@@ -14,15 +14,15 @@ from tiny_models import random_bases, tiny_model
 
 from dnamamba import cli, score
 from dnamamba.alphabet import COMPLEMENT, TOKEN_BITS, decode, encode
-from dnamamba.analysis.alleles import REASON_NAMES, check, contig_in, trim
-from dnamamba.analysis.inference import load_for_inference
-from dnamamba.analysis.score_job import default_suffix
-from dnamamba.analysis.score_output import combine
-from dnamamba.analysis.tiles import Tiling, on_reverse_strand
-from dnamamba.analysis.variants import ScorePlan, score_alleles
-from dnamamba.analysis.vcf import read_vcf
+from dnamamba.analysis.variants.score_job import default_suffix
+from dnamamba.analysis.variants.score_output import combine
+from dnamamba.analysis.variants.scores import ScorePlan, score_alleles
+from dnamamba.analysis.variants.tiles import Tiling, on_reverse_strand
+from dnamamba.formats.checkpoint import save_checkpoint
+from dnamamba.genome.alleles import REASON_NAMES, check, contig_in, trim
 from dnamamba.genome.store import open_genome
-from dnamamba.model.checkpoint import save_checkpoint
+from dnamamba.genome.vcf import read_vcf
+from dnamamba.inference.load import load_for_inference
 from dnamamba.model.config import preset
 from dnamamba.model.language_model import MambaLM
 
@@ -467,7 +467,7 @@ def test_an_interrupted_job_leaves_nothing(command, contigs, tmp_path, monkeypat
         calls.append(1)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("dnamamba.analysis.variants.run_rows", interrupted)
+    monkeypatch.setattr("dnamamba.analysis.variants.scores.run_rows", interrupted)
     assert run(*command, "--vcf", path, "--out", tmp_path / "out.vcf") == cli.INTERRUPTED
     assert calls and sorted(p.name for p in tmp_path.iterdir()) == ["in.vcf"]
 

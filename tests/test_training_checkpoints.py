@@ -12,11 +12,11 @@ from typing import Any, cast
 
 import pytest
 
-from dnamamba.model.checkpoint import load_checkpoint
+from dnamamba.formats.checkpoint import load_checkpoint
 from dnamamba.model.config import preset
 from dnamamba.model.language_model import MambaLM
+from dnamamba.runs.folder import RunFolder
 from dnamamba.training.checkpoints import TRAINER_STATE, CheckpointKeeper
-from dnamamba.training.run_folder import RunFolder
 
 ROOT = Path(__file__).resolve().parent.parent
 IMPROVED = (True, True, False, True)

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dnamamba.runs.schedule import learning_rate
 from dnamamba.training.data import EvaluationSet, FixedWindows, SampleStream, Stage, StepDataset, evenly_spread
 from dnamamba.training.resolve import warmup_lengths
-from dnamamba.training.schedule import learning_rate
 from dnamamba.training.settings import RunSettings
 
 

@@ -20,9 +20,9 @@ from dnamamba.model.language_model import MambaLM
 from dnamamba.model.parameters import training_flops_per_token
 from dnamamba.model.tokens import prepare_batch
 from dnamamba.report.validation_by_class import plot_validation_by_class
+from dnamamba.runs.folder import RunFolder
 from dnamamba.training.data import EvaluationSet, FixedWindows
 from dnamamba.training.mixture_file import read_mixture
-from dnamamba.training.run_folder import RunFolder
 from dnamamba.training.throughput import peak_by_name
 from dnamamba.training.validation import (
     ANNOTATION_CLASSES,

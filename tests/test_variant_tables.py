@@ -10,7 +10,7 @@ from sklearn.linear_model import LogisticRegression
 
 from dnamamba import demo
 from dnamamba.alphabet import TOKEN_BITS, decode, encode
-from dnamamba.analysis.variant_tables import changes_table, cross_fitted, predictor_table, with_effects
+from dnamamba.analysis.variants.tables import changes_table, cross_fitted, predictor_table, with_effects
 from dnamamba.genome.effects import EFFECTS, effects_of_changes, translate
 from dnamamba.genome.genes import Gene, open_reading_frames
 from dnamamba.genome.intervals import Interval
@@ -123,7 +123,7 @@ def test_probabilities_come_from_other_groups() -> None:
 
 
 def test_demo_species_are_what_they_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dnamamba.analysis import demo_material
+    from dnamamba import examples as demo_material
 
     monkeypatch.setattr(demo_material, "SPECIES_BASES", 20_000)
     table = demo_material.demo_species(tmp_path / "species")

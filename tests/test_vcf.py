@@ -7,8 +7,8 @@ import cyvcf2
 import pysam
 import pytest
 
-from dnamamba.analysis.vcf import Field, annotate, is_vcf_name, read_vcf
 from dnamamba.errors import InputError
+from dnamamba.genome.vcf import Field, annotate, is_vcf_name, read_vcf
 
 HEADER = (
     "##fileformat=VCFv4.2\n"

@@ -12,13 +12,13 @@ from dnamamba.errors import InputError
 from dnamamba.finetuning.predictions import Compute, predict_logits
 from dnamamba.finetuning.queries import Asked, in_blocks, read_queries
 from dnamamba.finetuning.settings import PredictSettings
+from dnamamba.formats.checkpoint import load_classifier
 from dnamamba.genome.store import TokenStore, open_genome
-from dnamamba.model.checkpoint import load_classifier
+from dnamamba.inference.device import MICRO_TOKENS_CPU, MICRO_TOKENS_GPU, uses_gpu
 from dnamamba.model.classifier import HeadConfig, MambaClassifier
 from dnamamba.model.kernels import describe_kernels
 from dnamamba.outputs import refuse_existing, table_format, whole_file, write_table
-from dnamamba.training.progress import job_bar, si
-from dnamamba.training.resolve import MICRO_TOKENS_CPU, MICRO_TOKENS_GPU, uses_gpu
+from dnamamba.runs.progress import job_bar, si
 
 Columns = dict[str, list[Any]]
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dnamamba.finetuning.examples import Target
+from dnamamba.finetuning.tasks.examples import Target
 from dnamamba.model.config import Kind
 
 SELECT_BY = {"multiclass": "mcc", "multilabel": "auroc", "regression": "pearson"}

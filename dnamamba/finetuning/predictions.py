@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dnamamba.finetuning.examples import Target
+from dnamamba.finetuning.tasks.examples import Target
 from dnamamba.model.classifier import MambaClassifier, reverse_complement
 from dnamamba.model.config import Strands
 

@@ -8,8 +8,8 @@ import numpy as np
 
 from dnamamba.alphabet import TOKEN_BITS, reverse_complement
 from dnamamba.errors import InputError
-from dnamamba.finetuning.examples import pad
-from dnamamba.finetuning.readers import Columns, is_readable, read_records, suffix
+from dnamamba.finetuning.tasks.examples import pad
+from dnamamba.finetuning.tasks.readers import Columns, is_readable, read_records, suffix
 from dnamamba.genome.intervals import read_bed
 from dnamamba.genome.store import TokenStore
 

@@ -12,8 +12,8 @@ from dnamamba.errors import InputError
 from dnamamba.finetuning.predictions import Compute
 from dnamamba.finetuning.settings import FinetuneSettings, RunSettings
 from dnamamba.finetuning.trial import STRAND_USES, WARMUP_FROM, warmup_lengths
-from dnamamba.training.resolve import MICRO_TOKENS_CPU, MICRO_TOKENS_GPU, uses_gpu
-from dnamamba.training.settings import ModelSettings
+from dnamamba.inference.device import MICRO_TOKENS_CPU, MICRO_TOKENS_GPU, uses_gpu
+from dnamamba.model.settings import ModelSettings
 
 FROM_SCRATCH = "none"
 SAFE_TO_CHANGE = frozenset(

@@ -28,24 +28,24 @@ import torch
 import yaml
 
 from dnamamba.errors import InputError
-from dnamamba.finetuning import sequences, species, variants
-from dnamamba.finetuning.beside import simple_models
+from dnamamba.finetuning.baselines.beside import simple_models
 from dnamamba.finetuning.card import classifier_card
-from dnamamba.finetuning.examples import Examples, FixedSet, Target, Task, canonical
 from dnamamba.finetuning.metrics import SELECT_BY, bootstrap_by_group, evaluate, over_seeds
 from dnamamba.finetuning.predictions import Compute, predict_logits
 from dnamamba.finetuning.resolve import FROM_SCRATCH, as_plain, compute_of, refuse_changes, resolve
 from dnamamba.finetuning.settings import FinetuneSettings, RunSettings
+from dnamamba.finetuning.tasks import sequences, species, variants
+from dnamamba.finetuning.tasks.examples import Examples, FixedSet, Target, Task, canonical
 from dnamamba.finetuning.trial import Candidate, Diverged, Row, Trial, TrialResult, best_weights, standardisation
-from dnamamba.model.checkpoint import is_classifier, load_checkpoint, load_classifier, save_classifier
+from dnamamba.formats.checkpoint import is_classifier, load_checkpoint, load_classifier, save_classifier
 from dnamamba.model.classifier import HeadConfig, MambaClassifier
 from dnamamba.model.config import ModelConfig
 from dnamamba.model.kernels import describe_kernels
 from dnamamba.model.language_model import MambaBackbone, MambaLM
 from dnamamba.model.parameters import parameter_count
-from dnamamba.training.progress import clock
-from dnamamba.training.resolve import model_config
-from dnamamba.training.run_folder import RunFolder, environment, write_atomically
+from dnamamba.model.settings import model_config
+from dnamamba.runs.folder import RunFolder, environment, write_atomically
+from dnamamba.runs.progress import clock
 
 TASKS: dict[str, Callable[[RunSettings], Task]] = {
     "species": species.build,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from dnamamba.training.settings import ModelSettings
+from dnamamba.model.settings import ModelSettings
 
 
 @dataclass

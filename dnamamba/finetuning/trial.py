@@ -19,17 +19,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dnamamba.errors import InputError
-from dnamamba.finetuning.examples import Batch, FixedSet, Task, strand_flags
 from dnamamba.finetuning.metrics import SELECT_BY, evaluate
 from dnamamba.finetuning.predictions import Compute, loss_sum, pool_all, predict_logits
 from dnamamba.finetuning.settings import RunSettings
+from dnamamba.finetuning.tasks.examples import Batch, FixedSet, Task, strand_flags
 from dnamamba.model.classifier import MambaClassifier, reverse_complement
 from dnamamba.model.config import Strands
 from dnamamba.model.parameters import parameter_groups
 from dnamamba.outputs import whole_file
-from dnamamba.training.progress import LINE_EVERY
-from dnamamba.training.run_folder import write_atomically
-from dnamamba.training.schedule import learning_rate
+from dnamamba.runs.folder import write_atomically
+from dnamamba.runs.progress import LINE_EVERY
+from dnamamba.runs.schedule import learning_rate
 
 BETAS = (0.9, 0.95)
 """AdamW's, as in pretraining."""

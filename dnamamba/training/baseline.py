@@ -1,9 +1,9 @@
 """The Markov model that a run's summary is measured against: same training split, same validation windows."""
 
 from dnamamba.genome.markov import MarkovScore, Progress, score
+from dnamamba.runs.progress import job_bar
 from dnamamba.training.data import EvaluationSet
 from dnamamba.training.prepare import Prepared, PreparedGenome
-from dnamamba.training.progress import job_bar
 from dnamamba.training.settings import RunSettings
 
 

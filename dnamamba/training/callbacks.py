@@ -11,11 +11,11 @@ import torch
 
 from dnamamba.errors import InputError
 from dnamamba.model.parameters import training_flops_per_token
+from dnamamba.runs.folder import RunFolder
+from dnamamba.runs.progress import Progress
 from dnamamba.training.checkpoints import CheckpointKeeper
 from dnamamba.training.data import PretrainData, WindowBatch
 from dnamamba.training.module import PretrainModule
-from dnamamba.training.progress import Progress
-from dnamamba.training.run_folder import RunFolder
 from dnamamba.training.throughput import peak_bf16_flops, peak_memory_gib
 from dnamamba.training.validation import bits_per_base, evaluate
 

@@ -6,7 +6,7 @@ import torch
 
 from dnamamba.alphabet import BASES
 from dnamamba.model.language_model import MambaLM
-from dnamamba.training.progress import clock, si
+from dnamamba.runs.progress import clock, si
 from dnamamba.training.resolve import windows_per_pass
 from dnamamba.training.settings import RunSettings
 from dnamamba.training.throughput import peak_memory_gib

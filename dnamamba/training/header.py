@@ -9,8 +9,8 @@ from dnamamba.model.config import ModelConfig
 from dnamamba.model.kernels import describe_kernels
 from dnamamba.model.language_model import MambaLM
 from dnamamba.model.parameters import parameter_count
+from dnamamba.runs.progress import si
 from dnamamba.training.prepare import Prepared, PreparedGenome
-from dnamamba.training.progress import si
 from dnamamba.training.resolve import warmup_lengths, windows_per_step
 from dnamamba.training.settings import RunSettings
 

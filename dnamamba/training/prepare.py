@@ -15,10 +15,10 @@ from dnamamba.genome.packing import PackedPlan
 from dnamamba.genome.splits import Splits, make_splits
 from dnamamba.genome.store import TokenStore, open_genome
 from dnamamba.genome.windows import WindowPlan
+from dnamamba.runs.progress import job_bar
 from dnamamba.training.data import EvaluationSet, Plan, PretrainData, Stage, evenly_spread
 from dnamamba.training.mixture import MixturePlan
 from dnamamba.training.mixture_file import GenomeSettings, read_mixture
-from dnamamba.training.progress import job_bar
 from dnamamba.training.resolve import warmup_lengths, windows_per_pass
 from dnamamba.training.settings import RunSettings
 

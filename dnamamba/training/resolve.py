@@ -12,16 +12,15 @@ import torch
 
 from dnamamba.errors import InputError
 from dnamamba.genome.markov import MAX_ORDER
-from dnamamba.model.config import ModelConfig, preset
+from dnamamba.inference.device import MICRO_TOKENS_CPU, MICRO_TOKENS_GPU, uses_gpu
 from dnamamba.training.mixture_file import bed_or_pattern
 from dnamamba.training.processes import Place, place
-from dnamamba.training.settings import ModelSettings, PretrainSettings, RunSettings
+from dnamamba.training.settings import PretrainSettings, RunSettings
 
 DEMO_STEPS, DEMO_LENGTH, DEMO_BATCH_TOKENS = 600, 1024, 4096
 """The demo's budget: under three minutes on two CPU cores."""
 STEPS, LENGTH, BATCH_TOKENS = 10_000, 8192, 262_144
 LEARNING_RATE = 8e-3
-MICRO_TOKENS_GPU, MICRO_TOKENS_CPU = 262_144, 16_384
 MIN_LENGTH = 128
 WARMUP_FROM = 1024
 """Shortest windows of the length warm-up, as in the paper."""
@@ -78,12 +77,6 @@ def resolve(settings: PretrainSettings) -> RunSettings:
     return resolved
 
 
-def model_config(settings: ModelSettings) -> ModelConfig:
-    """The preset with the changes that were asked for. Raises `InputError`."""
-    changes = {name: value for name, value in dataclasses.asdict(settings).items() if value is not None}
-    return preset(changes.pop("preset"), **changes)
-
-
 def windows_per_step(settings: RunSettings) -> int:
     """Windows of one optimiser step over all devices."""
     return settings.batch_tokens // settings.length
@@ -126,13 +119,6 @@ def _beds_or_patterns(items: list[str] | None) -> list[str] | None:
 
 def _or(value: Any, default: Any) -> Any:
     return default if value is None else value
-
-
-def uses_gpu(accelerator: str) -> bool:
-    """What `--accelerator` auto, cpu or gpu means here. Raises `InputError` for a GPU that is not there."""
-    if accelerator == "gpu" and not torch.cuda.is_available():
-        raise InputError("--accelerator gpu: torch sees no CUDA device here; use --accelerator cpu, or a CUDA build")
-    return accelerator == "gpu" or (accelerator == "auto" and torch.cuda.is_available())
 
 
 def _refuse_beside_mixture(settings: PretrainSettings) -> None:

@@ -19,8 +19,13 @@ from lightning.pytorch.profilers import PyTorchProfiler
 from lightning.pytorch.strategies import DDPStrategy
 
 from dnamamba.model.language_model import MambaLM
+from dnamamba.model.settings import model_config
 from dnamamba.report.learning_curve import plot_learning_curve
 from dnamamba.report.validation_by_class import plot_validation_by_class
+from dnamamba.runs.folder import RunFolder, environment, write_atomically
+from dnamamba.runs.progress import clock, si
+from dnamamba.runs.resume import refuse_changes, refuse_unfit_checkpoint
+from dnamamba.runs.schedule import learning_rate
 from dnamamba.training.baseline import best_markov, bits_over_all
 from dnamamba.training.callbacks import RunControl
 from dnamamba.training.checkpoints import TRAINER_STATE, CheckpointKeeper
@@ -29,11 +34,7 @@ from dnamamba.training.header import device_name, print_header
 from dnamamba.training.module import PretrainModule
 from dnamamba.training.prepare import Prepared, prepare_data
 from dnamamba.training.processes import PATIENCE, place, together
-from dnamamba.training.progress import clock, si
-from dnamamba.training.resolve import RUN_FOLDER_VARIABLE, as_plain, model_config, resolve
-from dnamamba.training.resume import refuse_changes, refuse_unfit_checkpoint
-from dnamamba.training.run_folder import RunFolder, environment, write_atomically
-from dnamamba.training.schedule import learning_rate
+from dnamamba.training.resolve import RUN_FOLDER_VARIABLE, as_plain, resolve
 from dnamamba.training.settings import PretrainSettings, RunSettings
 from dnamamba.training.validation import perplexity, report_lines
 
@@ -48,7 +49,9 @@ def pretrain(requested: PretrainSettings) -> None:
     folder = RunFolder(settings.out)
     first_process = place().rank == 0
     if settings.resume:
-        refuse_changes(yaml.safe_load(folder.config.read_text("utf-8")), as_plain(settings), folder.config)
+        refuse_changes(
+            PretrainSettings, yaml.safe_load(folder.config.read_text("utf-8")), as_plain(settings), folder.config
+        )
     elif first_process:
         folder.refuse_existing()
 

@@ -8,23 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-
-@dataclass
-class ModelSettings:
-    """Which model to train: a preset, and what to change in it."""
-
-    preset: str | None = None
-    """Size: demo, 250k, 700k, 1.4m, 3.5m, 7m, 19m or 41m (parameters). Default: demo for the demo genome, else 1.4m."""
-    d_model: int | None = None
-    """Width of the residual stream, in place of the preset's."""
-    n_layer: int | None = None
-    """Number of Mamba blocks, in place of the preset's."""
-    d_state: int | None = None
-    """States a channel, in place of the preset's 16."""
-    discretization: Literal["euler", "zoh"] | None = None
-    """Discretisation of B: euler as in Mamba's released code (the preset's), or the exact zero-order hold."""
-    activation_checkpointing: bool = False
-    """Recompute each block in the backward pass: less memory, about a third more time."""
+from dnamamba.model.settings import ModelSettings
 
 
 @dataclass

@@ -1,0 +1,177 @@
+"""The job behind `python -m dnamamba.embed`: read, embed, write, and say what was done."""
+
+import os
+import shutil
+import tempfile
+import time
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dnamamba.alphabet import TOKEN_TO_ASCII
+from dnamamba.analysis.embedding.compute import Pool, embed_stretches, position_offsets
+from dnamamba.analysis.embedding.settings import EmbedSettings
+from dnamamba.analysis.variants.score_job import BATCH_TOKENS
+from dnamamba.errors import InputError
+from dnamamba.genome.store import open_genome
+from dnamamba.genome.stretches import Stretch, read_stretches
+from dnamamba.inference.load import Inference, load_for_inference
+from dnamamba.outputs import refuse_existing, refuse_missing_library, whole_file
+from dnamamba.runs.progress import by_count, job_bar, si
+
+if TYPE_CHECKING:
+    import polars
+
+SUFFIXES = (".parquet", ".npz")
+PART = 1 << 16
+"""Rows that are made into Parquet at a time"""
+
+
+def embed(settings: EmbedSettings) -> None:
+    """Embeds what the settings say. Raises `InputError` for whatever the user can mend."""
+    _check_settings(settings)
+    store = None
+    if settings.genome:
+        with job_bar("reading the genome", "B") as progress:
+            store = open_genome(settings.genome, settings.store, progress=progress)
+    stretches = read_stretches(settings.input, store)
+    inference = load_for_inference(settings.checkpoint, settings.accelerator, settings.precision)
+    for label, text in _header(settings, inference, stretches):
+        print(f"{label:>10}  {text}", flush=True)
+
+    width = inference.model.config.d_model
+    bases = sum(map(len, stretches))
+    rows = bases if settings.pool == "position" else len(stretches)
+    passes = 2 if settings.both_strands else 1
+    # In a file and not in memory: an embedding a position is a thousand bytes a base.
+    beside = settings.out.absolute().parent
+    with whole_file(settings.out) as partial, tempfile.TemporaryDirectory(dir=beside, prefix=".dnamamba-") as name:
+        array = _array_on_disk(Path(name) / "embedding.npy", (rows, width))
+        began = time.perf_counter()
+        with job_bar("embedding", "b") as tell:
+            embed_stretches(
+                inference,
+                stretches,
+                settings.pool,
+                array,
+                batch_tokens=settings.batch_tokens or BATCH_TOKENS[inference.device.type],
+                both_strands=settings.both_strands,
+                progress=by_count(tell, passes * bases),
+            )
+        seconds = time.perf_counter() - began
+        if settings.out.suffix == ".npz":
+            _write_npz(Path(name), array, stretches, settings.pool, partial)
+        else:
+            _write_parquet(Path(name), array, stretches, settings.pool, partial)
+        del array
+    print(f"  embedded  {si(passes * bases)}b in {seconds:.1f} s, {si(passes * bases / seconds)}b/s")
+    print(f"   written  {settings.out}: {rows:,} embeddings of {width} numbers")
+
+
+def _array_on_disk(path: Path, shape: tuple[int, int]) -> np.ndarray:
+    """A new fp32 array in a file. Raises `OSError` where the disk has no room for it."""
+    array = np.lib.format.open_memmap(path, "w+", np.float32, shape)
+    if hasattr(os, "posix_fallocate"):  # not on macOS
+        # All its room at once: a disk that fills up under a mapped file ends the process by SIGBUS.
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return array
+
+
+def _write_npz(folder: Path, array: np.ndarray, stretches: Sequence[Stretch], pool: Pool, path: Path) -> None:
+    """name, contig, start, end, strand of the sequences; embedding; offset of each sequence's first position."""
+    array.flush()  # type: ignore[attr-defined]
+    columns: dict[str, Any] = {name: np.array(values) for name, values in _columns(stretches).items()}
+    if pool == "position":
+        columns["offset"] = position_offsets(stretches)
+    for name, values in columns.items():
+        np.save(folder / f"{name}.npy", values)
+    # Not compressed: numbers like these hardly shrink.
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in [*columns, "embedding"]:
+            with (
+                (folder / f"{name}.npy").open("rb") as source,
+                archive.open(f"{name}.npy", "w", force_zip64=True) as to,
+            ):
+                shutil.copyfileobj(source, to, 16 << 20)
+
+
+def _write_parquet(folder: Path, array: np.ndarray, stretches: Sequence[Stretch], pool: Pool, path: Path) -> None:
+    """A row a sequence, or a row a position; `embedding` is an array of d_model fp32."""
+    import polars
+
+    kind = polars.Array(polars.Float32, array.shape[1])
+    table = polars.DataFrame(_columns(stretches))
+    parts = folder / "parts"
+    parts.mkdir()
+    for first in range(0, len(array), PART):
+        last = min(first + PART, len(array))
+        rows = table[first:last] if pool != "position" else _positions(table, stretches, first, last)
+        part = rows.with_columns(polars.Series("embedding", array[first:last], dtype=kind))
+        part.write_parquet(parts / f"{first:012d}.parquet", compression="lz4")
+    polars.scan_parquet(parts / "*.parquet").sink_parquet(path)  # polars appends to no Parquet file
+
+
+def _positions(table: "polars.DataFrame", stretches: Sequence[Stretch], first: int, last: int) -> "polars.DataFrame":
+    """name, contig, strand, position (0-based, of the forward strand) and base (of the strand that is read) of rows."""
+    import polars
+
+    offsets = position_offsets(stretches)
+    number = np.searchsorted(offsets, np.arange(first, last), side="right") - 1
+    position, letters = [], []
+    for index in range(int(number[0]), int(number[-1]) + 1):
+        stretch, offset = stretches[index], int(offsets[index])
+        here = slice(max(first - offset, 0), last - offset)
+        position.append(np.arange(stretch.start, stretch.end)[:: -1 if stretch.reverse else 1][here])
+        letters.append(TOKEN_TO_ASCII[stretch.tokens()[here]])
+    return table[number].select(
+        "name",
+        "contig",
+        "strand",
+        polars.Series("position", np.concatenate(position), dtype=polars.Int64),
+        polars.Series("base", list(np.concatenate(letters).tobytes().decode("ascii")), dtype=polars.String),
+    )
+
+
+def _columns(stretches: Sequence[Stretch]) -> dict[str, list[Any]]:
+    return {
+        "name": [stretch.name for stretch in stretches],
+        "contig": [stretch.contig for stretch in stretches],
+        "start": [stretch.start for stretch in stretches],
+        "end": [stretch.end for stretch in stretches],
+        "strand": ["-" if stretch.reverse else "+" for stretch in stretches],
+    }
+
+
+def _check_settings(settings: EmbedSettings) -> None:
+    """What can be refused before anything is read."""
+    if not settings.input:
+        raise InputError("--input: give FASTA files, or BED files and their --genome")
+    if settings.out.suffix not in SUFFIXES:
+        raise InputError(f"{settings.out}: unknown kind of file {settings.out.suffix!r}; expected .parquet or .npz")
+    if settings.batch_tokens is not None and settings.batch_tokens < 1:
+        raise InputError(f"--batch_tokens: {settings.batch_tokens} is not possible, expected at least 1")
+    if settings.out.suffix == ".parquet":
+        refuse_missing_library("polars", str(settings.out))
+    refuse_existing([settings.out], settings.overwrite)
+
+
+def _header(settings: EmbedSettings, inference: Inference, stretches: Sequence[Stretch]) -> list[tuple[str, str]]:
+    lengths = [len(stretch) for stretch in stretches]
+    strands = "mean of both strands" if settings.both_strands else "the strand that is given"
+    lines = [
+        *inference.header(),
+        (
+            "input",
+            f"{', '.join(map(str, settings.input))}: {len(lengths):,} sequences of {min(lengths):,} to "
+            f"{max(lengths):,} bases",
+        ),
+        ("pool", f"{settings.pool}, {strands}"),
+    ]
+    trained = inference.trained_length
+    if trained is not None and max(lengths) > trained:
+        lines.append(("note", f"some sequences are longer than the {trained:,} bases that the model was trained at"))
+    return lines

@@ -1,0 +1,118 @@
+"""A generation job: prompts in, FASTA out."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple, TextIO
+
+import numpy as np
+
+from dnamamba.alphabet import BASES, TOKEN_BITS, UNK, decode, encode
+from dnamamba.analysis.generation.settings import GenerateSettings
+from dnamamba.errors import InputError
+from dnamamba.genome.reader import SequenceBlock, read_genome
+from dnamamba.inference.load import load_for_inference
+from dnamamba.inference.sampling import Generator, Sampling
+from dnamamba.outputs import refuse_existing, whole_file
+from dnamamba.runs.progress import job_bar
+
+LINE = 80
+"""Bases a line of FASTA."""
+LOWEST_TEMPERATURE = 1e-6
+"""Logits divided by less overflow; they are as good as at 0 before."""
+
+
+class Prompt(NamedTuple):
+    name: str
+    tokens: np.ndarray
+    """(bases,) uint8, without the soft-mask bit"""
+
+
+def run_generation(settings: GenerateSettings) -> None:
+    """Samples and writes; progress and speed go to stderr. Raises `InputError` for what the user can mend."""
+    _check(settings)
+    if settings.out is not None:
+        refuse_existing([settings.out], settings.overwrite)
+    prompts = read_prompts(settings)
+    inference = load_for_inference(settings.checkpoint, settings.accelerator, settings.precision)
+    for label, text in inference.header():
+        print(f"{label:>10}  {text}", file=sys.stderr)
+    generator = Generator(inference, Sampling(settings.temperature, settings.top_k, settings.seed))
+    rows = [(number, prompt) for number, prompt in enumerate(p for p in prompts for _ in range(settings.samples))]
+    began = time.perf_counter()
+    with _output(settings) as file, job_bar("sampling", "b") as update:
+        for first in range(0, len(rows), settings.batch):
+            batch = rows[first : first + settings.batch]
+
+            def tell(done: int, _: int, count: int = len(batch), before: int = first) -> None:
+                update(before * settings.length + count * done, len(rows) * settings.length)
+
+            sampled = generator.generate(
+                [prompt.tokens for _, prompt in batch], [number for number, _ in batch], settings.length, tell
+            )
+            for (number, prompt), tokens in zip(batch, sampled, strict=True):
+                whole = np.concatenate([prompt.tokens, tokens]) if settings.with_prompt else tokens
+                _write(file, f"{prompt.name}_{number + 1} {_description(settings, prompt)}", decode(whole))
+    seconds = time.perf_counter() - began
+    bases = len(rows) * settings.length
+    print(f"   sampled  {bases:,} bases in {seconds:.1f} s, {bases / seconds:,.0f} bases/s", file=sys.stderr)
+
+
+def read_prompts(settings: GenerateSettings) -> list[Prompt]:
+    """The prompts of the settings. Raises `InputError`."""
+    if (settings.prompt is None) == (settings.prompts is None):
+        raise InputError("give a prompt by --prompt BASES, or prompts by --prompts FASTA (one of the two)")
+    if settings.prompt is not None:
+        tokens = encode(settings.prompt)
+        for place in np.flatnonzero(tokens == UNK):
+            letter = settings.prompt[place]
+            raise InputError(f"--prompt: {letter!r} at position {place + 1} is no nucleotide; expected A, C, G, T, N")
+        found = {"sampled": [tokens]}
+    else:
+        assert settings.prompts is not None
+        found = {}
+        for item in read_genome(settings.prompts):
+            if isinstance(item, SequenceBlock):
+                if item.first and item.name in found:
+                    raise InputError(f"{settings.prompts}, line {item.line}: record {item.name!r} is there twice")
+                found.setdefault(item.name, []).append(item.tokens)
+    prompts = [Prompt(name, np.concatenate(parts) & TOKEN_BITS) for name, parts in found.items()]
+    for prompt in prompts:
+        if not len(prompt.tokens):
+            where = "--prompt" if settings.prompts is None else f"{settings.prompts}, record {prompt.name!r}"
+            raise InputError(f"{where}: empty; a causal model needs at least one base to go on from")
+    return prompts
+
+
+def _check(settings: GenerateSettings) -> None:
+    for name in ("length", "samples", "batch", "top_k"):
+        if getattr(settings, name) < 1:
+            raise InputError(f"--{name}: {getattr(settings, name)} is below 1")
+    if settings.top_k > BASES:
+        raise InputError(f"--top_k: {settings.top_k} is above {BASES}, the number of bases")
+    if not (settings.temperature == 0 or LOWEST_TEMPERATURE <= settings.temperature < float("inf")):
+        raise InputError(f"--temperature: {settings.temperature} is neither 0 nor at least {LOWEST_TEMPERATURE:g}")
+    if settings.seed < 0:
+        raise InputError(f"--seed: {settings.seed} is below 0")
+
+
+def _description(settings: GenerateSettings, prompt: Prompt) -> str:
+    return (
+        f"prompt={len(prompt.tokens)} length={settings.length} seed={settings.seed} "
+        f"temperature={settings.temperature:g} top_k={settings.top_k} checkpoint={settings.checkpoint}"
+    )
+
+
+@contextmanager
+def _output(settings: GenerateSettings) -> Iterator[TextIO]:
+    if settings.out is None:
+        yield sys.stdout
+        return
+    with whole_file(settings.out) as partial, partial.open("w", encoding="ascii", errors="replace") as file:
+        yield file
+
+
+def _write(file: TextIO, header: str, sequence: str) -> None:
+    lines = (sequence[start : start + LINE] for start in range(0, len(sequence), LINE))
+    file.write(f">{header}\n" + "\n".join(lines) + "\n")

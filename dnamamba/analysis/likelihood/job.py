@@ -1,0 +1,254 @@
+"""The job behind `python -m dnamamba.likelihood`: contig by contig, compute both strands, then write every file."""
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from dnamamba import __version__
+from dnamamba.analysis.likelihood.compute import BATCH_TOKENS, STRANDS, LikelihoodSums, fill_tracks, strands_to_read
+from dnamamba.analysis.likelihood.contig_tracks import Column, ContigTracks
+from dnamamba.analysis.likelihood.settings import LikelihoodSettings
+from dnamamba.analysis.likelihood.strand_rows import TRACKS, Row
+from dnamamba.analysis.likelihood.strand_tiles import StrandTiling
+from dnamamba.analysis.likelihood.track_files import Write, open_files, refuse_missing_libraries
+from dnamamba.errors import InputError
+from dnamamba.genome.intervals import ByContig
+from dnamamba.genome.regions import bases_of, merged_regions, read_regions
+from dnamamba.genome.store import TokenStore, open_genome
+from dnamamba.inference.load import Inference, load_for_inference
+from dnamamba.outputs import refuse_existing, whole_file
+from dnamamba.runs.progress import by_count, job_bar, si
+
+FORMATS = ("bigwig", "bedgraph", "parquet", "npz")
+
+
+class Choice(NamedTuple):
+    """What to compute and write."""
+
+    formats: tuple[str, ...]
+    tracks: tuple[str, ...]
+    strands: tuple[str, ...]
+
+    @property
+    def computed(self) -> tuple[str, ...]:
+        """The strands that the model has to read."""
+        return strands_to_read(self.strands)
+
+    @property
+    def columns(self) -> list[Column]:
+        return [Column(strand, track) for strand in self.strands for track in self.tracks]
+
+
+def run_likelihood(settings: LikelihoodSettings) -> None:
+    """Computes and writes what the settings say. Raises `InputError` for whatever the user can mend."""
+    choice = choose(settings)
+    if not settings.genome:
+        raise InputError("--genome: give a FASTA file, GenBank file or token store")
+    if not settings.out.name:
+        raise InputError(f"--out: {settings.out} is no beginning of a file's name")
+    if settings.batch_tokens is not None and settings.batch_tokens < 1:
+        raise InputError(f"--batch_tokens: {settings.batch_tokens} is not possible, expected at least 1")
+    card = settings.out.with_name(f"{settings.out.name}.json")
+    refuse_missing_libraries(choice.formats)
+    planned = [path for path, _ in open_files(settings.out, choice.formats, choice.columns, {})]
+    refuse_existing([*planned, card], settings.overwrite)
+
+    with job_bar("reading the genome", "B") as progress:
+        store = open_genome(settings.genome, settings.store, progress=progress)
+    merged = merged_regions(store, read_regions(store, settings.region, settings.regions, settings.contigs))
+    wanted = dict(sorted(merged.items()))  # by name, the order in which UCSC's tools look contigs up in a bigWig
+    check_bases(store, wanted)
+    inference = load_for_inference(settings.checkpoint, settings.accelerator, settings.precision)
+    tiling = make_tiling(settings, inference)
+    batch_tokens = settings.batch_tokens or BATCH_TOKENS[inference.device.type]
+    rows = {name: _rows(tiling, choice, pairs, store.contig(name).length) for name, pairs in wanted.items()}
+    to_read = sum(row.end - row.start - 1 for of_contig in rows.values() for row in of_contig)
+    for label, text in _header(settings, inference, store, wanted, tiling, to_read):
+        print(f"{label:>10}  {text}", flush=True)
+
+    sums = LikelihoodSums()
+    with contextlib.ExitStack() as stack:
+        # All temporary names first: they become files only when every writer has closed its own well.
+        lengths = {name: store.contig(name).length for name in wanted}
+        files = open_files(settings.out, choice.formats, choice.columns, lengths)
+        names = [(stack.enter_context(whole_file(path)), open_it) for path, open_it in files]
+        card_name = stack.enter_context(whole_file(card))
+        compute_seconds, write_seconds = _compute_and_write(
+            settings, choice, inference, store, wanted, rows, names, batch_tokens, sums
+        )
+        card_name.write_text(json.dumps(_card(settings, choice, tiling, inference, store, sums), indent=2) + "\n")
+    speed = f"{si(to_read)}b in {compute_seconds:.1f} s, {si(to_read / compute_seconds)}b/s{_peak_memory(inference)}"
+    bits = ", ".join(f"{strand} {value:.4f}" for strand, value in sums.bits_per_base().items())
+    shown = ", ".join(str(path) for path in planned[:2])
+    for label, text in (
+        ("computed", speed),
+        ("bits/base", bits),
+        ("written", f"{len(planned)} files in {write_seconds:.1f} s: {shown}{', …' if planned[2:] else ''}"),
+    ):
+        if text:
+            print(f"{label:>10}  {text}")
+
+
+def _compute_and_write(
+    settings: LikelihoodSettings,
+    choice: Choice,
+    inference: Inference,
+    store: TokenStore,
+    wanted: ByContig,
+    rows: dict[str, list[Row]],
+    names: Sequence[tuple[Path, Callable[[Path], AbstractContextManager[Write]]]],
+    batch_tokens: int,
+    sums: LikelihoodSums,
+) -> tuple[float, float]:
+    """Contig by contig; seconds of computing and of writing."""
+    compute_seconds = write_seconds = 0.0
+    to_read = sum(row.end - row.start - 1 for of_contig in rows.values() for row in of_contig)
+    with contextlib.ExitStack() as writers, job_bar("likelihood", "b") as tell:
+        advance = by_count(tell, to_read)
+        writes = [writers.enter_context(open_it(name)) for name, open_it in names]
+        for name, pairs in wanted.items():
+            contig = store.contig(name)
+            tokens = store.tokens[contig.offset : contig.offset + contig.length]
+            folder = settings.out.absolute().parent
+            with ContigTracks(name, tokens, pairs, choice.computed, choice.tracks, folder) as tracks:
+                began = time.perf_counter()
+                fill_tracks(inference, tracks, tokens, rows[name], batch_tokens, sums, advance)
+                computed = time.perf_counter()
+                _write_all(tracks, writes)
+                compute_seconds += computed - began
+                write_seconds += time.perf_counter() - computed
+        closing = time.perf_counter()
+    return compute_seconds, write_seconds + time.perf_counter() - closing
+
+
+def _write_all(tracks: ContigTracks, writes: Sequence[Write]) -> None:
+    """A contig into all files: a thread each, for most of the time goes into compression, which needs no lock."""
+    with ThreadPoolExecutor(min(len(writes), os.cpu_count() or 1)) as pool:
+        futures = [pool.submit(write, tracks) for write in writes]
+        try:
+            for future in futures:
+                future.result()
+        except BaseException:
+            tracks.give_up()
+            raise
+
+
+def choose(settings: LikelihoodSettings) -> Choice:
+    """Formats, tracks and strands in a fixed order. Raises `InputError` for one that is unknown."""
+    return Choice(
+        _among("format", settings.format or ["bigwig"], FORMATS),
+        _among("tracks", settings.tracks or list(TRACKS), TRACKS),
+        _among("strands", settings.strands or list(STRANDS), STRANDS),
+    )
+
+
+def make_tiling(settings: LikelihoodSettings, inference: Inference) -> StrandTiling:
+    """Context and overlap with their defaults. Raises `InputError` for sizes that do not go together."""
+    if settings.context == "unlimited":
+        if settings.overlap is not None:
+            raise InputError(
+                "--overlap: whole contigs are read with --context unlimited, there are no tiles to overlap"
+            )
+        return StrandTiling(None, 0)
+    context = inference.trained_length if settings.context is None else settings.context
+    if context is None:
+        raise InputError(
+            f"{settings.checkpoint}: does not say what length it was trained at; give --context BASES or unlimited"
+        )
+    if context < 1:
+        raise InputError(f"--context: {context} is not possible, expected at least 1 base, or unlimited")
+    overlap = context // 2 if settings.overlap is None else settings.overlap
+    if not 0 <= overlap < context:
+        raise InputError(f"--overlap: {overlap} is not possible, expected 0 to {context - 1}, below --context")
+    return StrandTiling(context, overlap)
+
+
+def check_bases(store: TokenStore, wanted: ByContig) -> None:
+    """Raises `InputError` where no wanted base can have a value on both strands."""
+    for name, pairs in wanted.items():
+        for start, end in np.clip(pairs, 1, store.contig(name).length - 1).tolist():
+            if start < end and store.n_count(name, start, end) < end - start:
+                return
+    raise InputError("nothing to compute: the chosen regions have no base but N and contigs' ends")
+
+
+def _rows(tiling: StrandTiling, choice: Choice, pairs: np.ndarray, length: int) -> list[Row]:
+    return [row for strand in choice.computed for row in tiling.rows(strand == "reverse", pairs, length)]
+
+
+def _among(flag: str, given: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
+    names = {name.strip() for text in given for name in text.split(",") if name.strip()}
+    for name in sorted(names - set(known)):
+        raise InputError(f"--{flag}: unknown {name!r}, expected one or several of {', '.join(known)}")
+    if not names:
+        raise InputError(f"--{flag}: expected one or several of {', '.join(known)}")
+    return tuple(name for name in known if name in names)
+
+
+def _header(
+    settings: LikelihoodSettings,
+    inference: Inference,
+    store: TokenStore,
+    wanted: ByContig,
+    tiling: StrandTiling,
+    to_read: int,
+) -> list[tuple[str, str]]:
+    regions = sum(map(len, wanted.values()))
+    bases = sum(map(bases_of, wanted.values()))
+    lines = [
+        *inference.header(),
+        ("genome", f"{', '.join(map(str, settings.genome))}: {len(store.contigs)} contigs, {si(store.bases)}b"),
+        ("regions", f"{si(bases)}b in {regions:,} on {len(wanted):,} contigs, {si(to_read)}b to read"),
+        ("context", _describe(tiling)),
+    ]
+    trained = inference.trained_length
+    if trained is not None and (tiling.context is None or tiling.context > trained):
+        lines.append(("note", f"--context is longer than the {trained:,} bases that the model was trained at"))
+    return lines
+
+
+def _describe(tiling: StrandTiling) -> str:
+    if tiling.context is None:
+        return "unlimited: each strand from its start, the state handed on"
+    return f"tiles of {tiling.context:,} bases, {tiling.overlap:,} at least before a base"
+
+
+def _peak_memory(inference: Inference) -> str:
+    if inference.device.type != "cuda":
+        return ""
+    return f", {torch.cuda.max_memory_allocated(inference.device) / 2**30:.2f} GiB at most"
+
+
+def _card(
+    settings: LikelihoodSettings,
+    choice: Choice,
+    tiling: StrandTiling,
+    inference: Inference,
+    store: TokenStore,
+    sums: LikelihoodSums,
+) -> dict[str, Any]:
+    """What the tracks are and where they come from: the formats themselves have no room for it."""
+    return {
+        "dnamamba": __version__,
+        "checkpoint": str(inference.checkpoint.absolute()),
+        "weights_sha256": inference.provenance.get("weights_sha256"),
+        "genome": [str(path) for path in settings.genome],
+        "genome_fingerprint": store.fingerprint,
+        "strands": choice.strands,
+        "tracks": choice.tracks,
+        "units": "log_likelihood and entropy in nats; probabilities in letters of the forward strand",
+        "context": "unlimited" if tiling.context is None else tiling.context,
+        "overlap": tiling.overlap,
+        "precision": inference.precision,
+        "bits_per_base": sums.bits_per_base(),
+        "bases": sums.bases,
+    }

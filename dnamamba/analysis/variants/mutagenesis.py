@@ -1,0 +1,200 @@
+"""All single-base changes of a region, scored like the variants of a VCF (`variants`), as a matrix."""
+
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from dnamamba.alphabet import BASES, TOKEN_BITS, decode
+from dnamamba.analysis.variants.mutagenesis_settings import FORMATS, MutagenesisSettings
+from dnamamba.analysis.variants.score_job import describe_truncation, make_plan
+from dnamamba.analysis.variants.scores import Progress, ScorePlan, Scores, score_alleles
+from dnamamba.errors import InputError
+from dnamamba.genome.alleles import Alleles
+from dnamamba.genome.intervals import Interval
+from dnamamba.genome.regions import parse_region
+from dnamamba.genome.store import TokenStore, open_genome
+from dnamamba.inference.load import Inference, load_for_inference
+from dnamamba.outputs import refuse_existing, refuse_missing_library, write_arrays, write_table
+from dnamamba.report.mutagenesis import plot_mutagenesis
+from dnamamba.runs.progress import job_bar, si
+
+LETTERS = "ACGT"
+
+
+class Saturation(NamedTuple):
+    """ln p(change) − ln p(reference) of every single-base change of a region, in nats.
+
+    The arrays are (positions, 4) float32, columns A, C, G, T of the forward strand; 0 for the reference base itself,
+    NaN at N and for a base that a strand begins with.
+    """
+
+    region: Interval
+    tokens: np.ndarray
+    """(positions,) uint8, the reference"""
+    llr: np.ndarray
+    """Mean of both strands"""
+    llr_forward: np.ndarray
+    llr_reverse: np.ndarray
+    scores: Scores
+    """As `score_alleles` gives them, three changes a base"""
+
+
+def mutagenesis(settings: MutagenesisSettings) -> Saturation:
+    """Computes and writes as the settings say. Raises `InputError` for whatever the user can mend."""
+    formats = check_settings(settings)
+    paths = {kind: settings.out.with_name(f"{settings.out.name}.{kind}") for kind in formats}
+    refuse_existing(list(paths.values()), settings.overwrite)
+    with job_bar("reading the genome", "B") as progress:
+        store = open_genome(settings.genome, settings.store, progress=progress)
+    region = parse_region(settings.region, store)
+    if store.n_count(region.contig, region.start, region.end) == region.length:
+        raise InputError(f"--region: {settings.region} holds no A, C, G or T to change; choose one with bases")
+    inference = load_for_inference(settings.checkpoint, settings.accelerator, settings.precision)
+    plan = make_plan(settings, inference)
+    for label, text in _header(settings, inference, store, region, plan):
+        print(f"{label:>10}  {text}", flush=True)
+    began = time.perf_counter()
+    with job_bar("mutagenesis", "changes, each strand counted") as tell:
+        found = saturate(inference, store, region, plan, tell)
+    seconds = time.perf_counter() - began
+    write(found, paths)
+    for label, text in _summary(found, seconds, paths):
+        print(f"{label:>10}  {text}")
+    return found
+
+
+def saturate(
+    inference: Inference, store: TokenStore, region: Interval, plan: ScorePlan, progress: Progress | None = None
+) -> Saturation:
+    """Every change of a region. The values are those that `score_alleles` gives the same variants in a VCF."""
+    tokens = store.read(region.contig, region.start, region.end) & TOKEN_BITS
+    index = next(index for index, contig in enumerate(store.contigs) if contig.name == region.contig)
+    alleles, place, base = all_changes(tokens, index, region.start)
+    scores = score_alleles(inference, store, alleles, plan, progress)
+    matrices = []
+    for strand in (scores.forward, scores.reverse):
+        matrix = np.full((tokens.size, BASES), np.nan, np.float32)
+        matrix[place, base] = strand.llr
+        # A base is itself as likely as itself, where its changes have a score.
+        known = np.flatnonzero((~np.isnan(matrix)).any(1))
+        matrix[known, tokens[known]] = 0.0
+        matrices.append(matrix)
+    forward, reverse = matrices
+    return Saturation(region, tokens, (forward + reverse) / 2, forward, reverse, scores)
+
+
+def all_changes(tokens: np.ndarray, contig: int, start: int) -> tuple[Alleles, np.ndarray, np.ndarray]:
+    """The three other bases at each base of a region, with their places in it and their tokens, (alleles,) int64."""
+    place, base = np.nonzero((tokens[:, None] < BASES) & (tokens[:, None] != np.arange(BASES)))
+    count = place.size
+    alleles = Alleles(
+        first=np.arange(count + 1),
+        contig=np.full(count, contig, np.int32),
+        start=start + place,
+        ref_length=np.ones(count, np.int64),
+        alt=[LETTERS[token] for token in base.tolist()],
+        reason=np.zeros(count, np.uint8),
+    )
+    return alleles, place, base
+
+
+def write(found: Saturation, paths: dict[str, Path]) -> None:
+    """The files of `paths`, by format."""
+    region = found.region
+    sequence = decode(found.tokens)
+    matrices = {"llr": found.llr, "llr_forward": found.llr_forward, "llr_reverse": found.llr_reverse}
+    if "npz" in paths:
+        place = {"contig": np.array(region.contig), "start": np.array(region.start), "sequence": np.array(sequence)}
+        write_arrays({**place, **matrices}, paths["npz"])
+    if tables := [paths[kind] for kind in ("parquet", "tsv") if kind in paths]:
+        import polars
+
+        columns = {
+            f"{name}_{letter}": polars.Series(matrix[:, base], dtype=polars.Float32)
+            for name, matrix in matrices.items()
+            for base, letter in enumerate(LETTERS)
+        }
+        table = polars.DataFrame(
+            {
+                "contig": polars.repeat(region.contig, region.length, dtype=polars.String, eager=True),
+                "position": np.arange(region.start, region.end, dtype=np.int64),
+                "ref": polars.Series(list(sequence), dtype=polars.String),
+                **columns,
+            }
+        ).with_columns(polars.col(*columns).fill_nan(None))
+        for path in tables:
+            write_table(table, path)
+    if "png" in paths:
+        plot_mutagenesis(region.contig, region.start, sequence, found.llr, paths["png"])
+
+
+def check_settings(settings: MutagenesisSettings) -> list[str]:
+    """The formats; `InputError` for what can be refused before anything is read."""
+    if not settings.genome:
+        raise InputError("--genome: give the FASTA file that the region is of")
+    formats = [word for text in settings.format or ["parquet,npz,png"] for word in text.replace(",", " ").split()]
+    for word in formats:
+        if word not in FORMATS:
+            raise InputError(f"--format: unknown {word!r}, choose among {', '.join(FORMATS)}")
+    if not formats:
+        raise InputError(f"--format: nothing is chosen; choose among {', '.join(FORMATS)}")
+    if {"parquet", "tsv"} & {*formats}:
+        refuse_missing_library("polars", "--format parquet and tsv")
+    for name, lowest in (("batch_tokens", 1), ("state_every", 1), ("check", 0)):
+        if (value := getattr(settings, name)) is not None and value < lowest:
+            raise InputError(f"--{name}: {value} is not possible, expected at least {lowest}")
+    return formats
+
+
+def _header(
+    settings: MutagenesisSettings, inference: Inference, store: TokenStore, region: Interval, plan: ScorePlan
+) -> list[tuple[str, str]]:
+    tiling = plan.tiling
+    lines = [
+        *inference.header(),
+        ("genome", f"{', '.join(map(str, settings.genome))}: {len(store.contigs)} contigs, {si(store.bases)}b"),
+        ("region", f"{region.contig}:{region.start + 1:,}-{region.end:,}, {region.length:,} bases"),
+        (
+            "tiles",
+            f"{tiling.context:,} bases every {tiling.context // 2:,}, {tiling.suffix:,} bases after each change, "
+            f"states every {plan.state_every:,}",
+        ),
+        (
+            "to run",
+            f"about {si(6 * region.length * (1 + tiling.suffix + plan.state_every // 2))}b: 3 changes a base, "
+            "on both strands",
+        ),
+    ]
+    trained = inference.trained_length
+    if trained is not None and tiling.context > trained:
+        lines.append(("note", f"--context is longer than the {trained:,} bases that the model was trained at"))
+    return lines
+
+
+def _summary(found: Saturation, seconds: float, paths: dict[str, Path]) -> list[tuple[str, str]]:
+    tokens = found.scores.tokens
+    run = tokens.tiles + tokens.alleles
+    missing = int(np.isnan(found.llr).all(1).sum())
+    lines = [
+        ("scored", f"{3 * (found.tokens.size - missing):,} changes on both strands in {seconds:.1f} s"),
+        ("missing", f"{missing:,} positions: N, or where a strand begins" if missing else ""),
+        ("bases run", f"{si(run)}b: {tokens.full / run:.1f} times fewer than four windows a change" if run else ""),
+        ("--suffix", describe_truncation(found.scores.truncation)),
+        ("lowest", _lowest(found)),
+        ("written", ", ".join(map(str, paths.values()))),
+    ]
+    return [line for line in lines if line[1]]
+
+
+def _lowest(found: Saturation, count: int = 3) -> str:
+    """The least likely changes, as HGVS would write them on the contig."""
+    filled = np.where(np.isnan(found.llr), np.inf, found.llr)
+    told = []
+    for flat in np.argsort(filled, axis=None)[:count].tolist():
+        place, base = divmod(flat, BASES)
+        if np.isfinite(filled[place, base]):
+            change = f"{LETTERS[found.tokens[place]]}>{LETTERS[base]}"
+            told.append(f"{found.region.contig}:{found.region.start + place + 1}{change} {filled[place, base]:.2f}")
+    return ", ".join(told)

@@ -1,0 +1,137 @@
+"""Alleles run from kept states, in batches, and compared with the reference base by base."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dnamamba.alphabet import PAD
+from dnamamba.inference.kept_states import KeptStates, log_likelihood
+from dnamamba.inference.load import Inference
+
+
+class Rows(NamedTuple):
+    """Alleles in coordinates of the sequences that they change; (rows,) int64 each."""
+
+    sequence: np.ndarray
+    """Which one of the kept sequences"""
+    offset: np.ndarray
+    """First base replaced, from 1 on"""
+    ref_length: np.ndarray
+    """Bases replaced"""
+    end: np.ndarray
+    """Where the reference bases end that are scored after the allele"""
+    alt: list[np.ndarray]
+    """uint8 tokens put in their place"""
+
+    def take(self, index: np.ndarray) -> "Rows":
+        """Some of the rows."""
+        sequence, offset, ref_length, end = (column[index] for column in self[:4])
+        return Rows(sequence, offset, ref_length, end, [self.alt[row] for row in index.tolist()])
+
+
+class RowScores(NamedTuple):
+    """(rows,) float64, nats"""
+
+    at: np.ndarray
+    """ln p(alternate) − ln p(reference) of the replaced bases; NaN where one of them is no base"""
+    after: np.ndarray
+    """The same of the bases after them; N are left out"""
+    bases: np.ndarray
+    """int64: how many of those count"""
+    distance: np.ndarray
+    """Mean Euclidean distance of their final embeddings; NaN if not asked for, or without such bases"""
+    tokens: int
+    """Bases that went through the model"""
+
+
+@torch.inference_mode()
+def run_rows(
+    inference: Inference, kept: KeptStates, rows: Rows, batch_tokens: int, distances: bool = False
+) -> RowScores:
+    """Every row from the last state before it: the bases up to it, the alternate allele, the reference up to `end`.
+
+    Rows of like length go together, at most `batch_tokens` at once (and at least one row). `distances` runs the
+    reference in the same batch too.
+    """
+    count = len(rows.alt)
+    begin = kept.before(rows.offset)
+    alt_length = np.fromiter((allele.size for allele in rows.alt), np.int64, count)
+    length = rows.end - begin - rows.ref_length + alt_length
+    # ln p of the sequences' bases as sums from their starts; float64, so that differences of sums keep their digits.
+    sums = kept.log_likelihood.nan_to_num(0.0).double().cumsum(1)
+    at, after, distance = (np.full(count, np.nan) for _ in range(3))
+    bases, tokens_run = np.zeros(count, np.int64), 0
+    for batch in _batches(length, batch_tokens):
+        part = rows.take(batch)
+        tokens = _tokens(kept, part, begin[batch], int(length[batch].max()))
+        state = kept.start(part.sequence, begin[batch])
+        with inference.autocast():
+            output = inference.model(tokens, state)
+        tokens_run += tokens.numel()
+        place = _Places(kept, part, begin[batch], alt_length[batch], tokens.shape[1])
+        told = torch.full(tokens.shape, torch.nan, device=tokens.device)
+        told[:, 1:] = log_likelihood(output.logits[:, :-1], tokens[:, 1:])
+        reference = kept.log_likelihood[place.sequence[:, None], place.reference]
+        # Differences base by base first: they are small where their sums are large.
+        change = torch.where(place.is_after, told - reference, 0.0).nan_to_num(0.0)
+        after[batch] = change.double().sum(1).cpu().numpy()
+        bases[batch] = (place.is_after & ~told.isnan()).sum(1).cpu().numpy()
+        alternate = torch.where(place.is_allele, told, 0.0).double().sum(1)
+        last, first = (torch.from_numpy(part.offset + shift - 1).to(tokens.device) for shift in (part.ref_length, 0))
+        at[batch] = (alternate - (sums[place.sequence, last] - sums[place.sequence, first])).cpu().numpy()
+        if distances:
+            plain = part._replace(ref_length=np.zeros_like(part.ref_length), alt=[np.empty(0, np.uint8)] * batch.size)
+            unchanged = _tokens(kept, plain, begin[batch], int((part.end - begin[batch]).max()))
+            with inference.autocast():
+                hidden = inference.model(unchanged, state, logits=False).hidden
+            tokens_run += unchanged.numel()
+            there = (place.reference - torch.from_numpy(begin[batch]).to(tokens.device)[:, None]).clamp(min=0)
+            index = there.clamp(max=hidden.shape[1] - 1)[..., None].expand(-1, -1, hidden.shape[2])
+            apart = (output.hidden.float() - hidden.float().gather(1, index)).norm(dim=-1)
+            mean = torch.where(place.is_after, apart, 0.0).double().sum(1) / place.is_after.sum(1)
+            distance[batch] = mean.cpu().numpy()
+    return RowScores(at, after, bases, distance, tokens_run)
+
+
+class _Places:
+    """For every place of a batch of rows, what it is; (rows, length) each."""
+
+    def __init__(self, kept: KeptStates, rows: Rows, begin: np.ndarray, alt_length: np.ndarray, length: int) -> None:
+        device = kept.tokens.device
+        offset, ref_length, end, start, alt = (
+            torch.from_numpy(column).to(device)[:, None]
+            for column in (rows.offset, rows.ref_length, rows.end, begin, alt_length)
+        )
+        self.sequence = torch.from_numpy(rows.sequence).to(device)
+        place = torch.arange(length, device=device)[None] + start  # in coordinates of the sequence without the change
+        self.is_allele = (place >= offset) & (place < offset + alt)
+        shifted = place - alt + ref_length
+        self.is_after = (place >= offset + alt) & (shifted < end)
+        self.reference: Tensor = shifted.clamp(0, kept.tokens.shape[1] - 1)
+
+
+def _tokens(kept: KeptStates, rows: Rows, begin: np.ndarray, length: int) -> Tensor:
+    """(rows, length) uint8 on the device: each row's bases from its state on, PAD behind."""
+    tokens = np.full((len(rows.alt), length), PAD, np.uint8)
+    reference = kept.host
+    for row, sequence, start, offset, ref_length, end, alt in zip(
+        tokens, *(column.tolist() for column in (rows.sequence, begin, *rows[1:4])), rows.alt, strict=True
+    ):
+        text = reference[sequence]
+        row[: offset - start] = text[start:offset]
+        row[offset - start : offset - start + alt.size] = alt
+        rest = text[offset + ref_length : end]
+        row[offset - start + alt.size : offset - start + alt.size + rest.size] = rest
+    return torch.from_numpy(tokens).to(kept.tokens.device)
+
+
+def _batches(length: np.ndarray, batch_tokens: int) -> Iterator[np.ndarray]:
+    """Rows of like length together: their indices."""
+    order = np.argsort(length, kind="stable")[::-1]
+    while order.size:
+        size = max(1, batch_tokens // max(int(length[order[0]]), 1))
+        yield order[:size]
+        order = order[size:]

@@ -1,0 +1,178 @@
+"""The job behind `python -m dnamamba.score`: read, check, score, write, and say what was done."""
+
+import time
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from dnamamba.analysis.variants.mutagenesis_settings import MutagenesisSettings
+from dnamamba.analysis.variants.score_output import Columns, combine, write_scored_table, write_scored_vcf
+from dnamamba.analysis.variants.score_settings import ScoreSettings
+from dnamamba.analysis.variants.scores import ScorePlan, Scores, Truncation, score_alleles
+from dnamamba.analysis.variants.tiles import Tiling
+from dnamamba.errors import InputError
+from dnamamba.genome import vcf
+from dnamamba.genome.alleles import REASONS, Checked, check, refuse_mismatches
+from dnamamba.genome.store import TokenStore, open_genome
+from dnamamba.inference.load import Inference, load_for_inference
+from dnamamba.outputs import refuse_existing, table_format
+from dnamamba.runs.progress import job_bar, si
+
+BATCH_TOKENS = {"cuda": 262_144, "cpu": 16_384}
+"""--batch_tokens by device."""
+
+
+def default_suffix(context: int) -> int:
+    """Bases after an allele to score in tiles of `context` bases. Spearman's correlation with scores to the tile's end
+    was above 0.999 with 2 048 at a context of 16 384, and needed 4 096 at 131 072."""
+    return min(max(2048, context // 32), context // 2)
+
+
+def score(settings: ScoreSettings) -> None:
+    """Scores a VCF as the settings say. Raises `InputError` for whatever the user can mend."""
+    _check_settings(settings)
+    with job_bar("reading the genome", "B") as progress:
+        store = open_genome(settings.genome, settings.store, progress=progress)
+    with job_bar("reading the VCF", "B") as progress:
+        records = vcf.read_vcf(settings.vcf, progress)
+    inference = load_for_inference(settings.checkpoint, settings.accelerator, settings.precision)
+    plan = replace(make_plan(settings, inference), exact=settings.exact, embedding_distance=settings.embedding_distance)
+    checked = check(records, store, longest=plan.tiling.context // 2)
+    mismatches = refuse_mismatches(checked, records, store, settings.max_mismatches, str(settings.vcf))
+    for label, text in _header(settings, inference, store, records, checked, plan):
+        print(f"{label:>10}  {text}", flush=True)
+    for line in mismatches:
+        print(f"{'mismatch':>10}  {line}")
+
+    began = time.perf_counter()
+    with job_bar("scoring", "alleles, each strand counted") as progress:
+        scores = score_alleles(inference, store, checked.alleles, plan, progress)
+    seconds = time.perf_counter() - began
+    columns = combine(checked.alleles, scores)
+    if vcf.is_vcf_name(settings.out):
+        write_scored_vcf(settings, store, records, checked, columns)
+    else:
+        write_scored_table(settings, records, checked, columns)
+    for label, text in _summary(settings.out, columns, scores, seconds):
+        print(f"{label:>10}  {text}")
+
+
+def make_plan(settings: ScoreSettings | MutagenesisSettings, inference: Inference) -> ScorePlan:
+    """What to do, with every default filled in. Raises `InputError` for sizes that do not go together."""
+    context = settings.context if settings.context is not None else inference.trained_length
+    if context is None:
+        raise InputError(f"{settings.checkpoint}: does not say what length it was trained at; give --context")
+    if context < 4 or context % 2:
+        raise InputError(f"--context: {context} is not possible, expected an even number of bases of at least 4")
+    suffix = default_suffix(context) if settings.suffix is None else settings.suffix
+    if not 0 <= suffix <= context // 2:
+        raise InputError(f"--suffix: {suffix} is not possible, expected 0 to {context // 2}, half of --context")
+    if settings.state_every < 1:
+        raise InputError(f"--state_every: {settings.state_every} is not possible, expected at least 1 base")
+    batch_tokens = settings.batch_tokens or BATCH_TOKENS[inference.device.type]
+    return ScorePlan(Tiling(context, suffix), min(settings.state_every, context), batch_tokens, check=settings.check)
+
+
+def _check_settings(settings: ScoreSettings) -> None:
+    """What can be refused before anything is read."""
+    if not settings.genome:
+        raise InputError("--genome: give the FASTA file that the VCF was made with")
+    if not vcf.is_vcf_name(settings.out):
+        try:
+            table_format(settings.out)
+        except InputError as error:
+            raise InputError(f"{error}, .vcf or .vcf.gz") from None
+    if settings.out.exists() and settings.vcf.exists() and settings.out.samefile(settings.vcf):
+        raise InputError(f"{settings.out}: --out is the input VCF itself; give another name")
+    refuse_existing([settings.out], settings.overwrite)
+    for name in ("batch_tokens", "context"):
+        if (value := getattr(settings, name)) is not None and value < 1:
+            raise InputError(f"--{name}: {value} is not possible, expected at least 1")
+    if settings.check < 0:
+        raise InputError(f"--check: {settings.check} is not possible, expected 0 or more alleles")
+    if not 0 <= settings.max_mismatches <= 1:
+        raise InputError(f"--max_mismatches: {settings.max_mismatches} is not possible, expected a share from 0 to 1")
+
+
+def _header(
+    settings: ScoreSettings,
+    inference: Inference,
+    store: TokenStore,
+    records: vcf.Records,
+    checked: Checked,
+    plan: ScorePlan,
+) -> list[tuple[str, str]]:
+    renamed = [
+        f"{name} is {there}"
+        for name, there in zip(records.contigs, checked.contigs, strict=True)
+        if there is not None and name != there
+    ]
+    missing = [name for name, there in zip(records.contigs, checked.contigs, strict=True) if there is None]
+    tiling = plan.tiling
+    after = "to the tile's end" if plan.exact else f"{tiling.suffix:,} bases after each allele"
+    lines = [
+        *inference.header(),
+        ("genome", f"{', '.join(map(str, settings.genome))}: {len(store.contigs)} contigs, {si(store.bases)}b"),
+        (
+            "variants",
+            f"{len(records):,} records, {len(checked.alleles):,} alternate alleles, "
+            f"{int((checked.alleles.reason == 0).sum()):,} to score",
+        ),
+        ("contigs", _some(renamed)),
+        ("no contig", _some(missing)),
+        ("REF", f"{len(checked.mismatches):,} of {checked.compared:,} records differ from the genome"),
+        (
+            "tiles",
+            f"{tiling.context:,} bases every {tiling.context // 2:,}, {after}, states every {plan.state_every:,}",
+        ),
+    ]
+    trained = inference.trained_length
+    if trained is not None and tiling.context > trained:
+        lines.append(("note", f"--context is longer than the {trained:,} bases that the model was trained at"))
+    return [line for line in lines if line[1]]
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _summary(out: Path, columns: Columns, scores: Scores, seconds: float) -> list[tuple[str, str]]:
+    counts = Counter(columns.reason.tolist())
+    reasons = list(REASONS)
+    skipped = [f"{count:,} {reasons[code]} ({REASONS[reasons[code]]})" for code, count in counts.most_common() if code]
+    tokens = scores.tokens
+    run = tokens.tiles + tokens.alleles
+    lines = [
+        ("scored", f"{int((columns.reason == 0).sum()):,} alleles in {seconds:.1f} s"),
+        *(("skipped", line) for line in skipped),
+    ]
+    if run:
+        lines.append(
+            (
+                "bases run",
+                f"{si(run)}b ({si(tokens.tiles)}b in tiles, {si(tokens.alleles)}b after kept states; "
+                f"{si(tokens.check)}b to check): {tokens.full / run:.1f} times fewer than four windows an allele",
+            )
+        )
+    if text := describe_truncation(scores.truncation):
+        lines.append(("--suffix", text))
+    return [*lines, ("written", str(out))]
+
+
+def describe_truncation(truncation: Truncation) -> str:
+    """How the scores of the sample change when they count all bases to the tile's end; "" without a sample."""
+    truncated, exact = truncation
+    if not len(exact):
+        return ""
+    error = np.abs(truncated - exact)
+    told = (
+        f"against all bases to the tile's end, {len(exact)} scores: "
+        f"|error| mean {error.mean():.2g}, max {error.max():.2g} nats"
+    )
+    if len(exact) < 3 or np.ptp(exact) == 0 or np.ptp(truncated) == 0:
+        return told
+    from scipy.stats import spearmanr  # half a second
+
+    return f"{told}, Spearman {spearmanr(truncated, exact).statistic:.4f}"

@@ -1,0 +1,151 @@
+"""What is told of a variant classifier besides accuracy: ranking, by gene, missense apart, calibration, shortcuts."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dnamamba.finetuning.metrics import matthews
+from dnamamba.finetuning.tasks.examples import Examples
+
+RESAMPLES = 1000
+LEAST = 5
+"""Variants of either class that a group needs for an AUROC of its own"""
+
+
+class VariantReport(NamedTuple):
+    """What is known beside the sequences; class 1 is the positive one."""
+
+    train_labels: np.ndarray
+    train_effects: list[str] | None
+    test_effects: list[str] | None
+    dev_labels: np.ndarray
+
+    def measure(self, test: Examples, predictions: list[np.ndarray], on_dev: list[np.ndarray]) -> dict[str, Any]:
+        """For summary.json; `predictions` of test and `on_dev` are (examples, 2) of each seed: their means count."""
+        probability = np.mean([values[:, 1] for values in predictions], axis=0)
+        positive = test.labels == 1
+        group = np.array([place.group for place in test.places])
+        found: dict[str, Any] = {
+            "all": ranking(positive, probability, group),
+            "calibration": calibration(positive, probability),
+            "threshold": at_threshold(
+                positive, probability, best_threshold(self.dev_labels == 1, np.mean([v[:, 1] for v in on_dev], axis=0))
+            ),
+            "shortcuts": {"group_mean": _auroc(positive, leave_one_out(positive, group))},
+        }
+        if self.train_effects is not None and self.test_effects is not None:
+            effects = np.array(self.test_effects)
+            missense = np.char.find(np.char.lower(effects), "missense") >= 0
+            if missense.any():
+                found["missense"] = ranking(positive[missense], probability[missense], group[missense])
+                found["missense"]["calibration"] = calibration(positive[missense], probability[missense])
+            found["shortcuts"]["effect_class"] = _auroc(
+                positive, effect_rates(self.train_effects, self.train_labels == 1, self.test_effects)
+            )
+        return {"variants": found}
+
+
+def ranking(positive: np.ndarray, score: np.ndarray, group: np.ndarray) -> dict[str, Any]:
+    """AUROC and AUPRC with 95 % intervals from resampling whole groups, and the mean of the groups' own AUROCs.
+
+    All arrays (examples,): bool, higher where positives are likelier, and what is resampled as a whole.
+    """
+    from sklearn.metrics import average_precision_score, roc_auc_score
+
+    found: dict[str, Any] = {"positives": int(positive.sum()), "negatives": int((~positive).sum())}
+    if not 0 < positive.sum() < positive.size:
+        return found
+    names, number = np.unique(group, return_inverse=True)
+    intervals = np.nanpercentile(resampled(positive, score, number), [2.5, 97.5], axis=0).T.tolist()
+    values = float(roc_auc_score(positive, score)), float(average_precision_score(positive, score))
+    for name, value, (low, high) in zip(("auroc", "auprc"), values, intervals, strict=True):
+        found[name] = {"value": value, "low": low, "high": high, "groups": len(names)}
+    own = [
+        float(roc_auc_score(positive[here], score[here]))
+        for here in (number == index for index in range(len(names)))
+        if min(positive[here].sum(), (~positive[here]).sum()) >= LEAST
+    ]
+    found["mean_auroc_by_group"] = {"value": float(np.mean(own)) if own else None, "groups": len(own)}
+    return found
+
+
+def resampled(positive: np.ndarray, score: np.ndarray, number: np.ndarray, resamples: int = RESAMPLES) -> np.ndarray:
+    """(resamples, 2) AUROC and AUPRC of groups `number` (examples,) drawn with replacement; NaN for one class alone.
+
+    Ranked once and weighted by how often each group was drawn: scikit-learn would rank every time.
+    """
+    order = np.argsort(-score, kind="stable")
+    truth, drawn_as = positive[order], number[order]
+    run = np.concatenate(([0], np.cumsum(np.diff(score[order]) < 0)))  # equal scores are one threshold
+    groups = int(number.max()) + 1
+    rng = np.random.default_rng(0)
+    found = np.full((resamples, 2), np.nan)
+    for row in found:
+        weight = np.bincount(rng.integers(groups, size=groups), minlength=groups)[drawn_as]
+        up, down = np.bincount(run, weights=weight * truth), np.bincount(run, weights=weight * ~truth)
+        if up.any() and down.any():
+            above, below = np.cumsum(up), np.cumsum(down)
+            row[0] = (down * (above - up / 2)).sum() / (above[-1] * below[-1])
+            row[1] = (up * above / np.maximum(above + below, 1)).sum() / above[-1]
+    return found
+
+
+def calibration(positive: np.ndarray, probability: np.ndarray, bins: int = 10) -> dict[str, Any]:
+    """Tenths of the examples by their probability, the Brier score, and the mean gap between said and seen."""
+    order = np.argsort(probability, kind="stable")
+    parts = [part for part in np.array_split(order, bins) if part.size]
+    said = [float(probability[part].mean()) for part in parts]
+    seen = [float(positive[part].mean()) for part in parts]
+    gap = sum(part.size * abs(a - b) for part, a, b in zip(parts, said, seen, strict=True)) / positive.size
+    return {
+        "brier": float(((probability - positive) ** 2).mean()),
+        "expected_calibration_error": float(gap),
+        "bins": [
+            {"variants": part.size, "predicted": a, "observed": b} for part, a, b in zip(parts, said, seen, strict=True)
+        ],
+    }
+
+
+def best_threshold(positive: np.ndarray, probability: np.ndarray) -> float:
+    """The probability from which on calling positives gives the highest Matthews correlation; chosen on dev alone."""
+    order = np.argsort(-probability, kind="stable")
+    truth, ranked = positive[order], probability[order]
+    called, hits = np.arange(1, truth.size + 1), np.cumsum(truth)
+    total, count = truth.size, truth.sum()
+    spread = np.sqrt(1.0 * called * (total - called) * count * (total - count))
+    mcc = np.where(spread > 0, (hits * total - 1.0 * called * count) / np.maximum(spread, 1e-12), 0.0)
+    mcc[:-1][ranked[:-1] == ranked[1:]] = -1.0  # no threshold parts equal probabilities
+    return float(ranked[int(mcc.argmax())])
+
+
+def at_threshold(positive: np.ndarray, probability: np.ndarray, threshold: float) -> dict[str, float | None]:
+    """Test figures of calling positive what has at least the threshold; None where a class has no example."""
+    called = probability >= threshold
+    return {
+        "chosen_on_dev": threshold,
+        "accuracy": float((called == positive).mean()),
+        "mcc": matthews(positive, called),
+        "sensitivity": float(called[positive].mean()) if positive.any() else None,
+        "specificity": float((~called[~positive]).mean()) if (~positive).any() else None,
+    }
+
+
+def effect_rates(train: list[str], positive: np.ndarray, test: list[str]) -> np.ndarray:
+    """The share of positives among the training variants of the same effect; of all for an effect never seen."""
+    overall = float(positive.mean())
+    rates = {effect: float(positive[np.array(train) == effect].mean()) for effect in set(train)}
+    return np.array([rates.get(effect, overall) for effect in test])
+
+
+def leave_one_out(positive: np.ndarray, group: np.ndarray) -> np.ndarray:
+    """The share of positives among the *other* variants of the group: what a split that mixes genes would let a model
+    know, and no honest predictor does."""
+    number = np.unique(group, return_inverse=True)[1]
+    total, count = np.bincount(number, weights=positive)[number], np.bincount(number)[number]
+    return np.where(count > 1, (total - positive) / np.maximum(count - 1, 1), positive.mean())
+
+
+def _auroc(positive: np.ndarray, score: np.ndarray) -> float | None:
+    from sklearn.metrics import roc_auc_score
+
+    return float(roc_auc_score(positive, score)) if 0 < positive.sum() < positive.size else None

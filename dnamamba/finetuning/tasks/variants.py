@@ -1,0 +1,337 @@
+"""The task of labelled variants: a VCF or table and a genome to windows of both alleles, split by gene or contig."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dnamamba.alphabet import CLS, SEP, TOKEN_BITS, N, encode
+from dnamamba.errors import InputError
+from dnamamba.finetuning.settings import RunSettings
+from dnamamba.finetuning.tasks.examples import Examples, FixedSet, HeldOut, Place, Task, pad
+from dnamamba.finetuning.tasks.labels import class_counts, describe_counts, encode_labels, find_target
+from dnamamba.finetuning.tasks.readers import DELIMITERS, Record, delimited_rows, suffix
+from dnamamba.finetuning.tasks.variant_report import VariantReport
+from dnamamba.genome.alleles import REASON_NAMES, REASONS, Alleles, check, refuse_mismatches
+from dnamamba.genome.store import TokenStore, open_genome
+from dnamamba.genome.vcf import Records, is_vcf_name, open_vcf
+from dnamamba.runs.progress import job_bar
+
+SPLITS = ("train", "dev", "test")
+SHARES = {"train": 0.7, "dev": 0.15, "test": 0.15}
+CONTIG_COLUMNS = ("seq_source", "contig", "chrom", "chr", "#chrom")
+START_COLUMNS = ("seq_offset0", "start")
+"""0-based"""
+POSITION_COLUMNS = ("pos", "position")
+"""1-based"""
+GROUP_COLUMNS = ("gene", "gene_filled")
+EFFECT_COLUMNS = ("effect", "consequence")
+SPLIT_NAMES = {"train": "train", "dev": "dev", "valid": "dev", "validation": "dev", "val": "dev", "test": "test"}
+
+
+class Row(NamedTuple):
+    """One alternate allele of the file."""
+
+    where: str
+    contig: str
+    start: int
+    """0-based"""
+    ref: str
+    alt: str
+    columns: dict[str, str]
+    """Of the table, or the VCF's INFO; names in lower case"""
+
+
+def build(settings: RunSettings) -> Task:
+    """Reads, checks, splits and encodes the variants. Raises `InputError` with file and line."""
+    if settings.variants is None or not settings.genome:
+        raise InputError("--variants, --genome: name the labelled variants and the FASTA of their assembly")
+    assert settings.length is not None
+    if settings.kmer:
+        raise InputError("--kmer: not a flag of --task variants")
+    if len(settings.label_columns or []) > 1:
+        raise InputError("--label_columns: --task variants takes one column of two classes")
+    path = settings.variants
+    rows = list(read_rows(path))
+    if not rows:
+        raise InputError(f"{path}: no variants")
+    label = _column(
+        rows, settings.label_columns[0] if settings.label_columns else None, ("label",), path, "--label_columns"
+    )
+    assert label is not None
+    effect = _column(rows, settings.effect_column, EFFECT_COLUMNS, path, "--effect_column", needed=False)
+    if settings.effects and effect is None:
+        raise InputError(f"{path}: --effects needs a column of effects; name it with --effect_column")
+    split_by = _column(rows, settings.split_by, GROUP_COLUMNS, path, "--split_by", needed=False)
+
+    with job_bar("reading the genome", "B") as progress:
+        store = open_genome(settings.genome, progress=progress)
+    left_out: Counter[str] = Counter()
+    keep = np.ones(len(rows), bool)
+    for index, row in enumerate(rows):
+        if not row.columns.get(label, "") or (split_by and not row.columns.get(split_by, "")):
+            keep[index] = False
+            left_out[f"no {label}" if not row.columns.get(label, "") else f"no {split_by}"] += 1
+        elif settings.effects and effect and row.columns.get(effect) not in settings.effects:
+            keep[index] = False
+            left_out[f"another {effect}"] += 1
+    rows = [row for row, kept in zip(rows, keep, strict=True) if kept]
+    if not rows:
+        raise InputError(f"{path}: no variant is left ({_told(left_out)})")
+    alleles = _check(rows, store, settings.length // 2, path, left_out)
+    usable = alleles.reason == 0
+    rows = [row for row, kept in zip(rows, usable, strict=True) if kept]
+    alleles = _take(alleles, np.flatnonzero(usable))
+    groups = [row.columns[split_by] if split_by else row.contig for row in rows]
+    split = _splits(rows, groups, path)
+    refuse_shared_groups(groups, split, path, split_by or "contig")
+    contig, position = _places(rows, alleles)
+    # Where each window begins, for `window` centres REF, however long: they overlap where that is closer than a length.
+    begins = position - (settings.length - alleles.ref_length) // 2
+    split, dropped = without_overlaps(contig, begins, split, settings.length)
+    for name, count in dropped.items():
+        left_out[f"window overlaps another split's ({name})"] += count
+    members = {name: np.flatnonzero(split == name) for name in SPLITS}
+    for name in SPLITS:
+        if not members[name].size:
+            raise InputError(f"{path}: no variants are left for {name}: {len(set(groups))} groups are too few")
+
+    records = [Record(row.where, "", np.empty(0, np.uint8), (row.columns[label],)) for row in rows]
+    target = find_target([records[i] for i in members["train"].tolist()], "multiclass", None)
+    if len(target.names) != 2:
+        raise InputError(f"{path}: column {label} has {len(target.names)} values; expected two classes")
+    labels = encode_labels(records, target)
+    windows = [window(store, alleles, index, settings.length) for index in range(len(rows))]
+
+    def examples(name: str) -> Examples:
+        chosen = members[name].tolist()
+        tokens, lengths = pad([windows[i] for i in chosen])
+        contigs = [store.contigs[c].name for c in alleles.contig.tolist()]
+        places = [
+            Place(contigs[i], int(alleles.start[i]), int(alleles.start[i] + alleles.ref_length[i]), groups[i])
+            for i in chosen
+        ]
+        return Examples(tokens, lengths, labels[chosen], places)
+
+    made = {name: examples(name) for name in SPLITS}
+    effects = [row.columns.get(effect, "") for row in rows] if effect else None
+    report = VariantReport(
+        labels[members["train"]],
+        None if effects is None else [effects[i] for i in members["train"].tolist()],
+        None if effects is None else [effects[i] for i in members["test"].tolist()],
+        labels[members["dev"]],
+    )
+    counts = {name: class_counts(made[name].labels, target) for name in SPLITS}
+    distinct = {name: len({groups[i] for i in members[name].tolist()}) for name in SPLITS}
+    notes = [
+        ("data", f"{path}: label {label}, split by {split_by or 'contig'}"),
+        ("target", f"{target.names[1]} against {target.names[0]}"),
+        *(
+            (name, f"{len(made[name]):,} variants of {distinct[name]:,} groups; {describe_counts(counts[name])}")
+            for name in SPLITS
+        ),
+        (
+            "disjoint",
+            f"no {split_by or 'contig'} in two splits, no windows of {settings.length:,} bases of two splits overlap",
+        ),
+        *((("left out", _told(left_out)),) if left_out else ()),
+    ]
+    facts: dict[str, Any] = {
+        "data": str(path),
+        "genome": [str(p) for p in settings.genome],
+        "split_by": split_by or "contig",
+        "splits": {
+            name: {
+                "examples": len(made[name]),
+                "groups": distinct[name],
+                "sha256": hashlib.sha256(made[name].tokens.tobytes() + made[name].labels.tobytes()).hexdigest(),
+                "class_counts": counts[name],
+            }
+            for name in SPLITS
+        },
+        "left_out": dict(left_out),
+    }
+    longest = max(int(made[name].lengths.max()) for name in SPLITS)
+    return Task(
+        target, FixedSet(made["train"]), made["dev"], HeldOut(made["test"]), longest, notes, facts, report.measure
+    )
+
+
+def read_rows(path: Path) -> Iterator[Row]:
+    """The alternate alleles of a VCF, TSV or CSV in file order. Raises `InputError` with the line."""
+    yield from _read_vcf(path) if is_vcf_name(path) else _read_table(path)
+
+
+def _read_vcf(path: Path) -> Iterator[Row]:
+    with open_vcf(path) as (_, lines):
+        for line in lines:
+            texts = [column.decode("utf-8", "replace") for column in line.columns]
+            if not texts[1].isdigit():
+                raise InputError(f"{path}, line {line.number}: POS {texts[1]!r} is no whole number")
+            info = dict(field.partition("=")[::2] for field in texts[5].split("\t")[2].split(";"))
+            alternates = [] if texts[4] == "." else texts[4].split(",")
+            for number, alt in enumerate(alternates):
+                columns = {}
+                for key, value in info.items():
+                    values = value.split(",")
+                    columns[key.lower()] = values[number] if len(values) == len(alternates) else value
+                yield Row(f"{path}, line {line.number}", texts[0], int(texts[1]) - 1, texts[3], alt, columns)
+
+
+def _read_table(path: Path) -> Iterator[Row]:
+    if suffix(path) not in DELIMITERS:
+        raise InputError(f"{path}: unknown kind of file; expected .vcf, .tsv or .csv, plain or .gz")
+    lines = delimited_rows(path, DELIMITERS[suffix(path)])
+    names = [name.lower() for name in next(lines)[1]]
+    contig = next((names.index(name) for name in CONTIG_COLUMNS if name in names), None)
+    zero_based = next((names.index(name) for name in START_COLUMNS if name in names), None)
+    one_based = next((names.index(name) for name in POSITION_COLUMNS if name in names), None)
+    if contig is None or (zero_based is None and one_based is None) or not {"ref", "alt"} <= set(names):
+        raise InputError(
+            f"{path}: its columns are {', '.join(names) or 'none'}; expected contig (or chrom), pos (1-based) or "
+            "start (0-based), ref and alt"
+        )
+    for where, cells in lines:
+        row = dict(zip(names, cells, strict=True))
+        text = cells[one_based if zero_based is None else zero_based]  # type: ignore[index]
+        if not text.isdigit():
+            raise InputError(f"{where}: position {text!r} is no whole number")
+        yield Row(where, cells[contig], int(text) - (zero_based is None), row["ref"], row["alt"], row)
+
+
+def _column(
+    rows: list[Row], asked: str | None, usual: tuple[str, ...], path: Path, flag: str, needed: bool = True
+) -> str | None:
+    """The name of a column that some row has; None if it is neither asked for nor there."""
+    known = {name for row in rows for name in row.columns}
+    for name in (asked.lower(),) if asked else usual:
+        if name in known:
+            return name
+    if asked or needed:
+        raise InputError(
+            f"{path}: no column {asked or usual[0]!r} among {', '.join(sorted(known))}; name it with {flag}"
+        )
+    return None
+
+
+def _check(rows: list[Row], store: TokenStore, longest: int, path: Path, left_out: Counter[str]) -> Alleles:
+    names = list(dict.fromkeys(row.contig for row in rows))
+    number = {name: index for index, name in enumerate(names)}
+    records = Records(
+        tuple(names),
+        np.array([number[row.contig] for row in rows], np.int32),
+        np.array([row.start for row in rows], np.int64),
+        [row.ref for row in rows],
+        [row.alt for row in rows],
+    )
+    for row in rows:
+        if "," in row.alt or row.alt in ("", ".") or not row.ref:
+            raise InputError(f"{row.where}: REF {row.ref!r}, ALT {row.alt!r}; expected one alternate allele a row")
+    checked = check(records, store, longest)
+    refuse_mismatches(checked, records, store, 0.01, str(path), hint="")
+    for code, count in Counter(checked.alleles.reason.tolist()).items():
+        if code:
+            left_out[REASONS[str(REASON_NAMES[code])]] += count
+    return checked.alleles
+
+
+def _take(alleles: Alleles, index: np.ndarray) -> Alleles:
+    return Alleles(
+        np.arange(index.size + 1),
+        alleles.contig[index],
+        alleles.start[index],
+        alleles.ref_length[index],
+        [alleles.alt[i] for i in index.tolist()],
+        alleles.reason[index],
+    )
+
+
+def window(store: TokenStore, alleles: Alleles, index: int, length: int) -> np.ndarray:
+    """`CLS reference SEP alternate` (see `dnamamba.model.alleles`): `length` bases with the variant in their middle, N
+    beyond the contig's ends."""
+    contig = store.contigs[alleles.contig[index]]
+    start, ref_length = int(alleles.start[index]), int(alleles.ref_length[index])
+    left = start - (length - ref_length) // 2
+    tokens = np.full(length, N, np.uint8)
+    first, last = max(left, 0), min(left + length, contig.length)
+    tokens[first - left : last - left] = store.read(contig.name, first, last) & TOKEN_BITS
+    place = start - left
+    alternate = np.concatenate((tokens[:place], encode(alleles.alt[index]), tokens[place + ref_length :]))
+    return np.concatenate(([CLS], tokens, [SEP], alternate)).astype(np.uint8)
+
+
+def _splits(rows: list[Row], groups: list[str], path: Path) -> np.ndarray:
+    """(rows,) the split of each, by the column `split` or by shares of whole groups."""
+    if any("split" in row.columns for row in rows):
+        for row in rows:
+            if row.columns.get("split", "").lower() not in SPLIT_NAMES:
+                raise InputError(f"{row.where}: split {row.columns.get('split')!r}; expected train, dev or test")
+        return np.array([SPLIT_NAMES[row.columns["split"].lower()] for row in rows])
+    chosen = assign(Counter(groups))
+    return np.array([chosen[group] for group in groups])
+
+
+def assign(sizes: Counter[str]) -> dict[str, str]:
+    """A split for each group, a function of names and sizes alone: in the order of their hashes, each goes where most
+    is lacking of its share."""
+    total = sum(sizes.values())
+    lacking = {name: share * total for name, share in SHARES.items()}
+    chosen: dict[str, str] = {}
+    for group in sorted(sizes, key=lambda name: hashlib.sha256(name.encode()).digest()):
+        name = max(SPLITS, key=lambda split: lacking[split] / SHARES[split])
+        chosen[group] = name
+        lacking[name] -= sizes[group]
+    return chosen
+
+
+def refuse_shared_groups(groups: list[str], split: np.ndarray, path: Path, name: str) -> None:
+    """Raises `InputError` if a group is in two splits."""
+    first: dict[str, str] = {}
+    for group, there in zip(groups, split.tolist(), strict=True):
+        if first.setdefault(group, there) != there:
+            raise InputError(f"{path}: {name} {group!r} is both in {first[group]} and in {there}")
+
+
+def _places(rows: list[Row], alleles: Alleles) -> tuple[np.ndarray, np.ndarray]:
+    """Contig and position by which windows overlap: of the assembly (chrom, pos) where the table has them beside the
+    place in a sequence of its own, else the latter."""
+    if all(row.columns.get("chrom") and row.columns.get("pos", "").isdigit() for row in rows):
+        names = [row.columns["chrom"] for row in rows]
+        positions = np.array([int(row.columns["pos"]) for row in rows], np.int64)
+    else:
+        names, positions = [str(contig) for contig in alleles.contig.tolist()], alleles.start
+    return np.unique(names, return_inverse=True)[1], positions
+
+
+def without_overlaps(
+    contig: np.ndarray, position: np.ndarray, split: np.ndarray, length: int
+) -> tuple[np.ndarray, dict[str, int]]:
+    """Takes out of train the windows of `length` bases that overlap one of dev or test, and of dev those that overlap
+    one of test: the splits with "" in those places, and how many by split. `position` (variants,) is where each
+    window begins, below 0 beyond the contig's start by `length` / 2 at most."""
+    split = split.astype(object)
+    dropped: dict[str, int] = {}
+    for name, others in (("dev", ["test"]), ("train", ["dev", "test"])):
+        far = int(position.max(initial=0)) + 2 * length
+        key = contig * far + position
+        known = np.sort(key[np.isin(split, others)])
+        here = np.flatnonzero(split == name)
+        if not known.size or not here.size:
+            continue
+        after = np.searchsorted(known, key[here])
+        nearest = np.minimum(
+            np.abs(key[here] - known[np.clip(after - 1, 0, None)]),
+            np.abs(known[np.clip(after, None, known.size - 1)] - key[here]),
+        )
+        close = here[nearest < length]
+        split[close] = ""
+        if close.size:
+            dropped[name] = int(close.size)
+    return split, dropped
+
+
+def _told(left_out: Counter[str]) -> str:
+    return ", ".join(f"{count:,} {why}" for why, count in left_out.most_common())

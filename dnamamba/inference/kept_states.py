@@ -1,0 +1,84 @@
+"""One pass over several reference sequences that keeps the model's states on the way, and what starts from them.
+
+A causal model's state after a position is all that later bases see of it. Kept every so many bases, in fp32 as the scan
+computes it, it lets a changed sequence start shortly before its change.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from dnamamba.alphabet import BASES, PAD
+from dnamamba.inference.load import Inference
+
+
+class KeptStates(NamedTuple):
+    """What `pass_and_keep` leaves; sequences shorter than the longest are as if followed by padding."""
+
+    tokens: Tensor
+    """(sequences, length) uint8"""
+    host: np.ndarray
+    """The same in host memory"""
+    log_likelihood: Tensor
+    """(sequences, length) fp32: ln p of each base given those before it; NaN for the first, for N and for padding"""
+    every: int
+    kept: dict[int, int]
+    """Number of bases read (a multiple of `every`) -> index of that state"""
+    states: Any
+    """The states: a pytree of tensors (kept, sequences, …)"""
+    bases: int
+    """Bases that went through the model"""
+
+    def before(self, positions: np.ndarray) -> np.ndarray:
+        """Bases read by the last state from which the base at each position (from 1 on) can be predicted."""
+        return (positions - 1) // self.every * self.every
+
+    def start(self, sequences: np.ndarray, read: np.ndarray) -> Any:
+        """The states (rows, …) after `read` bases of these sequences."""
+        device = self.tokens.device
+        index = torch.tensor([self.kept[count] for count in read.tolist()], device=device)
+        rows = torch.from_numpy(sequences).to(device)
+        return tree_map(lambda tensor: tensor[index, rows], self.states)
+
+
+def states_needed(positions: np.ndarray, every: int) -> list[int]:
+    """Which states changes at these positions (from 1 on) start from, as numbers of bases read, ascending."""
+    return np.unique((positions - 1) // every * every).tolist()
+
+
+@torch.inference_mode()
+def pass_and_keep(
+    inference: Inference, sequences: Sequence[np.ndarray], every: int, needed: Iterable[int]
+) -> KeptStates:
+    """Reads uint8 token sequences in steps of `every` bases and keeps the states of `needed` (multiples of it)."""
+    length = max(sequence.size for sequence in sequences)
+    padded = np.full((len(sequences), length), PAD, np.uint8)
+    for row, sequence in zip(padded, sequences, strict=True):
+        row[: sequence.size] = sequence
+    tokens = torch.from_numpy(padded).to(inference.device)
+    told = torch.full(tokens.shape, torch.nan, device=inference.device)
+    wanted = sorted(needed)
+    states = []
+    with inference.autocast():
+        state = inference.model.init_state(len(sequences))
+        for begin in range(0, length, every):
+            if begin in wanted:
+                states.append(state)
+            end = min(begin + every, length)
+            output = inference.model(tokens[:, begin:end], state)
+            state = output.state
+            follows = tokens[:, begin + 1 : end + 1]
+            told[:, begin + 1 : end + 1] = log_likelihood(output.logits[:, : follows.shape[1]], follows)
+    stacked = tree_map(lambda *tensors: torch.stack(tensors), *states) if states else ()
+    kept = {count: index for index, count in enumerate(wanted)}
+    return KeptStates(tokens, padded, told, every, kept, stacked, len(sequences) * length)
+
+
+def log_likelihood(logits: Tensor, targets: Tensor) -> Tensor:
+    """ln p of the targets (batch, length) under logits (batch, length, 4), fp32; NaN where a target is no base."""
+    told = torch.log_softmax(logits.float(), -1).gather(-1, targets.long().clamp(max=BASES - 1)[..., None])[..., 0]
+    return torch.where(targets < BASES, told, torch.nan)
