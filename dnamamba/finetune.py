@@ -2,10 +2,15 @@
 
 import sys
 from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from dnamamba import cli
 from dnamamba.finetuning.settings import FinetuneSettings
 from dnamamba.runs.resume import parse_run
+
+if TYPE_CHECKING:
+    from dnamamba.api.runs import Run
 
 _LISTS = {"genome": Path, "effects": str, "label_columns": str, "learning_rate": float, "conjoin": str}
 _SWITCHES = ("refuse_overlap", "intervals_by_name", "resume", "dry_run")
@@ -24,6 +29,17 @@ def main(arguments: list[str] | None = None) -> None:
 
     finetune(settings)
 
+
+class _Callable(ModuleType):
+    """This module when it is called: `dnamamba.finetune(…)`, see `dnamamba.api.runs.finetune`."""
+
+    def __call__(self, **settings: Any) -> "Run":
+        from dnamamba.api.runs import finetune
+
+        return finetune(**settings)
+
+
+sys.modules[__name__].__class__ = _Callable
 
 if __name__ == "__main__":
     sys.exit(cli.run(main))

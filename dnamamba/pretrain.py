@@ -5,10 +5,15 @@ Without arguments it trains a small model on the bundled E. coli genome.
 
 import sys
 from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from dnamamba import cli
 from dnamamba.runs.resume import parse_run
 from dnamamba.training.settings import PretrainSettings
+
+if TYPE_CHECKING:
+    from dnamamba.api.runs import Run
 
 _LISTS = {"genome": Path, "exclude": Path, "contigs": str, "train": str, "validation": str, "test": str}
 _SWITCHES = ("verify", "pack", "dry_run", "profile", "resume")
@@ -27,6 +32,17 @@ def main(arguments: list[str] | None = None) -> None:
 
     pretrain(settings)
 
+
+class _Callable(ModuleType):
+    """This module when it is called: `dnamamba.pretrain(…)`, see `dnamamba.api.runs.pretrain`."""
+
+    def __call__(self, **settings: Any) -> "Run":
+        from dnamamba.api.runs import pretrain
+
+        return pretrain(**settings)
+
+
+sys.modules[__name__].__class__ = _Callable
 
 if __name__ == "__main__":
     sys.exit(cli.run(main))

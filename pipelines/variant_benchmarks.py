@@ -29,7 +29,8 @@ import numpy as np
 import torch
 
 from dnamamba.alphabet import decode
-from dnamamba.analysis.variants.score_job import BATCH_TOKENS, default_suffix, describe_truncation
+from dnamamba.analysis.variants.plan import DEFAULT_BATCH_TOKENS, default_suffix
+from dnamamba.analysis.variants.score_job import describe_truncation
 from dnamamba.analysis.variants.score_output import combine
 from dnamamba.analysis.variants.scores import ScorePlan, Tokens, score_alleles
 from dnamamba.analysis.variants.tiles import Tiling
@@ -239,7 +240,7 @@ def plan_of(arguments: argparse.Namespace, inference: Inference) -> ScorePlan:
     context = arguments.context or inference.trained_length
     assert context, "the checkpoint does not say its length: give --context"
     suffix = default_suffix(context) if arguments.suffix is None else arguments.suffix
-    batch = arguments.batch_tokens or BATCH_TOKENS[inference.device.type]
+    batch = arguments.batch_tokens or DEFAULT_BATCH_TOKENS[inference.device.type]
     return ScorePlan(Tiling(context, suffix), min(arguments.state_every, context), batch, check=16)
 
 

@@ -14,7 +14,7 @@ from tiny_models import random_bases, tiny_model
 
 from dnamamba import cli, score
 from dnamamba.alphabet import COMPLEMENT, TOKEN_BITS, decode, encode
-from dnamamba.analysis.variants.score_job import default_suffix
+from dnamamba.analysis.variants.plan import default_suffix
 from dnamamba.analysis.variants.score_output import combine
 from dnamamba.analysis.variants.scores import ScorePlan, score_alleles
 from dnamamba.analysis.variants.tiles import Tiling, on_reverse_strand

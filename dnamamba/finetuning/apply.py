@@ -1,8 +1,10 @@
 """A fine-tuned model applied to files: one row a sequence or window, with the probability of each class."""
 
 import csv
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -10,15 +12,20 @@ import torch
 from dnamamba.alphabet import BASES
 from dnamamba.errors import InputError
 from dnamamba.finetuning.predictions import Compute, predict_logits
-from dnamamba.finetuning.queries import Asked, in_blocks, read_queries
+from dnamamba.finetuning.queries import Asked, Query, in_blocks, read_queries
 from dnamamba.finetuning.settings import PredictSettings
 from dnamamba.formats.checkpoint import load_classifier
 from dnamamba.genome.store import TokenStore, open_genome
+from dnamamba.genome.stretches import Stretch
 from dnamamba.inference.device import MICRO_TOKENS_CPU, MICRO_TOKENS_GPU, uses_gpu
+from dnamamba.inference.load import Accelerator, Precision
 from dnamamba.model.classifier import HeadConfig, MambaClassifier
 from dnamamba.model.kernels import describe_kernels
 from dnamamba.outputs import refuse_existing, table_format, whole_file, write_table
 from dnamamba.runs.progress import job_bar, si
+
+if TYPE_CHECKING:
+    import polars
 
 Columns = dict[str, list[Any]]
 
@@ -60,6 +67,43 @@ def predict(settings: PredictSettings) -> None:
         print(f"      note  sequences of up to {longest:,} bases, trained up to {trained:,}: see --window")
     write_columns(columns, settings.out)
     print(f"   results  {settings.out}: {len(columns['name']):,} rows")
+
+
+class Classifier(NamedTuple):
+    """A fine-tuned model ready to be asked."""
+
+    model: MambaClassifier
+    compute: Compute
+    provenance: dict[str, Any]
+
+    @property
+    def trained_length(self) -> int | None:
+        """Bases of the longest example that it was trained on; None where its provenance does not say."""
+        length = self.provenance.get("length")
+        return length if isinstance(length, int) else None
+
+
+def load_for_prediction(checkpoint: Path, accelerator: Accelerator, precision: Precision) -> Classifier:
+    """As `dnamamba.inference.load.load_for_inference`, of a fine-tuned checkpoint or run."""
+    settings = PredictSettings(checkpoint=checkpoint, accelerator=accelerator, precision=precision)
+    compute = _compute(settings)
+    model, provenance = load_classifier(checkpoint, compute.device)
+    model.eval().requires_grad_(False)
+    if model.head_config.pooling == "alleles":
+        raise InputError(f"{checkpoint}: classifies variants, which are no sequences of their own")
+    return Classifier(model, compute, provenance)
+
+
+def prediction_table(loaded: Classifier, stretches: Sequence[Stretch], batch_tokens: int | None) -> "polars.DataFrame":
+    """A row a stretch, with the columns of `column_names`."""
+    import polars
+
+    compute = loaded.compute if batch_tokens is None else replace(loaded.compute, micro_tokens=batch_tokens)
+    queries = [Query(s.name, s.start, s.end, s.tokens(), "-" if s.reverse else "+") for s in stretches]
+    columns: Columns = {name: [] for name in column_names(loaded.model.head_config)}
+    asked = Asked(queries)
+    add_rows(columns, asked, predict_values(loaded.model, asked, compute), loaded.model.head_config)
+    return polars.DataFrame(columns)
 
 
 def predict_values(model: MambaClassifier, asked: Asked, compute: Compute) -> np.ndarray:

@@ -57,8 +57,9 @@ TEST_READ = "test_read.json"
 DATA = "data.json"
 
 
-def finetune(requested: FinetuneSettings) -> None:
-    """Trains, selects on dev, reads the test split once, and summarises. Raises `InputError`."""
+def finetune(requested: FinetuneSettings) -> Path:
+    """Trains, selects on dev, reads the test split once, and summarises. Returns the run folder; raises
+    `InputError`."""
     settings = resolve(requested)
     folder = RunFolder(settings.out)
     plain = as_plain(settings)
@@ -74,7 +75,7 @@ def finetune(requested: FinetuneSettings) -> None:
     compute = compute_of(settings)
     _print_header(settings, start, task, compute)
     if settings.dry_run:
-        return
+        return folder.path
     config_text = yaml.safe_dump(as_plain(replace(settings, resume=False)), sort_keys=False)
     data = {**task.facts, "pretrained_weights": (start.pretraining or {}).get("weights_sha256")}
     if settings.resume:
@@ -100,6 +101,7 @@ def finetune(requested: FinetuneSettings) -> None:
             f"{compute.device}: out of memory: give less than --micro_tokens {settings.micro_tokens}, or "
             f"--model.activation_checkpointing true; go on with --resume --out {folder.path}"
         ) from None
+    return folder.path
 
 
 def _refuse_other_data(path: Path, now: dict[str, Any]) -> None:

@@ -103,6 +103,12 @@ def read_vcf(path: Path, progress: Progress | None = None) -> Records:
     )
 
 
+def read_ids(path: Path) -> list[str]:
+    """The ID column of each record, `.` where there is none. Raises as `read_vcf`."""
+    with open_vcf(path) as (_, lines):
+        return [line.columns[2].decode("utf-8", "replace") for line in lines]
+
+
 @contextmanager
 def open_vcf(path: Path, progress: Progress | None = None) -> Iterator[tuple[list[bytes], Iterator[Line]]]:
     """The header's lines up to the one that starts with #CHROM, each with its end, and the lines of the records."""

@@ -50,3 +50,28 @@ class Block(nn.Module):
         hidden, residual = self.norm(hidden, residual)
         hidden, state = self.mixer.step(hidden, state)
         return hidden, residual, state
+
+
+class MambaBlock(nn.Module):
+    """A Mamba block for models of one's own: y = x + mixer(norm(x)), (batch, length, d_model) in and out.
+
+    Args:
+        d_model: width.
+        options: fields of `ModelConfig` (d_state, d_conv, expand, dt_rank, discretization, …).
+
+    >>> MambaBlock(d_model=32, d_state=16)(torch.zeros(2, 10, 32)).shape
+    torch.Size([2, 10, 32])
+    """
+
+    def __init__(self, d_model: int, **options: Any) -> None:
+        super().__init__()
+        self.block = Block(ModelConfig(d_model=d_model, n_layer=1, **options))
+
+    def forward(self, x: Tensor, sequence_ids: Tensor | None = None) -> Tensor:
+        """x (batch, length, d_model); `sequence_ids` (batch, length) int32 packs several sequences into a row."""
+        return self.scan(x, None, sequence_ids)[0]
+
+    def scan(self, x: Tensor, state: Any = None, sequence_ids: Tensor | None = None) -> tuple[Tensor, Any]:
+        """The same for a chunk that follows another: with the state after the chunk before, and the one after this."""
+        hidden, _, state = self.block(x, None, state, sequence_ids)
+        return x + hidden, state

@@ -39,8 +39,8 @@ from dnamamba.training.settings import PretrainSettings, RunSettings
 from dnamamba.training.validation import perplexity, report_lines
 
 
-def pretrain(requested: PretrainSettings) -> None:
-    """Trains, validates and summarises.
+def pretrain(requested: PretrainSettings) -> Path:
+    """Trains, validates and summarises; returns the run folder.
 
     Raises `InputError` for everything that the user can mend, and `SystemExit` with 128 + the signal's number when one
     stopped the run early (after saving a checkpoint).
@@ -65,7 +65,7 @@ def pretrain(requested: PretrainSettings) -> None:
         if first_process:
             print_header(settings, config, model, prepared)
             print(f"  estimate  {estimate(settings, model)}")
-        return
+        return folder.path
     if first_process:
         # As the run's settings, whoever started it this time: `--config` may take them to a new run.
         config_text = yaml.safe_dump(as_plain(replace(settings, resume=False, profile=False)), sort_keys=False)
@@ -88,11 +88,14 @@ def pretrain(requested: PretrainSettings) -> None:
         if makes_the_group:
             torch.distributed.destroy_process_group()  # by all at once: NCCL's end waits for the peers
     if not first_process:
-        return  # code 0 also when a signal stopped the run: else torchrun and srun would take this for a crash
+        return (
+            folder.path
+        )  # code 0 also when a signal stopped the run: else torchrun and srun would take this for a crash
     if control.stopped_by is not None:
         print(f"stopped by {control.stopped_by.name}; go on with: {_resume_command(folder)}")
         raise SystemExit(128 + control.stopped_by)
     _finish(settings, prepared, folder, control)
+    return folder.path
 
 
 def _train(settings: RunSettings, model: MambaLM, prepared: Prepared, folder: RunFolder) -> RunControl:

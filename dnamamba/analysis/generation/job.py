@@ -31,7 +31,14 @@ class Prompt(NamedTuple):
 
 def run_generation(settings: GenerateSettings) -> None:
     """Samples and writes; progress and speed go to stderr. Raises `InputError` for what the user can mend."""
-    _check(settings)
+    check_sampling(
+        length=settings.length,
+        samples=settings.samples,
+        batch=settings.batch,
+        temperature=settings.temperature,
+        top_k=settings.top_k,
+        seed=settings.seed,
+    )
     if settings.out is not None:
         refuse_existing([settings.out], settings.overwrite)
     prompts = read_prompts(settings)
@@ -85,16 +92,17 @@ def read_prompts(settings: GenerateSettings) -> list[Prompt]:
     return prompts
 
 
-def _check(settings: GenerateSettings) -> None:
-    for name in ("length", "samples", "batch", "top_k"):
-        if getattr(settings, name) < 1:
-            raise InputError(f"--{name}: {getattr(settings, name)} is below 1")
-    if settings.top_k > BASES:
-        raise InputError(f"--top_k: {settings.top_k} is above {BASES}, the number of bases")
-    if not (settings.temperature == 0 or LOWEST_TEMPERATURE <= settings.temperature < float("inf")):
-        raise InputError(f"--temperature: {settings.temperature} is neither 0 nor at least {LOWEST_TEMPERATURE:g}")
-    if settings.seed < 0:
-        raise InputError(f"--seed: {settings.seed} is below 0")
+def check_sampling(*, length: int, samples: int, batch: int, temperature: float, top_k: int, seed: int) -> None:
+    """Raises `InputError` for what nothing can be sampled with."""
+    for name, value in (("length", length), ("samples", samples), ("batch", batch), ("top_k", top_k)):
+        if value < 1:
+            raise InputError(f"--{name}: {value} is below 1")
+    if top_k > BASES:
+        raise InputError(f"--top_k: {top_k} is above {BASES}, the number of bases")
+    if not (temperature == 0 or LOWEST_TEMPERATURE <= temperature < float("inf")):
+        raise InputError(f"--temperature: {temperature} is neither 0 nor at least {LOWEST_TEMPERATURE:g}")
+    if seed < 0:
+        raise InputError(f"--seed: {seed} is below 0")
 
 
 def _description(settings: GenerateSettings, prompt: Prompt) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -68,7 +68,7 @@ def run_likelihood(settings: LikelihoodSettings) -> None:
     wanted = dict(sorted(merged.items()))  # by name, the order in which UCSC's tools look contigs up in a bigWig
     check_bases(store, wanted)
     inference = load_for_inference(settings.checkpoint, settings.accelerator, settings.precision)
-    tiling = make_tiling(settings, inference)
+    tiling = tiling_for(inference, settings.context, settings.overlap)
     batch_tokens = settings.batch_tokens or BATCH_TOKENS[inference.device.type]
     rows = {name: _rows(tiling, choice, pairs, store.contig(name).length) for name, pairs in wanted.items()}
     to_read = sum(row.end - row.start - 1 for of_contig in rows.values() for row in of_contig)
@@ -151,22 +151,22 @@ def choose(settings: LikelihoodSettings) -> Choice:
     )
 
 
-def make_tiling(settings: LikelihoodSettings, inference: Inference) -> StrandTiling:
+def tiling_for(inference: Inference, context: int | Literal["unlimited"] | None, overlap: int | None) -> StrandTiling:
     """Context and overlap with their defaults. Raises `InputError` for sizes that do not go together."""
-    if settings.context == "unlimited":
-        if settings.overlap is not None:
+    if context == "unlimited":
+        if overlap is not None:
             raise InputError(
                 "--overlap: whole contigs are read with --context unlimited, there are no tiles to overlap"
             )
         return StrandTiling(None, 0)
-    context = inference.trained_length if settings.context is None else settings.context
+    context = inference.trained_length if context is None else context
     if context is None:
         raise InputError(
-            f"{settings.checkpoint}: does not say what length it was trained at; give --context BASES or unlimited"
+            f"{inference.checkpoint}: does not say what length it was trained at; give --context BASES or unlimited"
         )
     if context < 1:
         raise InputError(f"--context: {context} is not possible, expected at least 1 base, or unlimited")
-    overlap = context // 2 if settings.overlap is None else settings.overlap
+    overlap = context // 2 if overlap is None else overlap
     if not 0 <= overlap < context:
         raise InputError(f"--overlap: {overlap} is not possible, expected 0 to {context - 1}, below --context")
     return StrandTiling(context, overlap)

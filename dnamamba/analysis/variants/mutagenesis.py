@@ -2,13 +2,14 @@
 
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from dnamamba.alphabet import BASES, TOKEN_BITS, decode
 from dnamamba.analysis.variants.mutagenesis_settings import FORMATS, MutagenesisSettings
-from dnamamba.analysis.variants.score_job import describe_truncation, make_plan
+from dnamamba.analysis.variants.plan import plan_for
+from dnamamba.analysis.variants.score_job import describe_truncation
 from dnamamba.analysis.variants.scores import Progress, ScorePlan, Scores, score_alleles
 from dnamamba.errors import InputError
 from dnamamba.genome.alleles import Alleles
@@ -19,6 +20,9 @@ from dnamamba.inference.load import Inference, load_for_inference
 from dnamamba.outputs import refuse_existing, refuse_missing_library, write_arrays, write_table
 from dnamamba.report.mutagenesis import plot_mutagenesis
 from dnamamba.runs.progress import job_bar, si
+
+if TYPE_CHECKING:
+    import polars
 
 LETTERS = "ACGT"
 
@@ -52,7 +56,14 @@ def mutagenesis(settings: MutagenesisSettings) -> Saturation:
     if store.n_count(region.contig, region.start, region.end) == region.length:
         raise InputError(f"--region: {settings.region} holds no A, C, G or T to change; choose one with bases")
     inference = load_for_inference(settings.checkpoint, settings.accelerator, settings.precision)
-    plan = make_plan(settings, inference)
+    plan = plan_for(
+        inference,
+        context=settings.context,
+        suffix=settings.suffix,
+        state_every=settings.state_every,
+        batch_tokens=settings.batch_tokens,
+        check=settings.check,
+    )
     for label, text in _header(settings, inference, store, region, plan):
         print(f"{label:>10}  {text}", flush=True)
     began = time.perf_counter()
@@ -100,6 +111,28 @@ def all_changes(tokens: np.ndarray, contig: int, start: int) -> tuple[Alleles, n
     return alleles, place, base
 
 
+def saturation_table(found: Saturation) -> "polars.DataFrame":
+    """A row a base: contig, position (0-based), ref, then llr, llr_forward and llr_reverse of each base (fp32,
+    nats)."""
+    import polars
+
+    region = found.region
+    matrices = {"llr": found.llr, "llr_forward": found.llr_forward, "llr_reverse": found.llr_reverse}
+    columns = {
+        f"{name}_{letter}": polars.Series(matrix[:, base], dtype=polars.Float32)
+        for name, matrix in matrices.items()
+        for base, letter in enumerate(LETTERS)
+    }
+    return polars.DataFrame(
+        {
+            "contig": polars.repeat(region.contig, region.length, dtype=polars.String, eager=True),
+            "position": np.arange(region.start, region.end, dtype=np.int64),
+            "ref": polars.Series(list(decode(found.tokens)), dtype=polars.String),
+            **columns,
+        }
+    ).with_columns(polars.col(*columns).fill_nan(None))
+
+
 def write(found: Saturation, paths: dict[str, Path]) -> None:
     """The files of `paths`, by format."""
     region = found.region
@@ -109,21 +142,7 @@ def write(found: Saturation, paths: dict[str, Path]) -> None:
         place = {"contig": np.array(region.contig), "start": np.array(region.start), "sequence": np.array(sequence)}
         write_arrays({**place, **matrices}, paths["npz"])
     if tables := [paths[kind] for kind in ("parquet", "tsv") if kind in paths]:
-        import polars
-
-        columns = {
-            f"{name}_{letter}": polars.Series(matrix[:, base], dtype=polars.Float32)
-            for name, matrix in matrices.items()
-            for base, letter in enumerate(LETTERS)
-        }
-        table = polars.DataFrame(
-            {
-                "contig": polars.repeat(region.contig, region.length, dtype=polars.String, eager=True),
-                "position": np.arange(region.start, region.end, dtype=np.int64),
-                "ref": polars.Series(list(sequence), dtype=polars.String),
-                **columns,
-            }
-        ).with_columns(polars.col(*columns).fill_nan(None))
+        table = saturation_table(found)
         for path in tables:
             write_table(table, path)
     if "png" in paths:

@@ -2,32 +2,21 @@
 
 import time
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from dnamamba.analysis.variants.mutagenesis_settings import MutagenesisSettings
-from dnamamba.analysis.variants.score_output import Columns, combine, write_scored_table, write_scored_vcf
+from dnamamba.analysis.variants.plan import plan_for
+from dnamamba.analysis.variants.score_output import Columns, combine, scored_table, write_scored_vcf
 from dnamamba.analysis.variants.score_settings import ScoreSettings
 from dnamamba.analysis.variants.scores import ScorePlan, Scores, Truncation, score_alleles
-from dnamamba.analysis.variants.tiles import Tiling
 from dnamamba.errors import InputError
 from dnamamba.genome import vcf
 from dnamamba.genome.alleles import REASONS, Checked, check, refuse_mismatches
 from dnamamba.genome.store import TokenStore, open_genome
 from dnamamba.inference.load import Inference, load_for_inference
-from dnamamba.outputs import refuse_existing, table_format
+from dnamamba.outputs import refuse_existing, table_format, write_table
 from dnamamba.runs.progress import job_bar, si
-
-BATCH_TOKENS = {"cuda": 262_144, "cpu": 16_384}
-"""--batch_tokens by device."""
-
-
-def default_suffix(context: int) -> int:
-    """Bases after an allele to score in tiles of `context` bases. Spearman's correlation with scores to the tile's end
-    was above 0.999 with 2 048 at a context of 16 384, and needed 4 096 at 131 072."""
-    return min(max(2048, context // 32), context // 2)
 
 
 def score(settings: ScoreSettings) -> None:
@@ -38,7 +27,16 @@ def score(settings: ScoreSettings) -> None:
     with job_bar("reading the VCF", "B") as progress:
         records = vcf.read_vcf(settings.vcf, progress)
     inference = load_for_inference(settings.checkpoint, settings.accelerator, settings.precision)
-    plan = replace(make_plan(settings, inference), exact=settings.exact, embedding_distance=settings.embedding_distance)
+    plan = plan_for(
+        inference,
+        context=settings.context,
+        suffix=settings.suffix,
+        state_every=settings.state_every,
+        batch_tokens=settings.batch_tokens,
+        check=settings.check,
+        exact=settings.exact,
+        embedding_distance=settings.embedding_distance,
+    )
     checked = check(records, store, longest=plan.tiling.context // 2)
     mismatches = refuse_mismatches(checked, records, store, settings.max_mismatches, str(settings.vcf))
     for label, text in _header(settings, inference, store, records, checked, plan):
@@ -54,25 +52,9 @@ def score(settings: ScoreSettings) -> None:
     if vcf.is_vcf_name(settings.out):
         write_scored_vcf(settings, store, records, checked, columns)
     else:
-        write_scored_table(settings, records, checked, columns)
+        write_table(scored_table(records, vcf.read_ids(settings.vcf), checked, columns), settings.out)
     for label, text in _summary(settings.out, columns, scores, seconds):
         print(f"{label:>10}  {text}")
-
-
-def make_plan(settings: ScoreSettings | MutagenesisSettings, inference: Inference) -> ScorePlan:
-    """What to do, with every default filled in. Raises `InputError` for sizes that do not go together."""
-    context = settings.context if settings.context is not None else inference.trained_length
-    if context is None:
-        raise InputError(f"{settings.checkpoint}: does not say what length it was trained at; give --context")
-    if context < 4 or context % 2:
-        raise InputError(f"--context: {context} is not possible, expected an even number of bases of at least 4")
-    suffix = default_suffix(context) if settings.suffix is None else settings.suffix
-    if not 0 <= suffix <= context // 2:
-        raise InputError(f"--suffix: {suffix} is not possible, expected 0 to {context // 2}, half of --context")
-    if settings.state_every < 1:
-        raise InputError(f"--state_every: {settings.state_every} is not possible, expected at least 1 base")
-    batch_tokens = settings.batch_tokens or BATCH_TOKENS[inference.device.type]
-    return ScorePlan(Tiling(context, suffix), min(settings.state_every, context), batch_tokens, check=settings.check)
 
 
 def _check_settings(settings: ScoreSettings) -> None:

@@ -1,8 +1,8 @@
 """Scores as INFO fields of the VCF they belong to, or as a table with a row for each alternate allele."""
 
 import itertools
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -12,7 +12,9 @@ from dnamamba.analysis.variants.scores import Scores
 from dnamamba.genome import vcf
 from dnamamba.genome.alleles import REASON_NAMES, REASONS, Alleles, Checked
 from dnamamba.genome.store import TokenStore
-from dnamamba.outputs import write_table
+
+if TYPE_CHECKING:
+    import polars
 
 _CONTIG_EDGE = list(REASONS).index("contig_edge")
 _NATS = "natural log, above 0 where the alternate allele is the likelier one"
@@ -93,8 +95,11 @@ def write_scored_vcf(
     )
 
 
-def write_scored_table(settings: ScoreSettings, records: vcf.Records, checked: Checked, columns: Columns) -> None:
-    """A row for each alternate allele, in order, one for a record without any; 0-based half-open coordinates."""
+def scored_table(records: vcf.Records, ids: Sequence[str], checked: Checked, columns: Columns) -> "polars.DataFrame":
+    """A row for each alternate allele, in order, one for a record without any; 0-based half-open coordinates.
+
+    `ids` are the records' identifiers.
+    """
     import polars
 
     alleles = checked.alleles
@@ -110,8 +115,6 @@ def write_scored_table(settings: ScoreSettings, records: vcf.Records, checked: C
         full[places] = values
         return polars.Series(full, dtype=polars.Float64).fill_nan(None)
 
-    with vcf.open_vcf(settings.vcf) as (_, lines):
-        names = [line.columns[2].decode("utf-8", "replace") for line in lines]
     refs, starts = records.ref, records.start[record]
     alts: list[str | None] = []
     for r in range(len(records)):
@@ -121,7 +124,7 @@ def write_scored_table(settings: ScoreSettings, records: vcf.Records, checked: C
     ref_lengths = np.fromiter(map(len, refs), np.int64, len(refs))
     bases = np.zeros(len(record), np.int64)
     bases[places] = columns.bases
-    table = polars.DataFrame(
+    return polars.DataFrame(
         {
             "record": polars.Series(record, dtype=polars.Int64),
             "contig": polars.Series(
@@ -131,7 +134,7 @@ def write_scored_table(settings: ScoreSettings, records: vcf.Records, checked: C
             else polars.Series([], dtype=polars.String),
             "start": polars.Series(starts, dtype=polars.Int64),
             "end": polars.Series(starts + ref_lengths[record], dtype=polars.Int64),
-            "id": polars.Series([names[r] for r in record.tolist()], dtype=polars.String),
+            "id": polars.Series([ids[r] for r in record.tolist()], dtype=polars.String),
             "ref": polars.Series([refs[r] for r in record.tolist()], dtype=polars.String),
             "alt": polars.Series(alts, dtype=polars.String),
             **{name: spread(values) for name, values in columns.values.items()},
@@ -139,7 +142,6 @@ def write_scored_table(settings: ScoreSettings, records: vcf.Records, checked: C
             "skipped": polars.Series([reason or None for reason in reasons.tolist()], dtype=polars.String),
         }
     )
-    write_table(table, settings.out)
 
 
 def _texts(alleles: Alleles, columns: Columns) -> Iterator[tuple[str | None, ...]]:

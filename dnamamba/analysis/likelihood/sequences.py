@@ -1,0 +1,45 @@
+"""The likelihoods of sequences in memory, each as if it were a contig of its own."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from dnamamba.analysis.likelihood.compute import BATCH_TOKENS, strands_to_read
+from dnamamba.analysis.likelihood.strand_rows import Row, run_rows
+from dnamamba.analysis.likelihood.strand_tiles import StrandTiling
+from dnamamba.inference.load import Inference
+
+
+def likelihoods_of_sequences(
+    inference: Inference,
+    sequences: Sequence[np.ndarray],
+    tiling: StrandTiling,
+    strand: str,
+    tracks: Sequence[str],
+    batch_tokens: int | None = None,
+) -> list[np.ndarray]:
+    """(tracks, bases) fp32 of each sequence, NaN where there is no value; tiles lie as on a contig of that length.
+
+    Args:
+        sequences: (bases,) uint8 tokens each; sequences of like length go through the model together.
+        strand: forward, reverse or mean.
+        tracks: some of `strand_rows.TRACKS`.
+    """
+    lengths = np.array([len(sequence) for sequence in sequences], np.int64)
+    ends = np.cumsum(lengths)
+    # One after another, as one strand: a row never reads beyond its own sequence.
+    joined = np.concatenate([*sequences, np.empty(0, np.uint8)])
+    computed = strands_to_read([strand])
+    rows = []
+    for end, length in zip(ends.tolist(), lengths.tolist(), strict=True):
+        for reverse in (name == "reverse" for name in computed):
+            shift = joined.size - end if reverse else end - length
+            whole = np.array([[0, length]], np.int64)
+            for row in tiling.rows(reverse, whole, length):
+                rows.append(Row(reverse, row.start + shift, row.first + shift, row.end + shift))
+    values = {name: np.full((len(tracks), joined.size), np.nan, np.float32) for name in computed}
+    batch = batch_tokens or BATCH_TOKENS[inference.device.type]
+    for reverse, start, found in run_rows(inference, joined, rows, tracks, batch):
+        values["reverse" if reverse else "forward"][:, start : start + found.shape[1]] = found
+    whole_strand = (values["forward"] + values["reverse"]) / 2 if strand == "mean" else values[strand]
+    return np.split(whole_strand, ends[:-1], axis=1) if len(sequences) else []

@@ -1,0 +1,416 @@
+"""A trained model as a Python object: likelihoods, embeddings, samples, variants, classes.
+
+Sequences are `str` (any case, U is read as T), one or a list of them; genomes are paths of FASTA files, GenBank files
+or token stores, or an open one. Regions are written as samtools takes them (`chr20:1,000,001-1,010,000`, 1-based, both
+ends included), or are (contig, start, end), 0-based and half-open, or a BED file. What is asked of one sequence or
+region comes as one answer; what is asked of several, as a list in their order.
+"""
+
+import os
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from dnamamba.alphabet import TOKEN_BITS, UNK, decode, encode
+from dnamamba.analysis.embedding.compute import Pool, embed_stretches, position_offsets
+from dnamamba.analysis.generation.job import check_sampling
+from dnamamba.analysis.likelihood.compute import likelihood_table
+from dnamamba.analysis.likelihood.job import tiling_for
+from dnamamba.analysis.likelihood.sequences import likelihoods_of_sequences
+from dnamamba.analysis.variants.mutagenesis import saturate, saturation_table
+from dnamamba.analysis.variants.plan import DEFAULT_BATCH_TOKENS, plan_for
+from dnamamba.analysis.variants.score_output import combine, scored_table
+from dnamamba.analysis.variants.scores import score_alleles
+from dnamamba.api.variants import Variants, records_of
+from dnamamba.errors import InputError
+from dnamamba.finetuning.apply import load_for_prediction, prediction_table
+from dnamamba.formats.checkpoint import is_classifier
+from dnamamba.genome.alleles import check, refuse_mismatches
+from dnamamba.genome.intervals import Interval
+from dnamamba.genome.regions import parse_region, read_regions
+from dnamamba.genome.store import TokenStore, open_genome
+from dnamamba.genome.stretches import Stretch
+from dnamamba.inference.load import Accelerator, Inference, Precision, load_for_inference
+from dnamamba.inference.sampling import Generator, Sampling
+
+if TYPE_CHECKING:
+    import polars
+    import torch.nn as nn
+
+Sequences = str | Sequence[str]
+"""One sequence, or several"""
+GenomeLike = str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | TokenStore
+"""Files of a genome, or a genome that is open"""
+Region = str | tuple[str, int, int]
+"""`chr20:1,000,001-1,010,000` as samtools takes it, or (contig, start, end), 0-based and half-open"""
+Regions = Region | Sequence[Region] | os.PathLike[str]
+"""One region, several, or a BED file"""
+Strand = Literal["forward", "reverse", "mean"]
+
+LETTERS = "ACGTUNRYSWKMBDHVX"
+"""What a sequence may hold, in any case"""
+
+
+def load(
+    checkpoint: str | os.PathLike[str], *, device: Accelerator = "auto", precision: Precision | None = None
+) -> "Model":
+    """A trained model, ready to be asked.
+
+    Args:
+        checkpoint: a run folder (its best checkpoint by validation is taken) or a checkpoint folder, of a pretrained
+            model or of a fine-tuned one.
+        device: `auto` takes the GPU if there is one; `cpu`; `gpu`.
+        precision: of the matrix products, `fp32` or `bf16`; states and likelihoods are fp32 in both. Default: fp32,
+            as small differences of likelihoods want.
+
+    Raises:
+        InputError: no checkpoint there, a damaged one, or no GPU where one was asked for.
+    """
+    return Model(Path(checkpoint), device, precision or "fp32")
+
+
+class Model:
+    """A pretrained language model, or a classifier fine-tuned from one. Made by `dnamamba.load`."""
+
+    def __init__(self, checkpoint: Path, device: Accelerator, precision: Precision) -> None:
+        self.checkpoint = checkpoint
+        self.is_classifier = is_classifier(checkpoint)
+        """Whether it predicts classes (`predict`) and not bases."""
+        load_it = load_for_prediction if self.is_classifier else load_for_inference
+        self._loaded: Any = load_it(checkpoint, device, precision)
+
+    def __repr__(self) -> str:
+        config = self._loaded.model.config
+        kind = f"classifier of {', '.join(self.classes[:6])}" if self.is_classifier else "language model"
+        return f"<dnamamba {kind}: {config.n_layer} blocks x {config.d_model}, from {self.checkpoint}>"
+
+    @property
+    def module(self) -> "nn.Module":
+        """The `torch.nn.Module`, in evaluation mode, its parameters without gradients."""
+        return self._loaded.model
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What the checkpoint says of its training: settings, genomes, splits, metrics, versions, command."""
+        return self._loaded.provenance
+
+    @property
+    def trained_length(self) -> int | None:
+        """Bases of context that it was trained at; None where its checkpoint does not say."""
+        return self._loaded.trained_length
+
+    @property
+    def classes(self) -> list[str]:
+        """The names of a classifier's outputs; empty for a language model."""
+        return list(self._loaded.model.head_config.names) if self.is_classifier else []
+
+    @cached_property
+    def _inference(self) -> Inference:
+        if self.is_classifier:
+            raise InputError(
+                f"{self.checkpoint}: a fine-tuned classifier, which predicts classes and no bases; "
+                "load the pretrained checkpoint"
+            )
+        return self._loaded
+
+    def log_likelihood(
+        self,
+        sequences: Sequences | None = None,
+        *,
+        genome: GenomeLike | None = None,
+        regions: Regions | None = None,
+        strand: Strand = "forward",
+        context: int | Literal["unlimited"] | None = None,
+        batch_tokens: int | None = None,
+    ) -> Any:
+        """ln p of each base given the bases before it, in nats: (length,) fp32, NaN where there is none (N, and the
+        first base of a strand). For several sequences or regions a list of such arrays.
+
+        Args:
+            sequences: one or several; or
+            genome, regions: regions of a genome, whose neighbouring bases are read as context.
+            strand: `forward`, `reverse` (the bases are read on the other strand), or the `mean` of the two.
+            context: bases of context at most; `unlimited` hands the state on. Default: what it was trained at.
+            batch_tokens: bases in one pass; lower it when memory runs out. The result does not depend on it beyond
+                rounding.
+
+        >>> model.log_likelihood("ACGTTGCA").shape
+        (8,)
+        """
+        found = self._tracks(["log_likelihood"], sequences, genome, regions, strand, context, batch_tokens)
+        return _one_or_all([values[0] for values in found], sequences, regions)
+
+    def base_probabilities(
+        self,
+        sequences: Sequences | None = None,
+        *,
+        genome: GenomeLike | None = None,
+        regions: Regions | None = None,
+        strand: Strand = "forward",
+        context: int | Literal["unlimited"] | None = None,
+        batch_tokens: int | None = None,
+    ) -> Any:
+        """The probabilities of A, C, G, T at each position given the bases before it, in letters of the sequence as
+        given: (length, 4) fp32, NaN where there are none. Arguments as `log_likelihood`'s.
+
+        >>> model.base_probabilities("ACGTTGCA")[1:].sum(axis=1).round(3).tolist()
+        [1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]
+        """
+        tracks = ["p_A", "p_C", "p_G", "p_T"]
+        found = self._tracks(tracks, sequences, genome, regions, strand, context, batch_tokens)
+        return _one_or_all([np.ascontiguousarray(values.T) for values in found], sequences, regions)
+
+    def embed(
+        self,
+        sequences: Sequences | None = None,
+        *,
+        genome: GenomeLike | None = None,
+        regions: Regions | None = None,
+        pool: Pool = "mean",
+        both_strands: bool = False,
+        batch_tokens: int | None = None,
+    ) -> Any:
+        """Hidden states after the last block and norm: (sequences, d_model) fp32, or (d_model,) of one sequence.
+
+        Args:
+            sequences, genome, regions: as `log_likelihood`'s; here each region is read by itself, without neighbours.
+            pool: `mean` over A, C, G, T; `last`, the state after the last base, which has seen them all; `position`,
+                (length, d_model), a list of them for several sequences.
+            both_strands: the mean with the reverse complement's (of the same base, with `position`).
+
+        >>> model.embed(["ACGTTGCA", "GGGTTTCCC"]).shape
+        (2, 64)
+        """
+        stretches = self._stretches(sequences, genome, regions)
+        for stretch in stretches:
+            if not len(stretch):
+                raise InputError(f"{stretch.name}: has no bases; there is nothing to embed")
+        width = self._inference.model.config.d_model
+        offsets = position_offsets(stretches)
+        out = np.empty((int(offsets[-1]) if pool == "position" else len(stretches), width), np.float32)
+        batch = batch_tokens or DEFAULT_BATCH_TOKENS[self._inference.device.type]
+        embed_stretches(self._inference, stretches, pool, out, batch_tokens=batch, both_strands=both_strands)
+        if pool == "position":
+            return _one_or_all(np.split(out, offsets[1:-1]), sequences, regions)
+        return out[0] if _is_one(sequences, regions) else out
+
+    def generate(
+        self,
+        prompt: Sequences,
+        *,
+        length: int = 1000,
+        samples: int = 1,
+        temperature: float = 1.0,
+        top_k: int = 4,
+        seed: int = 0,
+        batch: int = 64,
+    ) -> Any:
+        """Goes on from a prompt by `length` bases: a `str` of A, C, G, T without the prompt; for several prompts or
+        `samples` a list, the samples of a prompt together.
+
+        Args:
+            prompt: at least one base each.
+            temperature: above 1 more random than the model's probabilities, below 1 less; 0 takes the likeliest base.
+            top_k: draw from so many of the likeliest bases only.
+            seed: the n-th sequence is a function of seed and n, not of the batch it is sampled in.
+
+        >>> len(model.generate("ACGT", length=20, seed=1))
+        20
+        """
+        check_sampling(length=length, samples=samples, batch=batch, temperature=temperature, top_k=top_k, seed=seed)
+        prompts = [_tokens(text, f"prompt {number}") for number, text in enumerate(_several(prompt), 1)]
+        if not all(len(tokens) for tokens in prompts):
+            raise InputError("prompt: empty; a causal model needs at least one base to go on from")
+        rows = [tokens for tokens in prompts for _ in range(samples)]
+        generator = Generator(self._inference, Sampling(temperature, top_k, seed))
+        found: list[str] = []
+        for first in range(0, len(rows), batch):
+            part = rows[first : first + batch]
+            found += [decode(row) for row in generator.generate(part, range(first, first + len(part)), length)]
+        return found[0] if isinstance(prompt, str) and samples == 1 else found
+
+    def score_variants(
+        self,
+        variants: Variants,
+        *,
+        genome: GenomeLike,
+        context: int | None = None,
+        suffix: int | None = None,
+        exact: bool = False,
+        embedding_distance: bool = False,
+        max_mismatches: float = 0.01,
+        batch_tokens: int | None = None,
+    ) -> "polars.DataFrame":
+        """Zero-shot scores of variants: log-likelihood ratios in nats, above 0 where the alternate allele is the
+        likelier one. A row an alternate allele, with the columns that `dnamamba score --out scores.parquet` writes:
+        contig, start and end (0-based, half-open), id, ref, alt, llr, its parts, and why an allele was skipped.
+
+        Args:
+            variants: a VCF (plain, gzip, bgzip); (contig, position, ref, alt) with positions from 1, as in a VCF; or a
+                polars frame with the columns contig (or chrom), pos (from 1) or start (from 0), ref and alt.
+            genome: the assembly that they were called on.
+            context: bases of a tile. Default: what the model was trained at.
+            suffix: reference bases after an allele that are scored with it. Default: a 32nd of `context`, at least
+                2048; `exact` scores all to the tile's end.
+            embedding_distance: adds how far the embeddings of the bases after the variant move.
+            max_mismatches: share of the variants whose ref may differ from the genome.
+
+        >>> model.score_variants([("K-12-MG1655", 1000, "T", "A")], genome=genome)["llr"].len()
+        1
+        """
+        inference, store = self._inference, _open(genome)
+        records, ids = records_of(variants)
+        plan = plan_for(
+            inference,
+            context=context,
+            suffix=suffix,
+            batch_tokens=batch_tokens,
+            exact=exact,
+            embedding_distance=embedding_distance,
+        )
+        checked = check(records, store, longest=plan.tiling.context // 2)
+        refuse_mismatches(checked, records, store, max_mismatches, "variants", hint="; max_mismatches raises the limit")
+        scores = score_alleles(inference, store, checked.alleles, plan)
+        return scored_table(records, ids, checked, combine(checked.alleles, scores))
+
+    def mutagenesis(
+        self,
+        region: Region,
+        *,
+        genome: GenomeLike,
+        context: int | None = None,
+        suffix: int | None = None,
+        batch_tokens: int | None = None,
+    ) -> "polars.DataFrame":
+        """The scores of every single-base change of a region, as `score_variants` gives them: a row a base with contig,
+        position (0-based), ref, and llr_A, llr_C, llr_G, llr_T (nats; 0 for the reference base), of both strands and
+        of each.
+
+        >>> model.mutagenesis("K-12-MG1655:1,001-1,010", genome=genome, suffix=64).height
+        10
+        """
+        inference, store = self._inference, _open(genome)
+        plan = plan_for(inference, context=context, suffix=suffix, batch_tokens=batch_tokens, state_every=256)
+        return saturation_table(saturate(inference, store, _intervals(region, store)[0], plan))
+
+    def predict(
+        self,
+        sequences: Sequences | None = None,
+        *,
+        genome: GenomeLike | None = None,
+        regions: Regions | None = None,
+        batch_tokens: int | None = None,
+    ) -> "polars.DataFrame":
+        """What a fine-tuned model says of each sequence or region: a row each with name, start, end, strand, the share
+        of N, the predicted class, and the probability p_CLASS of each class (a regression: value_TARGET).
+
+        Raises:
+            InputError: a language model without classes, or a classifier of variants.
+        """
+        if not self.is_classifier:
+            raise InputError(
+                f"{self.checkpoint}: a language model without classes; train them by dnamamba.finetune first"
+            )
+        return prediction_table(self._loaded, self._stretches(sequences, genome, regions), batch_tokens)
+
+    def _stretches(
+        self, sequences: Sequences | None, genome: GenomeLike | None, regions: Regions | None
+    ) -> list[Stretch]:
+        if _are_sequences(sequences, genome, regions):
+            assert sequences is not None
+            found = [_tokens(text, f"sequence {number}") for number, text in enumerate(_several(sequences), 1)]
+            return [Stretch(f"{n}", f"{n}", 0, tokens.size, False, tokens) for n, tokens in enumerate(found, 1)]
+        assert genome is not None and regions is not None
+        store = _open(genome)
+        return [Stretch(str(place), *place, False, store.read(*place)) for place in _intervals(regions, store)]
+
+    def _tracks(
+        self,
+        tracks: list[str],
+        sequences: Sequences | None,
+        genome: GenomeLike | None,
+        regions: Regions | None,
+        strand: Strand,
+        context: int | Literal["unlimited"] | None,
+        batch_tokens: int | None,
+    ) -> list[np.ndarray]:
+        """(tracks, bases) fp32 of each sequence or region."""
+        inference = self._inference
+        tiling = tiling_for(inference, context, None)
+        if _are_sequences(sequences, genome, regions):
+            assert sequences is not None
+            tokens = [_tokens(text, f"sequence {number}") for number, text in enumerate(_several(sequences), 1)]
+            return likelihoods_of_sequences(inference, tokens, tiling, strand, tracks, batch_tokens)
+        assert genome is not None and regions is not None
+        store = _open(genome)
+        places = _intervals(regions, store)
+        table = likelihood_table(inference, store, places, tiling, [strand], tracks, batch_tokens)
+        return [_rows_of(table, place, [f"{strand}_{track}" for track in tracks]) for place in places]
+
+
+def _rows_of(table: "polars.DataFrame", place: Interval, columns: list[str]) -> np.ndarray:
+    import polars as pl
+
+    here = (pl.col("contig").cast(pl.String) == place.contig) & (pl.col("position") >= place.start)
+    rows = table.filter(here & (pl.col("position") < place.end)).select(columns)
+    return rows.select(pl.all().fill_null(float("nan"))).to_numpy().T
+
+
+def _are_sequences(sequences: Sequences | None, genome: GenomeLike | None, regions: Regions | None) -> bool:
+    if (sequences is None) == (genome is None) or (genome is None) != (regions is None):
+        raise InputError("give sequences, or genome= and regions=")
+    return sequences is not None
+
+
+def _several(sequences: Sequences) -> Iterable[str]:
+    return [sequences] if isinstance(sequences, str) else sequences
+
+
+def _is_one(sequences: Sequences | None, regions: Regions | None) -> bool:
+    if sequences is not None:
+        return isinstance(sequences, str)
+    return isinstance(regions, str) or (
+        isinstance(regions, tuple) and len(regions) == 3 and isinstance(regions[1], int)
+    )
+
+
+def _one_or_all(found: list[Any], sequences: Sequences | None, regions: Regions | None) -> Any:
+    return found[0] if _is_one(sequences, regions) else found
+
+
+def _tokens(text: str, where: str) -> np.ndarray:
+    """(bases,) uint8 of a sequence; U is T. Raises `InputError` for a letter that is no nucleotide code."""
+    tokens = encode(text.replace("U", "T").replace("u", "t")) & np.uint8(TOKEN_BITS)
+    if (tokens == UNK).any():
+        place = int(np.flatnonzero(tokens == UNK)[0])
+        raise InputError(f"{where}: {text[place]!r} at position {place + 1} is no nucleotide code (IUPAC)")
+    return tokens
+
+
+def _open(genome: GenomeLike) -> TokenStore:
+    if isinstance(genome, TokenStore):
+        return genome
+    if isinstance(genome, str | os.PathLike):
+        return open_genome(Path(genome))
+    return open_genome([Path(path) for path in genome])
+
+
+def _intervals(regions: Regions, store: TokenStore) -> list[Interval]:
+    if isinstance(regions, os.PathLike):
+        return read_regions(store, None, Path(regions))
+    if _is_one(None, regions):
+        return [_interval(regions, store)]  # type: ignore[arg-type]
+    return [_interval(region, store) for region in regions]  # type: ignore[arg-type, union-attr]
+
+
+def _interval(region: Region, store: TokenStore) -> Interval:
+    if isinstance(region, str):
+        return parse_region(region, store)
+    contig, start, end = region
+    length = store.contig(contig).length
+    if not 0 <= start < end <= length:
+        raise InputError(f"{contig}:{start}-{end}: expected 0 <= start < end <= {length}, the contig's length")
+    return Interval(contig, start, end)
