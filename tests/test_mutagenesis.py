@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import polars
+import polars as pl
 import pytest
 import torch
 from matplotlib.figure import Figure
@@ -156,7 +157,10 @@ def test_importance_is_the_mean_loss_of_the_changes():
 @pytest.mark.parametrize("kind", ["numbers", "missing", "zero"])
 def test_pictures_of_any_region(tmp_path, length, kind):
     llr = {"numbers": np.random.default_rng(1).normal(size=(length, 4)), "missing": np.full((length, 4), np.nan)}
-    plot_mutagenesis("c", 5, random_bases(length, 2), llr.get(kind, np.zeros((length, 4))), tmp_path / "x.png")
+    values = llr.get(kind, np.zeros((length, 4)))
+    columns = {f"llr_{base}": pl.Series(values[:, i]).fill_nan(None) for i, base in enumerate("ACGT")}
+    place = {"contig": ["c"] * length, "position": range(5, 5 + length), "ref": list(random_bases(length, 2))}
+    plot_mutagenesis(pl.DataFrame({**place, **columns}), tmp_path / "x.png")
     assert imread(tmp_path / "x.png").shape[0] == 600
 
 

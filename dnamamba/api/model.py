@@ -20,6 +20,7 @@ from dnamamba.analysis.generation.job import check_sampling
 from dnamamba.analysis.likelihood.compute import likelihood_table
 from dnamamba.analysis.likelihood.job import tiling_for
 from dnamamba.analysis.likelihood.sequences import likelihoods_of_sequences
+from dnamamba.analysis.likelihood.strand_rows import TRACKS
 from dnamamba.analysis.variants.mutagenesis import saturate, saturation_table
 from dnamamba.analysis.variants.plan import DEFAULT_BATCH_TOKENS, plan_for
 from dnamamba.analysis.variants.score_output import combine, scored_table
@@ -162,6 +163,31 @@ class Model:
         tracks = ["p_A", "p_C", "p_G", "p_T"]
         found = self._tracks(tracks, sequences, genome, regions, strand, context, batch_tokens)
         return _one_or_all([np.ascontiguousarray(values.T) for values in found], sequences, regions)
+
+    def likelihood_table(
+        self,
+        *,
+        genome: GenomeLike,
+        regions: Regions,
+        strands: Sequence[Strand] = ("forward", "reverse", "mean"),
+        tracks: Sequence[str] = TRACKS,
+        context: int | Literal["unlimited"] | None = None,
+        batch_tokens: int | None = None,
+    ) -> "polars.DataFrame":
+        """The likelihoods of regions as a table, a row a base of the merged regions: what `dnamamba likelihood --format
+        parquet` writes. Columns: contig, position (0-based), ref, then STRAND_TRACK (fp32, null where there is none).
+
+        Args:
+            tracks: log_likelihood (nats), p_A, p_C, p_G, p_T, entropy (nats), or some of them.
+            genome, regions, context, batch_tokens: as `log_likelihood`'s.
+
+        >>> model.likelihood_table(genome=genome, regions="K-12-MG1655:1-100", tracks=["entropy"]).shape
+        (100, 6)
+        """
+        store = _open(genome)
+        tiling = tiling_for(self._inference, context, None)
+        places = _intervals(regions, store)
+        return likelihood_table(self._inference, store, places, tiling, strands, tracks, batch_tokens)
 
     def embed(
         self,

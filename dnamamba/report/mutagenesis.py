@@ -8,6 +8,7 @@ import numpy as np
 from dnamamba.report.figures import save_png
 
 if TYPE_CHECKING:
+    import polars
     from matplotlib.axes import Axes
 
 COLOURS = {"A": "#109648", "C": "#255C99", "G": "#F7B32B", "T": "#D62839", "N": "#999999"}
@@ -15,25 +16,28 @@ LETTERS_UP_TO = 240
 """Positions that are drawn as letters; more are drawn as bars in the letters' colours."""
 
 
-def plot_mutagenesis(contig: str, start: int, sequence: str, llr: np.ndarray, path: Path) -> None:
+def plot_mutagenesis(table: "polars.DataFrame", path: Path) -> None:
     """Two panels to a PNG.
 
     Above, each base of the reference as high as the mean of −llr over its three changes: what is tall, changes spoil.
     Below, llr of each change, red where it is less likely than the reference; the reference is dotted, N is grey.
 
     Args:
-        start: 0-based; the axis shows 1-based positions, as genome browsers do.
-        sequence: of the reference, one letter a position.
-        llr: (positions, 4) in nats, columns A, C, G, T; 0 for the reference base, NaN where there is none.
+        table: a row a base of one stretch of a contig: contig, position (0-based; the axis shows 1-based positions, as
+            genome browsers do), ref, and llr_A, llr_C, llr_G, llr_T in nats: 0 for the reference base, null where there
+            is none.
     """
+    import polars as pl
     from matplotlib.colors import TwoSlopeNorm
     from matplotlib.figure import Figure  # not pyplot: no display is asked for, no state is kept
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-    length = len(sequence)
+    contig, start = table["contig"][0], int(table["position"][0])
+    length = table.height
+    llr = table.select(pl.col(*(f"llr_{base}" for base in "ACGT")).fill_null(float("nan"))).to_numpy()
     figure = Figure(figsize=(float(np.clip(0.13 * length + 2, 8, 24)), 5), layout="constrained")
     logo, heat = figure.subplots(2, 1, sharex=True, height_ratios=(1.2, 1))
-    letters = np.array(list(sequence.upper()))
+    letters = table["ref"].str.to_uppercase().to_numpy()
     height = importance(llr, letters)
     if length <= LETTERS_UP_TO:
         _draw_letters(logo, letters, height)

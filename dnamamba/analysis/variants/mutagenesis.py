@@ -146,7 +146,7 @@ def write(found: Saturation, paths: dict[str, Path]) -> None:
         for path in tables:
             write_table(table, path)
     if "png" in paths:
-        plot_mutagenesis(region.contig, region.start, sequence, found.llr, paths["png"])
+        plot_mutagenesis(saturation_table(found), paths["png"])
 
 
 def check_settings(settings: MutagenesisSettings) -> list[str]:
@@ -159,8 +159,8 @@ def check_settings(settings: MutagenesisSettings) -> list[str]:
             raise InputError(f"--format: unknown {word!r}, choose among {', '.join(FORMATS)}")
     if not formats:
         raise InputError(f"--format: nothing is chosen; choose among {', '.join(FORMATS)}")
-    if {"parquet", "tsv"} & {*formats}:
-        refuse_missing_library("polars", "--format parquet and tsv")
+    if {"parquet", "tsv", "png"} & {*formats}:
+        refuse_missing_library("polars", "--format parquet, tsv and png")
     for name, lowest in (("batch_tokens", 1), ("state_every", 1), ("check", 0)):
         if (value := getattr(settings, name)) is not None and value < lowest:
             raise InputError(f"--{name}: {value} is not possible, expected at least {lowest}")
