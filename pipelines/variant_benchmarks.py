@@ -414,7 +414,7 @@ def whole_windows(
 ) -> tuple[np.ndarray, float]:
     """llr (mean of both strands) and seconds of the plain way: two windows a strand, from its start to its end."""
     from dnamamba.alphabet import encode, reverse_complement
-    from dnamamba.inference.kept_states import log_likelihood
+    from dnamamba.model.loss import next_base_log_likelihood
 
     contig = store.contigs[0]
     whole = store.read(contig.name, 0, contig.length)
@@ -436,8 +436,8 @@ def whole_windows(
                 row = torch.from_numpy(tokens.copy())[None].to(inference.device)
                 with inference.autocast():
                     logits = inference.model(row).logits
-                told = log_likelihood(logits[:, :-1], row[:, 1:])[:, cut - first - 1 :]
-                llr[number] += sign * float(told.double().nansum()) / 2
+                log_likelihood = next_base_log_likelihood(logits[:, :-1], row[:, 1:])[:, cut - first - 1 :]
+                llr[number] += sign * float(log_likelihood.double().nansum()) / 2
     synchronise(inference)
     return llr, time.perf_counter() - began
 
