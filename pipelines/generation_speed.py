@@ -25,6 +25,7 @@ import transformers
 from torch import Tensor
 
 from dnamamba.alphabet import BASES, VOCABULARY_SIZE
+from dnamamba.inference.device import MICRO_TOKENS_GPU, Compute
 from dnamamba.inference.load import Inference, Precision
 from dnamamba.inference.sampling import Generator, Sampling, draw
 from dnamamba.model.config import preset
@@ -84,7 +85,7 @@ def time_mamba(
 ) -> tuple[Row, np.ndarray]:
     peak(device, reset=True)
     assert precision != "auto"
-    generator = Generator(Inference(model, device, precision, {}, Path("fresh")), Sampling())
+    generator = Generator(Inference(model, Compute(device, precision, MICRO_TOKENS_GPU), {}, Path("fresh")), Sampling())
     samples = range(len(prompts))
     rows = list(prompts)
     generator.read([row[:256] for row in rows])  # compile

@@ -29,7 +29,7 @@ import numpy as np
 import torch
 
 from dnamamba.alphabet import decode
-from dnamamba.analysis.variants.plan import DEFAULT_BATCH_TOKENS, default_suffix
+from dnamamba.analysis.variants.plan import default_suffix
 from dnamamba.analysis.variants.score_job import describe_truncation
 from dnamamba.analysis.variants.score_output import combine
 from dnamamba.analysis.variants.scores import ScorePlan, Tokens, score_alleles
@@ -240,7 +240,7 @@ def plan_of(arguments: argparse.Namespace, inference: Inference) -> ScorePlan:
     context = arguments.context or inference.trained_length
     assert context, "the checkpoint does not say its length: give --context"
     suffix = default_suffix(context) if arguments.suffix is None else arguments.suffix
-    batch = arguments.batch_tokens or DEFAULT_BATCH_TOKENS[inference.device.type]
+    batch = arguments.batch_tokens or inference.compute.micro_tokens
     return ScorePlan(Tiling(context, suffix), min(arguments.state_every, context), batch, check=16)
 
 
@@ -415,7 +415,7 @@ def whole_windows(
 ) -> tuple[np.ndarray, float]:
     """llr (mean of both strands) and seconds of the plain way: two windows a strand, from its start to its end."""
     from dnamamba.alphabet import encode, reverse_complement
-    from dnamamba.inference.kept_states import log_likelihood
+    from dnamamba.model.loss import next_base_log_likelihood
 
     contig = store.contigs[0]
     whole = store.read(contig.name, 0, contig.length)
@@ -437,8 +437,8 @@ def whole_windows(
                 row = torch.from_numpy(tokens.copy())[None].to(inference.device)
                 with inference.autocast():
                     logits = inference.model(row).logits
-                told = log_likelihood(logits[:, :-1], row[:, 1:])[:, cut - first - 1 :]
-                llr[number] += sign * float(told.double().nansum()) / 2
+                log_likelihood = next_base_log_likelihood(logits[:, :-1], row[:, 1:])[:, cut - first - 1 :]
+                llr[number] += sign * float(log_likelihood.double().nansum()) / 2
     synchronise(inference)
     return llr, time.perf_counter() - began
 

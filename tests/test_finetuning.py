@@ -33,6 +33,7 @@ from dnamamba.formats.checkpoint import (
     save_classifier,
 )
 from dnamamba.genome.store import open_genome
+from dnamamba.inference.pooling import classify, head_features, strand_features
 from dnamamba.model.classifier import HeadConfig, MambaClassifier, reverse_complement
 from dnamamba.model.config import ModelConfig
 from dnamamba.model.language_model import MambaLM
@@ -75,13 +76,13 @@ def test_padding_batches_and_chunks_change_nothing(pooling, strands):
     model = classifier(pooling=pooling, strands=strands)
     sequences = [np.random.default_rng(n).integers(0, 5, n).astype(np.uint8) for n in (1, 2, 3, 17, 64, 65, 300)]
     with torch.no_grad():
-        alone = torch.cat([model(torch.from_numpy(s)[None], torch.tensor([len(s)])) for s in sequences])
+        alone = torch.cat([classify(model, torch.from_numpy(s)[None], torch.tensor([len(s)])) for s in sequences])
         tokens, lengths = map(torch.from_numpy, pad(sequences))
         wide = torch.nn.functional.pad(tokens, (0, 37), value=alphabet.PAD)
-        for together in (model(tokens, lengths), model(wide, lengths)):
+        for together in (classify(model, tokens, lengths), classify(model, wide, lengths)):
             torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
         for chunk in (1, 7, 64, 299, 1000):
-            torch.testing.assert_close(model(wide, lengths, chunk=chunk), alone, rtol=0, atol=1e-5)
+            torch.testing.assert_close(classify(model, wide, lengths, chunk), alone, rtol=0, atol=1e-5)
 
 
 def test_both_strands_give_one_answer_to_a_sequence_and_its_reverse_complement():
@@ -90,12 +91,12 @@ def test_both_strands_give_one_answer_to_a_sequence_and_its_reverse_complement()
     other = reverse_complement(tokens, lengths)
     model = classifier(strands="mean")
     with torch.no_grad():
-        torch.testing.assert_close(model(tokens, lengths), model(other, lengths), rtol=0, atol=1e-6)
+        torch.testing.assert_close(classify(model, tokens, lengths), classify(model, other, lengths), rtol=0, atol=1e-6)
         side_by_side = classifier(strands="both")
-        assert not torch.allclose(side_by_side(tokens, lengths), side_by_side(other, lengths))
-        seen, turned = (side_by_side.features(t, lengths, "both") for t in (tokens, other))
+        assert not torch.allclose(classify(side_by_side, tokens, lengths), classify(side_by_side, other, lengths))
+        seen, turned = (head_features(side_by_side, t, lengths, "both") for t in (tokens, other))
         assert torch.equal(seen, turned.roll(16, 1))
-        assert torch.equal(seen[:, :16], side_by_side.features(tokens, lengths, "one"))
+        assert torch.equal(seen[:, :16], head_features(side_by_side, tokens, lengths, "one"))
 
 
 def test_the_mean_is_over_the_bases_and_the_last_state_is_that_of_the_last_base():
@@ -103,8 +104,10 @@ def test_the_mean_is_over_the_bases_and_the_last_state_is_that_of_the_last_base(
     with torch.no_grad():
         hidden, _ = classifier().backbone(tokens)
         expected = torch.stack([hidden[0].mean(0), hidden[1, :11].mean(0)])
-        torch.testing.assert_close(classifier(pooling="mean").pooled(tokens, lengths), expected)
-        torch.testing.assert_close(classifier().pooled(tokens, lengths), torch.stack([hidden[0, 29], hidden[1, 10]]))
+        torch.testing.assert_close(strand_features(classifier(pooling="mean"), tokens, lengths), expected)
+        torch.testing.assert_close(
+            strand_features(classifier(), tokens, lengths), torch.stack([hidden[0, 29], hidden[1, 10]])
+        )
 
 
 def test_a_classifier_is_saved_and_loaded_with_its_classes(tmp_path):
@@ -115,7 +118,7 @@ def test_a_classifier_is_saved_and_loaded_with_its_classes(tmp_path):
     tokens, lengths = torch.randint(0, 4, (2, 30), dtype=torch.uint8), torch.tensor([30, 11])
     stored = dict(loaded.state_dict())
     assert all(torch.equal(value, stored.pop(name)) for name, value in model.state_dict().items()) and not stored
-    torch.testing.assert_close(loaded(tokens, lengths), model(tokens, lengths), rtol=0, atol=1e-6)
+    torch.testing.assert_close(classify(loaded, tokens, lengths), classify(model, tokens, lengths), rtol=0, atol=1e-6)
     assert torch.equal(loaded.predictions(torch.ones(1, 1)), torch.full((1, 1), 5.0))
     assert read_card(tmp_path / "model")["classifier"]["names"] == ("x",)
 

@@ -20,8 +20,8 @@ from dnamamba.finetuning.baselines.models import (
     kmer_predictions,
     kmer_regression,
 )
-from dnamamba.finetuning.predictions import Compute
 from dnamamba.finetuning.tasks.examples import Examples, FixedSet, Target, pad
+from dnamamba.inference.device import Compute
 
 MOTIF = encode("ACGTTGCA")
 CPU = Compute(torch.device("cpu"), "fp32", 1 << 14)

@@ -204,7 +204,7 @@ def test_every_base_is_told_once_and_with_enough_context():
         overlap = int(rng.integers(0, context))
         cuts = np.sort(rng.choice(length + 1, 2 * int(rng.integers(1, 5)), replace=False)).reshape(-1, 2)
         for reverse in (False, True):
-            rows = StrandTiling(context, overlap).rows(reverse, cuts, length)
+            rows = StrandTiling(context, overlap).stretches(reverse, cuts, length)
             told = [base for row in rows for base in range(row.first, row.end)]
             assert len(set(told)) == len(told)
             in_contig = {length - 1 - base if reverse else base for base in told}
@@ -218,12 +218,12 @@ def test_every_base_is_told_once_and_with_enough_context():
 def test_tiles_without_wanted_bases_are_not_read():
     tiling = StrandTiling(100, 50)
     pairs = np.array([[10, 12], [9_000, 9_010]])
-    assert tiling.rows(False, pairs, 10_000) == [
+    assert tiling.stretches(False, pairs, 10_000) == [
         (False, 0, 10, 12),
         (False, 8900, 9000, 9001),
         (False, 8950, 9001, 9010),
     ]
-    assert sum(row.end - row.start for row in tiling.rows(True, pairs, 10_000)) <= 300
+    assert sum(row.end - row.start for row in tiling.stretches(True, pairs, 10_000)) <= 300
 
 
 def run(folder, checkpoint, fasta, *flags):

@@ -10,9 +10,11 @@ import torch
 
 from dnamamba import cli, info, predict
 from dnamamba.alphabet import encode
-from dnamamba.finetuning.predictions import Compute, batches, predict_logits
+from dnamamba.finetuning.predictions import predict_logits
 from dnamamba.finetuning.queries import Asked, Query, in_blocks
 from dnamamba.formats.checkpoint import save_checkpoint, save_classifier
+from dnamamba.inference.device import Compute
+from dnamamba.inference.pooling import classify
 from dnamamba.model.classifier import HeadConfig, MambaClassifier
 from dnamamba.model.config import ModelConfig
 from dnamamba.model.language_model import MambaLM
@@ -41,7 +43,7 @@ def model(tmp_path):
 def expected(model):
     """(sequences, 3): each sequence alone."""
     with torch.no_grad():
-        logits = [model(torch.from_numpy(encode(s))[None], torch.tensor([len(s)])) for s in SEQUENCES]
+        logits = [classify(model, torch.from_numpy(encode(s))[None], torch.tensor([len(s)])) for s in SEQUENCES]
         return torch.cat(logits).softmax(-1).numpy()
 
 
@@ -110,7 +112,7 @@ def test_intervals_of_a_genome_on_both_strands(tmp_path, model):
     assert places == [("chr1", *p, "-") for p in minus] + [("chr1", *p, "+") for p in plus]
     texts = [other[500 - end : 500 - start] for start, end in minus] + [genome[start:end] for start, end in plus]
     with torch.no_grad():
-        logits = [model(torch.from_numpy(encode(s))[None], torch.tensor([len(s)])) for s in texts]
+        logits = [classify(model, torch.from_numpy(encode(s))[None], torch.tensor([len(s)])) for s in texts]
     np.testing.assert_allclose(probabilities(rows), torch.cat(logits).softmax(-1), rtol=0, atol=1e-5)
 
 
@@ -122,11 +124,7 @@ def test_windows_cover_a_sequence_without_gap_or_overlap(tmp_path, model):
     assert [float(row["n_share"]) for row in rows] == pytest.approx([0, 0, 2 / 52, 0])
 
 
-def test_each_row_is_in_one_batch_and_no_batch_is_too_large():
-    lengths = np.random.default_rng(0).integers(1, 300, 500)
-    found = list(batches(lengths, 1000))
-    assert sorted(np.concatenate(found).tolist()) == list(range(500))
-    assert all(len(rows) * lengths[rows].max() <= 1000 for rows in found)
+def test_queries_are_held_in_blocks():
     queries = [Query(str(n), 0, 30_000_000, np.zeros(30_000_000, np.uint8)) for n in range(5)]
     assert [len(asked) for asked in in_blocks(iter(queries))] == [3, 2]
 

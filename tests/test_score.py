@@ -467,7 +467,7 @@ def test_an_interrupted_job_leaves_nothing(command, contigs, tmp_path, monkeypat
         calls.append(1)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("dnamamba.analysis.variants.scores.run_rows", interrupted)
+    monkeypatch.setattr("dnamamba.analysis.variants.scores.score_rows", interrupted)
     assert run(*command, "--vcf", path, "--out", tmp_path / "out.vcf") == cli.INTERRUPTED
     assert calls and sorted(p.name for p in tmp_path.iterdir()) == ["in.vcf"]
 

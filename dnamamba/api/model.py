@@ -8,6 +8,7 @@ region comes as one answer; what is asked of several, as a list in their order.
 
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,19 +23,20 @@ from dnamamba.analysis.likelihood.job import tiling_for
 from dnamamba.analysis.likelihood.sequences import likelihoods_of_sequences
 from dnamamba.analysis.likelihood.strand_rows import TRACKS
 from dnamamba.analysis.variants.mutagenesis import saturate, saturation_table
-from dnamamba.analysis.variants.plan import DEFAULT_BATCH_TOKENS, plan_for
+from dnamamba.analysis.variants.plan import plan_for
 from dnamamba.analysis.variants.score_output import combine, scored_table
 from dnamamba.analysis.variants.scores import score_alleles
 from dnamamba.api.variants import Variants, records_of
 from dnamamba.errors import InputError
-from dnamamba.finetuning.apply import load_for_prediction, prediction_table
+from dnamamba.finetuning.apply import prediction_table, refuse_alleles
 from dnamamba.formats.checkpoint import is_classifier
 from dnamamba.genome.alleles import check, refuse_mismatches
 from dnamamba.genome.intervals import Interval
 from dnamamba.genome.regions import parse_region, read_regions
 from dnamamba.genome.store import TokenStore, open_genome
 from dnamamba.genome.stretches import Stretch
-from dnamamba.inference.load import Accelerator, Inference, Precision, load_for_inference
+from dnamamba.inference.device import Accelerator, Precision
+from dnamamba.inference.load import Inference, load_classifier_for_inference, load_for_inference
 from dnamamba.inference.sampling import Generator, Sampling
 
 if TYPE_CHECKING:
@@ -80,7 +82,7 @@ class Model:
         self.checkpoint = checkpoint
         self.is_classifier = is_classifier(checkpoint)
         """Whether it predicts classes (`predict`) and not bases."""
-        load_it = load_for_prediction if self.is_classifier else load_for_inference
+        load_it: Any = load_classifier_for_inference if self.is_classifier else load_for_inference
         self._loaded: Any = load_it(checkpoint, device, precision)
 
     def __repr__(self) -> str:
@@ -217,7 +219,7 @@ class Model:
         width = self._inference.model.config.d_model
         offsets = position_offsets(stretches)
         out = np.empty((int(offsets[-1]) if pool == "position" else len(stretches), width), np.float32)
-        batch = batch_tokens or DEFAULT_BATCH_TOKENS[self._inference.device.type]
+        batch = batch_tokens or self._inference.compute.micro_tokens
         embed_stretches(self._inference, stretches, pool, out, batch_tokens=batch, both_strands=both_strands)
         if pool == "position":
             return _one_or_all(np.split(out, offsets[1:-1]), sequences, regions)
@@ -340,7 +342,11 @@ class Model:
             raise InputError(
                 f"{self.checkpoint}: a language model without classes; train them by dnamamba.finetune first"
             )
-        return prediction_table(self._loaded, self._stretches(sequences, genome, regions), batch_tokens)
+        refuse_alleles(self._loaded)
+        loaded = self._loaded
+        if batch_tokens is not None:
+            loaded = replace(loaded, compute=replace(loaded.compute, micro_tokens=batch_tokens))
+        return prediction_table(loaded, self._stretches(sequences, genome, regions))
 
     def _stretches(
         self, sequences: Sequences | None, genome: GenomeLike | None, regions: Regions | None

@@ -2,23 +2,20 @@
 
 import csv
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from dnamamba.alphabet import BASES
 from dnamamba.errors import InputError
-from dnamamba.finetuning.predictions import Compute, predict_logits
+from dnamamba.finetuning.predictions import predict_logits
 from dnamamba.finetuning.queries import Asked, Query, in_blocks, read_queries
 from dnamamba.finetuning.settings import PredictSettings
-from dnamamba.formats.checkpoint import load_classifier
 from dnamamba.genome.store import TokenStore, open_genome
 from dnamamba.genome.stretches import Stretch
-from dnamamba.inference.device import MICRO_TOKENS_CPU, MICRO_TOKENS_GPU, uses_gpu
-from dnamamba.inference.load import Accelerator, Precision
+from dnamamba.inference.load import Inference, load_classifier_for_inference
 from dnamamba.model.classifier import HeadConfig, MambaClassifier
 from dnamamba.model.kernels import describe_kernels
 from dnamamba.outputs import refuse_existing, table_format, whole_file, write_table
@@ -38,78 +35,60 @@ def predict(settings: PredictSettings) -> None:
         raise InputError(f"--window: {settings.window} is below 1")
     table_format(settings.out)
     refuse_existing([settings.out], settings.overwrite)
-    compute = _compute(settings)
-    model, provenance = load_classifier(settings.checkpoint, compute.device)
-    model.eval().requires_grad_(False)
+    inference = load_classifier_for_inference(
+        settings.checkpoint, settings.accelerator, settings.precision, settings.micro_tokens
+    )
     genome = _genome(settings)
-    head = model.head_config
-    if head.pooling == "alleles":
-        raise InputError(f"{settings.checkpoint}: classifies variants, which are no sequences of their own")
+    head = inference.model.head_config
+    refuse_alleles(inference)
     outputs = f"{', '.join(head.names[:12])}{', …' if len(head.names) > 12 else ''}"
-    print(f"checkpoint  {settings.checkpoint}: task {provenance.get('task')}, {head.kind}: {outputs}")
-    print(f"   kernels  {describe_kernels(compute.device)}")
+    print(f"checkpoint  {settings.checkpoint}: task {inference.provenance.get('task')}, {head.kind}: {outputs}")
+    print(f"   kernels  {describe_kernels(inference.device)}")
 
     columns: Columns = {name: [] for name in column_names(head)}
     longest = bases = 0
     for path in settings.input:
         for asked in in_blocks(read_queries(path, genome, settings.sequence_column, settings.window)):
             try:
-                values = predict_values(model, asked, compute)
+                values = predict_values(inference, asked)
             except torch.OutOfMemoryError:
-                raise InputError(f"out of memory: give less than --micro_tokens {compute.micro_tokens}") from None
+                raise InputError(
+                    f"out of memory: give less than --micro_tokens {inference.compute.micro_tokens}"
+                ) from None
             add_rows(columns, asked, values, head)
             longest, bases = max(longest, int(asked.lengths.max())), bases + int(asked.lengths.sum())
             print(f"   progress {len(columns['name']):,} sequences, {si(bases)}bases", flush=True)
     if not columns["name"]:
         raise InputError(f"{', '.join(map(str, settings.input))}: no sequences")
-    trained = provenance.get("length")
+    trained = inference.provenance.get("length")
     if isinstance(trained, int) and longest > 2 * trained:
         print(f"      note  sequences of up to {longest:,} bases, trained up to {trained:,}: see --window")
     write_columns(columns, settings.out)
     print(f"   results  {settings.out}: {len(columns['name']):,} rows")
 
 
-class Classifier(NamedTuple):
-    """A fine-tuned model ready to be asked."""
-
-    model: MambaClassifier
-    compute: Compute
-    provenance: dict[str, Any]
-
-    @property
-    def trained_length(self) -> int | None:
-        """Bases of the longest example that it was trained on; None where its provenance does not say."""
-        length = self.provenance.get("length")
-        return length if isinstance(length, int) else None
+def refuse_alleles(inference: Inference[MambaClassifier]) -> None:
+    """Raises `InputError` for a classifier of variants, which are no sequences of their own."""
+    if inference.model.head_config.pooling == "alleles":
+        raise InputError(f"{inference.checkpoint}: classifies variants, which are no sequences of their own")
 
 
-def load_for_prediction(checkpoint: Path, accelerator: Accelerator, precision: Precision) -> Classifier:
-    """As `dnamamba.inference.load.load_for_inference`, of a fine-tuned checkpoint or run."""
-    settings = PredictSettings(checkpoint=checkpoint, accelerator=accelerator, precision=precision)
-    compute = _compute(settings)
-    model, provenance = load_classifier(checkpoint, compute.device)
-    model.eval().requires_grad_(False)
-    if model.head_config.pooling == "alleles":
-        raise InputError(f"{checkpoint}: classifies variants, which are no sequences of their own")
-    return Classifier(model, compute, provenance)
-
-
-def prediction_table(loaded: Classifier, stretches: Sequence[Stretch], batch_tokens: int | None) -> "polars.DataFrame":
+def prediction_table(inference: Inference[MambaClassifier], stretches: Sequence[Stretch]) -> "polars.DataFrame":
     """A row a stretch, with the columns of `column_names`."""
     import polars
 
-    compute = loaded.compute if batch_tokens is None else replace(loaded.compute, micro_tokens=batch_tokens)
+    head = inference.model.head_config
     queries = [Query(s.name, s.start, s.end, s.tokens(), "-" if s.reverse else "+") for s in stretches]
-    columns: Columns = {name: [] for name in column_names(loaded.model.head_config)}
+    columns: Columns = {name: [] for name in column_names(head)}
     asked = Asked(queries)
-    add_rows(columns, asked, predict_values(loaded.model, asked, compute), loaded.model.head_config)
+    add_rows(columns, asked, predict_values(inference, asked), head)
     return polars.DataFrame(columns)
 
 
-def predict_values(model: MambaClassifier, asked: Asked, compute: Compute) -> np.ndarray:
+def predict_values(inference: Inference[MambaClassifier], asked: Asked) -> np.ndarray:
     """(queries, outputs) fp32: probabilities, or the values of a regression."""
-    with torch.no_grad():
-        return model.predictions(predict_logits(model, asked, compute)).cpu().numpy()
+    logits = predict_logits(inference.model, asked, inference.compute)
+    return inference.model.predictions(logits).cpu().numpy()
 
 
 def column_names(head: HeadConfig) -> list[str]:
@@ -144,17 +123,6 @@ def write_columns(columns: Columns, path: Path) -> None:
         writer.writerow(columns)
         for row in zip(*columns.values(), strict=True):
             writer.writerow(f"{cell:.7g}" if isinstance(cell, float) else cell for cell in row)
-
-
-def _compute(settings: PredictSettings) -> Compute:
-    on_gpu = uses_gpu(settings.accelerator)
-    if settings.micro_tokens is not None and settings.micro_tokens < 1:
-        raise InputError(f"--micro_tokens: {settings.micro_tokens} is below 1")
-    precision = settings.precision
-    if precision == "auto":
-        precision = "bf16" if on_gpu else "fp32"
-    micro = settings.micro_tokens or (MICRO_TOKENS_GPU if on_gpu else MICRO_TOKENS_CPU)
-    return Compute(torch.device("cuda" if on_gpu else "cpu"), precision, micro)
 
 
 def _genome(settings: PredictSettings) -> TokenStore | None:

@@ -1,9 +1,7 @@
 """A classifier asked about many sequences: batches by bases, long ones in chunks, on one device."""
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -11,6 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dnamamba.finetuning.tasks.examples import Target
+from dnamamba.inference.batches import batches_by_length
+from dnamamba.inference.device import Compute
+from dnamamba.inference.pooling import head_features
 from dnamamba.model.classifier import MambaClassifier, reverse_complement
 from dnamamba.model.config import Strands
 
@@ -28,26 +29,6 @@ class Sequences(Protocol):
         """(rows, longest of them) uint8 tokens padded on the right, and the lengths (rows,) int64."""
 
 
-@dataclass(frozen=True)
-class Compute:
-    """Where and how a model runs."""
-
-    device: torch.device
-    precision: Literal["fp32", "bf16"]
-    """Of the matrix products; states, features and logits are fp32 in both."""
-    micro_tokens: int
-    """Bases in one forward pass."""
-
-    def autocast(self) -> AbstractContextManager[Any]:
-        """The context of every forward pass."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
-
-    def put(self, array: np.ndarray) -> Tensor:
-        """The array on the device, without waiting for what runs there."""
-        tensor = torch.from_numpy(array)
-        return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor
-
-
 @torch.no_grad()
 def predict_logits(model: MambaClassifier, examples: Sequences, compute: Compute) -> Tensor:
     """(examples, outputs) fp32 on the device, in the order of the examples, whatever the batches."""
@@ -60,29 +41,18 @@ def predict_logits(model: MambaClassifier, examples: Sequences, compute: Compute
 def pool_all(
     model: MambaClassifier, examples: Sequences, compute: Compute, strands: Strands, *, turned: bool = False
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """(rows, their features fp32 as `MambaClassifier.features` gives them) until every example was there once; with
+    """(rows, their features fp32 as `head_features` gives them) until every example was there once; with
     `turned` of their reverse complements."""
     was_training = model.training
     model.eval()
-    for rows in batches(examples.lengths, compute.micro_tokens):
+    for rows in batches_by_length(examples.lengths, compute.micro_tokens):
         tokens, lengths = map(compute.put, examples.padded(rows))
         if turned:
             tokens = reverse_complement(tokens, lengths)
         with torch.no_grad(), compute.autocast():
-            features = model.features(tokens, lengths, strands, compute.micro_tokens)
+            features = head_features(model, tokens, lengths, strands, compute.micro_tokens)
         yield compute.put(rows), features
     model.train(was_training)
-
-
-def batches(lengths: np.ndarray, micro_tokens: int) -> Iterator[np.ndarray]:
-    """Rows of about equal length together, padded to at most `micro_tokens` bases in all, one at least."""
-    order = np.argsort(lengths, kind="stable")[::-1]
-    first = 0
-    while first < len(order):
-        width = max(int(lengths[order[first]]), 1)
-        count = max(micro_tokens // width, 1)
-        yield order[first : first + count].copy()
-        first += count
 
 
 def loss_sum(logits: Tensor, labels: Tensor, target: Target) -> Tensor:

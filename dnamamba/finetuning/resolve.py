@@ -9,10 +9,9 @@ from typing import Any
 import torch
 
 from dnamamba.errors import InputError
-from dnamamba.finetuning.predictions import Compute
 from dnamamba.finetuning.settings import FinetuneSettings, RunSettings
 from dnamamba.finetuning.trial import STRAND_USES, WARMUP_FROM, warmup_lengths
-from dnamamba.inference.device import MICRO_TOKENS_CPU, MICRO_TOKENS_GPU, uses_gpu
+from dnamamba.inference.device import MICRO_TOKENS_CPU, MICRO_TOKENS_GPU, Compute, uses_gpu
 from dnamamba.model.settings import ModelSettings
 
 FROM_SCRATCH = "none"

@@ -31,13 +31,14 @@ from dnamamba.errors import InputError
 from dnamamba.finetuning.baselines.beside import simple_models
 from dnamamba.finetuning.card import classifier_card
 from dnamamba.finetuning.metrics import SELECT_BY, bootstrap_by_group, evaluate, over_seeds
-from dnamamba.finetuning.predictions import Compute, predict_logits
+from dnamamba.finetuning.predictions import predict_logits
 from dnamamba.finetuning.resolve import FROM_SCRATCH, as_plain, compute_of, refuse_changes, resolve
 from dnamamba.finetuning.settings import FinetuneSettings, RunSettings
 from dnamamba.finetuning.tasks import sequences, species, variants
 from dnamamba.finetuning.tasks.examples import Examples, FixedSet, Target, Task, canonical
 from dnamamba.finetuning.trial import Candidate, Diverged, Row, Trial, TrialResult, best_weights, standardisation
 from dnamamba.formats.checkpoint import is_classifier, load_checkpoint, load_classifier, save_classifier
+from dnamamba.inference.device import Compute
 from dnamamba.model.classifier import HeadConfig, MambaClassifier
 from dnamamba.model.config import ModelConfig
 from dnamamba.model.kernels import describe_kernels

@@ -20,9 +20,11 @@ from torch import Tensor
 
 from dnamamba.errors import InputError
 from dnamamba.finetuning.metrics import SELECT_BY, evaluate
-from dnamamba.finetuning.predictions import Compute, loss_sum, pool_all, predict_logits
+from dnamamba.finetuning.predictions import loss_sum, pool_all, predict_logits
 from dnamamba.finetuning.settings import RunSettings
 from dnamamba.finetuning.tasks.examples import Batch, FixedSet, Task, strand_flags
+from dnamamba.inference.device import Compute
+from dnamamba.inference.pooling import head_features
 from dnamamba.model.classifier import MambaClassifier, reverse_complement
 from dnamamba.model.config import Strands
 from dnamamba.model.parameters import parameter_groups
@@ -197,7 +199,7 @@ class Trial:
             tokens, lengths = self.compute.put(batch.tokens), self.compute.put(batch.lengths)
             tokens = reverse_complement(tokens, lengths, flags)
             with self.compute.autocast(), torch.set_grad_enabled(self.settings.mode == "full"):
-                return model.features(tokens, lengths, self.strands)
+                return head_features(model, tokens, lengths, self.strands)
 
         return compute
 

@@ -1,11 +1,55 @@
-"""Which device a job runs on, and how much goes through a model at a time there."""
+"""Where a model computes: its device, the precision of its matrix products, and how many bases it reads at a time."""
 
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
 import torch
+from torch import Tensor
 
 from dnamamba.errors import InputError
 
+Accelerator = Literal["auto", "cpu", "gpu"]
+Precision = Literal["auto", "fp32", "bf16"]
 MICRO_TOKENS_GPU, MICRO_TOKENS_CPU = 262_144, 16_384
 """Bases in one forward pass, by default"""
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Where and how a model runs."""
+
+    device: torch.device
+    precision: Literal["fp32", "bf16"]
+    """Of the matrix products; states, features, logits and likelihoods are fp32 in both"""
+    micro_tokens: int
+    """Bases in one forward pass, where nothing else says how many"""
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The context of every forward pass."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+    def put(self, array: np.ndarray) -> Tensor:
+        """The array on the device, without waiting for what runs there."""
+        tensor = torch.from_numpy(array)
+        # From pinned memory, or the copy would wait for what the GPU has still to do.
+        return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor
+
+
+def choose_compute(
+    accelerator: Accelerator = "auto", precision: Precision = "auto", micro_tokens: int | None = None
+) -> Compute:
+    """What `--accelerator`, `--precision` and `--micro_tokens` mean here: "auto" is the GPU if there is one, with bf16,
+    else the CPU with fp32. Raises `InputError` for a GPU that is not there and for `micro_tokens` below 1."""
+    on_gpu = uses_gpu(accelerator)
+    if micro_tokens is None:
+        micro_tokens = MICRO_TOKENS_GPU if on_gpu else MICRO_TOKENS_CPU
+    if micro_tokens < 1:
+        raise InputError(f"--micro_tokens: {micro_tokens} is below 1")
+    if precision == "auto":
+        precision = "bf16" if on_gpu else "fp32"
+    return Compute(torch.device("cuda" if on_gpu else "cpu"), precision, micro_tokens)
 
 
 def uses_gpu(accelerator: str) -> bool:

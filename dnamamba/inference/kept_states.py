@@ -12,8 +12,11 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from dnamamba.alphabet import BASES, PAD
+from dnamamba.inference.batches import padded
 from dnamamba.inference.load import Inference
+from dnamamba.inference.stream import stream
+from dnamamba.model.language_model import MambaLM
+from dnamamba.model.loss import next_base_log_likelihood
 
 
 class KeptStates(NamedTuple):
@@ -52,33 +55,21 @@ def states_needed(positions: np.ndarray, every: int) -> list[int]:
 
 @torch.inference_mode()
 def pass_and_keep(
-    inference: Inference, sequences: Sequence[np.ndarray], every: int, needed: Iterable[int]
+    inference: Inference[MambaLM], sequences: Sequence[np.ndarray], every: int, needed: Iterable[int]
 ) -> KeptStates:
     """Reads uint8 token sequences in steps of `every` bases and keeps the states of `needed` (multiples of it)."""
-    length = max(sequence.size for sequence in sequences)
-    padded = np.full((len(sequences), length), PAD, np.uint8)
-    for row, sequence in zip(padded, sequences, strict=True):
-        row[: sequence.size] = sequence
-    tokens = torch.from_numpy(padded).to(inference.device)
-    told = torch.full(tokens.shape, torch.nan, device=inference.device)
-    wanted = sorted(needed)
-    states = []
+    host = padded(sequences)
+    tokens = inference.compute.put(host)
+    log_likelihood = torch.full(tokens.shape, torch.nan, device=inference.device)
+    kept = {count: index for index, count in enumerate(sorted(needed))}
     with inference.autocast():
         state = inference.model.init_state(len(sequences))
-        for begin in range(0, length, every):
-            if begin in wanted:
-                states.append(state)
-            end = min(begin + every, length)
-            output = inference.model(tokens[:, begin:end], state)
-            state = output.state
-            follows = tokens[:, begin + 1 : end + 1]
-            told[:, begin + 1 : end + 1] = log_likelihood(output.logits[:, : follows.shape[1]], follows)
+        states = [state] if 0 in kept else []
+        for chunk in stream(inference.model.backbone, tokens.split(every, dim=1), state):
+            if chunk.end in kept:
+                states.append(chunk.state)
+            following = tokens[:, chunk.begin + 1 : chunk.end + 1]
+            logits = inference.model.base_logits(chunk.hidden)[:, : following.shape[1]]
+            log_likelihood[:, chunk.begin + 1 : chunk.end + 1] = next_base_log_likelihood(logits, following)
     stacked = tree_map(lambda *tensors: torch.stack(tensors), *states) if states else ()
-    kept = {count: index for index, count in enumerate(wanted)}
-    return KeptStates(tokens, padded, told, every, kept, stacked, len(sequences) * length)
-
-
-def log_likelihood(logits: Tensor, targets: Tensor) -> Tensor:
-    """ln p of the targets (batch, length) under logits (batch, length, 4), fp32; NaN where a target is no base."""
-    told = torch.log_softmax(logits.float(), -1).gather(-1, targets.long().clamp(max=BASES - 1)[..., None])[..., 0]
-    return torch.where(targets < BASES, told, torch.nan)
+    return KeptStates(tokens, host, log_likelihood, every, kept, stacked, host.size)

@@ -1,36 +1,44 @@
 """A trained model made ready to be asked: loaded, on its device, without gradients, in a chosen precision."""
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 import torch
 
-from dnamamba.formats.checkpoint import load_checkpoint
-from dnamamba.inference.device import uses_gpu
+from dnamamba.formats.checkpoint import load_checkpoint, load_classifier
+from dnamamba.inference.device import Accelerator, Compute, Precision, choose_compute
+from dnamamba.model.classifier import MambaClassifier
 from dnamamba.model.kernels import describe_kernels
 from dnamamba.model.language_model import MambaLM
 
-Accelerator = Literal["auto", "cpu", "gpu"]
-Precision = Literal["auto", "fp32", "bf16"]
+Model = TypeVar("Model", MambaLM, MambaClassifier)
 
 
 @dataclass(frozen=True)
-class Inference:
+class Inference(Generic[Model]):
     """A model in evaluation mode whose parameters want no gradient."""
 
-    model: MambaLM
-    device: torch.device
-    precision: Literal["fp32", "bf16"]
-    """Arithmetic of the matrix products; states, logits and likelihoods are fp32 in both."""
+    model: Model
+    compute: Compute
     provenance: dict[str, Any]
     """The checkpoint's provenance.json."""
     checkpoint: Path
 
+    @property
+    def device(self) -> torch.device:
+        return self.compute.device
+
+    @property
+    def precision(self) -> Literal["fp32", "bf16"]:
+        """Arithmetic of the matrix products; states, logits and likelihoods are fp32 in both."""
+        return self.compute.precision
+
     def autocast(self) -> AbstractContextManager[Any]:
         """The context that every forward pass runs in."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+        return self.compute.autocast()
 
     @property
     def trained_length(self) -> int | None:
@@ -52,16 +60,30 @@ class Inference:
         ]
 
 
-def load_for_inference(checkpoint: Path, accelerator: Accelerator = "auto", precision: Precision = "auto") -> Inference:
+def load_for_inference(
+    checkpoint: Path, accelerator: Accelerator = "auto", precision: Precision = "auto"
+) -> Inference[MambaLM]:
     """The language model of a checkpoint or run folder (`dnamamba.formats.checkpoint`), on the GPU if there is one.
 
     `precision` "auto" is bf16 on a GPU and fp32 on a CPU. Raises `InputError` for unusable checkpoints and a GPU that
     is not there.
     """
-    on_gpu = uses_gpu(accelerator)
-    device = torch.device("cuda" if on_gpu else "cpu")
-    model, provenance = load_checkpoint(checkpoint, device)
+    return _load(load_checkpoint, checkpoint, choose_compute(accelerator, precision))
+
+
+def load_classifier_for_inference(
+    checkpoint: Path,
+    accelerator: Accelerator = "auto",
+    precision: Precision = "auto",
+    micro_tokens: int | None = None,
+) -> Inference[MambaClassifier]:
+    """The same of a fine-tuned classifier; `micro_tokens` bases go through it at a time (`choose_compute`)."""
+    return _load(load_classifier, checkpoint, choose_compute(accelerator, precision, micro_tokens))
+
+
+def _load(
+    load: Callable[[Path, torch.device], tuple[Model, dict[str, Any]]], checkpoint: Path, compute: Compute
+) -> Inference[Model]:
+    model, provenance = load(checkpoint, compute.device)
     model.eval().requires_grad_(False)
-    if precision == "auto":
-        precision = "bf16" if on_gpu else "fp32"
-    return Inference(model, device, precision, provenance, Path(checkpoint))
+    return Inference(model, compute, provenance, Path(checkpoint))

@@ -16,7 +16,9 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from dnamamba.alphabet import BASES
 from dnamamba.genome.windows import hash_bits
+from dnamamba.inference.batches import batches_by_length
 from dnamamba.inference.load import Inference
+from dnamamba.inference.stream import stream
 from dnamamba.model.language_model import MambaLM, ModelState
 
 PROMPT_CHUNK = 16_384
@@ -28,7 +30,7 @@ STEPS_A_GRAPH = 8
 BLOCK = 1024
 """Bases of each sequence between two looks at the device; a multiple of `STEPS_A_GRAPH`."""
 
-Progress = Callable[[int, int], None]
+SampledBases = Callable[[int, int], None]
 """Called with (bases of each sequence so far, in all)."""
 
 
@@ -53,7 +55,7 @@ class Position(NamedTuple):
 class Generator:
     """A model made ready to sample: its matrices in the precision they are multiplied in, its step as a CUDA graph."""
 
-    def __init__(self, inference: Inference, sampling: Sampling) -> None:
+    def __init__(self, inference: Inference[MambaLM], sampling: Sampling) -> None:
         self.inference, self.sampling = inference, sampling
         self.model = inference.model
         if inference.precision == "bf16":
@@ -61,7 +63,7 @@ class Generator:
         self._graph: _StepGraph | None = None
 
     def generate(
-        self, prompts: Sequence[np.ndarray], samples: Sequence[int], length: int, progress: Progress | None = None
+        self, prompts: Sequence[np.ndarray], samples: Sequence[int], length: int, progress: SampledBases | None = None
     ) -> np.ndarray:
         """Continues each prompt by `length` bases.
 
@@ -77,35 +79,29 @@ class Generator:
     def read(self, prompts: Sequence[np.ndarray]) -> Position:
         """The position after each prompt. Those of one length are read together."""
         assert all(len(prompt) for prompt in prompts), "a causal model has no prediction before the first base"
-        distinct: dict[bytes, int] = {}
-        which = [distinct.setdefault(prompt.tobytes(), len(distinct)) for prompt in prompts]
-        lengths: dict[int, list[bytes]] = {}
-        for prompt in distinct:
-            lengths.setdefault(len(prompt), []).append(prompt)
+        number: dict[bytes, int] = {}
+        which = [number.setdefault(prompt.tobytes(), len(number)) for prompt in prompts]
+        distinct = [np.frombuffer(prompt, np.uint8) for prompt in number]
+        lengths = np.array([len(prompt) for prompt in distinct])
         parts, order = [], []
         with torch.inference_mode(), self.inference.autocast():
-            for length, members in lengths.items():
-                rows = max(PROMPT_BASES // min(length, PROMPT_CHUNK), 1)
-                for first in range(0, len(members), rows):
-                    together = members[first : first + rows]
-                    parts.append(self._read(np.frombuffer(b"".join(together), np.uint8).reshape(-1, length)))
-                    order += [distinct[prompt] for prompt in together]
-            place = {prompt: row for row, prompt in enumerate(order)}
-            rows_of = torch.tensor([place[prompt] for prompt in which], device=self.inference.device)
-            if len(parts) == 1:
-                return tree_map(lambda tensor: tensor[rows_of], parts[0])
-            return tree_map(lambda *tensors: torch.cat(tensors)[rows_of], parts[0], *parts[1:])
+            for length in np.unique(lengths):
+                members = np.flatnonzero(lengths == length)
+                for batch in batches_by_length(lengths[members].clip(max=PROMPT_CHUNK), PROMPT_BASES):
+                    order += members[batch].tolist()
+                    parts.append(self._read(np.stack([distinct[row] for row in members[batch]])))
+            rows_of = torch.from_numpy(np.argsort(order)[which]).to(self.inference.device)
+            return tree_map(lambda *tensors: torch.cat(tensors)[rows_of], *parts)
 
     def _read(self, tokens: np.ndarray) -> Position:
-        state = None
-        for first in range(0, tokens.shape[1], PROMPT_CHUNK):
-            chunk = torch.from_numpy(tokens[:, first : first + PROMPT_CHUNK].copy()).to(self.inference.device)
-            hidden, state = self.model.backbone(chunk, state)
-        assert state is not None
-        return Position(self.model.base_logits(hidden[:, -1]), state)
+        """Of (sequences, length) uint8 prompts."""
+        chunks = self.inference.compute.put(tokens).split(PROMPT_CHUNK, dim=1)
+        for chunk in stream(self.model.backbone, chunks):
+            last = chunk
+        return Position(self.model.base_logits(last.hidden[:, -1]), last.state)
 
     def go_on(
-        self, position: Position, samples: Sequence[int], length: int, progress: Progress | None = None
+        self, position: Position, samples: Sequence[int], length: int, progress: SampledBases | None = None
     ) -> np.ndarray:
         """(sequences, length) uint8: the next `length` bases from where the sequences stand; see `generate`."""
         out = np.empty((len(samples), length), np.uint8)

@@ -12,6 +12,7 @@ from torch import Tensor
 from dnamamba.alphabet import BASES, CLS, PAD, SEP
 from dnamamba.model.config import ModelConfig
 from dnamamba.model.language_model import MambaBackbone
+from dnamamba.model.loss import next_base_log_likelihood
 
 NEAR = 16
 """Bases from the variant on that are also taken apart: a few codons, or a splice site."""
@@ -78,10 +79,10 @@ def _log_likelihood_ratio(
 ) -> tuple[Tensor, Tensor]:
     """(batch,) each: of the first base that differs, and of all that follow it; N do not count."""
     logits = F.linear(hidden[:, :, :-1], backbone.embedding.weight[:BASES].float())
-    targets = windows[:, :, 1:].long()
-    told = F.log_softmax(logits, -1).gather(-1, targets.clamp(max=BASES - 1)[..., None])[..., 0]
-    told = torch.where((targets < BASES) & is_in[:, :, 1:], told, 0.0)
+    targets = windows[:, :, 1:]
+    counted = (targets < BASES) & is_in[:, :, 1:]
+    log_likelihood = torch.where(counted, next_base_log_likelihood(logits, targets), 0.0)
     is_first = torch.arange(1, windows.shape[2], device=windows.device) == first
-    at = torch.where(is_first, told, 0.0).sum(2)
-    after = told.sum(2) - at
+    at = torch.where(is_first, log_likelihood, 0.0).sum(2)
+    after = log_likelihood.sum(2) - at
     return at[1] - at[0], after[1] - after[0]

@@ -1,8 +1,9 @@
-"""A backbone, a pooling and a linear head: sequences in, the logits of classes, labels or values out.
+"""A backbone and a linear head on what is pooled from it: the logits of classes, labels or values.
+
+How sequences become the features that the head sees, whole or in chunks, is `dnamamba.inference.pooling`.
 
 Shapes (the legend of this file):
     batch, length   sequences, right-padded, and positions
-    d_model         width of the residual stream
     outputs         classes, labels or regression targets
 """
 
@@ -15,9 +16,9 @@ from torch import Tensor
 
 from dnamamba.alphabet import BASES
 from dnamamba.errors import InputError
-from dnamamba.model.alleles import allele_features, allele_width
+from dnamamba.model.alleles import allele_width
 from dnamamba.model.config import Kind, ModelConfig, Pooling, Strands
-from dnamamba.model.language_model import MambaBackbone, MambaLM, ModelState
+from dnamamba.model.language_model import MambaBackbone, MambaLM
 
 
 @dataclass(frozen=True)
@@ -59,56 +60,10 @@ class MambaClassifier(nn.Module):
         nn.init.normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
 
-    def pooled(self, tokens: Tensor, lengths: Tensor, chunk: int | None = None) -> Tensor:
-        """Features of the strand that is given, (batch, d_model) fp32.
-
-        Args:
-            tokens: (batch, length) uint8 without the soft-mask bit, each row padded on the right; the padding changes
-                nothing, for the model is causal and padding is never pooled.
-            lengths: (batch,) int64, bases of each row, at least 1.
-            chunk: positions that go through the model at a time, states handed on; None takes all at once. The result
-                is the same but for rounding.
-        """
-        if self.head_config.pooling == "alleles":
-            return allele_features(self.backbone, tokens, lengths)  # windows are short: never in chunks
-        width = tokens.shape[1]
-        chunk = width if chunk is None else chunk
-        state: ModelState | None = None
-        total: Tensor | None = None
-        for first in range(0, width, chunk):
-            hidden, state = self.backbone(tokens[:, first : first + chunk], state)
-            part = self._pool(hidden, lengths - first)
-            total = part if total is None else total + part
-        assert total is not None
-        return total / lengths[:, None] if self.head_config.pooling == "mean" else total
-
-    def _pool(self, hidden: Tensor, left: Tensor) -> Tensor:
-        """A chunk's share of the features; `left` (batch,) bases of each row from the chunk's start on, maybe < 0."""
-        width = hidden.shape[1]
-        if self.head_config.pooling == "mean":
-            mask = torch.arange(width, device=hidden.device) < left[:, None]
-            return (hidden * mask[..., None]).sum(1, dtype=torch.float32)
-        is_here = (left > 0) & (left <= width)
-        last = hidden[torch.arange(len(left), device=hidden.device), (left - 1).clamp(0, width - 1)]
-        return torch.where(is_here[:, None], last.float(), 0.0)
-
-    def features(self, tokens: Tensor, lengths: Tensor, strands: Strands, chunk: int | None = None) -> Tensor:
-        """What the head sees, fp32: `pooled` of one strand or the mean of both (batch, d_model), or both side by side
-        (batch, 2 · d_model), by which a causal model looks from either end."""
-        forward = self.pooled(tokens, lengths, chunk)
-        if strands == "one":
-            return forward
-        reverse = self.pooled(reverse_complement(tokens, lengths), lengths, chunk)
-        return (forward + reverse) / 2 if strands == "mean" else torch.cat((forward, reverse), dim=1)
-
     def logits(self, features: Tensor) -> Tensor:
-        """What `features` gives → (batch, outputs) fp32, whatever the autocast."""
+        """What the head sees (batch, features) → (batch, outputs) fp32, whatever the autocast."""
         with torch.autocast(features.device.type, enabled=False):
             return self.head(features.float())
-
-    def forward(self, tokens: Tensor, lengths: Tensor, chunk: int | None = None) -> Tensor:
-        """(batch, outputs) fp32 logits, of the strands that the head's configuration names."""
-        return self.logits(self.features(tokens, lengths, self.head_config.strands, chunk))
 
     def predictions(self, logits: Tensor) -> Tensor:
         """Logits (batch, outputs) → probabilities (multiclass: a row sums to 1), or the values of a regression."""

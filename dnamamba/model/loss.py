@@ -11,13 +11,18 @@ from dnamamba.alphabet import BASES, PAD
 
 
 def next_base_nll(logits: Tensor, targets: Tensor) -> Tensor:
-    """−ln p(target) in nats, (batch, length) fp32, differentiable; NaN (missing, not zero) where the target is no base.
+    """−ln p(target) in nats, (…) fp32, differentiable; NaN (missing, not zero) where the target is no base.
 
     Args:
-        logits: (batch, length, 4), over A, C, G, T alone: the log-softmax is over these four columns, in fp32.
-        targets: (batch, length) integer tokens without the soft-mask bit.
+        logits: (…, 4), over A, C, G, T alone: the log-softmax is over these four columns, in fp32.
+        targets: (…) integer tokens without the soft-mask bit.
     """
     counted = targets < BASES
     labels = targets.long().masked_fill(~counted, PAD)
     nll = F.cross_entropy(logits.float().flatten(0, -2), labels.flatten(), ignore_index=PAD, reduction="none")
     return torch.where(counted, nll.view(targets.shape), torch.nan)
+
+
+def next_base_log_likelihood(logits: Tensor, targets: Tensor) -> Tensor:
+    """ln p(target), −`next_base_nll`: NaN where the target is no base."""
+    return -next_base_nll(logits, targets)

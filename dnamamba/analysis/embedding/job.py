@@ -14,7 +14,6 @@ import numpy as np
 from dnamamba.alphabet import TOKEN_TO_ASCII
 from dnamamba.analysis.embedding.compute import Pool, embed_stretches, position_offsets
 from dnamamba.analysis.embedding.settings import EmbedSettings
-from dnamamba.analysis.variants.plan import DEFAULT_BATCH_TOKENS
 from dnamamba.errors import InputError
 from dnamamba.genome.store import open_genome
 from dnamamba.genome.stretches import Stretch, read_stretches
@@ -57,7 +56,7 @@ def embed(settings: EmbedSettings) -> None:
                 stretches,
                 settings.pool,
                 array,
-                batch_tokens=settings.batch_tokens or DEFAULT_BATCH_TOKENS[inference.device.type],
+                batch_tokens=settings.batch_tokens or inference.compute.micro_tokens,
                 both_strands=settings.both_strands,
                 progress=by_count(tell, passes * bases),
             )

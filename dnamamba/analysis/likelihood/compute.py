@@ -7,15 +7,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from dnamamba.analysis.likelihood.contig_tracks import Column, ContigTracks
-from dnamamba.analysis.likelihood.strand_rows import TRACKS, Row, run_rows
+from dnamamba.analysis.likelihood.strand_rows import TRACKS, StrandStretch, describe_strands
 from dnamamba.analysis.likelihood.strand_tiles import StrandTiling
 from dnamamba.analysis.likelihood.track_files import table_of, table_schema
 from dnamamba.genome.intervals import Interval
 from dnamamba.genome.regions import merged_regions
 from dnamamba.genome.store import TokenStore
 from dnamamba.inference.load import Inference
+from dnamamba.model.language_model import MambaLM
 
 if TYPE_CHECKING:
     import polars
@@ -26,7 +28,7 @@ BATCH_TOKENS = {"cuda": 524_288, "cpu": 8_192}
 
 
 def likelihood_table(
-    inference: Inference,
+    inference: Inference[MambaLM],
     store: TokenStore,
     intervals: Sequence[Interval],
     tiling: StrandTiling,
@@ -49,10 +51,12 @@ def likelihood_table(
     for name, pairs in wanted.items():
         contig = store.contig(name)
         tokens = store.tokens[contig.offset : contig.offset + contig.length]
-        rows = [row for strand in computed for row in tiling.rows(strand == "reverse", pairs, contig.length)]
+        stretches = [
+            stretch for strand in computed for stretch in tiling.stretches(strand == "reverse", pairs, contig.length)
+        ]
         with ContigTracks(name, tokens, pairs, computed, tracks, Path(tempfile.gettempdir())) as filled:
             batch = batch_tokens or BATCH_TOKENS[inference.device.type]
-            fill_tracks(inference, filled, tokens, rows, batch, LikelihoodSums())
+            fill_tracks(inference, filled, tokens, stretches, batch, LikelihoodSums())
             tables += [table_of(filled, block, columns, schema) for block in filled.blocks()]
     return pl.concat(tables)
 
@@ -79,11 +83,12 @@ class LikelihoodSums:
         return {strand: -self.nats[strand] / bases / math.log(2) for strand, bases in self.bases.items() if bases}
 
 
+@torch.inference_mode()
 def fill_tracks(
-    inference: Inference,
+    inference: Inference[MambaLM],
     tracks: ContigTracks,
     tokens: np.ndarray,
-    rows: Sequence[Row],
+    stretches: Sequence[StrandStretch],
     batch_tokens: int,
     sums: LikelihoodSums,
     progress: Callable[[int], None] | None = None,
@@ -92,16 +97,18 @@ def fill_tracks(
 
     Args:
         tokens: (length,) uint8 of the contig.
-        rows: of both strands, or of one, from `StrandTiling.rows`; together they tell of each wanted base once.
-        batch_tokens, progress: see `run_rows`.
+        stretches: of both strands, or of one, from `StrandTiling.stretches`; together they tell of each wanted base
+            once.
+        batch_tokens, progress: see `describe_strands`.
     """
     for strand, first in (("forward", 0), ("reverse", tokens.size - 1)):
         if strand in tracks.strands:
             tracks.put(strand, first, np.full((len(tracks.tracks), 1), np.nan, np.float32))
-    told = tracks.tracks.index("log_likelihood") if "log_likelihood" in tracks.tracks else None
-    for reverse, start, values in run_rows(inference, tokens, rows, tracks.tracks, batch_tokens, progress):
-        strand = "reverse" if reverse else "forward"
-        tracks.put(strand, start, values)
-        if told is not None:
-            sums.add(strand, values[told])
+    summed = tracks.tracks.index("log_likelihood") if "log_likelihood" in tracks.tracks else None
+    with inference.autocast():
+        for found in describe_strands(inference, tokens, stretches, tracks.tracks, batch_tokens, progress):
+            strand = "reverse" if found.reverse else "forward"
+            tracks.put(strand, found.start, found.values)
+            if summed is not None:
+                sums.add(strand, found.values[summed])
     tracks.assert_complete()

@@ -17,7 +17,7 @@ from dnamamba import __version__
 from dnamamba.analysis.likelihood.compute import BATCH_TOKENS, STRANDS, LikelihoodSums, fill_tracks, strands_to_read
 from dnamamba.analysis.likelihood.contig_tracks import Column, ContigTracks
 from dnamamba.analysis.likelihood.settings import LikelihoodSettings
-from dnamamba.analysis.likelihood.strand_rows import TRACKS, Row
+from dnamamba.analysis.likelihood.strand_rows import TRACKS, StrandStretch
 from dnamamba.analysis.likelihood.strand_tiles import StrandTiling
 from dnamamba.analysis.likelihood.track_files import Write, open_files, refuse_missing_libraries
 from dnamamba.errors import InputError
@@ -104,7 +104,7 @@ def _compute_and_write(
     inference: Inference,
     store: TokenStore,
     wanted: ByContig,
-    rows: dict[str, list[Row]],
+    rows: dict[str, list[StrandStretch]],
     names: Sequence[tuple[Path, Callable[[Path], AbstractContextManager[Write]]]],
     batch_tokens: int,
     sums: LikelihoodSums,
@@ -181,8 +181,8 @@ def check_bases(store: TokenStore, wanted: ByContig) -> None:
     raise InputError("nothing to compute: the chosen regions have no base but N and contigs' ends")
 
 
-def _rows(tiling: StrandTiling, choice: Choice, pairs: np.ndarray, length: int) -> list[Row]:
-    return [row for strand in choice.computed for row in tiling.rows(strand == "reverse", pairs, length)]
+def _rows(tiling: StrandTiling, choice: Choice, pairs: np.ndarray, length: int) -> list[StrandStretch]:
+    return [row for strand in choice.computed for row in tiling.stretches(strand == "reverse", pairs, length)]
 
 
 def _among(flag: str, given: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:

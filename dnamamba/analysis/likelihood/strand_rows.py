@@ -6,6 +6,7 @@ complement, so that the strand's base q is the contig's base length − 1 − q.
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from itertools import tee
 from typing import NamedTuple
 
 import numpy as np
@@ -13,12 +14,16 @@ import torch
 from torch import Tensor
 
 from dnamamba.alphabet import BASES, PAD, TOKEN_BITS, reverse_complement
+from dnamamba.inference.batches import batches_by_length
 from dnamamba.inference.load import Inference
+from dnamamba.inference.stream import stream
+from dnamamba.model.language_model import MambaLM
+from dnamamba.model.loss import next_base_log_likelihood
 
 TRACKS = ("log_likelihood", "p_A", "p_C", "p_G", "p_T", "entropy")
 
 
-class Row(NamedTuple):
+class StrandStretch(NamedTuple):
     """A stretch of a strand, in its coordinates."""
 
     reverse: bool
@@ -30,7 +35,7 @@ class Row(NamedTuple):
     """Where the wanted bases end; the last of them is not read"""
 
 
-class Piece(NamedTuple):
+class StrandValues(NamedTuple):
     """What the model says of some bases of a strand, in the contig's coordinates."""
 
     reverse: bool
@@ -40,18 +45,18 @@ class Piece(NamedTuple):
     """(tracks, bases) fp32; NaN where the base is N"""
 
 
-def run_rows(
-    inference: Inference,
+def describe_strands(
+    inference: Inference[MambaLM],
     tokens: np.ndarray,
-    rows: Sequence[Row],
+    stretches: Sequence[StrandStretch],
     tracks: Sequence[str],
     batch_tokens: int,
     progress: Callable[[int], None] | None = None,
-) -> Iterator[Piece]:
-    """The wanted bases of all rows, in any order.
+) -> Iterator[StrandValues]:
+    """The wanted bases of all stretches, in any order. Whoever takes them has put inference mode and autocast on.
 
-    Rows of like length go together, at most `batch_tokens` bases at once; where that is less than two rows, they go in
-    chunks, with the states handed on. How rows are batched and chunked changes nothing beyond rounding.
+    Stretches of like length go together, at most `batch_tokens` bases at once; where that is less than two stretches,
+    they go in chunks, with the states handed on. How they are batched and chunked changes nothing beyond rounding.
 
     Args:
         tokens: (length,) uint8, the contig's tokens as in the token store.
@@ -60,65 +65,73 @@ def run_rows(
     """
     # One chunk is computed while the one before is fetched: the GPU never waits for the host.
     waiting: deque[_Launched] = deque()
-    order = sorted(rows, key=lambda row: row.start - row.end)
-    while order:
-        longest = order[0].end - order[0].start - 1
-        size = max(batch_tokens // longest, 2)
-        batch, order = order[:size], order[size:]
-        for launched in _launch(inference, tokens, batch, tracks, max(batch_tokens // len(batch), 1)):
+    reads = np.array([stretch.end - stretch.start - 1 for stretch in stretches], np.int64)
+    for batch in batches_by_length(reads, batch_tokens, at_least=2):
+        members = [stretches[index] for index in batch]
+        for launched in _launch(inference, tokens, members, tracks, max(batch_tokens // len(members), 1)):
             waiting.append(launched)
             if len(waiting) > 1:
-                yield from _pieces(tokens.size, waiting.popleft())
+                yield from _values(tokens.size, waiting.popleft())
             if progress is not None:
                 progress(launched.read)
     while waiting:
-        yield from _pieces(tokens.size, waiting.popleft())
+        yield from _values(tokens.size, waiting.popleft())
 
 
 class _Launched(NamedTuple):
     """A chunk of a batch on its way."""
 
-    rows: Sequence[Row]
+    stretches: Sequence[StrandStretch]
     begin: int
-    """Bases of each row before the chunk"""
+    """Bases of each stretch before the chunk"""
     values: "_Fetched"
-    """(rows, tracks, chunk)"""
+    """(stretches, tracks, chunk)"""
     read: int
-    """Bases of the rows in it"""
+    """Bases of the stretches in it"""
 
 
 def _launch(
-    inference: Inference, tokens: np.ndarray, rows: Sequence[Row], tracks: Sequence[str], chunk: int
+    inference: Inference[MambaLM],
+    tokens: np.ndarray,
+    stretches: Sequence[StrandStretch],
+    tracks: Sequence[str],
+    chunk: int,
 ) -> Iterator[_Launched]:
     """Runs a batch chunk by chunk."""
-    longest = max(row.end - row.start - 1 for row in rows)
-    reverse = _to_device(np.array([row.reverse for row in rows]), inference.device)
-    state = None
+    reverse = inference.compute.put(np.array([stretch.reverse for stretch in stretches]))
+    # Each window holds a chunk's bases and one more: the chunk's inputs and their targets.
+    for_inputs, for_targets = tee(map(inference.compute.put, _windows(tokens, stretches, chunk)))
+    inputs = (window[:, :-1] for window in for_inputs)
+    for output, window in zip(stream(inference.model.backbone, inputs), for_targets, strict=True):
+        logits = inference.model.base_logits(output.hidden)
+        values = describe(logits, window[:, 1:], reverse, tracks)
+        read = sum(max(min(stretch.end - 1 - stretch.start, output.end) - output.begin, 0) for stretch in stretches)
+        yield _Launched(stretches, output.begin, _Fetched(values), read)
+
+
+def _windows(tokens: np.ndarray, stretches: Sequence[StrandStretch], chunk: int) -> Iterator[np.ndarray]:
+    """(stretches, up to `chunk` + 1) uint8: the next bases of all stretches, PAD behind; the last of each window is the
+    first of the one after it."""
+    longest = max(stretch.end - stretch.start - 1 for stretch in stretches)
     for begin in range(0, longest, chunk):
         count = min(chunk, longest - begin)
-        window = np.full((len(rows), count + 1), PAD, np.uint8)
-        for line, row in zip(window, rows, strict=True):
-            there = read_strand(tokens, row.reverse, row.start + begin, min(row.start + begin + count + 1, row.end))
-            line[: there.size] = there
-        on_device = _to_device(window, inference.device)
-        # A block of its own: yielding inside of it would leave the mode on for whoever uses the generator.
-        with torch.inference_mode(), inference.autocast():
-            output = inference.model(on_device[:, :-1], state)
-            state = output.state
-            assert output.logits is not None
-            values = describe(output.logits, on_device[:, 1:], reverse, tracks)
-        read = sum(min(max(row.end - 1 - row.start - begin, 0), count) for row in rows)
-        yield _Launched(rows, begin, _Fetched(values), read)
+        window = np.full((len(stretches), count + 1), PAD, np.uint8)
+        for row, stretch in zip(window, stretches, strict=True):
+            first = stretch.start + begin
+            bases = read_strand(tokens, stretch.reverse, first, min(first + count + 1, stretch.end))
+            row[: bases.size] = bases
+        yield window
 
 
-def _pieces(length: int, chunk: _Launched) -> Iterator[Piece]:
+def _values(length: int, chunk: _Launched) -> Iterator[StrandValues]:
     values = chunk.values.numpy()
-    for number, row in enumerate(chunk.rows):
-        zero = row.start + chunk.begin + 1  # the strand's base that values[number, :, 0] speaks of
-        first, end = max(row.first, zero), min(row.end, zero + values.shape[2])
+    for row, stretch in zip(values, chunk.stretches, strict=True):
+        zero = stretch.start + chunk.begin + 1  # the strand's base that row[:, 0] speaks of
+        first, end = max(stretch.first, zero), min(stretch.end, zero + row.shape[1])
         if first < end:
-            wanted = values[number, :, first - zero : end - zero]
-            yield Piece(True, length - end, wanted[:, ::-1]) if row.reverse else Piece(False, first, wanted)
+            wanted = row[:, first - zero : end - zero]
+            start = length - end if stretch.reverse else first
+            yield StrandValues(stretch.reverse, start, wanted[:, ::-1] if stretch.reverse else wanted)
 
 
 def describe(logits: Tensor, targets: Tensor, reverse: Tensor, tracks: Sequence[str]) -> Tensor:
@@ -128,7 +141,7 @@ def describe(logits: Tensor, targets: Tensor, reverse: Tensor, tracks: Sequence[
     p = log_p.exp()
     letters = torch.where(reverse[:, None, None], p.flip(-1), p)
     columns: dict[str, Callable[[], Tensor]] = {
-        "log_likelihood": lambda: log_p.gather(-1, targets.long().clamp(max=BASES - 1)[..., None])[..., 0],
+        "log_likelihood": lambda: next_base_log_likelihood(logits, targets),
         "entropy": lambda: -(p * log_p).sum(-1),
         **{f"p_{base}": lambda index=index: letters[..., index] for index, base in enumerate("ACGT")},  # type: ignore[misc]
     }
@@ -143,12 +156,6 @@ def read_strand(tokens: np.ndarray, reverse: bool, start: int, end: int) -> np.n
     if not reverse:
         return tokens[start:end] & TOKEN_BITS
     return reverse_complement(tokens[tokens.size - end : tokens.size - start]) & TOKEN_BITS
-
-
-def _to_device(array: np.ndarray, device: torch.device) -> Tensor:
-    tensor = torch.from_numpy(array)
-    # From pinned memory, or the copy would wait for what the GPU has still to do.
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 class _Fetched:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dnamamba.analysis.likelihood.strand_rows import Row
+from dnamamba.analysis.likelihood.strand_rows import StrandStretch
 
 
 class StrandTiling(NamedTuple):
@@ -19,8 +19,9 @@ class StrandTiling(NamedTuple):
     overlap: int
     """Below `context`"""
 
-    def rows(self, reverse: bool, pairs: np.ndarray, length: int) -> list[Row]:
-        """The rows that tell of the bases in `pairs` of a contig of `length` bases, each once, but the strand's first.
+    def stretches(self, reverse: bool, pairs: np.ndarray, length: int) -> list[StrandStretch]:
+        """The stretches that tell of the bases in `pairs` of a contig of `length` bases, each once, but the strand's
+        first.
 
         `pairs` (k, 2) int64: merged intervals in the contig's coordinates. Tiles without wanted bases are left out, and
         read up to their last one only: what follows changes nothing.
@@ -35,7 +36,7 @@ class StrandTiling(NamedTuple):
         if not len(starts):
             return []
         if self.context is None:
-            return [Row(reverse, 0, int(starts[0]), int(ends[-1]))]
+            return [StrandStretch(reverse, 0, int(starts[0]), int(ends[-1]))]
         tiles = np.unique(
             np.concatenate([np.arange(a, b + 1) for a, b in zip(*self._tile_of(starts, ends), strict=True)])
         )
@@ -46,7 +47,10 @@ class StrandTiling(NamedTuple):
         before = np.searchsorted(starts, share_end, side="left") - 1
         end = np.minimum(ends[before], share_end)
         stride = self.context - self.overlap
-        return [Row(reverse, *row) for row in zip((tiles * stride).tolist(), first.tolist(), end.tolist(), strict=True)]
+        return [
+            StrandStretch(reverse, *tile)
+            for tile in zip((tiles * stride).tolist(), first.tolist(), end.tolist(), strict=True)
+        ]
 
     def _tile_of(self, starts: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """First and last tile that tell of bases in [starts, ends)."""

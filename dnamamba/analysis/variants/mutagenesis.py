@@ -10,7 +10,7 @@ from dnamamba.alphabet import BASES, TOKEN_BITS, decode
 from dnamamba.analysis.variants.mutagenesis_settings import FORMATS, MutagenesisSettings
 from dnamamba.analysis.variants.plan import plan_for
 from dnamamba.analysis.variants.score_job import describe_truncation
-from dnamamba.analysis.variants.scores import Progress, ScorePlan, Scores, score_alleles
+from dnamamba.analysis.variants.scores import AllelesScored, ScorePlan, Scores, score_alleles
 from dnamamba.errors import InputError
 from dnamamba.genome.alleles import Alleles
 from dnamamba.genome.intervals import Interval
@@ -77,7 +77,7 @@ def mutagenesis(settings: MutagenesisSettings) -> Saturation:
 
 
 def saturate(
-    inference: Inference, store: TokenStore, region: Interval, plan: ScorePlan, progress: Progress | None = None
+    inference: Inference, store: TokenStore, region: Interval, plan: ScorePlan, progress: AllelesScored | None = None
 ) -> Saturation:
     """Every change of a region. The values are those that `score_alleles` gives the same variants in a VCF."""
     tokens = store.read(region.contig, region.start, region.end) & TOKEN_BITS

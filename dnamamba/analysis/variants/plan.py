@@ -5,9 +5,6 @@ from dnamamba.analysis.variants.tiles import Tiling
 from dnamamba.errors import InputError
 from dnamamba.inference.load import Inference
 
-DEFAULT_BATCH_TOKENS = {"cuda": 262_144, "cpu": 16_384}
-"""Bases in one pass through the model, by device"""
-
 
 def default_suffix(context: int) -> int:
     """Bases after an allele to score in tiles of `context` bases. Spearman's correlation with scores to the tile's end
@@ -40,6 +37,6 @@ def plan_for(
         raise InputError(f"--suffix: {suffix} is not possible, expected 0 to {context // 2}, half of --context")
     if state_every < 1:
         raise InputError(f"--state_every: {state_every} is not possible, expected at least 1 base")
-    batch_tokens = batch_tokens or DEFAULT_BATCH_TOKENS[inference.device.type]
+    batch_tokens = batch_tokens or inference.compute.micro_tokens
     every = min(state_every, context)
     return ScorePlan(Tiling(context, suffix), every, batch_tokens, exact, check, embedding_distance)

@@ -1,6 +1,5 @@
 """Alleles run from kept states, in batches, and compared with the reference base by base."""
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -8,11 +7,14 @@ import torch
 from torch import Tensor
 
 from dnamamba.alphabet import PAD
-from dnamamba.inference.kept_states import KeptStates, log_likelihood
+from dnamamba.inference.batches import batches_by_length
+from dnamamba.inference.kept_states import KeptStates
 from dnamamba.inference.load import Inference
+from dnamamba.model.language_model import MambaLM
+from dnamamba.model.loss import next_base_log_likelihood
 
 
-class Rows(NamedTuple):
+class AlleleRows(NamedTuple):
     """Alleles in coordinates of the sequences that they change; (rows,) int64 each."""
 
     sequence: np.ndarray
@@ -26,13 +28,13 @@ class Rows(NamedTuple):
     alt: list[np.ndarray]
     """uint8 tokens put in their place"""
 
-    def take(self, index: np.ndarray) -> "Rows":
+    def take(self, index: np.ndarray) -> "AlleleRows":
         """Some of the rows."""
         sequence, offset, ref_length, end = (column[index] for column in self[:4])
-        return Rows(sequence, offset, ref_length, end, [self.alt[row] for row in index.tolist()])
+        return AlleleRows(sequence, offset, ref_length, end, [self.alt[row] for row in index.tolist()])
 
 
-class RowScores(NamedTuple):
+class AlleleScores(NamedTuple):
     """(rows,) float64, nats"""
 
     at: np.ndarray
@@ -48,9 +50,13 @@ class RowScores(NamedTuple):
 
 
 @torch.inference_mode()
-def run_rows(
-    inference: Inference, kept: KeptStates, rows: Rows, batch_tokens: int, distances: bool = False
-) -> RowScores:
+def score_rows(
+    inference: Inference[MambaLM],
+    kept: KeptStates,
+    rows: AlleleRows,
+    batch_tokens: int,
+    distances: bool = False,
+) -> AlleleScores:
     """Every row from the last state before it: the bases up to it, the alternate allele, the reference up to `end`.
 
     Rows of like length go together, at most `batch_tokens` at once (and at least one row). `distances` runs the
@@ -64,56 +70,60 @@ def run_rows(
     sums = kept.log_likelihood.nan_to_num(0.0).double().cumsum(1)
     at, after, distance = (np.full(count, np.nan) for _ in range(3))
     bases, tokens_run = np.zeros(count, np.int64), 0
-    for batch in _batches(length, batch_tokens):
+    for batch in batches_by_length(length, batch_tokens):
         part = rows.take(batch)
         tokens = _tokens(kept, part, begin[batch], int(length[batch].max()))
         state = kept.start(part.sequence, begin[batch])
         with inference.autocast():
             output = inference.model(tokens, state)
         tokens_run += tokens.numel()
-        place = _Places(kept, part, begin[batch], alt_length[batch], tokens.shape[1])
-        told = torch.full(tokens.shape, torch.nan, device=tokens.device)
-        told[:, 1:] = log_likelihood(output.logits[:, :-1], tokens[:, 1:])
-        reference = kept.log_likelihood[place.sequence[:, None], place.reference]
+        position = _RowPositions(kept, part, begin[batch], alt_length[batch], tokens.shape[1])
+        log_likelihood = torch.full(tokens.shape, torch.nan, device=tokens.device)
+        log_likelihood[:, 1:] = next_base_log_likelihood(output.logits[:, :-1], tokens[:, 1:])
+        reference = kept.log_likelihood[position.sequence[:, None], position.reference]
         # Differences base by base first: they are small where their sums are large.
-        change = torch.where(place.is_after, told - reference, 0.0).nan_to_num(0.0)
+        change = torch.where(position.is_after, log_likelihood - reference, 0.0).nan_to_num(0.0)
         after[batch] = change.double().sum(1).cpu().numpy()
-        bases[batch] = (place.is_after & ~told.isnan()).sum(1).cpu().numpy()
-        alternate = torch.where(place.is_allele, told, 0.0).double().sum(1)
+        bases[batch] = (position.is_after & ~log_likelihood.isnan()).sum(1).cpu().numpy()
+        alternate = torch.where(position.is_allele, log_likelihood, 0.0).double().sum(1)
         last, first = (torch.from_numpy(part.offset + shift - 1).to(tokens.device) for shift in (part.ref_length, 0))
-        at[batch] = (alternate - (sums[place.sequence, last] - sums[place.sequence, first])).cpu().numpy()
+        at[batch] = (alternate - (sums[position.sequence, last] - sums[position.sequence, first])).cpu().numpy()
         if distances:
             plain = part._replace(ref_length=np.zeros_like(part.ref_length), alt=[np.empty(0, np.uint8)] * batch.size)
             unchanged = _tokens(kept, plain, begin[batch], int((part.end - begin[batch]).max()))
             with inference.autocast():
                 hidden = inference.model(unchanged, state, logits=False).hidden
             tokens_run += unchanged.numel()
-            there = (place.reference - torch.from_numpy(begin[batch]).to(tokens.device)[:, None]).clamp(min=0)
+            there = (position.reference - torch.from_numpy(begin[batch]).to(tokens.device)[:, None]).clamp(min=0)
             index = there.clamp(max=hidden.shape[1] - 1)[..., None].expand(-1, -1, hidden.shape[2])
             apart = (output.hidden.float() - hidden.float().gather(1, index)).norm(dim=-1)
-            mean = torch.where(place.is_after, apart, 0.0).double().sum(1) / place.is_after.sum(1)
+            mean = torch.where(position.is_after, apart, 0.0).double().sum(1) / position.is_after.sum(1)
             distance[batch] = mean.cpu().numpy()
-    return RowScores(at, after, bases, distance, tokens_run)
+    return AlleleScores(at, after, bases, distance, tokens_run)
 
 
-class _Places:
-    """For every place of a batch of rows, what it is; (rows, length) each."""
+class _RowPositions:
+    """For every position of a batch of rows, what it is; (rows, length) each."""
 
-    def __init__(self, kept: KeptStates, rows: Rows, begin: np.ndarray, alt_length: np.ndarray, length: int) -> None:
+    def __init__(
+        self, kept: KeptStates, rows: AlleleRows, begin: np.ndarray, alt_length: np.ndarray, length: int
+    ) -> None:
         device = kept.tokens.device
         offset, ref_length, end, start, alt = (
             torch.from_numpy(column).to(device)[:, None]
             for column in (rows.offset, rows.ref_length, rows.end, begin, alt_length)
         )
         self.sequence = torch.from_numpy(rows.sequence).to(device)
-        place = torch.arange(length, device=device)[None] + start  # in coordinates of the sequence without the change
-        self.is_allele = (place >= offset) & (place < offset + alt)
-        shifted = place - alt + ref_length
-        self.is_after = (place >= offset + alt) & (shifted < end)
+        position = (
+            torch.arange(length, device=device)[None] + start
+        )  # in coordinates of the sequence without the change
+        self.is_allele = (position >= offset) & (position < offset + alt)
+        shifted = position - alt + ref_length
+        self.is_after = (position >= offset + alt) & (shifted < end)
         self.reference: Tensor = shifted.clamp(0, kept.tokens.shape[1] - 1)
 
 
-def _tokens(kept: KeptStates, rows: Rows, begin: np.ndarray, length: int) -> Tensor:
+def _tokens(kept: KeptStates, rows: AlleleRows, begin: np.ndarray, length: int) -> Tensor:
     """(rows, length) uint8 on the device: each row's bases from its state on, PAD behind."""
     tokens = np.full((len(rows.alt), length), PAD, np.uint8)
     reference = kept.host
@@ -126,12 +136,3 @@ def _tokens(kept: KeptStates, rows: Rows, begin: np.ndarray, length: int) -> Ten
         rest = text[offset + ref_length : end]
         row[offset - start + alt.size : offset - start + alt.size + rest.size] = rest
     return torch.from_numpy(tokens).to(kept.tokens.device)
-
-
-def _batches(length: np.ndarray, batch_tokens: int) -> Iterator[np.ndarray]:
-    """Rows of like length together: their indices."""
-    order = np.argsort(length, kind="stable")[::-1]
-    while order.size:
-        size = max(1, batch_tokens // max(int(length[order[0]]), 1))
-        yield order[:size]
-        order = order[size:]

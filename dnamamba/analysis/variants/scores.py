@@ -22,16 +22,17 @@ import numpy as np
 from torch.utils._pytree import tree_leaves
 
 from dnamamba.alphabet import TOKEN_BITS, encode, reverse_complement
-from dnamamba.analysis.variants.resumed import Rows, run_rows
+from dnamamba.analysis.variants.resumed import AlleleRows, score_rows
 from dnamamba.analysis.variants.tiles import Tiling, on_reverse_strand
 from dnamamba.genome.alleles import Alleles
 from dnamamba.genome.store import TokenStore
 from dnamamba.inference.kept_states import pass_and_keep, states_needed
 from dnamamba.inference.load import Inference
+from dnamamba.model.language_model import MambaLM
 
 STATE_BYTES = 1 << 30
 """States kept at a time take no more, unless those of one tile do."""
-Progress = Callable[[int, int], None]
+AllelesScored = Callable[[int, int], None]
 """Called with (allele-strands scored so far, in all)."""
 
 
@@ -98,7 +99,11 @@ class Scores:
 
 
 def score_alleles(
-    inference: Inference, store: TokenStore, alleles: Alleles, plan: ScorePlan, progress: Progress | None = None
+    inference: Inference[MambaLM],
+    store: TokenStore,
+    alleles: Alleles,
+    plan: ScorePlan,
+    progress: AllelesScored | None = None,
 ) -> Scores:
     """Both strands' scores of all alleles without a reason (`Alleles.reason` 0).
 
@@ -139,7 +144,7 @@ class _Strand:
     """The scoring of one strand."""
 
     def __init__(
-        self, inference: Inference, store: TokenStore, alleles: Alleles, plan: ScorePlan, reverse: bool
+        self, inference: Inference[MambaLM], store: TokenStore, alleles: Alleles, plan: ScorePlan, reverse: bool
     ) -> None:
         self.inference, self.store, self.alleles, self.plan, self.reverse = inference, store, alleles, plan, reverse
         self.tokens = np.zeros(3, np.int64)
@@ -153,37 +158,37 @@ class _Strand:
         distance = np.full(len(self.alleles), np.nan) if plan.embedding_distance else None
         bases = np.zeros(len(self.alleles), np.int64)
         ref_length, contig = self.alleles.ref_length[wanted], self.alleles.contig[wanted]
-        place = plan.tiling.place(start, ref_length, lengths)
-        end = place.exact_end if plan.exact else place.end
+        tiled = plan.tiling.place(start, ref_length, lengths)
+        end = tiled.exact_end if plan.exact else tiled.end
         sampled = np.zeros(wanted.size, bool)
         if plan.check and not plan.exact and wanted.size:
             sampled[np.linspace(0, wanted.size - 1, min(plan.check, wanted.size)).round().astype(np.int64)] = True
-        reach = np.where(sampled, place.exact_end, end)
+        reach = np.where(sampled, tiled.exact_end, end)
         # In the order of the strand, so that a tile's alleles stand together and the genome is read once through.
-        order = np.lexsort((place.offset, place.tile, contig))
+        order = np.lexsort((tiled.offset, tiled.tile, contig))
         samples: list[tuple[np.ndarray, np.ndarray]] = []
         done = 0
-        for group in self._groups(order, contig, place.tile, place.offset):
+        for group in self._groups(order, contig, tiled.tile, tiled.offset):
             members = np.concatenate(group)
             tile = np.repeat(np.arange(len(group)), [part.size for part in group])
             tiles = [
-                self._read(int(contig[part[0]]), int(place.tile_start[part[0]]), int(reach[part].max()))
+                self._read(int(contig[part[0]]), int(tiled.tile_start[part[0]]), int(reach[part].max()))
                 for part in group
             ]
-            offset = place.offset[members]
+            offset = tiled.offset[members]
             kept = pass_and_keep(self.inference, tiles, plan.state_every, states_needed(offset, plan.state_every))
             self.tokens[0] += kept.bases
             alt = [self._alternate(allele) for allele in wanted[members].tolist()]
-            rows = Rows(tile, offset, ref_length[members], end[members], alt)
-            scored = run_rows(self.inference, kept, rows, plan.batch_tokens, plan.embedding_distance)
+            rows = AlleleRows(tile, offset, ref_length[members], end[members], alt)
+            scored = score_rows(self.inference, kept, rows, plan.batch_tokens, plan.embedding_distance)
             self.tokens[1] += scored.tokens
             chosen = wanted[members]
             at[chosen], after[chosen], bases[chosen] = scored.at, scored.after, scored.bases
             if distance is not None:
                 distance[chosen] = scored.distance
             if (check := np.flatnonzero(sampled[members])).size:
-                to_end = rows.take(check)._replace(end=place.exact_end[members[check]])
-                exact = run_rows(self.inference, kept, to_end, plan.batch_tokens)
+                to_end = rows.take(check)._replace(end=tiled.exact_end[members[check]])
+                exact = score_rows(self.inference, kept, to_end, plan.batch_tokens)
                 self.tokens[2] += exact.tokens
                 samples.append(((scored.at + scored.after)[check], exact.at + exact.after))
             done += members.size

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 
-class Places(NamedTuple):
+class TiledVariants(NamedTuple):
     """Variants in their tiles; all (variants,) int64, in coordinates of the strand."""
 
     tile: np.ndarray
@@ -34,7 +34,7 @@ class Tiling(NamedTuple):
     suffix: int
     """Bases scored after a variant"""
 
-    def place(self, start: np.ndarray, ref_length: np.ndarray, strand_length: np.ndarray) -> Places:
+    def place(self, start: np.ndarray, ref_length: np.ndarray, strand_length: np.ndarray) -> TiledVariants:
         """The tiles of variants that replace `ref_length` bases from `start` on; all (variants,) int64."""
         stride = self.context // 2
         tile = np.maximum(start // stride - 1, 0)
@@ -43,7 +43,7 @@ class Tiling(NamedTuple):
         limit = strand_length - tile_start
         end = np.minimum(offset + ref_length + self.suffix, limit)
         exact_end = np.maximum(np.minimum(self.context + self.suffix, limit), end)
-        return Places(tile, tile_start, offset, end, exact_end)
+        return TiledVariants(tile, tile_start, offset, end, exact_end)
 
 
 def on_reverse_strand(start: np.ndarray, ref_length: np.ndarray, contig_length: np.ndarray) -> np.ndarray:

@@ -16,8 +16,10 @@ from torch import Tensor, nn
 
 from dnamamba.alphabet import VOCABULARY_SIZE
 from dnamamba.finetuning.metrics import SELECT_BY, evaluate
-from dnamamba.finetuning.predictions import Compute, batches, loss_sum
+from dnamamba.finetuning.predictions import loss_sum
 from dnamamba.finetuning.tasks.examples import Examples, Target, TrainingSet, strand_flags
+from dnamamba.inference.batches import batches_by_length
+from dnamamba.inference.device import Compute
 from dnamamba.model.classifier import reverse_complement
 from dnamamba.runs.schedule import learning_rate
 
@@ -151,7 +153,7 @@ def predict_cnn(model: DilatedCnn, examples: Examples, target: Target, compute: 
     """(examples, outputs) probabilities, in the order of the examples."""
     model.eval()
     logits = torch.empty(len(examples), len(target.names), device=compute.device)
-    for rows in batches(examples.lengths, compute.micro_tokens):
+    for rows in batches_by_length(examples.lengths, compute.micro_tokens):
         batch = examples.take(rows)
         tokens = torch.from_numpy(batch.tokens).to(compute.device)
         with compute.autocast():

@@ -1,0 +1,42 @@
+"""Sequences read in chunks, the state carried from one to the next: what a causal model says does not change by it."""
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from torch import Tensor
+
+from dnamamba.model.language_model import MambaBackbone, ModelState
+
+
+class Chunk(NamedTuple):
+    """A chunk that went through the model."""
+
+    begin: int
+    """Positions before it"""
+    tokens: Tensor
+    """(batch, length of the chunk)"""
+    hidden: Tensor
+    """(batch, length of the chunk, d_model), after the final norm"""
+    state: ModelState
+    """After its last position"""
+
+    @property
+    def end(self) -> int:
+        return self.begin + self.tokens.shape[1]
+
+
+def stream(backbone: MambaBackbone, chunks: Iterable[Tensor], state: ModelState | None = None) -> Iterator[Chunk]:
+    """One forward pass after the other.
+
+    It runs in the contexts of whoever takes the chunks from it: precision, and gradients or none.
+
+    Args:
+        chunks: (batch, any length) tokens on the backbone's device, one after the other: of sequences that are there
+            whole, `tokens.split(length, dim=1)`.
+        state: after the bases before the first chunk; None starts afresh.
+    """
+    begin = 0
+    for tokens in chunks:
+        hidden, state = backbone(tokens, state)
+        yield Chunk(begin, tokens, hidden, state)
+        begin += tokens.shape[1]
