@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from dnamamba.alphabet import BASES, PAD
+from dnamamba.alphabet import PAD
 from dnamamba.inference.load import Inference
 
 
@@ -72,13 +72,9 @@ def pass_and_keep(
             output = inference.model(tokens[:, begin:end], state)
             state = output.state
             follows = tokens[:, begin + 1 : end + 1]
-            told[:, begin + 1 : end + 1] = log_likelihood(output.logits[:, : follows.shape[1]], follows)
+            told[:, begin + 1 : end + 1] = inference.model.objective.log_likelihood(
+                output.logits[:, : follows.shape[1]], follows
+            )
     stacked = tree_map(lambda *tensors: torch.stack(tensors), *states) if states else ()
     kept = {count: index for index, count in enumerate(wanted)}
     return KeptStates(tokens, padded, told, every, kept, stacked, len(sequences) * length)
-
-
-def log_likelihood(logits: Tensor, targets: Tensor) -> Tensor:
-    """ln p of the targets (batch, length) under logits (batch, length, 4), fp32; NaN where a target is no base."""
-    told = torch.log_softmax(logits.float(), -1).gather(-1, targets.long().clamp(max=BASES - 1)[..., None])[..., 0]
-    return torch.where(targets < BASES, told, torch.nan)

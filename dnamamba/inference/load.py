@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import torch
 
-from dnamamba.formats.checkpoint import load_checkpoint
+from dnamamba.formats import load_checkpoint
 from dnamamba.inference.device import uses_gpu
 from dnamamba.model.kernels import describe_kernels
 from dnamamba.model.language_model import MambaLM
@@ -53,7 +53,7 @@ class Inference:
 
 
 def load_for_inference(checkpoint: Path, accelerator: Accelerator = "auto", precision: Precision = "auto") -> Inference:
-    """The language model of a checkpoint or run folder (`dnamamba.formats.checkpoint`), on the GPU if there is one.
+    """The language model of a checkpoint or run folder (`dnamamba.formats`), on the GPU if there is one.
 
     `precision` "auto" is bf16 on a GPU and fp32 on a CPU. Raises `InputError` for unusable checkpoints and a GPU that
     is not there.

@@ -25,6 +25,7 @@ from dnamamba.genome.intervals import ByContig
 from dnamamba.genome.regions import bases_of, merged_regions, read_regions
 from dnamamba.genome.store import TokenStore, open_genome
 from dnamamba.inference.load import Inference, load_for_inference
+from dnamamba.model.abilities import Ability, require
 from dnamamba.outputs import refuse_existing, whole_file
 from dnamamba.runs.progress import by_count, job_bar, si
 
@@ -68,6 +69,7 @@ def run_likelihood(settings: LikelihoodSettings) -> None:
     wanted = dict(sorted(merged.items()))  # by name, the order in which UCSC's tools look contigs up in a bigWig
     check_bases(store, wanted)
     inference = load_for_inference(settings.checkpoint, settings.accelerator, settings.precision)
+    require(inference.model, Ability.CARRIES_STATE | Ability.PREDICTS_NEXT_BASE, "likelihood")
     tiling = make_tiling(settings, inference)
     batch_tokens = settings.batch_tokens or BATCH_TOKENS[inference.device.type]
     rows = {name: _rows(tiling, choice, pairs, store.contig(name).length) for name, pairs in wanted.items()}

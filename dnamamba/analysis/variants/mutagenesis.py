@@ -16,6 +16,7 @@ from dnamamba.genome.intervals import Interval
 from dnamamba.genome.regions import parse_region
 from dnamamba.genome.store import TokenStore, open_genome
 from dnamamba.inference.load import Inference, load_for_inference
+from dnamamba.model.abilities import Ability, require
 from dnamamba.outputs import refuse_existing, refuse_missing_library, write_arrays, write_table
 from dnamamba.report.mutagenesis import plot_mutagenesis
 from dnamamba.runs.progress import job_bar, si
@@ -52,6 +53,7 @@ def mutagenesis(settings: MutagenesisSettings) -> Saturation:
     if store.n_count(region.contig, region.start, region.end) == region.length:
         raise InputError(f"--region: {settings.region} holds no A, C, G or T to change; choose one with bases")
     inference = load_for_inference(settings.checkpoint, settings.accelerator, settings.precision)
+    require(inference.model, Ability.CARRIES_STATE | Ability.PREDICTS_NEXT_BASE, "mutagenesis")
     plan = make_plan(settings, inference)
     for label, text in _header(settings, inference, store, region, plan):
         print(f"{label:>10}  {text}", flush=True)

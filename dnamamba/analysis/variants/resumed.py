@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dnamamba.alphabet import PAD
-from dnamamba.inference.kept_states import KeptStates, log_likelihood
+from dnamamba.inference.kept_states import KeptStates
 from dnamamba.inference.load import Inference
 
 
@@ -73,7 +73,7 @@ def run_rows(
         tokens_run += tokens.numel()
         place = _Places(kept, part, begin[batch], alt_length[batch], tokens.shape[1])
         told = torch.full(tokens.shape, torch.nan, device=tokens.device)
-        told[:, 1:] = log_likelihood(output.logits[:, :-1], tokens[:, 1:])
+        told[:, 1:] = inference.model.objective.log_likelihood(output.logits[:, :-1], tokens[:, 1:])
         reference = kept.log_likelihood[place.sequence[:, None], place.reference]
         # Differences base by base first: they are small where their sums are large.
         change = torch.where(place.is_after, told - reference, 0.0).nan_to_num(0.0)

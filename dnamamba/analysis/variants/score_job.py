@@ -17,6 +17,7 @@ from dnamamba.genome import vcf
 from dnamamba.genome.alleles import REASONS, Checked, check, refuse_mismatches
 from dnamamba.genome.store import TokenStore, open_genome
 from dnamamba.inference.load import Inference, load_for_inference
+from dnamamba.model.abilities import Ability, require
 from dnamamba.outputs import refuse_existing, table_format
 from dnamamba.runs.progress import job_bar, si
 
@@ -38,6 +39,7 @@ def score(settings: ScoreSettings) -> None:
     with job_bar("reading the VCF", "B") as progress:
         records = vcf.read_vcf(settings.vcf, progress)
     inference = load_for_inference(settings.checkpoint, settings.accelerator, settings.precision)
+    require(inference.model, Ability.CARRIES_STATE | Ability.PREDICTS_NEXT_BASE, "score")
     plan = replace(make_plan(settings, inference), exact=settings.exact, embedding_distance=settings.embedding_distance)
     checked = check(records, store, longest=plan.tiling.context // 2)
     mismatches = refuse_mismatches(checked, records, store, settings.max_mismatches, str(settings.vcf))
