@@ -85,7 +85,7 @@ def measure(row: Row, profiled: bool, graph: bool) -> dict[str, float | int | st
 
     def step() -> None:
         with torch.autocast("cuda", torch.bfloat16):
-            loss = model.next_base_loss(inputs, targets)
+            loss = model.loss(inputs, targets)
         (loss.nll_sum / loss.counted).backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -94,7 +94,7 @@ def measure(row: Row, profiled: bool, graph: bool) -> dict[str, float | int | st
     def forward() -> None:
         # A captured cast of a weight must not be taken from a cache that ends with the capture.
         with torch.autocast("cuda", torch.bfloat16, cache_enabled=not torch.cuda.is_current_stream_capturing()):
-            model.next_base_loss(inputs, targets)
+            model.loss(inputs, targets)
 
     step()
     torch.cuda.reset_peak_memory_stats()

@@ -36,7 +36,7 @@ def test_what_is_saved_is_loaded(tmp_path, overrides):
     assert loaded.config == model.config
     tokens = torch.randint(0, 5, (2, 33))
     assert torch.equal(loaded(tokens).logits, model(tokens).logits)
-    loaded.next_base_loss(tokens[:, :-1], tokens[:, 1:]).nll_sum.backward()
+    loaded.loss(tokens[:, :-1], tokens[:, 1:]).nll_sum.backward()
     assert all(parameter.grad is not None for parameter in loaded.parameters())
     assert len(list(loaded.parameters())) == len(list(model.parameters()))  # the head is tied again
     assert os.listdir(tmp_path / "a") == ["model"]
@@ -96,7 +96,7 @@ def edit_weights(change):
         tensors = load_file(folder / "model.safetensors")
         change(tensors)
         save_file(tensors, folder / "model.safetensors")
-        edit_json("provenance.json", weights_sha256=checkpoint._sha256(folder / "model.safetensors"))(folder)
+        edit_json("provenance.json", weights_sha256=checkpoint.sha256(folder / "model.safetensors"))(folder)
 
     return damage
 
@@ -110,7 +110,7 @@ def flip_a_bit(folder):
 def truncate_with_checksum(folder):
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
-    edit_json("provenance.json", weights_sha256=checkpoint._sha256(path))(folder)
+    edit_json("provenance.json", weights_sha256=checkpoint.sha256(path))(folder)
 
 
 A_LOG = "backbone.layers.1.mixer.A_log"
@@ -124,14 +124,14 @@ A_LOG = "backbone.layers.1.mixer.A_log"
         (lambda folder: (folder / "config.json").write_text("{"), "config.json: not readable as JSON"),
         (lambda folder: (folder / "config.json").write_bytes(b"\xff\xfe"), "config.json: not readable as JSON"),
         (lambda folder: (folder / "provenance.json").write_text("[]"), "provenance.json: expected a JSON object"),
-        (edit_json("config.json", format_version=2), "made by another program or version"),
+        (edit_json("config.json", format_version="2"), "format_version '2'; expected 'dnamamba', 1 to 2"),
         (edit_json("config.json", model_type="mamba"), "model_type 'mamba'"),
         (edit_json("config.json", d_model="wide"), r"config.json: model.d_model: 'wide'"),
         (edit_json("config.json", d_model=None), "config.json: lacks d_model"),
         (edit_json("config.json", heads=3), "config.json: unknown key heads"),
         (edit_json("tokens.json", A=7), "tokens.json: another alphabet"),
         (edit_json("config.json", d_state=8), r"layers.0.mixer.\w+(.weight)? has shape .* makes it"),
-        (edit_json("config.json", n_layer=3), "lacks the parameter backbone.layers.2"),
+        (edit_json("config.json", n_layer=3), "lacks the parameters backbone.layers.2"),
         (edit_json("config.json", n_layer=1), "holds backbone.layers.1"),
         (edit_weights(lambda tensors: tensors.pop(A_LOG)), f"lacks the parameter {A_LOG}"),
         (edit_weights(lambda tensors: tensors.update({A_LOG: tensors[A_LOG].half()})), f"{A_LOG} is torch.float16"),

@@ -67,7 +67,7 @@ def test_overrides_replace_fields_of_a_preset():
         ("demo", {"dt_min": float("nan")}, "above 0"),
         ("demo", {"discretization": "bilinear"}, "'euler' or 'zoh'"),
         ("demo", {"tie_embeddings": 1}, "true or false"),
-        ("demo", {"vocabulary_size": 4}, "above 4"),
+        ("demo", {"vocabulary_size": 4}, "of at least 5"),
     ],
 )
 def test_impossible_sizes_are_refused_by_name(name, overrides, message):

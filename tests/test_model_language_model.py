@@ -82,14 +82,14 @@ def test_steps_equal_the_whole_pass(model):
 def test_chunks_equal_the_whole_pass_values_and_gradients(model, cuts):
     tokens = random_tokens(2, 74)
     inputs, targets = tokens[:, :-1], tokens[:, 1:]
-    whole = model.next_base_loss(inputs, targets)
+    whole = model.loss(inputs, targets)
     whole.nll_sum.backward()
     expected = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
     model.zero_grad()
 
     state, nll_sum, counted = None, torch.zeros(()), 0
     for piece, piece_targets in zip(inputs.split(cuts, dim=1), targets.split(cuts, dim=1), strict=True):
-        sums = model.next_base_loss(piece, piece_targets, state)
+        sums = model.loss(piece, piece_targets, state)
         state, nll_sum, counted = sums.state, nll_sum + sums.nll_sum, counted + sums.counted
     nll_sum.backward()
     torch.testing.assert_close(nll_sum, whole.nll_sum, atol=1e-4, rtol=1e-5)
@@ -118,7 +118,7 @@ def test_packed_sequences_equal_separate_ones(model):
 
 def test_gradients_reach_every_parameter(model):
     tokens = random_tokens(2, 50)
-    model.next_base_loss(tokens[:, :-1], tokens[:, 1:]).nll_sum.backward()
+    model.loss(tokens[:, :-1], tokens[:, 1:]).nll_sum.backward()
     for name, parameter in model.named_parameters():
         assert parameter.dtype == torch.float32
         assert parameter.grad is not None, name
@@ -128,10 +128,11 @@ def test_gradients_reach_every_parameter(model):
 
 def test_activation_checkpointing_changes_no_bit():
     tokens = random_tokens(2, 50)
-    plain, recomputing = make_model(), make_model(activation_checkpointing=True)
+    plain, recomputing = make_model(), make_model()
+    recomputing.backbone.activation_checkpointing = True
     for each in (plain, recomputing):
         start = tree_map(torch.ones_like, each.init_state(2))
-        each.next_base_loss(tokens[:, :-1], tokens[:, 1:], start).nll_sum.backward()
+        each.loss(tokens[:, :-1], tokens[:, 1:], start).nll_sum.backward()
     for (name, expected), parameter in zip(plain.named_parameters(), recomputing.parameters(), strict=True):
         assert torch.equal(parameter.grad, expected.grad), name
 
@@ -140,13 +141,13 @@ def test_activation_checkpointing_changes_no_bit():
 def test_bf16_autocast_stays_close_to_fp32(residual_in_fp32):
     model = make_model(d_model=64, residual_in_fp32=residual_in_fp32)
     tokens = random_tokens(2, 65)
-    exact = model.next_base_loss(tokens[:, :-1], tokens[:, 1:])
+    exact = model.loss(tokens[:, :-1], tokens[:, 1:])
     exact.nll_sum.backward()
     exact_grad = model.backbone.layers[0].mixer.A_log.grad.clone()
     model.zero_grad()
     with torch.autocast("cpu", torch.bfloat16):
         zeros = model.init_state(2)
-        sums = model.next_base_loss(tokens[:, :-1], tokens[:, 1:], zeros)
+        sums = model.loss(tokens[:, :-1], tokens[:, 1:], zeros)
         logits, _ = model.step(tokens[:, -1], sums.state)
         output = model(tokens)
     sums.nll_sum.backward()
@@ -185,7 +186,7 @@ def test_only_bases_count():
 
 def test_a_batch_without_bases_has_zero_loss_and_finite_gradients():
     model = make_model()
-    sums = model.next_base_loss(torch.full((2, 9), 4), torch.full((2, 9), 4, dtype=torch.uint8))
+    sums = model.loss(torch.full((2, 9), 4), torch.full((2, 9), 4, dtype=torch.uint8))
     sums.nll_sum.backward()
     assert (sums.nll_sum.item(), sums.counted.item()) == (0.0, 0)
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
@@ -195,7 +196,7 @@ def test_an_untrained_model_is_near_two_bits_a_base():
     torch.manual_seed(0)
     model = MambaLM(ModelConfig(d_model=64, n_layer=4))
     tokens = random_tokens(4, 129, high=4).to(torch.uint8)
-    sums = model.next_base_loss(tokens[:, :-1], tokens[:, 1:])
+    sums = model.loss(tokens[:, :-1], tokens[:, 1:])
     assert sums.nll_sum.item() / sums.counted.item() / math.log(2) == pytest.approx(2, abs=0.1)
 
 
@@ -205,7 +206,7 @@ def test_a_short_sequence_is_learnt_by_heart():
     tokens = random_tokens(1, 33, high=4)
     optimizer = torch.optim.AdamW(parameter_groups(model, 0.0), lr=3e-2)
     for _ in range(30):
-        sums = model.next_base_loss(tokens[:, :-1], tokens[:, 1:])
+        sums = model.loss(tokens[:, :-1], tokens[:, 1:])
         optimizer.zero_grad()
         (sums.nll_sum / sums.counted).backward()
         optimizer.step()
@@ -233,9 +234,9 @@ def test_initial_weights_are_the_papers():
 @pytest.mark.filterwarnings("ignore")
 def test_compiles_into_one_graph():
     model = make_model(n_layer=1)
-    compiled = torch.compile(model.next_base_loss, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(model.loss, fullgraph=True, backend="aot_eager")
     tokens = random_tokens(2, 34)
-    expected = model.next_base_loss(tokens[:, :-1], tokens[:, 1:])
+    expected = model.loss(tokens[:, :-1], tokens[:, 1:])
     sums = compiled(tokens[:, :-1], tokens[:, 1:])
     torch.testing.assert_close(sums.nll_sum, expected.nll_sum)
     gradients = [torch.autograd.grad(each.nll_sum, model.parameters()) for each in (sums, expected)]

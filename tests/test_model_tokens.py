@@ -7,12 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dnamamba.alphabet import COMPLEMENT, PAD, SOFT_MASK_BIT
-from dnamamba.model.tokens import prepare_batch
+from dnamamba.model.objectives.next_base import NextBase
 
 
 def test_shift_and_soft_mask():
     window = torch.tensor([[0, 1 | SOFT_MASK_BIT, 4, 3 | SOFT_MASK_BIT, 5]], dtype=torch.uint8)
-    inputs, targets, soft_mask, _ = prepare_batch(window)
+    inputs, targets, soft_mask, _ = NextBase().prepare_batch(window)
     assert inputs.tolist() == [[0, 1, 4, 3]]
     assert targets.tolist() == [[1, 4, 3, 5]]
     assert soft_mask.tolist() == [[True, False, True, False]]
@@ -27,15 +27,15 @@ def test_reverse_complement_is_that_of_the_whole_window(batch, length, seed):
     flags = random.integers(0, 2, batch).astype(bool)
     turned = np.where(flags[:, None], COMPLEMENT[window][:, ::-1], window)
 
-    mixed = prepare_batch(torch.from_numpy(window), torch.from_numpy(flags))
-    expected = prepare_batch(torch.from_numpy(turned))
+    mixed = NextBase().prepare_batch(torch.from_numpy(window), torch.from_numpy(flags))
+    expected = NextBase().prepare_batch(torch.from_numpy(turned))
     for got, want in zip(mixed[:3], expected[:3], strict=True):
         assert torch.equal(got, want)
 
 
 def test_only_bytes_are_windows():
     with pytest.raises(AssertionError, match="uint8"):
-        prepare_batch(torch.zeros(1, 4, dtype=torch.int64))
+        NextBase().prepare_batch(torch.zeros(1, 4, dtype=torch.int64))
 
 
 @pytest.mark.parametrize("turned", [False, True])
@@ -43,7 +43,7 @@ def test_no_base_is_predicted_over_the_border_of_two_sequences(turned: bool) -> 
     """ACG and GT in one row of 7: the first base of each, and what pads the row, are nobody's targets."""
     tokens = torch.tensor([[0, 1, 2, 2 | SOFT_MASK_BIT, 3, PAD, PAD]], dtype=torch.uint8)
     ids = torch.tensor([[0, 0, 0, 1, 1, 2, 2]], dtype=torch.int32)
-    batch = prepare_batch(tokens, torch.tensor([turned]), ids)
+    batch = NextBase().prepare_batch(tokens, torch.tensor([turned]), ids)
     if turned:  # PAD, PAD, AC, CGT
         assert batch.inputs.tolist() == [[PAD, PAD, 0, 1, 1, 2]]
         assert batch.targets.tolist() == [[PAD, PAD, 1, PAD, 2, 3]]

@@ -16,7 +16,7 @@ from dnamamba.genome.store import open_genome
 from dnamamba.genome.windows import WindowPlan
 from dnamamba.model.config import preset
 from dnamamba.model.language_model import MambaLM
-from dnamamba.model.tokens import prepare_batch
+from dnamamba.model.objectives.next_base import NextBase
 
 LENGTH = 128
 
@@ -46,11 +46,11 @@ def test_a_packed_row_costs_what_its_sequences_cost(fasta: Path, weight: float) 
     model = MambaLM(preset("demo", n_layer=2, d_model=16, d_state=4))
 
     def cost(batch: Any) -> tuple[torch.Tensor, int]:
-        loss = model.next_base_loss(batch.inputs, batch.targets, sequence_ids=batch.sequence_ids)
+        loss = model.loss(batch.inputs, batch.targets, sequence_ids=batch.sequence_ids)
         weights = torch.where(batch.soft_mask, weight, 1.0) * (batch.targets < BASES)
         return (torch.where(weights > 0, loss.nll, 0.0) * weights).sum(), int(loss.counted)
 
-    packed, counted = cost(prepare_batch(tokens, flags, ids))
+    packed, counted = cost(NextBase().prepare_batch(tokens, flags, ids))
     packed.backward()
     gradients = [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
     model.zero_grad()
@@ -59,7 +59,7 @@ def test_a_packed_row_costs_what_its_sequences_cost(fasta: Path, weight: float) 
     for row in rows.tolist():
         for window in plan.windows(0, row):
             own = torch.from_numpy(store.read(window.contig, window.start, window.end)[None].copy())
-            nll, bases = cost(prepare_batch(own, torch.tensor([window.reverse_complement])))
+            nll, bases = cost(NextBase().prepare_batch(own, torch.tensor([window.reverse_complement])))
             alone, expected = alone + nll, expected + bases
     alone.backward()
     assert counted == expected

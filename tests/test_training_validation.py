@@ -17,8 +17,8 @@ from dnamamba.genome.store import TokenStore, open_genome
 from dnamamba.genome.windows import Window, WindowPlan
 from dnamamba.model.config import ModelConfig
 from dnamamba.model.language_model import MambaLM
+from dnamamba.model.objectives.next_base import NextBase
 from dnamamba.model.parameters import training_flops_per_token
-from dnamamba.model.tokens import prepare_batch
 from dnamamba.report.validation_by_class import plot_validation_by_class
 from dnamamba.runs.folder import RunFolder
 from dnamamba.training.data import EvaluationSet, FixedWindows
@@ -179,8 +179,8 @@ def test_a_broken_model_shows(store: TokenStore, model: MambaLM) -> None:
 
 def test_cpg_reads_the_same_on_both_strands() -> None:
     tokens = torch.randint(0, 5, (20, 40), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
-    turned = in_cpg(prepare_batch(tokens, torch.ones(20, dtype=torch.bool)))
-    plain = in_cpg(prepare_batch(tokens))
+    turned = in_cpg(NextBase().prepare_batch(tokens, torch.ones(20, dtype=torch.bool)))
+    plain = in_cpg(NextBase().prepare_batch(tokens))
     # Of the window's 40 bases, targets are the last 39, or read on the other strand the first 39, backwards.
     assert plain.any()
     assert torch.equal(plain[:, :-1], turned[:, :-1].flip(1))

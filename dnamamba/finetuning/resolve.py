@@ -13,6 +13,7 @@ from dnamamba.finetuning.settings import FinetuneSettings, RunSettings
 from dnamamba.finetuning.trial import STRAND_USES, WARMUP_FROM, warmup_lengths
 from dnamamba.inference.device import MICRO_TOKENS_CPU, MICRO_TOKENS_GPU, Compute, uses_gpu
 from dnamamba.model.settings import ModelSettings
+from dnamamba.runs.resume import given
 
 FROM_SCRATCH = "none"
 SAFE_TO_CHANGE = frozenset(
@@ -75,7 +76,7 @@ def as_plain(settings: FinetuneSettings) -> dict[str, Any]:
 def refuse_changes(stored: dict[str, Any], now: dict[str, Any], config: Path, test_was_read: bool) -> None:
     """Raises `InputError` naming the settings that a resumed run must keep but that differ (plain YAML values)."""
     free = SAFE_TO_CHANGE - ({"seeds"} if test_was_read else set())
-    sizes = [{**settings["model"], "activation_checkpointing": None} for settings in (stored, now)]
+    sizes = [given({**settings["model"], "activation_checkpointing": None}) for settings in (stored, now)]
     if sizes[0] != sizes[1]:
         free = free - {"model"}
     changed = [
@@ -118,12 +119,8 @@ def _check(settings: RunSettings) -> None:
     scratch = settings.checkpoint == FROM_SCRATCH
     if scratch and settings.mode == "probe":
         raise InputError("--mode probe: needs a pretrained model; give --checkpoint, or --mode full")
-    if not scratch:
-        given = replace(settings.model, activation_checkpointing=False)
-        if given != ModelSettings():
-            raise InputError(
-                "--model: a pretrained model has its sizes; only model.activation_checkpointing can be chosen"
-            )
+    if not scratch and replace(settings.model, activation_checkpointing=False) != ModelSettings():
+        raise InputError("--model: a pretrained model has its sizes; only model.activation_checkpointing can be chosen")
     _check_task(settings)
 
 

@@ -37,7 +37,8 @@ from dnamamba.finetuning.settings import FinetuneSettings, RunSettings
 from dnamamba.finetuning.tasks import sequences, species, variants
 from dnamamba.finetuning.tasks.examples import Examples, FixedSet, Target, Task, canonical
 from dnamamba.finetuning.trial import Candidate, Diverged, Row, Trial, TrialResult, best_weights, standardisation
-from dnamamba.formats.checkpoint import is_classifier, load_checkpoint, load_classifier, save_classifier
+from dnamamba.formats import load_checkpoint
+from dnamamba.formats.checkpoint import is_classifier, load_classifier, save_classifier
 from dnamamba.inference.device import Compute
 from dnamamba.model.classifier import HeadConfig, MambaClassifier
 from dnamamba.model.config import ModelConfig
@@ -131,7 +132,7 @@ class _Start:
         load = load_classifier if is_classifier(settings.checkpoint) else load_checkpoint
         model, self.pretraining = load(settings.checkpoint)  # type: ignore[operator]
         self._backbone = model.backbone.state_dict()
-        self.config = replace(model.config, activation_checkpointing=settings.model.activation_checkpointing)
+        self.config = model.config
 
     def _head(self, task: Task, candidate: Candidate) -> HeadConfig:
         shift: tuple[float, ...] = ()
@@ -147,11 +148,13 @@ class _Start:
         """A function of the seed: its head, and from scratch all weights."""
         torch.manual_seed(seed)
         head = self._head(task, candidate)
-        if not self._backbone:
-            return MambaClassifier(self.config, head, MambaLM(self.config).backbone)
-        with torch.device("meta"):
-            backbone = MambaBackbone(self.config)
-        backbone.load_state_dict({k: v.clone() for k, v in self._backbone.items()}, assign=True)
+        if self._backbone:
+            with torch.device("meta"):
+                backbone = MambaBackbone(self.config)
+            backbone.load_state_dict({k: v.clone() for k, v in self._backbone.items()}, assign=True)
+        else:
+            backbone = MambaLM(self.config).backbone
+        backbone.activation_checkpointing = self.settings.model.activation_checkpointing
         return MambaClassifier(self.config, head, backbone)
 
 

@@ -1,10 +1,11 @@
 """Checkpoint folders: all that inference reads, in formats that hold no code.
 
     model.safetensors   the parameters, fp32, under mamba-ssm's names; a tied head is stored once, as the embedding
-    config.json         `ModelConfig`, with the format's name and version
+    config.json         `ModelConfig`, with the format's name and version, and the dnamamba that wrote it; how it may
+                        grow, see `dnamamba.formats.fields`
     tokens.json         the alphabet: token → id
     provenance.json     where the weights come from (data, splits, command, commit, metrics: the caller's words), and
-                        the sha256 of model.safetensors
+                        the sha256 of model.safetensors, config.json and classifier.json
 
 A classifier's folder has besides
 
@@ -15,32 +16,38 @@ and `head.weight`, `head.bias` in place of the language model's head. The one is
 A run folder keeps its checkpoints as RUN/checkpoints/best (by validation) and RUN/checkpoints/last.
 """
 
-import hashlib
-import json
-import os
+import re
 import shutil
-from dataclasses import asdict, fields
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn as nn
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from dnamamba import __version__
 from dnamamba.alphabet import TOKENS
 from dnamamba.errors import InputError
+from dnamamba.formats.fields import FORMAT_VERSION, format_needed, from_json, newer, to_json
+from dnamamba.formats.files import CONFIG, checkpoint_folder, read_json, sha256, sibling, sync, write_json
 from dnamamba.model.classifier import HeadConfig, MambaClassifier
 from dnamamba.model.config import ModelConfig
 from dnamamba.model.language_model import MambaLM
 
-WEIGHTS, CONFIG, ALPHABET, PROVENANCE = "model.safetensors", "config.json", "tokens.json", "provenance.json"
+WEIGHTS, ALPHABET, PROVENANCE = "model.safetensors", "tokens.json", "provenance.json"
 MODEL_TYPE = "dnamamba"
-FORMAT_VERSION = 1
 CLASSIFIER = "classifier.json"
-_DIGEST = "weights_sha256"
+_DIGESTS = {WEIGHTS: "weights_sha256", CONFIG: "config_sha256", CLASSIFIER: "classifier_sha256"}
+"""File → the key of its checksum in provenance.json; folders of format 1 have that of the weights alone."""
 _TIED = "lm_head.weight"
+_EMBEDDING = "backbone.embedding.weight"
+_LAYER = re.compile(r"backbone\.layers\.(\d+)\.")
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
 def save_checkpoint(model: MambaLM, folder: Path | str, provenance: dict[str, Any], *, overwrite: bool = False) -> None:
@@ -49,31 +56,32 @@ def save_checkpoint(model: MambaLM, folder: Path | str, provenance: dict[str, An
     `provenance` is any JSON object. An existing `folder` is an `InputError` unless `overwrite`; then the old one stays
     until the new one is complete. One process writes (rank 0). A disk that is full or read-only raises `OSError`.
     """
-    _save(Path(folder), _stored_tensors(model), {CONFIG: _config_to_json(model.config)}, provenance, overwrite)
+    _save(Path(folder), model, {CONFIG: model.config}, provenance, overwrite)
 
 
 def save_classifier(
     model: MambaClassifier, folder: Path | str, provenance: dict[str, Any], *, overwrite: bool = False
 ) -> None:
     """As `save_checkpoint`, with the head and its classes."""
-    files = {CONFIG: _config_to_json(model.config), CLASSIFIER: asdict(model.head_config)}
-    _save(Path(folder), _stored_tensors(model), files, provenance, overwrite)
+    _save(Path(folder), model, {CONFIG: model.config, CLASSIFIER: model.head_config}, provenance, overwrite)
 
 
-def _save(
-    folder: Path, tensors: dict[str, Tensor], files: dict[str, Any], provenance: dict[str, Any], overwrite: bool
-) -> None:
+def _save(folder: Path, model: nn.Module, said: dict[str, Any], provenance: dict[str, Any], overwrite: bool) -> None:
+    """`said`: file → the dataclass that it holds."""
     if folder.exists() and not overwrite:
         raise InputError(f"{folder}: exists already; choose another folder or remove it first")
-    partial, replaced = _sibling(folder, "partial"), _sibling(folder, "replaced")
+    partial, replaced = sibling(folder, "partial"), sibling(folder, "replaced")
     folder.parent.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(partial, ignore_errors=True)  # left by a save that was killed
     partial.mkdir()
-    save_file(tensors, partial / WEIGHTS, metadata={"format": "pt"})
-    for name, content in files.items():
-        _write_json(partial / name, content)
-    _write_json(partial / ALPHABET, _alphabet())
-    _write_json(partial / PROVENANCE, provenance | {_DIGEST: _sha256(partial / WEIGHTS)})
+    save_file(_stored_tensors(model), partial / WEIGHTS, metadata={"format": "pt"})
+    version = format_needed(said.values())
+    written = {"model_type": MODEL_TYPE, "format_version": version, "dnamamba_version": __version__}
+    for name, value in said.items():
+        write_json(partial / name, (written if name == CONFIG else {}) | to_json(value, version))
+    write_json(partial / ALPHABET, _alphabet())
+    digests = {key: sha256(partial / name) for name, key in _DIGESTS.items() if (partial / name).exists()}
+    write_json(partial / PROVENANCE, provenance | digests)
     for path in (*partial.iterdir(), partial):
         sync(path)
     if folder.exists():
@@ -97,10 +105,8 @@ def load_checkpoint(folder: Path | str, device: torch.device | str = "cpu") -> t
             f"{folder}: a fine-tuned classifier, which predicts classes and no bases; give the pretrained checkpoint, "
             "or use dnamamba predict"
         )
-    config = _config_from_json(folder / CONFIG)
-    with torch.device("meta"):  # shapes only: no time and no random numbers spent on weights to be replaced
-        model = MambaLM(config)
-    provenance = _load_weights(folder, model, device)
+    config, _ = _said(folder)
+    model, provenance = _load(folder, config, lambda: MambaLM(config), device)
     model.tie_weights()
     return model, provenance
 
@@ -110,60 +116,110 @@ def load_classifier(folder: Path | str, device: torch.device | str = "cpu") -> t
     folder = _checkpoint_folder(Path(folder))
     if not is_classifier(folder):
         raise InputError(f"{folder}: a language model without classes; train them by dnamamba finetune first")
-    head = _head_from_json(folder / CLASSIFIER)
-    config = _config_from_json(folder / CONFIG)
-    with torch.device("meta"):
-        model = MambaClassifier(config, head)
-    return model, _load_weights(folder, model, device)
+    config, head = _said(folder)
+    assert head is not None
+    return _load(folder, config, lambda: MambaClassifier(config, head), device)
 
 
 def is_classifier(folder: Path | str) -> bool:
     """Whether a checkpoint folder (or run folder with one) holds a fine-tuned classifier. Raises as `load_checkpoint`
     where there is no checkpoint."""
-    return (_checkpoint_folder(Path(folder)) / CLASSIFIER).is_file()
+    return (checkpoint_folder(Path(folder)) / CLASSIFIER).is_file()
 
 
 def read_card(folder: Path | str) -> dict[str, Any]:
     """What a checkpoint says of itself, without its weights: `folder`, `config`, `classifier` (None for a language
     model), `provenance`. Raises as `load_checkpoint`."""
     folder = _checkpoint_folder(Path(folder))
-    config = _config_from_json(folder / CONFIG)
-    classifier = asdict(_head_from_json(folder / CLASSIFIER)) if is_classifier(folder) else None
-    provenance = _read_json(folder / PROVENANCE)
+    config, head = _said(folder)
+    provenance = read_json(folder / PROVENANCE)
+    _check_digest(folder, CONFIG, provenance)
+    _check_digest(folder, CLASSIFIER, provenance)
+    classifier = None if head is None else asdict(head)
     return {"folder": folder, "config": asdict(config), "classifier": classifier, "provenance": provenance}
 
 
-def _load_weights(folder: Path, model: nn.Module, device: torch.device | str) -> dict[str, Any]:
-    """Checks the folder and gives `model`, made without memory, its parameters; returns the provenance."""
-    if _read_json(folder / ALPHABET) != _alphabet():
+def _said(folder: Path) -> tuple[ModelConfig, HeadConfig | None]:
+    """What the JSON files say of the model; `HeadConfig` of a classifier."""
+    path = folder / CONFIG
+    values = read_json(path)
+    model_type, version = values.pop("model_type", None), values.pop("format_version", None)
+    if model_type != MODEL_TYPE or not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise InputError(
+            f"{path}: model_type {model_type!r}, format_version {version!r}; "
+            f"expected {MODEL_TYPE!r}, 1 to {FORMAT_VERSION}: made by another program"
+        )
+    written_by = f"dnamamba {values.pop('dnamamba_version', '(unknown version)')}"
+    config = from_json(ModelConfig, values, version, written_by, path)
+    head = None
+    if (folder / CLASSIFIER).is_file():
+        path = folder / CLASSIFIER
+        head = from_json(HeadConfig, read_json(path), version, written_by, path)
+    if version > FORMAT_VERSION:
+        raise InputError(f"{folder / CONFIG}: {newer(version, written_by)}")
+    return config, head
+
+
+def _load(
+    folder: Path, config: ModelConfig, make: Callable[[], Model], device: torch.device | str
+) -> tuple[Model, dict[str, Any]]:
+    """Checks the folder and gives the model that `make` makes its parameters; returns the provenance too."""
+    if read_json(folder / ALPHABET) != _alphabet():
         raise InputError(f"{folder / ALPHABET}: another alphabet than this program's ({' '.join(TOKENS)})")
-    provenance = _read_json(folder / PROVENANCE)
+    provenance = read_json(folder / PROVENANCE)
     path = folder / WEIGHTS
-    if _sha256(path) != provenance.get(_DIGEST):
-        raise InputError(f"{path}: damaged, its sha256 is not the {_DIGEST} of {PROVENANCE}; copy the folder again")
+    if sha256(path) != provenance.get(_DIGESTS[WEIGHTS]):
+        raise InputError(
+            f"{path}: damaged, its sha256 is not the {_DIGESTS[WEIGHTS]} of {PROVENANCE}; copy the folder again"
+        )
     try:
+        with safe_open(path, "pt") as file:
+            _check_size({name: file.get_slice(name).get_shape() for name in file.keys()}, config, path)  # noqa: SIM118
         tensors = load_file(path, device=str(device))
     except SafetensorError as error:
         raise InputError(f"{path}: not a readable safetensors file ({error})") from error
+    try:
+        with torch.device("meta"):  # shapes only: no time and no random numbers spent on weights to be replaced
+            model = make()
+    except (RuntimeError, OverflowError) as error:
+        raise InputError(f"{folder / CONFIG}: sizes that no tensor can have ({error})") from error
     _check_tensors(path, tensors, model)
+    for name in (CONFIG, CLASSIFIER):
+        _check_digest(folder, name, provenance)
     model.load_state_dict(tensors, strict=False, assign=True)
-    return provenance
+    return model, provenance
+
+
+def _check_size(shapes: dict[str, list[int]], config: ModelConfig, path: Path) -> None:
+    """Raises `InputError` unless the file has the width and the blocks of `config`: so a damaged number is found before
+    a model of that size is made."""
+    wanted = [config.vocabulary_size, config.d_model]
+    if (stored := shapes.get(_EMBEDDING)) is None:
+        raise InputError(f"{path}: lacks the parameter {_EMBEDDING} that {CONFIG} calls for")
+    if stored != wanted:
+        raise InputError(f"{path}: {_EMBEDDING} has shape {tuple(stored)}, {CONFIG} makes it {tuple(wanted)}")
+    blocks = {int(found[1]): name for name in shapes if (found := _LAYER.match(name))}
+    if extra := sorted(number for number in blocks if number >= config.n_layer):
+        raise InputError(f"{path}: holds {blocks[extra[0]]}, which the model of {CONFIG} does not have")
+    if len(blocks) < config.n_layer:
+        missing = next(number for number in range(config.n_layer) if number not in blocks)
+        raise InputError(f"{path}: lacks the parameters backbone.layers.{missing}.* that {CONFIG} calls for")
+
+
+def _check_digest(folder: Path, name: str, provenance: dict[str, Any]) -> None:
+    """Raises `InputError` where a file is not the one whose checksum was recorded; format 1 recorded none."""
+    recorded = provenance.get(_DIGESTS[name])
+    if recorded is not None and recorded != sha256(folder / name):
+        raise InputError(
+            f"{folder / name}: changed since it was saved, its sha256 is not the {_DIGESTS[name]} of {PROVENANCE}; "
+            "copy the folder again"
+        )
 
 
 def _checkpoint_folder(folder: Path) -> Path:
-    """The folder itself, or a run folder's best checkpoint."""
-    if (folder / "checkpoints").is_dir():
-        best = folder / "checkpoints" / "best"
-        if not best.is_dir():
-            raise InputError(
-                f"{folder}: this run has no validated checkpoint yet; give {best.with_name('last')} instead"
-            )
-        folder = best
-    if not folder.is_dir():
-        replaced = _sibling(folder, "replaced")
-        hint = f"; a save was interrupted, rename {replaced} to it" if replaced.is_dir() else ""
-        raise InputError(f"{folder}: no such folder, expected a checkpoint or run folder{hint}")
-    for name in (CONFIG, WEIGHTS, ALPHABET, PROVENANCE):
+    """`checkpoint_folder`, with all files of this format."""
+    folder = checkpoint_folder(folder)
+    for name in (WEIGHTS, ALPHABET, PROVENANCE):
         if not (folder / name).is_file():
             raise InputError(f"{folder}: no checkpoint, it lacks {name}")
     return folder
@@ -198,70 +254,5 @@ def _check_tensors(path: Path, tensors: dict[str, Tensor], model: nn.Module) -> 
             raise InputError(f"{path}: {name} holds NaN or infinite numbers")
 
 
-def _config_to_json(config: ModelConfig) -> dict[str, Any]:
-    return {"model_type": MODEL_TYPE, "format_version": FORMAT_VERSION} | asdict(config)
-
-
-def _config_from_json(path: Path) -> ModelConfig:
-    values = _read_json(path)
-    model_type, version = values.pop("model_type", None), values.pop("format_version", None)
-    if (model_type, version) != (MODEL_TYPE, FORMAT_VERSION):
-        raise InputError(
-            f"{path}: model_type {model_type!r}, format_version {version!r}; "
-            f"expected {MODEL_TYPE!r}, {FORMAT_VERSION}: made by another program or version"
-        )
-    known = {field.name for field in fields(ModelConfig)}
-    for key in values.keys() ^ known:
-        raise InputError(f"{path}: {'lacks' if key in known else 'unknown key'} {key}")
-    try:
-        return ModelConfig(**values)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
-
-
-def _head_from_json(path: Path) -> HeadConfig:
-    values = _read_json(path)
-    known = {field.name for field in fields(HeadConfig)}
-    for key in values.keys() ^ known:
-        raise InputError(f"{path}: {'lacks' if key in known else 'unknown key'} {key}")
-    lists: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-    try:
-        return HeadConfig(**lists)
-    except (InputError, TypeError) as error:
-        raise InputError(f"{path}: {error}") from error
-
-
 def _alphabet() -> dict[str, int]:
     return {token: index for index, token in enumerate(TOKENS)}
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{path}: not readable as JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: expected a JSON object, found {type(value).__name__}")
-    return value
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sibling(folder: Path, purpose: str) -> Path:
-    return folder.with_name(f".{folder.name}.{purpose}")
-
-
-def sync(path: Path) -> None:
-    """Returns when a file or a folder's entries have reached the disk: a later crash of the machine leaves them."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -16,7 +16,6 @@ from dnamamba.inference.batches import padded
 from dnamamba.inference.load import Inference
 from dnamamba.inference.stream import stream
 from dnamamba.model.language_model import MambaLM
-from dnamamba.model.loss import next_base_log_likelihood
 
 
 class KeptStates(NamedTuple):
@@ -70,6 +69,7 @@ def pass_and_keep(
                 states.append(chunk.state)
             following = tokens[:, chunk.begin + 1 : chunk.end + 1]
             logits = inference.model.base_logits(chunk.hidden)[:, : following.shape[1]]
-            log_likelihood[:, chunk.begin + 1 : chunk.end + 1] = next_base_log_likelihood(logits, following)
+            found = inference.model.objective.log_likelihood(logits, following)
+            log_likelihood[:, chunk.begin + 1 : chunk.end + 1] = found
     stacked = tree_map(lambda *tensors: torch.stack(tensors), *states) if states else ()
     return KeptStates(tokens, host, log_likelihood, every, kept, stacked, host.size)

@@ -8,7 +8,8 @@ from typing import Any, Generic, Literal, TypeVar
 
 import torch
 
-from dnamamba.formats.checkpoint import load_checkpoint, load_classifier
+from dnamamba.formats import load_checkpoint
+from dnamamba.formats.checkpoint import load_classifier
 from dnamamba.inference.device import Accelerator, Compute, Precision, choose_compute
 from dnamamba.model.classifier import MambaClassifier
 from dnamamba.model.kernels import describe_kernels
@@ -63,7 +64,7 @@ class Inference(Generic[Model]):
 def load_for_inference(
     checkpoint: Path, accelerator: Accelerator = "auto", precision: Precision = "auto"
 ) -> Inference[MambaLM]:
-    """The language model of a checkpoint or run folder (`dnamamba.formats.checkpoint`), on the GPU if there is one.
+    """The language model of a checkpoint or run folder (`dnamamba.formats`), on the GPU if there is one.
 
     `precision` "auto" is bf16 on a GPU and fp32 on a CPU. Raises `InputError` for unusable checkpoints and a GPU that
     is not there.

@@ -7,7 +7,7 @@ it (beyond the rounding of its logits).
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -205,8 +205,7 @@ def _uniforms(seed: int, samples: Sequence[int], first: int, count: int) -> Tens
 def _with_matrices_in(dtype: torch.dtype, model: MambaLM) -> MambaLM:
     """A copy whose projections hold what autocast would make of them at each step."""
     model = copy.deepcopy(model)
-    layers: Any = model.backbone.layers
-    for name, parameter in layers.named_parameters():
-        if parameter.ndim == 2 and not name.endswith("A_log"):
+    for block in model.backbone.layers:
+        for parameter in block.mixer.castable_parameters():
             parameter.data = parameter.data.to(dtype)
     return model

@@ -11,7 +11,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from dnamamba.model.config import ModelConfig
-from dnamamba.model.mixers.mamba import MambaMixer
+from dnamamba.model.mixers import mixer_class
 from dnamamba_kernels import rms_norm
 
 
@@ -30,12 +30,12 @@ class RMSNorm(nn.Module):
 
 
 class Block(nn.Module):
-    """Add, norm, mixer. `forward` and `step` hand states through to the mixer (see `dnamamba.model.mixers`)."""
+    """Add, norm, mixer. `forward` and `step` hand states through to the mixer (see `dnamamba.model.mixers.mixer`)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.norm = RMSNorm(config)
-        self.mixer = MambaMixer(config)
+        self.mixer = mixer_class(config.mixer)(config)
 
     def forward(
         self, hidden: Tensor, residual: Tensor | None, state: Any = None, sequence_ids: Tensor | None = None

@@ -5,12 +5,14 @@ sizes of the Mamba paper's genomics experiments (arXiv 2312.00752, Appendix E.3)
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, get_args
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal, NamedTuple, get_args
 
 from dnamamba.alphabet import BASES, VOCABULARY_SIZE
 from dnamamba.errors import InputError
+from dnamamba.model.mixers import MIXERS
+from dnamamba.model.objectives import OBJECTIVES
 
 Discretization = Literal["euler", "zoh"]
 DtRank = int | Literal["auto", "broadcast"]
@@ -22,44 +24,86 @@ Strands = Literal["one", "mean", "both"]
 """What a classifier's head sees: the strand as given, the mean of the two strands' features, or both side by side."""
 
 
+class Bounds(NamedTuple):
+    """What a field's values may be."""
+
+    kinds: tuple[type, ...]
+    holds: Callable[[Any], bool]
+    expected: str
+
+    def refuse_others(self, name: str, value: Any) -> None:
+        """Raises `InputError` naming the field unless the value lies within."""
+        is_kind = isinstance(value, self.kinds) and (bool in self.kinds or not isinstance(value, bool))
+        if not is_kind or not self.holds(value):
+            raise InputError(f"model.{name}: {value!r} is not possible, expected {self.expected}")
+
+
+def whole(least: int, most: int | None = None) -> Bounds:
+    """Whole numbers from `least` to `most`, both included."""
+    span = f"of at least {least}" if most is None else f"from {least} to {most}"
+    return Bounds((int,), lambda value: least <= value <= (value if most is None else most), f"a whole number {span}")
+
+
+def one_of(choices: Collection[str]) -> Bounds:
+    """Names; those that `choices` holds when the value is checked."""
+    return Bounds((str,), lambda value: value in choices, " or ".join(map(repr, choices)))
+
+
+POSITIVE = Bounds((int, float), lambda value: 0 < value < math.inf, "a number above 0")
+TRUTH = Bounds((bool,), lambda value: True, "true or false")
+DT_RANK = Bounds(
+    (int, str),
+    lambda value: value in ("auto", "broadcast") if isinstance(value, str) else value >= 1,
+    '"auto", "broadcast" or a whole number of at least 1',
+)
+
+
+def option(default: Any, bounds: Bounds, **growth: Any) -> Any:
+    """A field with its bounds. One that is newer than checkpoint format 1 gives `since`, the format's version that
+    brought it, and `older`, the value that files without it mean (see `dnamamba.formats.fields`)."""
+    return field(default=default, metadata={"bounds": bounds, **growth})
+
+
 @dataclass(frozen=True)
 class ModelConfig:
-    """Sizes and options of a Mamba language model; raises `InputError` on values that no model can have."""
+    """Sizes and options of a language model; raises `InputError` on values that no model can have."""
 
-    d_model: int = 128
+    d_model: int = option(128, whole(1))
     """Width of the residual stream."""
-    n_layer: int = 12
+    n_layer: int = option(12, whole(1))
     """Number of blocks."""
-    d_state: int = 16
+    d_state: int = option(16, whole(1, 256))
     """Numbers of recurrent state a channel carries (N), 1 to 256."""
-    d_conv: int = 4
+    d_conv: int = option(4, whole(2, 8))
     """Width of the causal depthwise convolution in bases, 2 to 8."""
-    expand: int = 2
+    expand: int = option(2, whole(1))
     """Channels of the scan (D) a unit of d_model."""
-    dt_rank: DtRank = "auto"
+    dt_rank: DtRank = option("auto", DT_RANK)  # noqa: RUF009
     """Rank R of the projection of the step Δ; "auto" is ceil(d_model / 16); "broadcast" is the paper's
     Δ = softplus(dt_bias + Broadcast_D(Linear_1(x)))."""
-    dt_min: float = 1e-3
+    dt_min: float = option(1e-3, POSITIVE)
     """Smallest step Δ at initialisation (log-uniform up to dt_max)."""
-    dt_max: float = 0.1
-    """Largest step Δ at initialisation."""
-    dt_init_floor: float = 1e-4
+    dt_max: float = option(0.1, POSITIVE)
+    """Largest step Δ at initialisation, at least dt_min."""
+    dt_init_floor: float = option(1e-4, POSITIVE)
     """Steps Δ drawn below this are raised to it at initialisation."""
-    discretization: Discretization = "euler"
+    discretization: Discretization = option("euler", one_of(get_args(Discretization)))  # noqa: RUF009
     """Input map of the recurrence: "euler" is Δ·B, as in mamba-ssm's code; "zoh" is (ΔA)⁻¹(exp(ΔA) − I)·ΔB, the exact
     zero-order hold of the paper."""
-    residual_in_fp32: bool = True
+    residual_in_fp32: bool = option(True, TRUTH)
     """Keep the residual stream in fp32 under mixed precision."""
-    norm_epsilon: float = 1e-5
+    norm_epsilon: float = option(1e-5, POSITIVE)
     """Added to the mean square inside RMSNorm."""
-    conv_bias: bool = True
+    conv_bias: bool = option(True, TRUTH)
     """Give the convolution a bias."""
-    tie_embeddings: bool = True
+    tie_embeddings: bool = option(True, TRUTH)
     """Let the output head share the embedding's weights."""
-    vocabulary_size: int = VOCABULARY_SIZE
+    vocabulary_size: int = option(VOCABULARY_SIZE, whole(BASES + 1))
     """Rows of the embedding: the alphabet's tokens, padded."""
-    activation_checkpointing: bool = False
-    """Recompute each block in the backward pass: about a third more time, memory of one block instead of n_layer."""
+    mixer: str = option("mamba", one_of(MIXERS), since=2, older="mamba")
+    """Sequence mixer of every block (`dnamamba.model.mixers`)."""
+    objective: str = option("next_base", one_of(OBJECTIVES), since=2, older="next_base")
+    """What the model is trained to predict (`dnamamba.model.objectives`)."""
 
     @property
     def channels(self) -> int:
@@ -74,32 +118,10 @@ class ModelConfig:
         return 1 if self.dt_rank == "broadcast" else int(self.dt_rank)
 
     def __post_init__(self) -> None:
-        def require(name: str, kind: type | tuple[type, ...], holds: Callable[[Any], bool], expected: str) -> None:
-            value = getattr(self, name)
-            is_kind = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
-            if not is_kind or not holds(value):
-                raise InputError(f"model.{name}: {value!r} is not possible, expected {expected}")
-
-        for name in ("d_model", "n_layer", "expand"):
-            require(name, int, lambda value: value >= 1, "a whole number of at least 1")
-        require("d_state", int, lambda value: 1 <= value <= 256, "a whole number from 1 to 256")
-        require("d_conv", int, lambda value: 2 <= value <= 8, "a whole number from 2 to 8")
-        require(
-            "dt_rank",
-            (int, str),
-            lambda value: value in ("auto", "broadcast") if isinstance(value, str) else value >= 1,
-            '"auto", "broadcast" or a whole number of at least 1',
-        )
-        for name in ("dt_min", "dt_init_floor", "norm_epsilon"):
-            require(name, (int, float), lambda value: 0 < value < math.inf, "a number above 0")
-        require(
-            "dt_max", (int, float), lambda value: self.dt_min <= value < math.inf, f"at least dt_min = {self.dt_min}"
-        )
-        choices = get_args(Discretization)
-        require("discretization", str, lambda value: value in choices, " or ".join(map(repr, choices)))
-        for name in ("residual_in_fp32", "conv_bias", "tie_embeddings", "activation_checkpointing"):
-            require(name, bool, lambda value: True, "true or false")
-        require("vocabulary_size", int, lambda value: value > BASES, f"a whole number above {BASES}, the bases")
+        for each in fields(self):
+            each.metadata["bounds"].refuse_others(each.name, getattr(self, each.name))
+        if self.dt_max < self.dt_min:
+            raise InputError(f"model.dt_max: {self.dt_max!r} is not possible, expected at least dt_min = {self.dt_min}")
 
 
 PRESETS: dict[str, ModelConfig] = {

@@ -16,9 +16,12 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from dnamamba.alphabet import BASES
+from dnamamba.errors import InputError
+from dnamamba.model.abilities import Ability, mixer_abilities
 from dnamamba.model.blocks import Block, RMSNorm
 from dnamamba.model.config import ModelConfig
-from dnamamba.model.loss import next_base_nll
+from dnamamba.model.objectives import objective_class
+from dnamamba.model.objectives.objective import LossSums, Objective
 
 ModelState = tuple[Any, ...]
 """One mixer state a block, a pytree of tensors with the batch first."""
@@ -38,26 +41,16 @@ class LMOutput(NamedTuple):
     """after the last position; hand it to the next chunk of the same sequences"""
 
 
-class LossSums(NamedTuple):
-    """A batch's loss in parts that add up over chunks, micro-batches, ranks and regions."""
-
-    nll_sum: Tensor
-    """() fp32, differentiable: Σ −ln p(target) over the counted positions, in nats (bits = nats / ln 2)"""
-    counted: Tensor
-    """() int64: positions whose target is A, C, G or T"""
-    nll: Tensor
-    """(batch, length) fp32, differentiable: −ln p(target) in nats; NaN, missing and not zero, where not counted"""
-    state: ModelState
-    """after the last input"""
-
-
 class MambaBackbone(nn.Module):
     """Embedding, blocks, final norm: tokens to hidden states. Parameter names are those of mamba-ssm's checkpoints."""
+
+    activation_checkpointing = False
+    """Whoever trains may set it: each block is computed again in the backward pass, for about a third more time and the
+    memory of one block instead of n_layer."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.residual_in_fp32 = config.residual_in_fp32
-        self.activation_checkpointing = config.activation_checkpointing
         self.embedding = nn.Embedding(config.vocabulary_size, config.d_model)
         self.layers = cast(list[Block], nn.ModuleList(Block(config) for _ in range(config.n_layer)))
         self.norm_f = RMSNorm(config)
@@ -101,8 +94,9 @@ class MambaLM(nn.Module):
     """The backbone and a linear head, by default tied to the embedding.
 
     Weights are drawn from torch's global generator as in the paper's released code: embedding N(0, 0.02), linear
-    weights kaiming-uniform, every out_proj divided by √n_layer so that the residual stream's variance does not grow
-    with depth, linear biases zero; A, D and dt as in `dnamamba.model.mixers.mamba`.
+    weights kaiming-uniform, every mixer's `output_weights` divided by √n_layer so that the residual stream's variance
+    does not grow with depth, linear biases zero; the rest as in the mixer's module. `InputError` where the mixer cannot
+    do what the objective needs.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -110,15 +104,20 @@ class MambaLM(nn.Module):
         self.config = config
         self.backbone = MambaBackbone(config)
         self.lm_head = nn.Linear(config.d_model, config.vocabulary_size, bias=False)
+        self.objective: Objective = objective_class(config.objective)()
+        self.abilities: Ability = mixer_abilities(config.mixer) | self.objective.abilities
+        """What verbs may ask of this model (`dnamamba.model.abilities.require`)."""
+        if self.objective.needs not in self.abilities:
+            raise InputError(f"model.mixer: {config.mixer} sees what the objective {config.objective} wants predicted")
         self._initialise_weights()
         self.tie_weights()
 
+    @torch.no_grad()
     def _initialise_weights(self) -> None:
         nn.init.normal_(self.backbone.embedding.weight, std=0.02)
-        for name, parameter in self.named_parameters():
-            if name.endswith("out_proj.weight"):
-                with torch.no_grad():
-                    parameter.div_(math.sqrt(self.config.n_layer))
+        for block in self.backbone.layers:
+            for weight in block.mixer.output_weights():
+                weight.div_(math.sqrt(self.config.n_layer))
 
     def tie_weights(self) -> None:
         """Make the head share the embedding's weight, if the configuration says so."""
@@ -170,23 +169,17 @@ class MambaLM(nn.Module):
         with torch.autocast(hidden.device.type, enabled=False):
             return F.linear(hidden.float(), self.lm_head.weight[:BASES].float())
 
-    def next_base_loss(
+    def loss(
         self,
         inputs: Tensor,
         targets: Tensor,
         state: ModelState | None = None,
         sequence_ids: Tensor | None = None,
     ) -> LossSums:
-        """Negative log-likelihood of each target given its inputs: sums and counts over A, C, G, T only.
+        """What the objective makes of one pass over a batch that its `prepare_batch` gave.
 
         Args:
-            inputs, targets: (batch, length) tokens without the soft-mask bit, targets[t] the base after inputs[t] (see
-                `dnamamba.model.tokens.prepare_batch`). N and the special tokens are legal in both; as targets they do
-                not count. In packed rows, give each sequence's last position the target PAD.
+            inputs, targets: (batch, length) tokens without the soft-mask bit.
             state, sequence_ids: as in `forward`.
         """
-        output = self(inputs, state, sequence_ids)
-        assert output.logits is not None
-        nll = next_base_nll(output.logits, targets)
-        counted = targets < BASES
-        return LossSums(torch.where(counted, nll, 0.0).sum(), counted.sum(), nll, output.state)
+        return self.objective.loss(self, inputs, targets, state, sequence_ids)

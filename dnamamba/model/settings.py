@@ -1,31 +1,58 @@
-"""What the command line can say of a model: a preset and changes to it. Torch-free."""
+"""What the command line can say of a model: a preset, changes to it, and how it is trained. Torch-free."""
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Optional, TypeVar
 
-from dnamamba.model.config import ModelConfig, preset
+from dnamamba.cli import attribute_docstrings
+from dnamamba.model.config import PRESETS, ModelConfig, preset
+
+Settings = TypeVar("Settings", bound=type)
+
+
+def _with_changes_to(config: type) -> Any:
+    """Class decorator: every field of the dataclass `config` becomes one here, None, which leaves it as it is.
+
+    jsonargparse and `cli.attribute_docstrings` read docstrings of fields from a class's source, where these do not
+    stand; so its docstring lists them.
+    """
+
+    def decorate(settings: Settings) -> Settings:
+        for each in dataclasses.fields(config):
+            settings.__annotations__[each.name] = Optional[each.type]  # noqa: UP045  # a type only at run time
+            setattr(settings, each.name, None)
+        told = attribute_docstrings(config)
+        lines = [f"    {name}: {text} Default: the preset's." for name, text in told.items()]
+        settings.__doc__ = "\n".join([str(settings.__doc__), "", "Args:", *lines])
+        return settings
+
+    return decorate
 
 
 @dataclass
+@_with_changes_to(ModelConfig)
 class ModelSettings:
     """Which model to train: a preset, and what to change in it."""
 
     preset: str | None = None
     """Size: demo, 250k, 700k, 1.4m, 3.5m, 7m, 19m or 41m (parameters). Default: demo for the demo genome, else 1.4m."""
-    d_model: int | None = None
-    """Width of the residual stream, in place of the preset's."""
-    n_layer: int | None = None
-    """Number of Mamba blocks, in place of the preset's."""
-    d_state: int | None = None
-    """States a channel, in place of the preset's 16."""
-    discretization: Literal["euler", "zoh"] | None = None
-    """Discretisation of B: euler as in Mamba's released code (the preset's), or the exact zero-order hold."""
     activation_checkpointing: bool = False
     """Recompute each block in the backward pass: less memory, about a third more time."""
 
 
+def changes(settings: ModelSettings) -> dict[str, Any]:
+    """Field of `ModelConfig` → value, where one was given that is not the preset's own."""
+    given = {each.name: getattr(settings, each.name) for each in dataclasses.fields(ModelConfig)}
+    usual = PRESETS.get(settings.preset or "")
+    return {name: value for name, value in given.items() if value is not None and value != getattr(usual, name, None)}
+
+
 def model_config(settings: ModelSettings) -> ModelConfig:
     """The preset with the changes that were asked for. Raises `InputError`."""
-    changes = {name: value for name, value in dataclasses.asdict(settings).items() if value is not None}
-    return preset(changes.pop("preset"), **changes)
+    return preset(settings.preset or "", **changes(settings))
+
+
+def model_name(settings: ModelSettings) -> str:
+    """For people and folders: `1.4m`, or `1.4m with d_state 8` where it is not the preset itself."""
+    told = ", ".join(f"{name} {value}" for name, value in changes(settings).items())
+    return f"{settings.preset} with {told}" if told else str(settings.preset)

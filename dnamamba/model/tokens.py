@@ -1,48 +1,47 @@
-"""From a batch of stored windows to what the model eats: done on the device, so that the host moves one byte a base."""
+"""From a batch of stored windows to what a model eats: done on the device, so that the host moves one byte a base."""
 
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from dnamamba.alphabet import BASES, PAD, SOFT_MASK_BIT, TOKEN_BITS
+from dnamamba.alphabet import BASES, SOFT_MASK_BIT, TOKEN_BITS
 
 
 class Batch(NamedTuple):
-    """Windows ready for the model; all (batch, length), where the windows had length + 1 bases."""
+    """Windows ready for the model; all (batch, length)."""
 
     inputs: Tensor
-    """uint8 tokens, bases [0, length) of each window"""
+    """uint8 tokens"""
     targets: Tensor
-    """uint8 tokens, bases [1, length + 1)"""
+    """uint8 tokens; for `NextBase` of each input's next base"""
     soft_mask: Tensor
     """bool, True where the target was lower case in the source (repeats)"""
     sequence_ids: Tensor | None = None
     """int32, of the inputs, for packed rows; None where a row is one sequence"""
 
 
-def prepare_batch(
-    tokens: Tensor, reverse_complement: Tensor | None = None, sequence_ids: Tensor | None = None
-) -> Batch:
-    """Strip the soft mask, take the reverse complement of some windows, then shift: inputs and their next bases.
-
-    Args:
-        tokens: (batch, length + 1) uint8 as in the token store, soft mask in bit 7, on the training device.
-        reverse_complement: (batch,) bool, windows to read on the other strand; None reads all as stored.
-        sequence_ids: (batch, length + 1) int32 for rows that hold several sequences, each with a number of its own: a
-            sequence's first base is nobody's target, its place is PAD, which does not count.
-    """
+def on_strand(
+    tokens: Tensor, reverse_complement: Tensor | None, sequence_ids: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """Stored windows (batch, length) uint8, those where `reverse_complement` (batch,) is True read on the other strand,
+    with their soft mask; and their sequences' ids, (batch, length) or None, turned with them."""
     assert tokens.dtype == torch.uint8, f"token windows are uint8, got {tokens.dtype}"
-    if reverse_complement is not None:
-        # The whole window turns before the shift, so that the other strand too is predicted from its own 5' side.
-        # 3 − t is t XOR 3 for the bases 0..3, and leaves bit 7, the soft mask, alone.
-        complement = torch.where((tokens & TOKEN_BITS) < BASES, tokens ^ (BASES - 1), tokens)
-        tokens = torch.where(reverse_complement[:, None], complement.flip(1), tokens)
-    plain = tokens & TOKEN_BITS
-    inputs, targets, soft_mask = plain[:, :-1], plain[:, 1:], tokens[:, 1:] >= SOFT_MASK_BIT
-    if sequence_ids is None:
-        return Batch(inputs, targets, soft_mask)
-    if reverse_complement is not None:
+    if reverse_complement is None:
+        return tokens, sequence_ids
+    # 3 − t is t XOR 3 for the bases 0..3, and leaves bit 7, the soft mask, alone.
+    complement = torch.where(plain_tokens(tokens) < BASES, tokens ^ (BASES - 1), tokens)
+    tokens = torch.where(reverse_complement[:, None], complement.flip(1), tokens)
+    if sequence_ids is not None:
         sequence_ids = torch.where(reverse_complement[:, None], sequence_ids.flip(1), sequence_ids)
-    ids = sequence_ids[:, :-1]
-    return Batch(inputs, torch.where(ids == sequence_ids[:, 1:], targets, PAD), soft_mask, ids)
+    return tokens, sequence_ids
+
+
+def plain_tokens(tokens: Tensor) -> Tensor:
+    """Without the soft-mask bit."""
+    return tokens & TOKEN_BITS
+
+
+def soft_masked(tokens: Tensor) -> Tensor:
+    """bool: lower case in the source."""
+    return tokens >= SOFT_MASK_BIT

@@ -74,7 +74,7 @@ def refuse_changes(settings: type, stored: dict[str, Any], now: dict[str, Any], 
     changed = [
         f"--{name} (was {stored.get(name)!r}, now {now.get(name)!r})"
         for name in names
-        if stored.get(name) != now.get(name)
+        if given(stored.get(name)) != given(now.get(name))
     ]
     if stored.get("length_warmup") and stored["max_steps"] != now["max_steps"]:
         raise InputError(
@@ -82,6 +82,13 @@ def refuse_changes(settings: type, stored: dict[str, Any], now: dict[str, Any], 
         )
     if changed:
         raise InputError(f"{config}: a resumed run keeps its settings; changed: {', '.join(changed)}")
+
+
+def given(settings: Any) -> Any:
+    """Nested settings without those left at None: a run folder may be older than some of them."""
+    if not isinstance(settings, dict):
+        return settings
+    return {name: value for name, value in settings.items() if value is not None}
 
 
 def refuse_unfit_checkpoint(last: Path, fingerprint: str, max_steps: int) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 import lightning as L
 
 from dnamamba.errors import InputError
-from dnamamba.formats.checkpoint import save_checkpoint, sync
+from dnamamba.formats.checkpoint import save_checkpoint
+from dnamamba.formats.files import sync
 from dnamamba.training.module import PretrainModule
 
 TRAINER_STATE = "trainer.ckpt"

@@ -22,11 +22,12 @@ def estimate(settings: RunSettings, model: MambaLM) -> str:
     model.to(device)
     windows = min(windows_per_pass(settings), settings.batch_tokens // settings.length // settings.devices)
     tokens = torch.randint(0, BASES, (windows, settings.length + 1), dtype=torch.uint8, device=device)
+    batch = model.objective.prepare_batch(tokens)
     seconds = 0.0
     for _ in range(2):  # the first compiles kernels
         began = time.perf_counter()
         with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
-            loss = model.next_base_loss(tokens[:, :-1], tokens[:, 1:])
+            loss = model.loss(batch.inputs, batch.targets)
         loss.nll_sum.backward()
         if device.type == "cuda":
             torch.cuda.synchronize()

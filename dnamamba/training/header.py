@@ -9,6 +9,7 @@ from dnamamba.model.config import ModelConfig
 from dnamamba.model.kernels import describe_kernels
 from dnamamba.model.language_model import MambaLM
 from dnamamba.model.parameters import parameter_count
+from dnamamba.model.settings import model_name
 from dnamamba.runs.progress import si
 from dnamamba.training.prepare import Prepared, PreparedGenome
 from dnamamba.training.resolve import warmup_lengths, windows_per_step
@@ -22,7 +23,7 @@ def print_header(settings: RunSettings, config: ModelConfig, model: MambaLM, pre
         *(line for number in range(len(prepared.genomes)) for line in _genome_lines(settings, prepared, number)),
         (
             "model",
-            f"{settings.model.preset}: {config.n_layer} blocks x {config.d_model}, "
+            f"{model_name(settings.model)}: {config.n_layer} blocks x {config.d_model}, "
             f"{parameter_count(model):,} parameters",
         ),
         ("device", f"{settings.devices} x {device_name(settings)}, {settings.precision}"),

@@ -12,7 +12,6 @@ from torch import Tensor
 from dnamamba.alphabet import BASES, PAD
 from dnamamba.model.language_model import MambaLM
 from dnamamba.model.parameters import parameter_groups
-from dnamamba.model.tokens import prepare_batch
 from dnamamba.training.data import WindowBatch
 
 BETAS = (0.9, 0.95)
@@ -22,7 +21,7 @@ NORM_AVERAGE_WEIGHT = 0.01
 
 
 class PretrainModule(L.LightningModule):
-    """Next-base prediction.
+    """Training by the model's objective.
 
     A batch is a whole optimiser step of this rank; it is cut into micro-batches here, and the loss is the sum of the
     negative log-likelihoods (nats) over all counted bases of all ranks and micro-batches, divided by their number. So
@@ -96,7 +95,7 @@ class PretrainModule(L.LightningModule):
         for group in optimizer.param_groups:
             group["lr"] = self.learning_rate(step)
 
-        prepared = prepare_batch(batch.tokens, batch.reverse_complement, batch.sequence_ids)
+        prepared = self.model.objective.prepare_batch(batch.tokens, batch.reverse_complement, batch.sequence_ids)
         weights = torch.where(prepared.soft_mask, self.soft_mask_weight, 1.0) * (prepared.targets < BASES)
         counts = [(prepared.targets < BASES).sum(), (prepared.inputs != PAD).sum(), weights.sum()]
         counted, read, weight = self.sum_over_ranks(torch.stack([count.double() for count in counts])).unbind()
@@ -111,7 +110,7 @@ class PretrainModule(L.LightningModule):
         for number, (piece_inputs, piece_targets, piece_weights, piece_ids) in enumerate(pieces, start=1):
             synchronise_later = isinstance(strategy, DDPStrategy) and number < len(pieces)
             with strategy.block_backward_sync() if synchronise_later else nullcontext():  # type: ignore[attr-defined]
-                loss = self.model.next_base_loss(piece_inputs, piece_targets, sequence_ids=piece_ids)
+                loss = self.model.loss(piece_inputs, piece_targets, sequence_ids=piece_ids)
                 weighted = loss.nll_sum
                 if self.soft_mask_weight != 1.0:
                     weighted = (torch.where(piece_weights > 0, loss.nll, 0.0) * piece_weights).sum()

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import os
+import re
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from dnamamba.errors import InputError
 from dnamamba.genome.markov import MAX_ORDER
 from dnamamba.inference.device import MICRO_TOKENS_CPU, MICRO_TOKENS_GPU, uses_gpu
+from dnamamba.model.settings import model_name
 from dnamamba.training.mixture_file import bed_or_pattern
 from dnamamba.training.processes import Place, place
 from dnamamba.training.settings import PretrainSettings, RunSettings
@@ -182,5 +184,6 @@ def _run_folder(wanted: Path | None, settings: RunSettings, here: Place) -> Path
         raise InputError("--out: name the run folder when torchrun or SLURM starts the processes")
     source = settings.mixture or (settings.genome[0] if settings.genome else Path("ecoli-demo"))
     genome = source.name.split(".")[0]
-    name = f"{genome}-{settings.model.preset}-{settings.length}-{time.strftime('%Y%m%d-%H%M%S')}"
+    model = re.sub("[^A-Za-z0-9._-]+", "-", model_name(settings.model))
+    name = f"{genome}-{model}-{settings.length}-{time.strftime('%Y%m%d-%H%M%S')}"
     return Path("runs", name)

@@ -61,6 +61,7 @@ def pretrain(requested: PretrainSettings) -> Path:
         refuse_unfit_checkpoint(last, prepared.fingerprint, settings.max_steps)
     torch.manual_seed(settings.seed)
     model = MambaLM(config)
+    model.backbone.activation_checkpointing = settings.model.activation_checkpointing
     if settings.dry_run:
         if first_process:
             print_header(settings, config, model, prepared)

@@ -18,7 +18,7 @@ from dnamamba.alphabet import BASES, C, G
 from dnamamba.genome.annotation import Annotation
 from dnamamba.genome.windows import Window
 from dnamamba.model.language_model import MambaLM
-from dnamamba.model.tokens import Batch, prepare_batch
+from dnamamba.model.tokens import Batch
 from dnamamba.training.data import FixedWindows
 
 ANNOTATION_CLASSES = ("exon", "intron or intergenic", "contig without annotation")
@@ -114,8 +114,8 @@ def evaluate(
         for genome, fixed in enumerate(sets):
             for item in range(len(fixed)):
                 batch, windows = fixed[item], fixed.windows(item)
-                prepared = prepare_batch(batch.tokens.to(device), batch.reverse_complement.to(device))
-                nll = model.next_base_loss(prepared.inputs, prepared.targets).nll.double()
+                prepared = model.objective.prepare_batch(batch.tokens.to(device), batch.reverse_complement.to(device))
+                nll = model.loss(prepared.inputs, prepared.targets).nll.double()
                 counted = prepared.targets < BASES
                 tally.add("all", everywhere, (0,), nll, counted)
                 if len(sets) > 1:

@@ -18,6 +18,7 @@ from dnamamba.errors import InputError
 from dnamamba.genome.store import open_genome
 from dnamamba.genome.stretches import Stretch, read_stretches
 from dnamamba.inference.load import Inference, load_for_inference
+from dnamamba.model.abilities import Ability, require
 from dnamamba.outputs import refuse_existing, refuse_missing_library, whole_file
 from dnamamba.runs.progress import by_count, job_bar, si
 
@@ -38,6 +39,7 @@ def embed(settings: EmbedSettings) -> None:
             store = open_genome(settings.genome, settings.store, progress=progress)
     stretches = read_stretches(settings.input, store)
     inference = load_for_inference(settings.checkpoint, settings.accelerator, settings.precision)
+    require(inference.model, Ability.CAUSAL | Ability.CARRIES_STATE, "embed")
     for label, text in _header(settings, inference, stretches):
         print(f"{label:>10}  {text}", flush=True)
 

@@ -25,6 +25,7 @@ from dnamamba.genome.intervals import ByContig
 from dnamamba.genome.regions import bases_of, merged_regions, read_regions
 from dnamamba.genome.store import TokenStore, open_genome
 from dnamamba.inference.load import Inference, load_for_inference
+from dnamamba.model.abilities import Ability, require
 from dnamamba.outputs import refuse_existing, whole_file
 from dnamamba.runs.progress import by_count, job_bar, si
 
@@ -153,6 +154,7 @@ def choose(settings: LikelihoodSettings) -> Choice:
 
 def tiling_for(inference: Inference, context: int | Literal["unlimited"] | None, overlap: int | None) -> StrandTiling:
     """Context and overlap with their defaults. Raises `InputError` for sizes that do not go together."""
+    require(inference.model, Ability.CARRIES_STATE | Ability.PREDICTS_NEXT_BASE, "likelihood")
     if context == "unlimited":
         if overlap is not None:
             raise InputError(

@@ -4,6 +4,7 @@ from dnamamba.analysis.variants.scores import ScorePlan
 from dnamamba.analysis.variants.tiles import Tiling
 from dnamamba.errors import InputError
 from dnamamba.inference.load import Inference
+from dnamamba.model.abilities import Ability, require
 
 
 def default_suffix(context: int) -> int:
@@ -27,6 +28,7 @@ def plan_for(
 
     Raises `InputError` for sizes that do not go together.
     """
+    require(inference.model, Ability.CARRIES_STATE | Ability.PREDICTS_NEXT_BASE, "score")
     context = inference.trained_length if context is None else context
     if context is None:
         raise InputError(f"{inference.checkpoint}: does not say what length it was trained at; give --context")

@@ -11,7 +11,6 @@ from dnamamba.inference.batches import batches_by_length
 from dnamamba.inference.kept_states import KeptStates
 from dnamamba.inference.load import Inference
 from dnamamba.model.language_model import MambaLM
-from dnamamba.model.loss import next_base_log_likelihood
 
 
 class AlleleRows(NamedTuple):
@@ -79,7 +78,7 @@ def score_rows(
         tokens_run += tokens.numel()
         position = _RowPositions(kept, part, begin[batch], alt_length[batch], tokens.shape[1])
         log_likelihood = torch.full(tokens.shape, torch.nan, device=tokens.device)
-        log_likelihood[:, 1:] = next_base_log_likelihood(output.logits[:, :-1], tokens[:, 1:])
+        log_likelihood[:, 1:] = inference.model.objective.log_likelihood(output.logits[:, :-1], tokens[:, 1:])
         reference = kept.log_likelihood[position.sequence[:, None], position.reference]
         # Differences base by base first: they are small where their sums are large.
         change = torch.where(position.is_after, log_likelihood - reference, 0.0).nan_to_num(0.0)

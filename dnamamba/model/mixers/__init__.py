@@ -1,13 +1,26 @@
-"""Sequence mixers: modules that carry information along the length.
+"""Sequence mixers: modules that carry information along the length (`dnamamba.model.mixers.mixer.Mixer` says what each
+has to offer). A new one is a file here and a line in `MIXERS`.
 
-All have the same three methods, on channels-last data of width d_model:
-
-    init_state(batch) -> state                                        before the first position
-    forward(x, state=None, sequence_ids=None) -> (y, state)           x, y (batch, length, d_model)
-    step(x, state) -> (y, state)                                      x, y (batch, d_model): one position, O(1) work
-
-A state is a pytree of tensors, batch first, so that chunked training, generation and variant scoring treat every mixer
-alike. A forward pass in chunks, each entered with the state of the one before, equals the pass over the whole.
-`sequence_ids` (batch, length) int32 packs several sequences into a row: nothing crosses a change of id; the given state
-belongs to the first id, the returned one to the last.
+This file imports no torch: a configuration may name a mixer without loading it.
 """
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from dnamamba.errors import InputError
+
+if TYPE_CHECKING:
+    from dnamamba.model.mixers.mixer import Mixer
+
+MIXERS: dict[str, str] = {
+    "mamba": "dnamamba.model.mixers.mamba:MambaMixer",
+}
+"""Name in `ModelConfig.mixer` → module and class, which is made from a `ModelConfig`."""
+
+
+def mixer_class(name: str) -> "type[Mixer]":
+    """The class of this name, its module loaded now. Raises `InputError` naming the choices."""
+    if name not in MIXERS:
+        raise InputError(f"model.mixer: unknown mixer {name!r}, choose one of {', '.join(MIXERS)}")
+    module, _, attribute = MIXERS[name].partition(":")
+    return getattr(import_module(module), attribute)

@@ -17,6 +17,7 @@ the input.
 """
 
 import math
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -25,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dnamamba.model.config import ModelConfig
+from dnamamba.model.mixers.mixer import Mixer
 from dnamamba_kernels import causal_conv1d, causal_conv1d_step, selective_scan, selective_scan_step
 
 
@@ -67,15 +69,18 @@ class StepProjection(nn.Module):
         return F.linear(low_rank, self.weight)
 
 
-class MambaMixer(nn.Module):
+class MambaMixer(Mixer):
     """in_proj → [causal convolution, SiLU, selective scan] ⊙ SiLU(gate) → out_proj, with states in and out.
 
     Parameters have the names and shapes of mamba-ssm's, so that public checkpoints load. Under autocast the projections
     run in the lower precision; A, D, the step's bias and the recurrent state stay fp32.
     """
 
+    causal = True
+    carries_state = True
+
     def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
+        super().__init__(config)
         d_model, channels, state, rank = config.d_model, config.channels, config.d_state, config.rank
         self.discretization = config.discretization
         self.sections = (rank, state, state)
@@ -116,7 +121,7 @@ class MambaMixer(nn.Module):
     ) -> tuple[Tensor, MambaState]:
         """x (batch, length, d_model) → y of the same shape, and the state after the last position.
 
-        `state` None starts from zeros. `sequence_ids` (batch, length) int32: see `dnamamba.model.mixers`.
+        `state` None starts from zeros. `sequence_ids` (batch, length) int32: see `Mixer.forward`.
         """
         x, z = self.in_proj(x).chunk(2, dim=-1)
         x, conv_state = causal_conv1d(
@@ -163,3 +168,18 @@ class MambaMixer(nn.Module):
             discretization=self.discretization,
         )
         return self.out_proj(y), MambaState(conv_state, ssm_state)
+
+    def output_weights(self) -> Iterable[Tensor]:
+        return [self.out_proj.weight]
+
+    def undecayed_parameters(self) -> Iterable[Tensor]:
+        return [self.A_log]
+
+    def castable_parameters(self) -> Iterable[Tensor]:
+        step = self.dt_proj.weight
+        return [*super().castable_parameters(), *([] if step is None else [step])]
+
+    def flops_per_token(self) -> int:
+        """Matrices and taps: 2 a weight. Scan: 7 a channel and state (Δ·A, exp, Δx·B, the update's and the output's
+        multiply and add; D, the step's softplus and the gate are left out)."""
+        return super().flops_per_token() + (7 - 2) * self.A_log.numel()

@@ -1,0 +1,65 @@
+"""What the formats share: which folder is meant, JSON, checksums, files that have reached the disk. Torch-free."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from dnamamba.errors import InputError
+
+CONFIG = "config.json"
+"""The file that every checkpoint folder has, of whatever format, and that says which."""
+
+
+def checkpoint_folder(folder: Path) -> Path:
+    """The folder itself, or a run folder's best checkpoint. Raises `InputError` unless it exists and has `CONFIG`."""
+    if (folder / "checkpoints").is_dir():
+        best = folder / "checkpoints" / "best"
+        if not best.is_dir():
+            raise InputError(
+                f"{folder}: this run has no validated checkpoint yet; give {best.with_name('last')} instead"
+            )
+        folder = best
+    if not folder.is_dir():
+        replaced = sibling(folder, "replaced")
+        hint = f"; a save was interrupted, rename {replaced} to it" if replaced.is_dir() else ""
+        raise InputError(f"{folder}: no such folder, expected a checkpoint or run folder{hint}")
+    if not (folder / CONFIG).is_file():
+        raise InputError(f"{folder}: no checkpoint, it lacks {CONFIG}")
+    return folder
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises `InputError`."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"{path}: not readable as JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: expected a JSON object, found {type(value).__name__}")
+    return value
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def sha256(path: Path) -> str:
+    """64 hexadecimal digits of the file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sibling(folder: Path, purpose: str) -> Path:
+    """A hidden folder beside `folder`, on the same disk."""
+    return folder.with_name(f".{folder.name}.{purpose}")
+
+
+def sync(path: Path) -> None:
+    """Returns when a file or a folder's entries have reached the disk: a later crash of the machine leaves them."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,62 @@
+"""What a sequence mixer is, and what the rest of the program asks of it."""
+
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+import torch.nn as nn
+from torch import Tensor
+
+from dnamamba.model.config import ModelConfig
+
+
+class Mixer(nn.Module):
+    """Carries information along the length, on channels-last data of width d_model.
+
+    A state is a pytree of tensors, batch first, so that chunked training, generation and variant scoring treat every
+    mixer alike. A forward pass in chunks, each entered with the state of the one before, equals the pass over the
+    whole.
+    A mixer that carries no state takes and returns None, and has no `init_state` and no `step`.
+
+    Questions about its parameters have answers here that fit projections held as `nn.Linear`; a mixer with other
+    parameters overrides them.
+    """
+
+    causal: ClassVar[bool]
+    """No position sees a later one."""
+    carries_state: ClassVar[bool]
+    """What later positions see of earlier ones fits in a state of constant size."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+
+    def init_state(self, batch: int) -> Any:
+        """The state before the first position."""
+        raise NotImplementedError(f"{type(self).__name__} carries no state")
+
+    def forward(self, x: Tensor, state: Any = None, sequence_ids: Tensor | None = None) -> tuple[Tensor, Any]:
+        """x (batch, length, d_model) → y of the same shape, and the state after the last position.
+
+        `state` None starts afresh. `sequence_ids` (batch, length) int32 packs several sequences into a row: nothing
+        crosses a change of id; the given state belongs to the first id, the returned one to the last.
+        """
+        raise NotImplementedError
+
+    def step(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """One position, O(1) work: x (batch, d_model) → y (batch, d_model) and the state after it."""
+        raise NotImplementedError(f"{type(self).__name__} carries no state")
+
+    def output_weights(self) -> Iterable[Tensor]:
+        """Weights whose products are added to the residual stream: divided by √n_layer at initialisation."""
+        raise NotImplementedError
+
+    def undecayed_parameters(self) -> Iterable[Tensor]:
+        """What weight decay must leave alone besides vectors, which never decay."""
+        return ()
+
+    def castable_parameters(self) -> Iterable[Tensor]:
+        """What autocast multiplies in the lower precision: may be held in it where nothing is trained."""
+        return [module.weight for module in self.modules() if isinstance(module, nn.Linear)]
+
+    def flops_per_token(self) -> int:
+        """Floating-point operations of one position's forward pass; what is small beside the matrices is left out."""
+        return 2 * sum(parameter.numel() for parameter in self.parameters() if parameter.ndim >= 2)

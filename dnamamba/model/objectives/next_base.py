@@ -1,0 +1,51 @@
+"""Predict each base from those before it."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dnamamba.alphabet import BASES, PAD
+from dnamamba.model.abilities import Ability
+from dnamamba.model.loss import next_base_log_likelihood, next_base_nll
+from dnamamba.model.objectives.objective import LossSums, Objective
+from dnamamba.model.tokens import Batch, on_strand, plain_tokens, soft_masked
+
+
+class NextBase(Objective):
+    """A window of length + 1 bases: inputs are all but the last, targets all but the first."""
+
+    abilities = Ability.PREDICTS_NEXT_BASE
+    needs = Ability.CAUSAL
+
+    def prepare_batch(
+        self, tokens: Tensor, reverse_complement: Tensor | None = None, sequence_ids: Tensor | None = None
+    ) -> Batch:
+        """Strip the soft mask, take the reverse complement of some windows, then shift: inputs and their next bases.
+
+        In packed rows a sequence's first base is nobody's target: its place is PAD, which does not count.
+        """
+        # The whole window turns before the shift, so that the other strand too is predicted from its own 5' side.
+        tokens, sequence_ids = on_strand(tokens, reverse_complement, sequence_ids)
+        plain = plain_tokens(tokens)
+        inputs, targets, soft_mask = plain[:, :-1], plain[:, 1:], soft_masked(tokens[:, 1:])
+        if sequence_ids is None:
+            return Batch(inputs, targets, soft_mask)
+        ids = sequence_ids[:, :-1]
+        return Batch(inputs, torch.where(ids == sequence_ids[:, 1:], targets, PAD), soft_mask, ids)
+
+    def loss(
+        self, model: Any, inputs: Tensor, targets: Tensor, state: Any = None, sequence_ids: Tensor | None = None
+    ) -> LossSums:
+        """Negative log-likelihood of each target given its inputs: sums and counts over A, C, G, T only.
+
+        targets[t] is the base after inputs[t]. N and the special tokens are legal in both; as targets they do not
+        count. In packed rows, each sequence's last position has the target PAD.
+        """
+        output = model(inputs, state, sequence_ids)
+        nll = next_base_nll(output.logits, targets)
+        counted = targets < BASES
+        return LossSums(torch.where(counted, nll, 0.0).sum(), counted.sum(), nll, output.state)
+
+    def log_likelihood(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return next_base_log_likelihood(logits, targets)
