@@ -1,32 +1,7 @@
-"""`python -m dnamamba.pretrain`: train a Mamba language model on a genome to predict the next base.
+"""`python -m dnamamba.pretrain`: train a Mamba language model on a genome; without arguments a demo."""
 
-Without arguments it trains a small model on the bundled E. coli genome.
-"""
+from dnamamba import verbs
 
-import sys
-from pathlib import Path
-
-from dnamamba import cli
-from dnamamba.runs.resume import parse_run
-from dnamamba.training.settings import PretrainSettings
-
-_LISTS = {"genome": Path, "exclude": Path, "contigs": str, "train": str, "validation": str, "test": str}
-_SWITCHES = ("verify", "pack", "dry_run", "profile", "resume")
-
-
-def build_parser() -> cli.Parser:
-    """The command line: every field of `PretrainSettings` is a flag, its docstring the help."""
-    return cli.settings_parser("python -m dnamamba.pretrain", PretrainSettings, lists=_LISTS, switches=_SWITCHES)
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """Parses the command line and trains. A resumed run takes its settings from its own folder; flags given now win."""
-    settings = parse_run(build_parser(), PretrainSettings, arguments)
-
-    from dnamamba.training.run import pretrain  # torch and Lightning: seconds that --help need not wait for
-
-    pretrain(settings)
-
-
+main = verbs.main("pretrain")
 if __name__ == "__main__":
-    sys.exit(cli.run(main))
+    verbs.run(main)

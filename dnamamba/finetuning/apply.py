@@ -27,8 +27,6 @@ def predict(settings: PredictSettings) -> None:
     """Reads, predicts and writes. Raises `InputError`; the table is whole or not there."""
     if settings.checkpoint is None or not settings.input or settings.out is None:
         raise InputError("give --checkpoint, --input and --out")
-    if settings.window is not None and settings.window < 1:
-        raise InputError(f"--window: {settings.window} is below 1")
     table_format(settings.out)
     refuse_existing([settings.out], settings.overwrite)
     compute = _compute(settings)
@@ -104,8 +102,6 @@ def write_columns(columns: Columns, path: Path) -> None:
 
 def _compute(settings: PredictSettings) -> Compute:
     on_gpu = uses_gpu(settings.accelerator)
-    if settings.micro_tokens is not None and settings.micro_tokens < 1:
-        raise InputError(f"--micro_tokens: {settings.micro_tokens} is below 1")
     precision = settings.precision
     if precision == "auto":
         precision = "bf16" if on_gpu else "fp32"

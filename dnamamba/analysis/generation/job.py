@@ -8,7 +8,7 @@ from typing import NamedTuple, TextIO
 
 import numpy as np
 
-from dnamamba.alphabet import BASES, TOKEN_BITS, UNK, decode, encode
+from dnamamba.alphabet import TOKEN_BITS, UNK, decode, encode
 from dnamamba.analysis.generation.settings import GenerateSettings
 from dnamamba.errors import InputError
 from dnamamba.genome.reader import SequenceBlock, read_genome
@@ -86,15 +86,8 @@ def read_prompts(settings: GenerateSettings) -> list[Prompt]:
 
 
 def _check(settings: GenerateSettings) -> None:
-    for name in ("length", "samples", "batch", "top_k"):
-        if getattr(settings, name) < 1:
-            raise InputError(f"--{name}: {getattr(settings, name)} is below 1")
-    if settings.top_k > BASES:
-        raise InputError(f"--top_k: {settings.top_k} is above {BASES}, the number of bases")
     if not (settings.temperature == 0 or LOWEST_TEMPERATURE <= settings.temperature < float("inf")):
         raise InputError(f"--temperature: {settings.temperature} is neither 0 nor at least {LOWEST_TEMPERATURE:g}")
-    if settings.seed < 0:
-        raise InputError(f"--seed: {settings.seed} is below 0")
 
 
 def _description(settings: GenerateSettings, prompt: Prompt) -> str:
