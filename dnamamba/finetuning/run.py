@@ -64,8 +64,11 @@ def finetune(requested: FinetuneSettings) -> None:
     folder = RunFolder(settings.out)
     if settings.resume:
         test_was_read = (folder.path / TEST_READ).exists()
-        kept, why = (("seeds",), " whose test split was read") if test_was_read else ((), "")
         recorded = _recorded_data(folder)
+        kept = {"seeds"} if test_was_read else set()
+        if recorded is not None and recorded["pretrained_weights"] is None:
+            kept.add("checkpoint")  # none, or one of others that has no fingerprint but its name
+        why = " whose test split was read" if test_was_read else ""
         refuse_changes(requested, settings, folder.config, kept=kept, why=why, files=recorded is None)
         if folder.summary.exists():
             raise InputError(f"{folder.path}: this run is finished, see {folder.summary}; nothing is left to resume")
@@ -73,15 +76,16 @@ def finetune(requested: FinetuneSettings) -> None:
         folder.refuse_existing()
     start = _Start(settings)
     task = TASKS[settings.task](settings)
+    data = {**task.facts, "pretrained_weights": (start.pretraining or {}).get("weights_sha256")}
+    if settings.resume:
+        _refuse_other_data(folder.path / DATA, recorded, data)
     compute = compute_of(settings)
     _print_header(settings, start, task, compute)
     if settings.dry_run:
         return
     config_text = yaml.safe_dump(as_plain(replace(settings, resume=False)), sort_keys=False)
-    data = {**task.facts, "pretrained_weights": (start.pretraining or {}).get("weights_sha256")}
     if settings.resume:
         folder.mend()
-        _refuse_other_data(folder.path / DATA, recorded, data)
         write_atomically(folder.config, config_text)
     else:
         folder.create(config_text)

@@ -63,7 +63,7 @@ def refuse_changes(
     Args:
         requested, resolved: the settings now, as asked for and with every default filled in. What the file does not
             name is younger than the run, and must be asked for as it was before it could be.
-        kept: settings that may not change either, though they say so; `why` tells what for.
+        kept: settings that may not change either, though their fields allow it; `why` tells what for.
         files: compare the names of files too: where the run has recorded no fingerprints, they are all there is.
     """
     names = named_fields(type(requested))
@@ -71,7 +71,8 @@ def refuse_changes(
     asked, now = (flat(as_plain(each), names) for each in (requested, resolved))
     changed = []
     for name, known in names.items():
-        if (known.on_resume == "free" and name not in kept) or (known.on_resume == "files" and not files):
+        may_differ = known.on_resume == "free" or (known.on_resume == "files" and not files)
+        if may_differ and name not in kept:
             continue
         before, after = (stored[name], now[name]) if name in stored else (plain(known.absent), asked[name])
         if before != after:
