@@ -2,32 +2,36 @@
 
 import os
 import platform
-import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from dnamamba import __version__, cli
+from dnamamba import __version__, verbs
 from dnamamba.errors import InputError
+from dnamamba.settings.fields import Settings
 
-PACKAGES = ("torch", "triton", "numba", "numpy", "lightning", "safetensors", "jsonargparse", "polars", "biopython")
+PACKAGES = ("torch", "triton", "numba", "numpy", "lightning", "safetensors", "polars", "biopython")
 """Those whose versions change what a run does or what it can read."""
 
 
-def main(arguments: list[str] | None = None) -> None:
+@dataclass(kw_only=True)
+class DoctorSettings(Settings):
+    """Shows what is installed, which devices and kernels there are, and whether token stores are whole."""
+
+    store: list[Path] | None = None
+    """Token stores (*.dnamamba folders): every block is read and compared with its checksum."""
+
+
+main = verbs.main("doctor")
+
+
+def doctor(settings: DoctorSettings) -> None:
     """Prints the report; with `--store`, verifies the stores' checksums (`InputError` for damaged ones)."""
-    parser = cli.Parser(prog="dnamamba doctor", description=__doc__)
-    parser.add_argument(
-        "--store",
-        nargs="+",
-        type=Path,
-        help="Token stores (*.dnamamba folders): every block is read and compared with its checksum.",
-    )
-    parsed = parser.parse_args(arguments)
     for line in [*describe_versions(), *describe_devices()]:
         print(line)
-    if parsed.store:
-        verify_stores(parsed.store)
+    if settings.store:
+        verify_stores(settings.store)
 
 
 def describe_versions() -> list[str]:
@@ -79,4 +83,4 @@ def verify_stores(paths: Sequence[Path]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main))
+    verbs.run(main)

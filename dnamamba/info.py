@@ -1,29 +1,33 @@
 """`dnamamba info DIR`: the card of a checkpoint or run folder: what it was trained on, splits, metrics, command."""
 
 import json
-import sys
+from dataclasses import dataclass
 from pathlib import Path
 
-from dnamamba import cli
+from dnamamba import verbs
+from dnamamba.settings.fields import Settings, setting
 
 
-def build_parser() -> cli.Parser:
-    """The command line."""
-    parser = cli.Parser(prog="python -m dnamamba.info", description=__doc__)
-    parser.add_argument("folder", type=Path, help="Checkpoint or run folder, of a pretraining or a fine-tuning.")
-    parser.add_argument("--json", action="store_true", help="Print all that is known as JSON.")
-    return parser
+@dataclass(kw_only=True)
+class InfoSettings(Settings):
+    """The card of a checkpoint or run folder: what it was trained on, splits, metrics, command."""
+
+    folder: Path = setting(positional=True)
+    """Checkpoint or run folder, of a pretraining or a fine-tuning."""
+    json: bool = False
+    """Print all that is known as JSON."""
 
 
-def main(arguments: list[str] | None = None) -> None:
+main = verbs.main("info")
+
+
+def info(settings: InfoSettings) -> None:
     """Prints the card."""
-    parsed = build_parser().parse_args(arguments)
-
     from dnamamba.formats.checkpoint import read_card
     from dnamamba.runs.card import card_lines  # torch: seconds that --help need not wait for
 
-    card = read_card(parsed.folder)
-    if parsed.json:
+    card = read_card(settings.folder)
+    if settings.json:
         print(json.dumps({**card, "folder": str(card["folder"])}, indent=2, ensure_ascii=False))
         return
     lines = card_lines(card)
@@ -33,4 +37,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main))
+    verbs.run(main)

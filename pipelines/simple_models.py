@@ -13,7 +13,7 @@ import io
 import json
 import sys
 import time
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +23,23 @@ from plan import SIMPLE_FLAGS
 from dnamamba import cli
 from dnamamba.errors import InputError
 from dnamamba.finetuning.settings import FinetuneSettings
-from dnamamba.model.settings import ModelSettings
+from dnamamba.settings.fields import setting
+from dnamamba.settings.parser import Parser
 
 FIT_EXAMPLES, FIT_BASES = 16_384, 1 << 27
 """Of a training set drawn from genomes, at most, for the regressions."""
 EPOCHS = 10
 
 
-def main(arguments: list[str] | None = None) -> None:
-    from dnamamba.finetune import build_parser
+@dataclass(kw_only=True)
+class SimpleSettings(FinetuneSettings):
+    """Simple models on exactly the examples that a fine-tuning sees."""
 
-    parser = build_parser()
-    parser.add_argument("--cnn_epochs", type=int, default=EPOCHS, help="epochs of the CNN; 0 leaves it out")
+    cnn_epochs: int = setting(EPOCHS, at_least=0)
+    """Epochs of the CNN; 0 leaves it out."""
+
+
+def main(arguments: list[str] | None = None) -> None:
     given = list(sys.argv[1:] if arguments is None else arguments)
     for token in given:
         name = token.removeprefix("--").partition("=")[0]
@@ -47,9 +52,8 @@ def main(arguments: list[str] | None = None) -> None:
             "micro_tokens",
         ):
             raise InputError(f"{token}: has no meaning for the simple models")
-    parsed = parser.parse_args([*given, "--checkpoint", "none"])
-    values = {field.name: parsed.get(field.name) for field in fields(FinetuneSettings)}
-    settings = FinetuneSettings(**{**values, "model": ModelSettings()})
+    parsed = Parser("python pipelines/simple_models.py", SimpleSettings).parse([*given, "--checkpoint", "none"])
+    settings = FinetuneSettings(**{field.name: getattr(parsed, field.name) for field in fields(FinetuneSettings)})
     if settings.out is None:
         raise InputError("--out: name a folder for the results")
     compare(settings, parsed.cnn_epochs)

@@ -195,7 +195,7 @@ def test_the_array_on_disk_has_all_its_room_at_once(tmp_path):
         ("--input DIR/protein.fa", "DIR/protein.fa"),
         ("--input DIR/cut.fa.gz", "DIR/cut.fa.gz"),
         ("--input DIR/genome.fa --pool max", "--pool: expected one of 'mean', 'last', 'position'"),
-        ("--input DIR/genome.fa --batch_tokens 0", "--batch_tokens: 0 is not possible"),
+        ("--input DIR/genome.fa --batch_tokens 0", "--batch_tokens: 0 is below 1"),
         ("--input DIR/genome.fa --out DIR/x.csv", "DIR/x.csv: unknown kind of file '.csv'; expected .parquet or .npz"),
         ("--input DIR/genome.fa --out DIR/absent/x.npz", "there is no folder DIR/absent"),
         ("--input DIR/genome.fa --out DIR/taken.npz", "DIR/taken.npz: exists already"),

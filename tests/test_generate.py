@@ -127,7 +127,7 @@ class TestCommandLine:
             (["--prompt", "ACGQ"], "--prompt: 'Q' at position 4 is no nucleotide; expected A, C, G, T, N"),
             (["--prompt", ""], "--prompt: empty; a causal model needs at least one base to go on from"),
             ([], "give a prompt by --prompt BASES, or prompts by --prompts FASTA (one of the two)"),
-            (["--prompt", "A", "--top_k", "5"], "--top_k: 5 is above 4, the number of bases"),
+            (["--prompt", "A", "--top_k", "5"], "--top_k: 5 is above 4"),
             (["--prompt", "A", "--temperature", "-1"], "--temperature: -1.0 is neither 0 nor at least 1e-06"),
             (["--prompt", "A", "--temperature", "1e-50"], "--temperature: 1e-50 is neither 0 nor at least 1e-06"),
             (["--prompt", "A", "--length", "0"], "--length: 0 is below 1"),

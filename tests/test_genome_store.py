@@ -143,13 +143,18 @@ def test_changed_source_is_rebuilt(fasta):
     assert sorted(path.name for path in fasta.parent.iterdir()) == ["genome.fa", "genome.fa.dnamamba"]
 
 
-def test_store_opens_without_its_source(fasta):
+def test_store_opens_without_its_source(fasta, tmp_path, capsys):
     fingerprint = open_genome(fasta).fingerprint
     fasta.unlink()
     store = fasta.with_name("genome.fa.dnamamba")
     assert open_genome(store).fingerprint == fingerprint
-    with pytest.raises(InputError, match=r"no such file.*give .*genome\.fa\.dnamamba"):
-        open_genome(fasta)
+    assert open_genome(fasta).fingerprint == fingerprint
+    assert capsys.readouterr().err == f"{fasta}: no such file; using its token store {store}\n"
+    assert open_genome(fasta, store=store).fingerprint == fingerprint
+    with pytest.raises(InputError, match="the token store of another genome"):
+        open_genome(fasta.with_name("other.fa"), store=store)
+    with pytest.raises(InputError, match=r"other\.fa: no such file; give a FASTA"):
+        open_genome(fasta.with_name("other.fa"))
     with pytest.raises(InputError, match="stands alone"):
         open_genome([store, store])
 

@@ -376,7 +376,7 @@ def bad(folder, checkpoint):
         ("--context 64 --overlap 64", "--overlap: 64 is not possible, expected 0 to 63"),
         ("--overlap -1", "--overlap: -1 is not possible"),
         ("--context unlimited --overlap 3", "--overlap: whole contigs are read with --context unlimited"),
-        ("--batch_tokens 0", "--batch_tokens: 0 is not possible"),
+        ("--batch_tokens 0", "--batch_tokens: 0 is below 1"),
         ("--region chr2:0-10", "--region: chr2:0-10: bases are counted from 1"),
         ("--region chr2:1-510", "--region: chr2:1-510 reaches beyond the contig, which has 509 bases"),
         ("--region 2:1-5", "--region: DIR/genome.fa.dnamamba: no contig '2'; this genome calls it 'chr2'"),

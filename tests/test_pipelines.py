@@ -404,18 +404,17 @@ def test_the_flags_of_each_workflow_are_known(workflow, workplace, monkeypatch):
     import plan
     import simple_models
 
-    from dnamamba import finetune, pretrain
+    from dnamamba import verbs
 
     folder, env = workplace
     monkeypatch.chdir(folder)
     monkeypatch.setenv("DNAMAMBA_TEST_DATA", env["DNAMAMBA_TEST_DATA"])
-    parsers = {"dnamamba.pretrain": pretrain.build_parser, "dnamamba.finetune": finetune.build_parser}
     config = yaml.safe_load(workflow.read_text())
     if (task := config["finetune"]["task"]) not in get_args(get_type_hints(FinetuneSettings)["task"]):
         pytest.skip(f"finetune has no --task {task} yet")
     for run in plan.make_plan(config).runs:
         if run.program[0] == "-m":
-            parsers[run.program[1]]().parse_args([*run.flags, "--out", "x"])
+            verbs.parser(run.program[1].removeprefix("dnamamba.")).parse([*run.flags, "--out", "x"])
         elif run.facts.get("model") == "simple":
             assert set(run.flags[::2]) <= {f"--{name}" for name in simple_models.SIMPLE_FLAGS}, run.flags
 

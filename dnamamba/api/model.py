@@ -17,7 +17,8 @@ import numpy as np
 
 from dnamamba.alphabet import TOKEN_BITS, UNK, decode, encode
 from dnamamba.analysis.embedding.compute import Pool, embed_stretches, position_offsets
-from dnamamba.analysis.generation.job import check_sampling
+from dnamamba.analysis.generation.job import check_temperature
+from dnamamba.analysis.generation.settings import GenerateSettings
 from dnamamba.analysis.likelihood.compute import likelihood_table
 from dnamamba.analysis.likelihood.job import tiling_for
 from dnamamba.analysis.likelihood.sequences import likelihoods_of_sequences
@@ -248,7 +249,11 @@ class Model:
         >>> len(model.generate("ACGT", length=20, seed=1))
         20
         """
-        check_sampling(length=length, samples=samples, batch=batch, temperature=temperature, top_k=top_k, seed=seed)
+        # The bounds of the command line's flags.
+        GenerateSettings(
+            checkpoint=self.checkpoint, length=length, samples=samples, batch=batch, top_k=top_k, seed=seed
+        )
+        check_temperature(temperature)
         prompts = [_tokens(text, f"prompt {number}") for number, text in enumerate(_several(prompt), 1)]
         if not all(len(tokens) for tokens in prompts):
             raise InputError("prompt: empty; a causal model needs at least one base to go on from")

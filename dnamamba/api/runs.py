@@ -2,12 +2,13 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dnamamba import verbs
 from dnamamba.errors import InputError
-from dnamamba.runs.resume import parse_run
+from dnamamba.runs.resume import stored_values
+from dnamamba.settings.fields import flat, plain
 
 if TYPE_CHECKING:
     import polars
@@ -49,11 +50,7 @@ def pretrain(**settings: Any) -> Run:
     Takes the flags of `python -m dnamamba.pretrain --help` by name, those of the model as a dictionary,
     `model={"preset": "1.4m"}`. Without arguments it trains on the bundled E. coli. Raises `InputError`.
     """
-    from dnamamba.pretrain import build_parser
-    from dnamamba.training.run import pretrain as train
-    from dnamamba.training.settings import PretrainSettings
-
-    return Run(train(parse_run(build_parser(), PretrainSettings, flags_of(settings, PretrainSettings))))
+    return _run("pretrain", settings)
 
 
 def finetune(**settings: Any) -> Run:
@@ -61,28 +58,14 @@ def finetune(**settings: Any) -> Run:
 
     Takes the flags of `python -m dnamamba.finetune --help` by name. Raises `InputError`.
     """
-    from dnamamba.finetune import build_parser
-    from dnamamba.finetuning.run import finetune as train
-    from dnamamba.finetuning.settings import FinetuneSettings
-
-    return Run(train(parse_run(build_parser(), FinetuneSettings, flags_of(settings, FinetuneSettings))))
+    return _run("finetune", settings)
 
 
-def flags_of(values: Mapping[str, Any], settings: type) -> list[str]:
-    """Python values as the command line takes them; None leaves a flag out. So both are checked by the same parser."""
-    switches = {field.name for field in dataclasses.fields(settings) if field.default is False}
-    flags: list[str] = []
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            flags += [f"--{name}.{key}={_text(part)}" for key, part in value.items() if part is not None]
-        elif name in switches and isinstance(value, bool):
-            flags += [f"--{name}"] if value else []
-        elif isinstance(value, list | tuple):
-            flags += [f"--{name}", *map(_text, value)]
-        elif value is not None:
-            flags.append(f"--{name}={_text(value)}")
-    return flags
-
-
-def _text(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+def _run(verb: str, values: dict[str, Any]) -> Run:
+    """Checked and converted as the values of a file of `--config`, then the verb's own job."""
+    parser, where = verbs.parser(verb), Path(f"dnamamba.{verb}()")
+    given = flat({name: plain(value) for name, value in values.items() if value is not None}, parser.names)
+    settings = parser.parse([], stored=(where, given))
+    if settings.resume:
+        settings = parser.parse([], stored=(where, stored_values(parser, settings.out)[1] | given))
+    return Run(verbs.job(verb)(settings))

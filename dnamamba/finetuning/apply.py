@@ -31,8 +31,6 @@ def predict(settings: PredictSettings) -> None:
     """Reads, predicts and writes. Raises `InputError`; the table is whole or not there."""
     if settings.checkpoint is None or not settings.input or settings.out is None:
         raise InputError("give --checkpoint, --input and --out")
-    if settings.window is not None and settings.window < 1:
-        raise InputError(f"--window: {settings.window} is below 1")
     table_format(settings.out)
     refuse_existing([settings.out], settings.overwrite)
     inference = load_classifier_for_inference(

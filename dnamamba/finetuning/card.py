@@ -4,11 +4,11 @@ import math
 import time
 from typing import Any
 
-from dnamamba.finetuning.resolve import as_plain
 from dnamamba.finetuning.settings import RunSettings
 from dnamamba.finetuning.tasks.examples import Task
 from dnamamba.finetuning.trial import TrialResult
 from dnamamba.runs.folder import environment
+from dnamamba.settings.fields import as_plain
 
 
 def classifier_card(

@@ -4,7 +4,6 @@ import dataclasses
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -13,13 +12,8 @@ from dnamamba.finetuning.settings import FinetuneSettings, RunSettings
 from dnamamba.finetuning.trial import STRAND_USES, WARMUP_FROM, warmup_lengths
 from dnamamba.inference.device import MICRO_TOKENS_CPU, MICRO_TOKENS_GPU, Compute, uses_gpu
 from dnamamba.model.settings import ModelSettings
-from dnamamba.runs.resume import given
 
 FROM_SCRATCH = "none"
-SAFE_TO_CHANGE = frozenset(
-    {"out", "resume", "dry_run", "micro_tokens", "accelerator", "precision", "refuse_overlap", "seeds", "model"}
-)
-"""Settings that may differ when a run is resumed: they change no example. `seeds` only before the test was read."""
 
 
 def resolve(settings: FinetuneSettings) -> RunSettings:
@@ -60,56 +54,7 @@ def compute_of(settings: RunSettings) -> Compute:
     return Compute(device, settings.precision, settings.micro_tokens)
 
 
-def as_plain(settings: FinetuneSettings) -> dict[str, Any]:
-    """The settings as YAML and JSON can hold them."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: plain(item) for key, item in value.items()}
-        if isinstance(value, list):
-            return [plain(item) for item in value]
-        return str(value) if isinstance(value, Path) else value
-
-    return plain(dataclasses.asdict(settings))
-
-
-def refuse_changes(stored: dict[str, Any], now: dict[str, Any], config: Path, test_was_read: bool) -> None:
-    """Raises `InputError` naming the settings that a resumed run must keep but that differ (plain YAML values)."""
-    free = SAFE_TO_CHANGE - ({"seeds"} if test_was_read else set())
-    sizes = [given({**settings["model"], "activation_checkpointing": None}) for settings in (stored, now)]
-    if sizes[0] != sizes[1]:
-        free = free - {"model"}
-    changed = [
-        f"--{name} (was {stored.get(name)!r}, now {now[name]!r})"
-        for name in now
-        if name not in free and stored.get(name) != now[name]
-    ]
-    if changed:
-        why = " whose test split was read" if test_was_read else ""
-        raise InputError(f"{config}: a resumed run{why} keeps its settings; changed: {', '.join(changed)}")
-
-
 def _check(settings: RunSettings) -> None:
-    minima = {"epochs": 1, "batch_size": 1, "micro_tokens": 1, "patience": 0, "seeds": 1, "seed": 0, "kmer": 0}
-    for name, least in minima.items():
-        if getattr(settings, name) < least:
-            raise InputError(f"--{name}: {getattr(settings, name)} is below {least}")
-    for name in ("length", "steps", "examples", "evaluation_examples"):
-        if (value := getattr(settings, name)) is not None and value < 1:
-            raise InputError(f"--{name}: {value} is below 1")
-    for name in ("warmup_fraction", "length_warmup"):
-        if not 0 <= getattr(settings, name) <= 1:
-            raise InputError(f"--{name}: {getattr(settings, name)} is not between 0 and 1")
-    if not 0 < settings.dev_fraction < 1:
-        raise InputError(f"--dev_fraction: {settings.dev_fraction} is not between 0 and 1")
-    if settings.kmer > 8:
-        raise InputError(f"--kmer: {settings.kmer} is above 8, a regression on {4**settings.kmer:,} counts")
-    for name in ("gradient_clip", "weight_decay"):
-        if not getattr(settings, name) >= 0:
-            raise InputError(f"--{name}: {getattr(settings, name)} is below 0")
-    for rate in settings.learning_rate:
-        if not 0 < rate < 1:
-            raise InputError(f"--learning_rate: {rate} is not between 0 and 1")
     for use in settings.conjoin:
         if use not in STRAND_USES:
             raise InputError(f"--conjoin: {use!r} is none of {', '.join(STRAND_USES)}")

@@ -32,7 +32,7 @@ from dnamamba.finetuning.baselines.beside import simple_models
 from dnamamba.finetuning.card import classifier_card
 from dnamamba.finetuning.metrics import SELECT_BY, bootstrap_by_group, evaluate, over_seeds
 from dnamamba.finetuning.predictions import predict_logits
-from dnamamba.finetuning.resolve import FROM_SCRATCH, as_plain, compute_of, refuse_changes, resolve
+from dnamamba.finetuning.resolve import FROM_SCRATCH, compute_of, resolve
 from dnamamba.finetuning.settings import FinetuneSettings, RunSettings
 from dnamamba.finetuning.tasks import sequences, species, variants
 from dnamamba.finetuning.tasks.examples import Examples, FixedSet, Target, Task, canonical
@@ -48,6 +48,8 @@ from dnamamba.model.parameters import parameter_count
 from dnamamba.model.settings import model_config
 from dnamamba.runs.folder import RunFolder, environment, write_atomically
 from dnamamba.runs.progress import clock
+from dnamamba.runs.resume import DATA, refuse_changes
+from dnamamba.settings.fields import as_plain
 
 TASKS: dict[str, Callable[[RunSettings], Task]] = {
     "species": species.build,
@@ -56,7 +58,6 @@ TASKS: dict[str, Callable[[RunSettings], Task]] = {
 }
 """What `--task` takes. A task is its data: train, dev and test, the target and what is to be told of them."""
 TEST_READ = "test_read.json"
-DATA = "data.json"
 
 
 def finetune(requested: FinetuneSettings) -> Path:
@@ -64,29 +65,34 @@ def finetune(requested: FinetuneSettings) -> Path:
     `InputError`."""
     settings = resolve(requested)
     folder = RunFolder(settings.out)
-    plain = as_plain(settings)
     if settings.resume:
-        stored = yaml.safe_load(folder.config.read_text("utf-8"))
-        refuse_changes(stored, plain, folder.config, (folder.path / TEST_READ).exists())
+        test_was_read = (folder.path / TEST_READ).exists()
+        recorded = _recorded_data(folder)
+        kept = {"seeds"} if test_was_read else set()
+        if recorded is not None and recorded["pretrained_weights"] is None:
+            kept.add("checkpoint")  # none, or one of others that has no fingerprint but its name
+        why = " whose test split was read" if test_was_read else ""
+        refuse_changes(requested, settings, folder.config, kept=kept, why=why, files=recorded is None)
         if folder.summary.exists():
             raise InputError(f"{folder.path}: this run is finished, see {folder.summary}; nothing is left to resume")
     elif not settings.dry_run:
         folder.refuse_existing()
     start = _Start(settings)
     task = TASKS[settings.task](settings)
+    data = {**task.facts, "pretrained_weights": (start.pretraining or {}).get("weights_sha256")}
+    if settings.resume:
+        _refuse_other_data(folder.path / DATA, recorded, data)
     compute = compute_of(settings)
     _print_header(settings, start, task, compute)
     if settings.dry_run:
         return folder.path
     config_text = yaml.safe_dump(as_plain(replace(settings, resume=False)), sort_keys=False)
-    data = {**task.facts, "pretrained_weights": (start.pretraining or {}).get("weights_sha256")}
     if settings.resume:
         folder.mend()
-        _refuse_other_data(folder.path / DATA, data)
         write_atomically(folder.config, config_text)
     else:
         folder.create(config_text)
-        folder.write_json(DATA, data)
+    folder.write_json(DATA, data)
     began = time.strftime("%Y%m%d-%H%M%S")
     folder.write_json(
         f"environment-resumed-{began}.json" if settings.resume else "environment.json",
@@ -106,17 +112,31 @@ def finetune(requested: FinetuneSettings) -> Path:
     return folder.path
 
 
-def _refuse_other_data(path: Path, now: dict[str, Any]) -> None:
-    """Raises `InputError` where files have changed since the run began; writes what there is now where a run was killed
-    before it wrote `path`."""
-    now = json.loads(json.dumps(now))
-    if not path.exists():
-        write_atomically(path, json.dumps(now, indent=2) + "\n")
+def _recorded_data(folder: RunFolder) -> dict[str, Any] | None:
+    """data.json of a run; None where it was killed before it wrote that, and so before it trained anything."""
+    path = folder.path / DATA
+    return json.loads(path.read_text("utf-8")) if path.is_file() else None
+
+
+def _refuse_other_data(path: Path, recorded: dict[str, Any] | None, now: dict[str, Any]) -> None:
+    """Raises `InputError` where what is in the files has changed since the run began; the files may have moved."""
+    if recorded is None:
         return
-    stored = json.loads(path.read_text("utf-8"))
-    changed = sorted(name for name in stored.keys() | now.keys() if stored.get(name) != now.get(name))
+    before, after = _without_paths(recorded), _without_paths(json.loads(json.dumps(now)))
+    changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
     if changed:
         raise InputError(f"{path}: other data than the run began with ({', '.join(changed)}); begin a new run")
+
+
+def _without_paths(facts: dict[str, Any]) -> dict[str, Any]:
+    """The facts of a task that tell what is in its files, without those that tell where they are."""
+    kept = {name: found for name, found in facts.items() if name not in ("data", "genome")}
+    if "species" in kept:
+        kept["species"] = {
+            name: {key: value for key, value in found.items() if key != "fasta"}
+            for name, found in kept["species"].items()
+        }
+    return kept
 
 
 class _Start:

@@ -9,17 +9,19 @@ from pathlib import Path
 from typing import Literal
 
 from dnamamba.model.settings import ModelSettings
+from dnamamba.settings.fields import setting
+from dnamamba.settings.options import Compute, MicroTokens, Optimiser, Overwrite, Run
 
 
-@dataclass
-class FinetuneSettings:
+@dataclass(kw_only=True)
+class FinetuneSettings(Compute, MicroTokens, Optimiser, Run):
     """Trains a classifier (or a regression) on top of a pretrained model, or from scratch to compare with."""
 
     task: Literal["species", "sequences", "variants"] = "sequences"
     """species: which genome a window comes from. sequences: labelled sequences in files. variants: labelled variants of
     a genome."""
 
-    data: Path | None = None
+    data: Path | None = setting(None, on_resume="files")
     """sequences: folder with train, test and perhaps dev (or validation) as CSV, TSV, Parquet or FASTA files, or as
     SPLIT/CLASS/*.txt: the layouts of GUE, Genomic Benchmarks and the Nucleotide Transformer tasks as published."""
     sequence_column: str | None = None
@@ -31,28 +33,28 @@ class FinetuneSettings:
     kind: Literal["auto", "multiclass", "multilabel", "regression"] = "auto"
     """What the labels are. auto: classes (two or more), or multi-label with several --label_columns. One column may
     hold several labels joined by `;` with multilabel."""
-    dev_fraction: float = 0.1
+    dev_fraction: float = setting(0.1, inside=(0, 1))
     """sequences: share of train to select on where there is no dev split; never taken from test."""
-    refuse_overlap: bool = False
+    refuse_overlap: bool = setting(False, on_resume="free")
     """Refuse data with the same sequence (or its reverse complement) in train and test; without it they are counted."""
 
-    species: Path | None = None
+    species: Path | None = setting(None, on_resume="files")
     """species: TSV with the columns name and fasta (paths joined by commas, relative to the TSV), and perhaps contigs
     (names or shell patterns) and train, validation, test (BED files)."""
     intervals_by_name: bool = False
     """species: records of one name are the same locus in all species. They are split by name, equally in all, and
     joined with their neighbours up to --length; splits that the TSV gives are kept, and refused if they part a
     locus."""
-    examples: int | None = None
+    examples: int | None = setting(None, at_least=1)
     """species: windows an epoch. Default: 16384, fewer where they would exceed 33 Mbases, at least 256."""
-    evaluation_examples: int | None = None
+    evaluation_examples: int | None = setting(None, at_least=1)
     """species: windows of each species in dev and in test. Default: as many as there are places a quarter of --length
     apart, at most 1024, and at most 16 (dev) and 64 (test) Mbases in all."""
 
-    variants: Path | None = None
+    variants: Path | None = setting(None, on_resume="files")
     """variants: VCF, whose INFO fields are columns, or TSV or CSV with contig (or chrom), pos (1-based; or start,
     0-based), ref and alt. --label_columns names the label. A column split (train, dev, test) is followed."""
-    genome: list[Path] | None = None
+    genome: list[Path] | None = setting(None, on_resume="files")
     """variants: FASTA or token store of their assembly."""
     split_by: str | None = None
     """variants: column whose values are whole in train, dev or test, such as gene. Default: gene if there is such a
@@ -63,9 +65,9 @@ class FinetuneSettings:
     effects: list[str] | None = None
     """variants: train and test on variants of these effects alone."""
 
-    checkpoint: str | None = None
+    checkpoint: str | None = setting(None, on_resume="files")
     """Pretrained checkpoint or run folder to start from; `none` starts from random weights of --model.preset."""
-    model: ModelSettings = field(default_factory=ModelSettings)
+    model: ModelSettings = setting(factory=ModelSettings, on_resume=("activation_checkpointing",))
     """The model to train from scratch; of a pretrained one only activation_checkpointing can be chosen."""
     mode: Literal["full", "probe"] = "full"
     """full: train all weights. probe: the pretrained model stays frozen and only the linear head is trained."""
@@ -80,54 +82,41 @@ class FinetuneSettings:
     """Show each training example as its reverse complement half of the time (never in dev and test). Default: true;
     false where both strands are seen in training (always, concatenate)."""
 
-    length: int | None = None
+    length: int | None = setting(None, at_least=1)
     """species: bases a window (default 1024). variants: bases of the reference around the variant (default 1024).
     sequences: longer ones are cut to this many bases around their middle
     (default: never)."""
-    length_warmup: float = 0.0
+    length_warmup: float = setting(0.0, between=(0, 1))
     """species: share of the steps spent on shorter windows, which double from 1024 up to --length."""
-    epochs: int = 10
+    epochs: int = setting(10, at_least=1)
     """Passes over the training examples; dev is scored after each, and the best is kept."""
-    steps: int | None = None
+    steps: int | None = setting(None, at_least=1)
     """Optimiser steps, in place of --epochs."""
-    batch_size: int = 64
+    batch_size: int = setting(64, at_least=1)
     """Examples an optimiser step."""
-    micro_tokens: int | None = None
-    """Bases in one forward pass; lower it when memory runs out. Default: 262144 on a GPU, 16384 on a CPU, and at least
-    one example in training; in prediction longer examples go through in chunks of this size."""
-    learning_rate: list[float] | None = None
+    learning_rate: list[float] | None = setting(None, inside=(0, 1))
     """Peak learning rate; of several the best on dev with the first seed is taken. Default: 0.001 (probe: 0.01)."""
-    warmup_fraction: float = 0.1
-    """Share of the steps in which the learning rate rises linearly; then it falls as a cosine."""
-    weight_decay: float = 0.1
-    """AdamW's decay of matrices; A, D, biases and norms are never decayed."""
-    gradient_clip: float = 1.0
+    gradient_clip: float = setting(1.0, at_least=0)
     """Largest norm of the whole gradient."""
-    patience: int = 0
+    patience: int = setting(0, at_least=0)
     """Stop a seed after this many epochs without a new best on dev; 0 never does."""
-    seeds: int = 1
+    seeds: int = setting(1, at_least=1, on_resume="free")
     """Trainings with different seeds (head, order, strands; from scratch all weights): results are their mean and
-    standard deviation."""
-    seed: int = 0
+    standard deviation. A run that goes on may have more or fewer until the test split was read."""
+    seed: int = setting(0, at_least=0)
     """The first of them."""
 
-    kmer: int | None = None
+    kmer: int | None = setting(None, at_least=0, at_most=8)
     """Length of k-mers of the regression trained beside, on the same data; 0 leaves it out. Default: 6 for species, 5
     for sequences, none for variants. A regression on GC, N and length alone is always there for classes."""
 
-    out: Path | None = None
-    """Run folder, which must not exist. Default: runs/TASK-DATA-LENGTH-TIME."""
-    resume: bool = False
+    resume: bool = setting(False, on_resume="free")
     """Go on with the run in --out: finished seeds stay, an unfinished one continues from its last epoch."""
-    dry_run: bool = False
+    dry_run: bool = setting(False, on_resume="free")
     """Show the data, its classes, splits and overlaps, and the model; then stop."""
-    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
-    """Where to train."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Arithmetic of the matrix products: bf16 on a GPU, fp32 on a CPU; parameters and states are always fp32."""
 
 
-@dataclass
+@dataclass(kw_only=True)
 class RunSettings(FinetuneSettings):
     """The same with every default filled in: what `dnamamba.finetuning.resolve.resolve` gives and config.yaml holds."""
 
@@ -139,8 +128,8 @@ class RunSettings(FinetuneSettings):
     out: Path = Path()
 
 
-@dataclass
-class PredictSettings:
+@dataclass(kw_only=True)
+class PredictSettings(Compute, MicroTokens, Overwrite):
     """Asks a fine-tuned model about sequences: a table with the probability of each class."""
 
     checkpoint: Path | None = None
@@ -152,16 +141,7 @@ class PredictSettings:
     """The genome of the BED files: FASTA or token store."""
     sequence_column: str | None = None
     """The column of the sequence in CSV, TSV and Parquet. Default: sequence or seq."""
-    window: int | None = None
+    window: int | None = setting(None, at_least=1)
     """Cut each sequence into windows of this many bases, the last one shorter. Default: whole, however long."""
     out: Path | None = None
     """Table to write: .csv, .tsv or .parquet."""
-    overwrite: bool = False
-    """Write over an existing --out."""
-    micro_tokens: int | None = None
-    """Bases in one forward pass; longer sequences go through in chunks of this size. The result does not depend on it
-    beyond rounding. Default: 262144 on a GPU, 16384 on a CPU."""
-    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
-    """Where to compute."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Arithmetic of the matrix products: bf16 on a GPU, fp32 on a CPU."""

@@ -12,6 +12,7 @@ import hashlib
 import os
 import shutil
 import stat
+import sys
 import tempfile
 import zlib
 from collections.abc import Callable, Sequence
@@ -163,7 +164,8 @@ class TokenStore:
 def open_genome(
     paths: Sequence[Path] | Path, store: Path | None = None, verify: bool = False, progress: Progress | None = None
 ) -> TokenStore:
-    """The token store of one or several genome files, or the one given by its own path (its source may be gone).
+    """The token store of one or several genome files, or the one given by its own path. The files may be gone where
+    their store is there: a line on stderr says so.
 
     Built, and built again when a source has changed: its size or time differ, and then its SHA-256. `store` is where it
     lies; without it the first of: beside the first file, the user's cache folder. Raises `InputError` for unusable
@@ -188,16 +190,19 @@ def open_genome(
 
 def _open_or_build(files: list[Path], explicit: Path | None, progress: Progress | None) -> TokenStore:
     for path in files:
-        if not path.exists():
-            beside = _store_name([path])
-            kept = f"; its token store is still there: give {beside}" if (beside / INDEX_FILE).exists() else ""
-            raise InputError(f"{path}: no such file; give a FASTA (plain, gzip, bgzip) or GenBank file{kept}")
         if path.is_dir():
             raise InputError(f"{path}: a folder that is no token store; give a FASTA or GenBank file")
+    gone = next((path for path in files if not path.exists()), None)
     places = [explicit] if explicit is not None else [_store_name(files), _cache_name(files)]
     for place in places:
         if (opened := _open_current(place, files)) is not None:
+            if gone is not None:
+                if explicit is not None:
+                    _check_same_genome(place, files)
+                print(f"{gone}: no such file; using its token store {place}", file=sys.stderr)
             return opened
+    if gone is not None:
+        raise InputError(f"{gone}: no such file; give a FASTA (plain, gzip, bgzip) or GenBank file")
     place = next((place for place in places if _is_writable(place.parent)), places[0])
     return _build(place, files, explicit is not None, progress)
 
@@ -227,7 +232,8 @@ def _is_writable(folder: Path) -> bool:
 
 
 def _open_current(place: Path, files: list[Path]) -> TokenStore | None:
-    """The store at `place` if it is the one of these files as they are now; None if it has to be built."""
+    """The store at `place` if it is the one of these files as they are now, but for those that are gone; None if it
+    has to be built."""
     if not (place / INDEX_FILE).exists() or read_json(place)["version"] != FORMAT_VERSION:
         return None
     store = TokenStore(place)
@@ -235,6 +241,9 @@ def _open_current(place: Path, files: list[Path]) -> TokenStore | None:
         return None
     renewed = []
     for recorded, path in zip(store.source, files, strict=True):
+        if not path.exists():
+            renewed.append(recorded)
+            continue
         now = path.stat()
         if now.st_size != recorded["size"]:
             return None

@@ -4,8 +4,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Optional, TypeVar
 
-from dnamamba.cli import attribute_docstrings
 from dnamamba.model.config import PRESETS, ModelConfig, preset
+from dnamamba.settings.fields import attribute_docstrings
 
 Settings = TypeVar("Settings", bound=type)
 
@@ -13,17 +13,17 @@ Settings = TypeVar("Settings", bound=type)
 def _with_changes_to(config: type) -> Any:
     """Class decorator: every field of the dataclass `config` becomes one here, None, which leaves it as it is.
 
-    jsonargparse and `cli.attribute_docstrings` read docstrings of fields from a class's source, where these do not
-    stand; so its docstring lists them.
+    Their docstrings stand in the source of `config`: `field_docstrings` hands them on to the command line.
     """
 
     def decorate(settings: Settings) -> Settings:
         for each in dataclasses.fields(config):
             settings.__annotations__[each.name] = Optional[each.type]  # noqa: UP045  # a type only at run time
             setattr(settings, each.name, None)
-        told = attribute_docstrings(config)
-        lines = [f"    {name}: {text} Default: the preset's." for name, text in told.items()]
-        settings.__doc__ = "\n".join([str(settings.__doc__), "", "Args:", *lines])
+        texts = attribute_docstrings(config)
+        settings.field_docstrings = {  # type: ignore[attr-defined]
+            name: f"{text} Default: the preset's." for name, text in texts.items()
+        }
         return settings
 
     return decorate

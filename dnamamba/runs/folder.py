@@ -2,6 +2,7 @@
 
 config.yaml          the resolved settings; `--config` takes it back
 environment.json     versions, git commit, command, devices
+data.json            fingerprints of what the run reads: a resumed run must find the same
 splits.bed           the intervals of train, validation and test; splits-GENOME.bed for each one of a mixture
 metrics.csv          one row every --log_every steps, and one a validation
 tensorboard/         the same, for TensorBoard

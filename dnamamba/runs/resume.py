@@ -1,106 +1,118 @@
-"""Going on with a run: which settings it had, and which of them may change on the way."""
+"""Going on with a run: which settings it had, which of them may change on the way, and whether its data are the same.
+
+What may change is said at each setting (`on_resume` of `dnamamba.settings.fields.setting`). Files are known by the
+fingerprints of what is in them, which the run has recorded, never by their names: run folder, genomes, tables and
+checkpoints may move.
+"""
 
 import json
-import sys
-from collections.abc import Callable
-from dataclasses import fields
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from dnamamba.cli import Parser
+import yaml
+
 from dnamamba.errors import InputError
-from dnamamba.model.settings import ModelSettings
+from dnamamba.runs.folder import RunFolder
+from dnamamba.settings.fields import Settings, as_plain, flat, named_fields, plain
+from dnamamba.settings.parser import Parser
 
-Settings = TypeVar("Settings")
+T = TypeVar("T", bound=Settings)
 
-SAFE_TO_CHANGE = frozenset(
-    {
-        "out",
-        "resume",
-        "dry_run",
-        "profile",
-        "store",
-        "annotation",
-        "verify",
-        "max_steps",
-        "tokens",
-        "micro_tokens",
-        "validation_every",
-        "validation_tokens",
-        "markov_order",
-        "log_every",
-        "save_every",
-        "save_minutes",
-        "keep",
-        "on_fault",
-        "gradient_outlier",
-        "patience",
-        "devices",
-        "accelerator",
-        "precision",
-        "num_workers",
-    }
-)
-"""Settings that may differ when a run is resumed: none of them alters which windows a step sees (`max_steps` would
-under `length_warmup`, and is refused then). A new `max_steps` stretches the rest of the learning-rate schedule."""
+DATA = "data.json"
+"""In the run folder: the fingerprints of what the run reads, written before the first step."""
 
 
-def parse_run(parser: Parser, settings: Callable[..., Settings], arguments: list[str] | None) -> Settings:
-    """The command line as `settings`, a dataclass of a run's flags with a `model` among them.
-
-    A resumed run takes its settings from its own folder; flags given now win.
-    """
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    parsed = parser.parse_args(given)
-    if parsed.resume:
-        parsed = parser.parse_args([f"--config={stored_config(parsed.out)}", *given])
-    values = {field.name: parsed.get(field.name) for field in fields(settings)}  # type: ignore[arg-type]
-    return settings(**values | {"model": ModelSettings(**parsed.model.as_dict())})
+def with_stored_settings(parser: Parser[T], out: Path | None, arguments: Sequence[str] | None) -> T:
+    """The settings of the run folder `out` to resume, below the command line's. `InputError` without such a run."""
+    config, values = stored_values(parser, out)
+    return parser.parse(arguments, stored=(config, values))
 
 
-def stored_config(out: Path | None) -> Path:
-    """The config.yaml of the run folder to resume. Raises `InputError` when there is no such run."""
+def stored_values(parser: Parser[Any], out: Path | None) -> tuple[Path, dict[str, Any]]:
+    """The config.yaml of the run folder `out` and its settings by their dotted names. `InputError` without such a
+    run."""
     if out is None:
         raise InputError("--resume: name the run folder to go on with by --out")
-    config = out / "config.yaml"
+    config = RunFolder(out).config
     if not config.is_file():
         raise InputError(f"{out}: no run to resume there (config.yaml is missing)")
-    return config
+    older = {name: known.absent for name, known in parser.names.items() if known.absent is not known.default}
+    return config, older | stored_settings(config, parser.settings)
 
 
-def refuse_changes(settings: type, stored: dict[str, Any], now: dict[str, Any], config: Path) -> None:
-    """Raises `InputError` naming the settings that a resumed run must keep but that differ (plain YAML values)."""
-    names = [field.name for field in fields(settings) if field.name not in SAFE_TO_CHANGE]
-    changed = [
-        f"--{name} (was {stored.get(name)!r}, now {now.get(name)!r})"
-        for name in names
-        if given(stored.get(name)) != given(now.get(name))
-    ]
-    if stored.get("length_warmup") and stored["max_steps"] != now["max_steps"]:
-        raise InputError(
-            f"{config}: --max_steps cannot change with --length_warmup: the lengths' stages are shares of the steps"
-        )
+def stored_settings(config: Path, settings: type) -> dict[str, Any]:
+    """What a run's config.yaml says, by the dotted names of the dataclass's fields. Raises `InputError` for a setting
+    that this version does not have, naming the version that wrote it."""
+    names = named_fields(settings)
+    found = flat(yaml.safe_load(config.read_text("utf-8")), names)
+    for name in found:
+        if name not in names:
+            raise InputError(
+                f"{config}: unknown setting {name!r}, written by dnamamba {_version(config.parent)}; "
+                "go on with that version, or begin a new run"
+            )
+    return found
+
+
+def _version(folder: Path) -> str:
+    try:
+        return str(json.loads((folder / "environment.json").read_text("utf-8"))["versions"]["dnamamba"])
+    except (OSError, ValueError, KeyError):
+        return "of an unknown version"
+
+
+def refuse_changes(
+    requested: Settings, resolved: Settings, config: Path, *, kept: Collection[str] = (), why: str = "", files: bool
+) -> None:
+    """Raises `InputError` naming the settings that a resumed run must keep but that differ from its config.yaml.
+
+    Args:
+        requested, resolved: the settings now, as asked for and with every default filled in. What the file does not
+            name is younger than the run, and must be asked for as it was before it could be.
+        kept: settings that may not change either, though their fields allow it; `why` tells what for.
+        files: compare the names of files too: where the run has recorded no fingerprints, they are all there is.
+    """
+    names = named_fields(type(requested))
+    stored = stored_settings(config, type(requested))
+    asked, now = (flat(as_plain(each), names) for each in (requested, resolved))
+    changed = []
+    for name, known in names.items():
+        may_differ = known.on_resume == "free" or (known.on_resume == "files" and not files)
+        if may_differ and name not in kept:
+            continue
+        before, after = (stored[name], now[name]) if name in stored else (plain(known.absent), asked[name])
+        if before != after:
+            changed.append(f"--{name} (was {before!r}, now {after!r})")
     if changed:
-        raise InputError(f"{config}: a resumed run keeps its settings; changed: {', '.join(changed)}")
+        raise InputError(f"{config}: a resumed run{why} keeps its settings; changed: {', '.join(changed)}")
 
 
-def given(settings: Any) -> Any:
-    """Nested settings without those left at None: a run folder may be older than some of them."""
-    if not isinstance(settings, dict):
-        return settings
-    return {name: value for name, value in settings.items() if value is not None}
-
-
-def refuse_unfit_checkpoint(last: Path, fingerprint: str, max_steps: int) -> None:
-    """Raises `InputError` when the checkpoint `last` saw other genomes, splits or weights than `fingerprint` says, or
-    lies beyond `max_steps`."""
+def recorded_splits(folder: RunFolder) -> str | None:
+    """The fingerprint of genomes, splits and weights that a pretraining run has recorded; None for one of an earlier
+    version that was stopped before its first checkpoint."""
     from dnamamba.formats.checkpoint import PROVENANCE  # torch, which this module's other users need not wait for
 
-    provenance = json.loads((last / PROVENANCE).read_text("utf-8"))
-    if provenance["step"] > max_steps:
-        raise InputError(f"--max_steps: {max_steps}, but {last.parent.parent} is at step {provenance['step']} already")
-    if provenance["splits"] != fingerprint:
+    last = folder.last_checkpoint()
+    place = folder.path / DATA if last is None else last / PROVENANCE
+    return json.loads(place.read_text("utf-8"))["splits"] if place.is_file() else None
+
+
+def refuse_other_splits(folder: RunFolder, recorded: str | None, fingerprint: str) -> None:
+    """Raises `InputError` when the run has recorded other genomes, splits or weights than `fingerprint` says."""
+    if recorded not in (None, fingerprint):
         raise InputError(
-            f"{last.parent.parent}: a resumed run keeps its data, but a genome file, a BED file or the mixture has "
+            f"{folder.path}: a resumed run keeps its data, but a genome file, a BED file or the mixture has "
             "changed since; put it back, or begin a new run"
         )
+
+
+def refuse_fewer_steps(folder: RunFolder, max_steps: int) -> None:
+    """Raises `InputError` when the run's last checkpoint lies beyond `max_steps`."""
+    from dnamamba.formats.checkpoint import PROVENANCE
+
+    if (last := folder.last_checkpoint()) is None:
+        return
+    step = json.loads((last / PROVENANCE).read_text("utf-8"))["step"]
+    if step > max_steps:
+        raise InputError(f"--max_steps: {max_steps}, but {folder.path} is at step {step} already")

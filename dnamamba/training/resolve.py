@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from dnamamba.errors import InputError
-from dnamamba.genome.markov import MAX_ORDER
 from dnamamba.inference.device import MICRO_TOKENS_CPU, MICRO_TOKENS_GPU, uses_gpu
 from dnamamba.model.settings import model_name
 from dnamamba.training.mixture_file import bed_or_pattern
@@ -23,7 +22,6 @@ DEMO_STEPS, DEMO_LENGTH, DEMO_BATCH_TOKENS = 600, 1024, 4096
 """The demo's budget: under three minutes on two CPU cores."""
 STEPS, LENGTH, BATCH_TOKENS = 10_000, 8192, 262_144
 LEARNING_RATE = 8e-3
-MIN_LENGTH = 128
 WARMUP_FROM = 1024
 """Shortest windows of the length warm-up, as in the paper."""
 
@@ -39,15 +37,13 @@ def resolve(settings: PretrainSettings) -> RunSettings:
     length = _or(settings.length, DEMO_LENGTH if is_demo else LENGTH)
     here = place()
     devices = _or(settings.devices, here.world_size or 1)
-    unit = max(length, 1) * max(devices, 1)
+    unit = length * devices
     wanted = DEMO_BATCH_TOKENS if is_demo else BATCH_TOKENS
     batch_tokens = _or(settings.batch_tokens, max(wanted // unit, 1) * unit)
     max_steps = _or(settings.max_steps, DEMO_STEPS if is_demo else STEPS)
     if settings.tokens is not None:
         if settings.max_steps is not None and not settings.resume:
             raise InputError("--tokens and --max_steps both say how long to train: give one of them")
-        if settings.tokens < 1:
-            raise InputError(f"--tokens: {settings.tokens} is below 1")
         max_steps = math.ceil(settings.tokens / max(batch_tokens, 1))
     changed = replace(
         settings,
@@ -73,7 +69,7 @@ def resolve(settings: PretrainSettings) -> RunSettings:
         precision=("bf16" if on_gpu else "fp32") if settings.precision == "auto" else settings.precision,
     )
     resolved = RunSettings(**{field.name: getattr(changed, field.name) for field in dataclasses.fields(changed)})
-    _check_numbers(resolved)
+    _check_together(resolved)
     _check_devices(resolved, here)
     resolved.out = _run_folder(settings.out, resolved, here).absolute()
     return resolved
@@ -102,19 +98,6 @@ def warmup_lengths(settings: RunSettings) -> list[tuple[int, int]]:
     return [(round(number * share), length) for number, length in enumerate(lengths)]
 
 
-def as_plain(settings: PretrainSettings) -> dict[str, Any]:
-    """The settings as YAML can hold them."""
-    return _plain(dataclasses.asdict(settings))
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    return str(value) if isinstance(value, Path) else value
-
-
 def _beds_or_patterns(items: list[str] | None) -> list[str] | None:
     return items and [bed_or_pattern(item, Path.cwd()) for item in items]
 
@@ -131,26 +114,8 @@ def _refuse_beside_mixture(settings: PretrainSettings) -> None:
             raise InputError(f"--{name}: with --mixture this stands in {settings.mixture}, below the genome it is of")
 
 
-def _check_numbers(settings: RunSettings) -> None:
-    minima = {"length": MIN_LENGTH, "max_steps": 1, "devices": 1, "num_workers": 0, "validation_tokens": 0, "keep": 1}
-    minima |= {"validation_every": 1, "log_every": 1, "micro_tokens": 1, "markov_order": 0, "patience": 0}
-    for name, least in minima.items():
-        if getattr(settings, name) < least:
-            raise InputError(f"--{name}: {getattr(settings, name)} is below {least}")
-    if settings.markov_order > MAX_ORDER:
-        raise InputError(f"--markov_order: {settings.markov_order} is above {MAX_ORDER}")
-    if settings.save_every is not None and settings.save_every < 1:
-        raise InputError(f"--save_every: {settings.save_every} is below 1")
-    if not settings.soft_mask_weight >= 0:
-        raise InputError(f"--soft_mask_weight: {settings.soft_mask_weight} is below 0")
-    for name in ("max_n_fraction", "warmup_fraction", "final_learning_rate", "length_warmup"):
-        if not 0 <= getattr(settings, name) <= 1:
-            raise InputError(f"--{name}: {getattr(settings, name)} is not between 0 and 1")
-    for name in ("learning_rate", "gradient_clip", "gradient_outlier", "save_minutes"):
-        if not getattr(settings, name) > 0:
-            raise InputError(f"--{name}: {getattr(settings, name)} is not above 0")
-    if not settings.weight_decay >= 0:
-        raise InputError(f"--weight_decay: {settings.weight_decay} is below 0")
+def _check_together(settings: RunSettings) -> None:
+    """What concerns several settings at once; the bounds of each stand at its field."""
     if settings.batch_tokens % settings.length or settings.batch_tokens < settings.length:
         raise InputError(f"--batch_tokens: {settings.batch_tokens} is not a multiple of --length {settings.length}")
     if windows_per_step(settings) % settings.devices:

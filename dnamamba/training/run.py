@@ -24,8 +24,9 @@ from dnamamba.report.learning_curve import plot_learning_curve
 from dnamamba.report.validation_by_class import plot_validation_by_class
 from dnamamba.runs.folder import RunFolder, environment, write_atomically
 from dnamamba.runs.progress import clock, si
-from dnamamba.runs.resume import refuse_changes, refuse_unfit_checkpoint
+from dnamamba.runs.resume import DATA, recorded_splits, refuse_changes, refuse_fewer_steps, refuse_other_splits
 from dnamamba.runs.schedule import learning_rate
+from dnamamba.settings.fields import as_plain
 from dnamamba.training.baseline import best_markov, bits_over_all
 from dnamamba.training.callbacks import RunControl
 from dnamamba.training.checkpoints import TRAINER_STATE, CheckpointKeeper
@@ -34,7 +35,7 @@ from dnamamba.training.header import device_name, print_header
 from dnamamba.training.module import PretrainModule
 from dnamamba.training.prepare import Prepared, prepare_data
 from dnamamba.training.processes import PATIENCE, place, together
-from dnamamba.training.resolve import RUN_FOLDER_VARIABLE, as_plain, resolve
+from dnamamba.training.resolve import RUN_FOLDER_VARIABLE, resolve, warmup_lengths
 from dnamamba.training.settings import PretrainSettings, RunSettings
 from dnamamba.training.validation import perplexity, report_lines
 
@@ -48,17 +49,20 @@ def pretrain(requested: PretrainSettings) -> Path:
     settings = resolve(requested)
     folder = RunFolder(settings.out)
     first_process = place().rank == 0
+    recorded = None
     if settings.resume:
-        refuse_changes(
-            PretrainSettings, yaml.safe_load(folder.config.read_text("utf-8")), as_plain(settings), folder.config
-        )
+        recorded = recorded_splits(folder)
+        staged = len(warmup_lengths(settings)) > 1
+        why = " with --length_warmup, whose stages are shares of the steps," if staged else ""
+        kept = ("max_steps",) if staged else ()
+        refuse_changes(requested, settings, folder.config, kept=kept, why=why, files=recorded is None)
+        refuse_fewer_steps(folder, settings.max_steps)
     elif first_process:
         folder.refuse_existing()
 
     config = model_config(settings.model)
     prepared = prepare_data(settings)
-    if settings.resume and (last := folder.last_checkpoint()) is not None:
-        refuse_unfit_checkpoint(last, prepared.fingerprint, settings.max_steps)
+    refuse_other_splits(folder, recorded, prepared.fingerprint)
     torch.manual_seed(settings.seed)
     model = MambaLM(config)
     model.backbone.activation_checkpointing = settings.model.activation_checkpointing
@@ -75,6 +79,7 @@ def pretrain(requested: PretrainSettings) -> Path:
             write_atomically(folder.config, config_text)
         else:
             folder.create(config_text)
+        folder.write_json(DATA, {"splits": prepared.fingerprint})
         began = time.strftime("%Y%m%d-%H%M%S")
         name = f"environment-resumed-{began}.json" if settings.resume else "environment.json"
         folder.write_json(name, environment([device_name(settings)] * settings.devices))

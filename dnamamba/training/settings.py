@@ -1,119 +1,104 @@
 """Everything a pretraining run can be told, with its unit and default. Torch-free, so that `--help` is instant.
 
 The attribute docstrings are the command line's help. `None` means "choose for me"; `resolve` in
-`dnamamba.training.resolve` fills those in, and the run folder's config.yaml holds what was chosen.
+`dnamamba.training.resolve` fills those in, and the run folder's config.yaml holds what was chosen. Free on resume is
+what alters no window that a step sees (`max_steps` would under `length_warmup`, and is refused then).
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from dnamamba.model.settings import ModelSettings
+from dnamamba.settings.fields import setting
+from dnamamba.settings.options import Compute, GenomeStore, MicroTokens, Optimiser, Run
 
 
-@dataclass
-class PretrainSettings:
+@dataclass(kw_only=True)
+class PretrainSettings(Compute, MicroTokens, Optimiser, Run, GenomeStore):
     """Next-base pretraining of a Mamba language model on reference genomes."""
 
-    genome: list[Path] | None = None
+    genome: list[Path] | None = setting(None, on_resume="files")
     """FASTA (plain, gzip, bgzip), GenBank or token store files, one or many. Default: the bundled E. coli."""
-    mixture: Path | None = None
+    mixture: Path | None = setting(None, on_resume="files")
     """YAML file with several genomes and their weights, in place of --genome and the flags of its splits."""
     contigs: list[str] | None = None
     """Contigs to use: names or shell patterns (chr2 chr1?). Default: the primary contigs."""
-    train: list[str] | None = None
+    train: list[str] | None = setting(None, on_resume="files")
     """Training split: BED files or contig patterns. Default: blocks of every contig."""
-    validation: list[str] | None = None
+    validation: list[str] | None = setting(None, on_resume="files")
     """Validation split: BED files or contig patterns. Default: blocks of every contig."""
-    test: list[str] | None = None
+    test: list[str] | None = setting(None, on_resume="files")
     """Test split, never read here but kept apart: BED files or contig patterns."""
-    exclude: list[Path] | None = None
+    exclude: list[Path] | None = setting(None, on_resume="files")
     """BED files of intervals that no split may touch."""
-    annotation: Path | None = None
+    annotation: Path | None = setting(None, on_resume="free")
     """GFF3 or GTF file of the genome, plain or gzipped: the last validation is also scored inside and outside exons."""
-    store: Path | None = None
-    """Where the token store lies. Default: beside the first genome file; if that is read-only, in the user's cache."""
-    verify: bool = False
+    verify: bool = setting(False, on_resume="free")
     """Check every block of the token store against its checksum before training."""
-    max_n_fraction: float = 0.1
+    max_n_fraction: float = setting(0.1, between=(0, 1))
     """Skip windows with more than this fraction of N."""
     pack: bool = False
     """Train on contigs and intervals shorter than --length too, several in a row of that length."""
     reverse_complement: bool = True
     """Show each training window as its reverse complement half of the time."""
 
-    model: ModelSettings = field(default_factory=ModelSettings)
+    model: ModelSettings = setting(factory=ModelSettings, on_resume=("activation_checkpointing",))
     """The model."""
 
-    length: int | None = None
+    length: int | None = setting(None, at_least=128)
     """Context: bases a window. Default: 8192 (1024 for the demo)."""
     batch_tokens: int | None = None
     """Bases an optimiser step, over all devices; a multiple of --length. Default: 262144 (4096 for the demo)."""
-    micro_tokens: int | None = None
-    """Bases in one forward pass on one device; lower it when memory runs out. The result does not depend on it beyond
-    rounding. Default: 262144 on a GPU, 16384 on a CPU, and at least one window."""
-    length_warmup: float = 0.0
+    length_warmup: float = setting(0.0, between=(0, 1))
     """Share of the steps spent on shorter windows, which double from 1024 up to --length, bases a step constant."""
-    soft_mask_weight: float = 1.0
+    soft_mask_weight: float = setting(1.0, at_least=0)
     """Weight of soft-masked (lower-case, repeat) bases in the training loss; validation always counts all alike."""
-    tokens: int | None = None
+    tokens: int | None = setting(None, at_least=1, on_resume="free")
     """Bases to train on, in place of --max_steps."""
-    max_steps: int | None = None
-    """Optimiser steps. Default: 10000 (600 for the demo: under 3 minutes on 2 cores)."""
-    learning_rate: float | None = None
+    max_steps: int | None = setting(None, at_least=1, on_resume="free")
+    """Optimiser steps. Default: 10000 (600 for the demo: under 3 minutes on 2 cores). When a run goes on, another
+    number stretches the rest of the learning-rate schedule."""
+    learning_rate: float | None = setting(None, above=0)
     """Peak learning rate. Default: 0.008 as in the Mamba paper."""
-    warmup_fraction: float = 0.1
-    """Share of the steps in which the learning rate rises linearly; then it falls as a cosine."""
-    final_learning_rate: float = 0.01
+    final_learning_rate: float = setting(0.01, between=(0, 1))
     """Learning rate at the last step, as a fraction of the peak."""
-    weight_decay: float = 0.1
-    """AdamW's decay of matrices; A, D, biases and norms are never decayed."""
-    gradient_clip: float = 1.0
+    gradient_clip: float = setting(1.0, above=0)
     """Largest norm of the whole gradient."""
 
-    validation_every: int | None = None
+    validation_every: int | None = setting(None, at_least=1, on_resume="free")
     """Steps between validations. Default: a tenth of --max_steps (a fifth for the demo)."""
-    validation_tokens: int = 2_000_000
+    validation_tokens: int = setting(2_000_000, at_least=0, on_resume="free")
     """Bases of the validation split to score each time (windows spread evenly over it); 0 scores all of it."""
-    patience: int = 0
+    patience: int = setting(0, at_least=0, on_resume="free")
     """Stop after this many validations without a new best; 0 never does."""
-    markov_order: int = 10
+    markov_order: int = setting(10, at_least=0, at_most=12, on_resume="free")
     """Highest order of the Markov models that the summary compares with; 0 leaves them out."""
-    log_every: int | None = None
+    log_every: int | None = setting(None, at_least=1, on_resume="free")
     """Steps between rows of metrics.csv. Default: a hundredth of --max_steps, between 1 and 50."""
 
-    save_every: int | None = None
+    save_every: int | None = setting(None, at_least=1, on_resume="free")
     """Steps between checkpoints, besides those after each validation. Default: only those and --save_minutes."""
-    save_minutes: float = 10.0
+    save_minutes: float = setting(10.0, above=0, on_resume="free")
     """Minutes after which a checkpoint is written at the next row of metrics.csv."""
-    keep: int = 2
+    keep: int = setting(2, at_least=1, on_resume="free")
     """Checkpoints to keep, besides the best by validation."""
-    on_fault: Literal["stop", "skip"] = "stop"
+    on_fault: Literal["stop", "skip"] = setting("stop", on_resume="free")
     """What to do after a step whose gradient is not finite or an outlier; such a step is never applied."""
-    gradient_outlier: float = 100.0
+    gradient_outlier: float = setting(100.0, above=0, on_resume="free")
     """A gradient whose norm exceeds the running mean so many times is an outlier."""
 
-    out: Path | None = None
-    """Run folder, which must not exist. Default: runs/GENOME-PRESET-LENGTH-TIME."""
-    dry_run: bool = False
+    dry_run: bool = setting(False, on_resume="free")
     """Show sizes, splits, bases an epoch, and the time and memory that the run will take; then stop."""
-    profile: bool = False
+    profile: bool = setting(False, on_resume="free")
     """Trace a few steps into profile.json in the run folder (for chrome://tracing or Perfetto)."""
-    resume: bool = False
-    """Go on with the run in --out from its last checkpoint."""
-    seed: int = 0
-    """Seed of the initial weights and of the order of windows."""
-    devices: int | None = None
+    devices: int | None = setting(None, at_least=1, on_resume="free")
     """Processes, each with a device of its own. Default: 1; under torchrun and srun as many as those have started."""
-    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
-    """Where to train."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Arithmetic of the matrix products: bf16 on a GPU, fp32 on a CPU; parameters and states are always fp32."""
-    num_workers: int = 0
+    num_workers: int = setting(0, at_least=0, on_resume="free")
     """Loader processes a device. 0 is the fastest unless the store lies on a slow disk."""
 
 
-@dataclass
+@dataclass(kw_only=True)
 class RunSettings(PretrainSettings):
     """The same with every default filled in: what `dnamamba.training.resolve.resolve` gives and config.yaml holds."""
 

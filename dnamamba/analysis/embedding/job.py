@@ -153,8 +153,6 @@ def _check_settings(settings: EmbedSettings) -> None:
         raise InputError("--input: give FASTA files, or BED files and their --genome")
     if settings.out.suffix not in SUFFIXES:
         raise InputError(f"{settings.out}: unknown kind of file {settings.out.suffix!r}; expected .parquet or .npz")
-    if settings.batch_tokens is not None and settings.batch_tokens < 1:
-        raise InputError(f"--batch_tokens: {settings.batch_tokens} is not possible, expected at least 1")
     if settings.out.suffix == ".parquet":
         refuse_missing_library("polars", str(settings.out))
     refuse_existing([settings.out], settings.overwrite)

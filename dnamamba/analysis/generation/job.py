@@ -8,7 +8,7 @@ from typing import NamedTuple, TextIO
 
 import numpy as np
 
-from dnamamba.alphabet import BASES, TOKEN_BITS, UNK, decode, encode
+from dnamamba.alphabet import TOKEN_BITS, UNK, decode, encode
 from dnamamba.analysis.generation.settings import GenerateSettings
 from dnamamba.errors import InputError
 from dnamamba.genome.reader import SequenceBlock, read_genome
@@ -32,14 +32,7 @@ class Prompt(NamedTuple):
 
 def run_generation(settings: GenerateSettings) -> None:
     """Samples and writes; progress and speed go to stderr. Raises `InputError` for what the user can mend."""
-    check_sampling(
-        length=settings.length,
-        samples=settings.samples,
-        batch=settings.batch,
-        temperature=settings.temperature,
-        top_k=settings.top_k,
-        seed=settings.seed,
-    )
+    check_temperature(settings.temperature)
     if settings.out is not None:
         refuse_existing([settings.out], settings.overwrite)
     prompts = read_prompts(settings)
@@ -94,17 +87,10 @@ def read_prompts(settings: GenerateSettings) -> list[Prompt]:
     return prompts
 
 
-def check_sampling(*, length: int, samples: int, batch: int, temperature: float, top_k: int, seed: int) -> None:
-    """Raises `InputError` for what nothing can be sampled with."""
-    for name, value in (("length", length), ("samples", samples), ("batch", batch), ("top_k", top_k)):
-        if value < 1:
-            raise InputError(f"--{name}: {value} is below 1")
-    if top_k > BASES:
-        raise InputError(f"--top_k: {top_k} is above {BASES}, the number of bases")
+def check_temperature(temperature: float) -> None:
+    """Raises `InputError` for one that nothing can be sampled with."""
     if not (temperature == 0 or LOWEST_TEMPERATURE <= temperature < float("inf")):
         raise InputError(f"--temperature: {temperature} is neither 0 nor at least {LOWEST_TEMPERATURE:g}")
-    if seed < 0:
-        raise InputError(f"--seed: {seed} is below 0")
 
 
 def _description(settings: GenerateSettings, prompt: Prompt) -> str:

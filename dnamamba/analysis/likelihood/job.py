@@ -56,8 +56,6 @@ def run_likelihood(settings: LikelihoodSettings) -> None:
         raise InputError("--genome: give a FASTA file, GenBank file or token store")
     if not settings.out.name:
         raise InputError(f"--out: {settings.out} is no beginning of a file's name")
-    if settings.batch_tokens is not None and settings.batch_tokens < 1:
-        raise InputError(f"--batch_tokens: {settings.batch_tokens} is not possible, expected at least 1")
     card = settings.out.with_name(f"{settings.out.name}.json")
     refuse_missing_libraries(choice.formats)
     planned = [path for path, _ in open_files(settings.out, choice.formats, choice.columns, {})]

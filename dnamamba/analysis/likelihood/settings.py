@@ -4,9 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from dnamamba.settings.fields import setting
+from dnamamba.settings.options import BatchTokens, Compute, Genome, Overwrite, PretrainedModel
 
-@dataclass
-class LikelihoodSettings:
+
+@dataclass(kw_only=True)
+class LikelihoodSettings(Compute, BatchTokens, Overwrite, Genome, PretrainedModel):
     """Per-position likelihoods of a genome under a pretrained model, as tracks for genome browsers and as tables.
 
     Tracks: log_likelihood, ln p of the reference base given the bases before it; p_A, p_C, p_G, p_T, the probabilities
@@ -15,15 +18,8 @@ class LikelihoodSettings:
     5' side; mean of the two. N, and the base that a strand begins with, have no value.
     """
 
-    checkpoint: Path
-    """Checkpoint or run folder of a pretrained model."""
-    genome: list[Path]
-    """FASTA (plain, gzip, bgzip), GenBank or token store; several files are one genome."""
     out: Path
     """PREFIX of the files: PREFIX.forward.log_likelihood.bw and so on, PREFIX.parquet, PREFIX.npz, PREFIX.json."""
-    store: Path | None = None
-    """Where the genome's token store lies. Default: beside the first genome file; if that is read-only, in the user's
-    cache."""
 
     region: list[str] | None = None
     """Regions as samtools takes them, 1-based with both ends: chr20:1,000,001-2,000,000. Values are those of the whole
@@ -47,11 +43,5 @@ class LikelihoodSettings:
     """Bases of context at least, but near a contig's end where a strand begins; the genome is read in tiles of
     --context bases that overlap by so many. Default: half of --context."""
 
-    batch_tokens: int | None = None
+    batch_tokens: int | None = setting(None, at_least=1)
     """Bases in one pass through the model; lower it when memory runs out. Default: 524288 on a GPU, 8192 on a CPU."""
-    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
-    """Where to compute."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Arithmetic of the matrix products: auto is bf16 on a GPU, fp32 on a CPU."""
-    overwrite: bool = False
-    """Replace files that exist."""

@@ -161,9 +161,6 @@ def check_settings(settings: MutagenesisSettings) -> list[str]:
         raise InputError(f"--format: nothing is chosen; choose among {', '.join(FORMATS)}")
     if {"parquet", "tsv", "png"} & {*formats}:
         refuse_missing_library("polars", "--format parquet, tsv and png")
-    for name, lowest in (("batch_tokens", 1), ("state_every", 1), ("check", 0)):
-        if (value := getattr(settings, name)) is not None and value < lowest:
-            raise InputError(f"--{name}: {value} is not possible, expected at least {lowest}")
     return formats
 
 

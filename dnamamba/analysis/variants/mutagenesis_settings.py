@@ -2,20 +2,18 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+
+from dnamamba.settings.fields import setting
+from dnamamba.settings.options import BatchTokens, ExactCompute, Genome, Overwrite, PretrainedModel
 
 FORMATS = ("parquet", "npz", "tsv", "png")
 
 
-@dataclass
-class MutagenesisSettings:
+@dataclass(kw_only=True)
+class MutagenesisSettings(ExactCompute, BatchTokens, Overwrite, Genome, PretrainedModel):
     """In silico saturation mutagenesis: the log-likelihood ratio (nats, above 0 where the change is likelier) of every
     single-base change of a region, over the changed base and the bases after it, on both strands."""
 
-    checkpoint: Path
-    """Checkpoint or run folder of a pretrained model."""
-    genome: list[Path]
-    """FASTA (plain, gzip, bgzip), GenBank or token store files."""
     region: str
     """The region as samtools reads it, chr:start-end, 1-based, both ends included."""
     out: Path
@@ -23,9 +21,6 @@ class MutagenesisSettings:
     format: list[str] | None = None
     """Some of parquet, npz, tsv, png (heat map and logo-like track), with commas or blanks. Default:
     parquet,npz,png."""
-    store: Path | None = None
-    """Where the genome's token store lies. Default: beside the first genome file; if that is read-only, in the user's
-    cache."""
 
     context: int | None = None
     """Bases of a tile: a change sees half of it to all of it on its left. Default: the length the model was trained
@@ -33,16 +28,7 @@ class MutagenesisSettings:
     suffix: int | None = None
     """Reference bases after a change that are scored with it. Default: a 32nd of --context, but at least 2048,
     and at most half of --context."""
-    state_every: int = 256
+    state_every: int = setting(256, at_least=1)
     """Bases between the states that changes start from; the results do not depend on it beyond rounding."""
-    check: int = 32
+    check: int = setting(32, at_least=0)
     """Changes that are scored to the tile's end too, to measure what --suffix leaves out; 0 measures nothing."""
-
-    batch_tokens: int | None = None
-    """Bases in one pass through the model; lower it when memory runs out. Default: 262144 on a GPU, 16384 on a CPU."""
-    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
-    """Where to compute."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Arithmetic of the matrix products; small differences of large sums of likelihoods want fp32."""
-    overwrite: bool = False
-    """Replace output files that exist."""

@@ -69,13 +69,6 @@ def _check_settings(settings: ScoreSettings) -> None:
     if settings.out.exists() and settings.vcf.exists() and settings.out.samefile(settings.vcf):
         raise InputError(f"{settings.out}: --out is the input VCF itself; give another name")
     refuse_existing([settings.out], settings.overwrite)
-    for name in ("batch_tokens", "context"):
-        if (value := getattr(settings, name)) is not None and value < 1:
-            raise InputError(f"--{name}: {value} is not possible, expected at least 1")
-    if settings.check < 0:
-        raise InputError(f"--check: {settings.check} is not possible, expected 0 or more alleles")
-    if not 0 <= settings.max_mismatches <= 1:
-        raise InputError(f"--max_mismatches: {settings.max_mismatches} is not possible, expected a share from 0 to 1")
 
 
 def _header(

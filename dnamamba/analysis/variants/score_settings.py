@@ -2,15 +2,15 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+
+from dnamamba.settings.fields import setting
+from dnamamba.settings.options import BatchTokens, ExactCompute, Genome, Overwrite, PretrainedModel
 
 
-@dataclass
-class ScoreSettings:
+@dataclass(kw_only=True)
+class ScoreSettings(ExactCompute, BatchTokens, Overwrite, Genome, PretrainedModel):
     """Zero-shot scores of the variants of a VCF: log-likelihood ratios of a model trained on genomes alone."""
 
-    checkpoint: Path
-    """Checkpoint or run folder of a pretrained model."""
     genome: list[Path]
     """FASTA (plain, gzip, bgzip), GenBank or token store of the assembly that the VCF was made with."""
     vcf: Path
@@ -18,9 +18,6 @@ class ScoreSettings:
     out: Path
     """Where the scores go: .vcf or .vcf.gz (the same VCF with INFO fields added), .parquet, .tsv or .csv (a row an
     alternate allele)."""
-    store: Path | None = None
-    """Where the genome's token store lies. Default: beside the first genome file; if that is read-only, in the user's
-    cache."""
 
     context: int | None = None
     """Bases of a tile: a variant sees half of it to all of it on its left. Default: the length the model was trained
@@ -28,22 +25,13 @@ class ScoreSettings:
     suffix: int | None = None
     """Reference bases after a variant that are scored with it. Default: a 32nd of --context, but at least 2048,
     and at most half of --context."""
-    state_every: int = 1024
+    state_every: int = setting(1024, at_least=1)
     """Bases between the states that are kept of a tile's pass; the scores do not depend on it beyond rounding."""
     exact: bool = False
     """Score all bases up to the tile's end instead of --suffix."""
-    check: int = 32
+    check: int = setting(32, at_least=0)
     """Alleles that are scored to the tile's end too, to measure what --suffix leaves out; 0 measures nothing."""
     embedding_distance: bool = False
     """Add the mean distance of the two alleles' embeddings over the bases after the variant: twice the time."""
-    max_mismatches: float = 0.01
+    max_mismatches: float = setting(0.01, between=(0, 1))
     """Share of the records whose REF may differ from the genome; with more it stops."""
-
-    batch_tokens: int | None = None
-    """Bases in one pass through the model; lower it when memory runs out. Default: 262144 on a GPU, 16384 on a CPU."""
-    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
-    """Where to compute."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Arithmetic of the matrix products; small differences of large sums of likelihoods want fp32."""
-    overwrite: bool = False
-    """Replace --out if it exists."""

@@ -1,0 +1,103 @@
+"""Options that several verbs share, each said once. A verb's dataclass inherits from those that it takes; where its
+default differs, it says the field again, with a docstring of its own. The bases listed last come first in `--help`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from dnamamba.settings.fields import Settings, setting
+
+
+@dataclass(kw_only=True)
+class PretrainedModel(Settings):
+    """The language model that is asked."""
+
+    checkpoint: Path
+    """Checkpoint or run folder of a pretrained model."""
+
+
+@dataclass(kw_only=True)
+class GenomeStore(Settings):
+    """Where a genome's tokens are kept."""
+
+    store: Path | None = setting(None, on_resume="free")
+    """Where the genome's token store lies. Default: beside the first genome file; if that is read-only, in the user's
+    cache."""
+
+
+@dataclass(kw_only=True)
+class Genome(GenomeStore):
+    """The genome that a question is about."""
+
+    genome: list[Path]
+    """FASTA (plain, gzip, bgzip), GenBank or token store files; several files are one genome."""
+
+
+@dataclass(kw_only=True)
+class Overwrite(Settings):
+    """What happens to output files that exist."""
+
+    overwrite: bool = False
+    """Replace output files that exist."""
+
+
+@dataclass(kw_only=True)
+class BatchTokens(Settings):
+    """How much the model reads at once when it is asked."""
+
+    batch_tokens: int | None = setting(None, at_least=1)
+    """Bases in one pass through the model; lower it when memory runs out. The result does not depend on it beyond
+    rounding. Default: 262144 on a GPU, 16384 on a CPU."""
+
+
+@dataclass(kw_only=True)
+class MicroTokens(Settings):
+    """How much the model reads at once when it is trained, and what is trained when it predicts."""
+
+    micro_tokens: int | None = setting(None, at_least=1, on_resume="free")
+    """Bases in one forward pass on one device, in training at least one example; lower it when memory runs out. Longer
+    sequences to predict go through in chunks of this size. The result does not depend on it beyond rounding. Default:
+    262144 on a GPU, 16384 on a CPU."""
+
+
+@dataclass(kw_only=True)
+class Compute(Settings):
+    """Where and how to compute."""
+
+    accelerator: Literal["auto", "cpu", "gpu"] = setting("auto", on_resume="free")
+    """Where to compute."""
+    precision: Literal["auto", "fp32", "bf16"] = setting("auto", on_resume="free")
+    """Arithmetic of the matrix products: auto is bf16 on a GPU, fp32 on a CPU. Parameters, states and sums are always
+    fp32."""
+
+
+@dataclass(kw_only=True)
+class ExactCompute(Compute):
+    """The same for verbs that take small differences of large sums."""
+
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of the matrix products; small differences of large sums of likelihoods want fp32."""
+
+
+@dataclass(kw_only=True)
+class Optimiser(Settings):
+    """What pretraining and fine-tuning share of AdamW."""
+
+    warmup_fraction: float = setting(0.1, between=(0, 1))
+    """Share of the steps in which the learning rate rises linearly; then it falls as a cosine."""
+    weight_decay: float = setting(0.1, at_least=0)
+    """AdamW's decay of matrices; A, D, biases and norms are never decayed."""
+
+
+@dataclass(kw_only=True)
+class Run(Settings):
+    """A run folder, which a run fills and goes on with."""
+
+    out: Path | None = setting(None, on_resume="free")
+    """Run folder, which must not exist. Default: a new one below runs/, named by data, model, length and time."""
+    resume: bool = setting(False, on_resume="free")
+    """Go on with the run in --out from its last checkpoint."""
+    dry_run: bool = setting(False, on_resume="free")
+    """Show what the run will do, and stop."""
+    seed: int = setting(0, at_least=0)
+    """Seed of all random numbers."""

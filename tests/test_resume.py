@@ -1,0 +1,234 @@
+"""What a run goes on with: its files may move, what is in them may not change; settings of older versions."""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from dnamamba import cli, finetune, pretrain
+from dnamamba.errors import InputError
+from dnamamba.finetuning import run as finetuning
+from dnamamba.formats.checkpoint import save_checkpoint
+from dnamamba.model.config import ModelConfig
+from dnamamba.model.language_model import MambaLM
+from dnamamba.runs.resume import with_stored_settings
+from dnamamba.settings.fields import Settings, setting
+from dnamamba.settings.parser import Parser
+
+TINY = ["--model.preset", "demo", "--model.n_layer", "1", "--model.d_model", "16", "--model.d_state", "4"]
+QUICK = [*TINY, "--length", "128", "--batch_tokens", "256", "--accelerator", "cpu", "--markov_order", "0"]
+
+
+@dataclass(kw_only=True)
+class GrownSettings(Settings):
+    """Has a limit since some version; before, there was none."""
+
+    limit: float = setting(100.0, absent=0.0)
+    """Of something."""
+
+
+def bases(count: int, seed: int = 0) -> str:
+    return "".join(np.random.default_rng(seed).choice(list("ACGT"), count))
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with genome.fa, its validation.bed, and the run after its first step."""
+    folder = tmp_path_factory.mktemp("begun")
+    (folder / "genome.fa").write_text(f">chr1\n{bases(20_000)}\n")
+    (folder / "validation.bed").write_text("chr1\t0\t2000\n")
+    files = ["--genome", folder / "genome.fa", "--validation", folder / "validation.bed", "--out", folder / "run"]
+    assert cli.run(pretrain.main, [*map(str, files), *QUICK, "--max_steps", "1", "--validation_tokens", "512"]) == 0
+    return folder
+
+
+@pytest.fixture
+def place(begun: Path, tmp_path: Path) -> Path:
+    """A copy whose config.yaml names the files of the copy."""
+    here = tmp_path / "place"
+    shutil.copytree(begun, here, symlinks=True)
+    config = here / "run" / "config.yaml"
+    config.write_text(config.read_text().replace(str(begun), str(here)))
+    return here
+
+
+def go_on(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """What a resumed run says at its beginning; it stops before the first step."""
+    capsys.readouterr()
+    code = cli.run(pretrain.main, ["--resume", "--dry_run", *map(str, arguments)])
+    told = capsys.readouterr()
+    assert code == (2 if told.err.startswith("error") else 0), told
+    return told.err
+
+
+def without_checkpoints(run: Path) -> None:
+    shutil.rmtree(run / "checkpoints")
+    (run / "checkpoints").mkdir()
+
+
+@pytest.mark.parametrize("stopped", ["after a checkpoint", "before the first checkpoint"])
+def test_files_may_move_and_be_named_in_any_way(place, tmp_path, monkeypatch, capsys, stopped):
+    if stopped == "before the first checkpoint":
+        without_checkpoints(place / "run")
+    run, genome, table = place / "run", place / "genome.fa", place / "validation.bed"
+    assert go_on(capsys, "--out", run) == ""
+    (place / "link.fa").symlink_to(genome)
+    assert go_on(capsys, "--out", run, "--genome", place / "link.fa") == ""
+    monkeypatch.chdir(place)
+    assert go_on(capsys, "--out", "run", "--genome", "genome.fa", "--validation", "validation.bed") == ""
+    monkeypatch.undo()
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for path in (run, genome, table):
+        path.rename(elsewhere / path.name)
+    moved = ["--out", elsewhere / "run", "--genome", elsewhere / "genome.fa"]
+    assert go_on(capsys, *moved, "--validation", elsewhere / "validation.bed") == ""
+
+
+def test_a_genome_that_is_gone_goes_on_from_its_store(place, capsys):
+    (place / "genome.fa").unlink()
+    store = place / "genome.fa.dnamamba"
+    told = go_on(capsys, "--out", place / "run")
+    assert told == f"{place / 'genome.fa'}: no such file; using its token store {store}\n"
+
+
+@pytest.mark.parametrize("stopped", ["after a checkpoint", "before the first checkpoint"])
+def test_other_bases_or_splits_are_refused(place, capsys, stopped):
+    run = place / "run"
+    if stopped == "before the first checkpoint":
+        without_checkpoints(run)
+    (place / "other.bed").write_text("chr1\t0\t3000\n")
+    for changed in (["--validation", place / "other.bed"], []):
+        if not changed:
+            (place / "genome.fa").write_text(f">chr1\n{bases(20_000, seed=1)}\n")
+        told = go_on(capsys, "--out", run, *changed)
+        assert "a resumed run keeps its data, but a genome file" in told and told.count("\n") == 1
+
+
+def test_without_any_fingerprint_the_names_of_files_decide(place, capsys):
+    """A run of an earlier version that was stopped before its first checkpoint."""
+    run = place / "run"
+    without_checkpoints(run)
+    (run / "data.json").unlink()
+    assert go_on(capsys, "--out", run) == ""
+    (place / "link.fa").symlink_to(place / "genome.fa")
+    told = go_on(capsys, "--out", run, "--genome", place / "link.fa")
+    assert "changed: --genome (was [" in told and told.count("\n") == 1
+
+
+def test_a_setting_younger_than_the_run_is_as_it_was(place, capsys):
+    config = place / "run" / "config.yaml"
+    stored = yaml.safe_load(config.read_text())
+    for name in ("weight_decay", "pack", "micro_tokens"):
+        del stored[name]
+    del stored["model"]["discretization"]
+    config.write_text(yaml.safe_dump(stored))
+    assert go_on(capsys, "--out", place / "run") == ""
+    told = go_on(capsys, "--out", place / "run", "--pack", "--weight_decay", 0.2, "--model.discretization", "zoh")
+    assert "--pack (was False, now True)" in told
+    assert "--weight_decay (was 0.1, now 0.2)" in told
+    assert "--model.discretization (was None, now 'zoh')" in told
+
+
+def test_a_setting_that_is_no_longer_there_is_named_with_its_version(place, capsys):
+    config = place / "run" / "config.yaml"
+    config.write_text(config.read_text() + "shuffle: true\n")
+    told = go_on(capsys, "--out", place / "run")
+    assert "config.yaml: unknown setting 'shuffle', written by dnamamba 0.1.0" in told and told.count("\n") == 1
+
+
+def test_a_setting_says_what_it_was_before_it_was_there(tmp_path):
+    (tmp_path / "config.yaml").write_text("{}\n")
+    parser = Parser("test", GrownSettings)
+    assert parser.parse([]).limit == 100
+    assert with_stored_settings(parser, tmp_path, []).limit == 0
+    assert with_stored_settings(parser, tmp_path, ["--limit", "5"]).limit == 5
+    with pytest.raises(InputError, match="no run to resume there"):
+        with_stored_settings(parser, tmp_path / "no", [])
+
+
+# Fine-tuning
+
+
+@pytest.fixture
+def tuned(tmp_path, monkeypatch):
+    """A fine-tuning stopped in its training: data/, lm/ (the pretrained model), run/."""
+    data = tmp_path / "data"
+    data.mkdir()
+    for number, (split, count) in enumerate((("train", 24), ("dev", 8), ("test", 8))):
+        rows = [f"{bases(40, 100 * number + n)},{'ab'[n % 2]}\n" for n in range(count)]
+        (data / f"{split}.csv").write_text("sequence,label\n" + "".join(rows))
+    torch.manual_seed(1)
+    model = MambaLM(ModelConfig(n_layer=1, d_model=16, d_state=4))
+    save_checkpoint(model, tmp_path / "lm", {"settings": {"length": 64}, "genomes": []})
+    with monkeypatch.context() as patched:
+        patched.setattr(finetuning, "_train", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
+        files = ["--data", str(data), "--checkpoint", str(tmp_path / "lm"), "--out", str(tmp_path / "run")]
+        assert cli.run(finetune.main, [*files, "--accelerator", "cpu", "--kmer", "0"]) == cli.INTERRUPTED
+    return tmp_path
+
+
+def tune_on(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    capsys.readouterr()
+    code = cli.run(finetune.main, ["--resume", "--dry_run", *map(str, arguments)])
+    told = capsys.readouterr().err
+    assert code == (2 if told else 0), told
+    return told
+
+
+def test_a_fine_tuning_goes_on_wherever_its_files_lie(tuned, monkeypatch, capsys):
+    assert tune_on(capsys, "--out", tuned / "run") == ""
+    (tuned / "link").symlink_to(tuned / "lm")
+    (tuned / "table").symlink_to(tuned / "data")
+    assert tune_on(capsys, "--out", tuned / "run", "--checkpoint", tuned / "link", "--data", tuned / "table") == ""
+    monkeypatch.chdir(tuned)
+    assert tune_on(capsys, "--out", "run", "--checkpoint", "lm", "--data", "data") == ""
+    elsewhere = tuned / "elsewhere"
+    elsewhere.mkdir()
+    for name in ("run", "lm", "data"):
+        (tuned / name).rename(elsewhere / name)
+    moved = ["--out", elsewhere / "run", "--checkpoint", elsewhere / "lm"]
+    assert tune_on(capsys, *moved, "--data", elsewhere / "data") == ""
+
+
+def test_a_fine_tuning_refuses_other_data_and_other_weights(tuned, capsys):
+    other = tuned / "other"
+    torch.manual_seed(2)
+    save_checkpoint(MambaLM(ModelConfig(n_layer=1, d_model=16, d_state=4)), other, {"settings": {}, "genomes": []})
+    told = tune_on(capsys, "--out", tuned / "run", "--checkpoint", other)
+    assert "other data than the run began with (pretrained_weights)" in told and told.count("\n") == 1
+    table = tuned / "data" / "train.csv"
+    table.write_text(table.read_text() + "ACGTACGTACGT,a\n")
+    told = tune_on(capsys, "--out", tuned / "run")
+    assert "other data than the run began with (splits)" in told and told.count("\n") == 1
+
+
+def test_weights_without_a_fingerprint_are_known_by_their_name(tuned, capsys):
+    recorded = json.loads((tuned / "run" / "data.json").read_text())
+    (tuned / "run" / "data.json").write_text(json.dumps({**recorded, "pretrained_weights": None}))
+    (tuned / "link").symlink_to(tuned / "lm")
+    assert "changed: --checkpoint (was " in tune_on(capsys, "--out", tuned / "run", "--checkpoint", tuned / "link")
+
+
+def test_genomes_of_species_may_move(tmp_path, monkeypatch, capsys):
+    for number, name in enumerate(("one", "two")):
+        (tmp_path / f"{name}.fa").write_text(f">chr1\n{bases(20_000, number)}\n")
+    (tmp_path / "two.tsv").write_text("name\tfasta\none\tone.fa\ntwo\ttwo.fa\n")
+    flags = ["--task", "species", "--species", str(tmp_path / "two.tsv"), "--checkpoint", "none", *TINY]
+    flags += ["--accelerator", "cpu", "--kmer", "0", "--length", "64", "--out", str(tmp_path / "run")]
+    with monkeypatch.context() as patched:
+        patched.setattr(finetuning, "_train", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert cli.run(finetune.main, flags) == cli.INTERRUPTED
+    new = tmp_path / "new"
+    new.mkdir()
+    for name in ("one.fa", "two.fa", "two.tsv"):
+        (tmp_path / name).rename(new / name)
+    assert tune_on(capsys, "--out", tmp_path / "run", "--species", new / "two.tsv") == ""
+    (new / "one.fa").write_text(f">chr1\n{bases(20_000, 9)}\n")
+    told = tune_on(capsys, "--out", tmp_path / "run", "--species", new / "two.tsv")
+    assert "other data than the run began with (species)" in told
