@@ -181,8 +181,8 @@ def _load(
     try:
         with torch.device("meta"):  # shapes only: no time and no random numbers spent on weights to be replaced
             model = make()
-    except (RuntimeError, OverflowError) as error:
-        raise InputError(f"{folder / CONFIG}: sizes that no tensor can have ({error})") from error
+    except (RuntimeError, TypeError) as error:  # torch's, of numbers beyond 64 bits
+        raise InputError(f"{folder / CONFIG}: sizes that no tensor can have ({str(error).splitlines()[0]})") from error
     _check_tensors(path, tensors, model)
     for name in (CONFIG, CLASSIFIER):
         _check_digest(folder, name, provenance)
