@@ -64,6 +64,8 @@ class Needy(Settings):
 
     folder: Path = setting(positional=True)
     """where"""
+    out: Path
+    """where to"""
     genome: list[Path]
     """files"""
     json: bool = False
@@ -177,12 +179,12 @@ def test_values_are_what_the_types_say(parser):
 
 def test_what_has_to_be_given():
     parser = Parser("test", Needy)
-    parsed = parser.parse(["--json", "x", "--genome", "a.fa"])
-    assert (parsed.folder, parsed.json) == (Path("x"), True)
-    with pytest.raises(InputError, match="required: --genome"):
+    parsed = parser.parse(["--json", "x", "--out", "y"])
+    assert (parsed.folder, parsed.json, parsed.genome) == (Path("x"), True, [])
+    with pytest.raises(InputError, match="required: --out"):
         parser.parse(["x"])
     with pytest.raises(InputError, match="required: FOLDER"):
-        parser.parse(["--genome", "a.fa"])
+        parser.parse(["--out", "y"])
 
 
 def test_help_tells_texts_and_defaults_without_types(parser, capsys):
