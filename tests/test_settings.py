@@ -1,13 +1,13 @@
 """Settings and their command line: types, bounds, groups, YAML below flags, and every kind of bad input in one line."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
 from typing import Literal
 
 import pytest
 
 from dnamamba.errors import InputError
-from dnamamba.settings.fields import Settings, attribute_docstrings, setting
+from dnamamba.settings.fields import Settings, attribute_docstrings, named_fields, setting
 from dnamamba.settings.parser import Parser
 
 
@@ -204,6 +204,14 @@ def test_attribute_docstrings_become_help_a_class_own_over_its_bases():
         "rate": "Peak rate, unitless.",
         "model": "The group.",
     }
+
+
+def test_fields_that_are_made_have_their_help_in_their_metadata():
+    made = make_dataclass("Made", [("d_state", int | None, field(default=None, metadata={"help": "States."}))])
+    outer = make_dataclass("Outer", [("model", made, setting(factory=made, on_resume=("d_state",)))], bases=(Settings,))
+    assert named_fields(outer)["model.d_state"].help == "States."
+    assert named_fields(outer)["model.d_state"].on_resume == "free"
+    assert Parser("test", outer).parse(["--model.d_state", "4"]).model.d_state == 4
 
 
 def test_the_markov_order_is_that_of_the_tables():
