@@ -1,13 +1,13 @@
 """Settings and their command line: types, bounds, groups, YAML below flags, and every kind of bad input in one line."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
 from typing import Literal
 
 import pytest
 
 from dnamamba.errors import InputError
-from dnamamba.settings.fields import Settings, attribute_docstrings, setting
+from dnamamba.settings.fields import Settings, attribute_docstrings, named_fields, setting
 from dnamamba.settings.parser import Parser
 
 
@@ -64,6 +64,8 @@ class Needy(Settings):
 
     folder: Path = setting(positional=True)
     """where"""
+    out: Path
+    """where to"""
     genome: list[Path]
     """files"""
     json: bool = False
@@ -177,12 +179,12 @@ def test_values_are_what_the_types_say(parser):
 
 def test_what_has_to_be_given():
     parser = Parser("test", Needy)
-    parsed = parser.parse(["--json", "x", "--genome", "a.fa"])
-    assert (parsed.folder, parsed.json) == (Path("x"), True)
-    with pytest.raises(InputError, match="required: --genome"):
+    parsed = parser.parse(["--json", "x", "--out", "y"])
+    assert (parsed.folder, parsed.json, parsed.genome) == (Path("x"), True, [])
+    with pytest.raises(InputError, match="required: --out"):
         parser.parse(["x"])
     with pytest.raises(InputError, match="required: FOLDER"):
-        parser.parse(["--genome", "a.fa"])
+        parser.parse(["--out", "y"])
 
 
 def test_help_tells_texts_and_defaults_without_types(parser, capsys):
@@ -202,6 +204,14 @@ def test_attribute_docstrings_become_help_a_class_own_over_its_bases():
         "rate": "Peak rate, unitless.",
         "model": "The group.",
     }
+
+
+def test_fields_that_are_made_have_their_help_in_their_metadata():
+    made = make_dataclass("Made", [("d_state", int | None, field(default=None, metadata={"help": "States."}))])
+    outer = make_dataclass("Outer", [("model", made, setting(factory=made, on_resume=("d_state",)))], bases=(Settings,))
+    assert named_fields(outer)["model.d_state"].help == "States."
+    assert named_fields(outer)["model.d_state"].on_resume == "free"
+    assert Parser("test", outer).parse(["--model.d_state", "4"]).model.d_state == 4
 
 
 def test_the_markov_order_is_that_of_the_tables():

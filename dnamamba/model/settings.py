@@ -11,19 +11,15 @@ Settings = TypeVar("Settings", bound=type)
 
 
 def _with_changes_to(config: type) -> Any:
-    """Class decorator: every field of the dataclass `config` becomes one here, None, which leaves it as it is.
-
-    Their docstrings stand in the source of `config`: `field_docstrings` hands them on to the command line.
-    """
+    """Class decorator: every field of the dataclass `config` becomes one here, None, which leaves it as it is. Its
+    docstring becomes the flag's help."""
 
     def decorate(settings: Settings) -> Settings:
+        texts = attribute_docstrings(config)
         for each in dataclasses.fields(config):
             settings.__annotations__[each.name] = Optional[each.type]  # noqa: UP045  # a type only at run time
-            setattr(settings, each.name, None)
-        texts = attribute_docstrings(config)
-        settings.field_docstrings = {  # type: ignore[attr-defined]
-            name: f"{text} Default: the preset's." for name, text in texts.items()
-        }
+            text = f"{texts[each.name]} Default: the preset's."
+            setattr(settings, each.name, dataclasses.field(default=None, metadata={"help": text}))
         return settings
 
     return decorate

@@ -112,7 +112,7 @@ def named_fields(settings: type) -> dict[str, Named]:
             default if absent is MISSING else absent,
             known.get("on_resume", "same"),
             known.get("positional", False),
-            texts.get(each.name, ""),
+            known.get("help", texts.get(each.name, "")),  # metadata: of fields that are made, not written
         )
     return found
 
@@ -122,12 +122,13 @@ def _default(each: Field[Any]) -> Any:
 
 
 def attribute_docstrings(settings: type) -> dict[str, str]:
-    """Field name → the string below it in the class body, on one line; a class's own wins over those of its bases. A
-    class whose fields are made from another's has their texts as the attribute `field_docstrings`."""
+    """Field name → the string below it in the class body, on one line; a class's own wins over those of its bases."""
     found: dict[str, str] = {}
     for cls in reversed(settings.__mro__[:-1]):
-        found |= vars(cls).get("field_docstrings", {})
-        body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
+        try:
+            body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
+        except (OSError, TypeError):  # a class that was made, not written
+            continue
         assert isinstance(body, ast.ClassDef)
         for assigned, text in itertools.pairwise(body.body):
             if (

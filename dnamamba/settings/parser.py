@@ -69,7 +69,9 @@ class Parser(argparse.ArgumentParser, Generic[T]):
             self._refuse_unknown(unknown[0])
         given = vars(namespace)
         files = [(path, _read(path)) for path in map(Path, given.pop("config", ()))]
-        values: dict[str, Any] = {}
+        # A list that has to be given is empty without its flag: the job says best which files it wants.
+        needed = {name: known for name, known in self.names.items() if known.default is MISSING}
+        values: dict[str, Any] = {name: [] for name, known in needed.items() if _item(known.hint) is not None}
         for path, mapping in [stored, *files] if stored else files:
             for name, value in flat(mapping, self.names).items():
                 if name not in self.names:
@@ -77,7 +79,7 @@ class Parser(argparse.ArgumentParser, Generic[T]):
                 values[name] = _converted(f"{path}: {name}", self.names[name].hint, value)
         for name, value in given.items():
             values[name] = _converted(f"--{name}", self.names[name].hint, value)
-        if missing := [f"--{n}" for n, known in self.names.items() if known.default is MISSING and n not in values]:
+        if missing := [f"--{name}" for name in needed if name not in values]:
             raise InputError(f"the following flags are required: {', '.join(missing)}")
         return _made(self.settings, values, "")
 
