@@ -63,7 +63,7 @@ def predict(settings: PredictSettings) -> None:
 
 
 def predict_values(model: MambaClassifier, asked: Asked, compute: Compute) -> np.ndarray:
-    """(queries, outputs) fp32: probabilities, or the values of a regression."""
+    """(sequences, outputs) fp32: probabilities, or the values of a regression."""
     with torch.no_grad():
         return model.predictions(predict_logits(model, asked, compute)).cpu().numpy()
 
@@ -76,9 +76,10 @@ def column_names(head: HeadConfig) -> list[str]:
 
 
 def add_rows(columns: Columns, asked: Asked, values: np.ndarray, head: HeadConfig) -> None:
-    """Appends one row a query."""
-    for query, row in zip(asked.queries, values, strict=True):
-        cells: list[Any] = [query.name, query.start, query.end, query.strand, float((query.tokens >= BASES).mean())]
+    """Appends one row a sequence."""
+    for sequence, row in zip(asked.sequences, values, strict=True):
+        n_share = float((sequence.tokens() >= BASES).mean())
+        cells: list[Any] = [sequence.contig, sequence.start, sequence.end, sequence.strand, n_share]
         if head.kind == "multiclass":
             cells.append(head.names[int(row.argmax())])
         elif head.kind == "multilabel":

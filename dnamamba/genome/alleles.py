@@ -69,22 +69,12 @@ class Checked(NamedTuple):
     """How the genome calls each of the VCF's contigs; None where it has none"""
 
 
-def contig_in(store: TokenStore, name: str) -> str | None:
-    """The genome's name of a contig: the same, with or without `chr`, the mitochondrion's, or `ID|…`; None if none."""
-    other = name[3:] if name.startswith("chr") else f"chr{name}"
-    for likely in (name, other, {"chrM": "MT", "MT": "chrM", "M": "MT", "chrMT": "chrM"}.get(name, "")):
-        if likely in store:
-            return likely
-    by_id = [contig.name for contig in store.contigs if contig.name.partition("|")[0] == name]
-    return by_id[0] if len(by_id) == 1 else None
-
-
 def check(records: Records, store: TokenStore, longest: int) -> Checked:
     """Every alternate allele, trimmed of what it shares with REF (first at the end, then at the start), or its reason.
 
     `longest`: bases of an allele that is still scored.
     """
-    contigs = tuple(contig_in(store, name) for name in records.contigs)
+    contigs = tuple(store.names.find(name) for name in records.contigs)
     number = {contig.name: index for index, contig in enumerate(store.contigs)}
     in_store = np.array([-1 if name is None else number[name] for name in contigs], np.int32)
     contig = in_store[records.contig] if len(records) else np.empty(0, np.int32)
@@ -148,7 +138,7 @@ def refuse_mismatches(
     if len(records) and not any(checked.contigs):
         wanted = ", ".join(records.contigs[:3])
         raise InputError(
-            f"{name}: its contigs ({wanted}) are none of the genome's{store.suggestion(records.contigs[0])}; "
+            f"{name}: its contigs ({wanted}) are none of the genome's{store.names.suggestion()}; "
             "give the genome that the VCF was made with"
         )
     if checked.compared and len(checked.mismatches) > limit * checked.compared:

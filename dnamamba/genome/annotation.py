@@ -1,7 +1,7 @@
 """Which bases are exons: GFF3 and GTF files, plain or gzipped, read for their `exon` and `CDS` features.
 
 The files count bases from 1 and include the last one; inside, intervals are 0-based and half-open as everywhere.
-Contigs that the file calls `1` and the genome `chr1`, or the other way round, are the same.
+Contigs are matched by `contig_names`, so that `1` and MT are found in a genome that says chr1 and chrM.
 """
 
 import gzip
@@ -75,7 +75,7 @@ def read_annotation(path: Path, store: TokenStore) -> Annotation:
         contig, _, kind, first, last, rest = line.split(b"\t", 5)
         features += kind in FEATURES
         if contig not in names:
-            names[contig] = contig_name(contig.decode("utf-8", "backslashreplace"), store)
+            names[contig] = store.names.find(contig.decode("utf-8", "backslashreplace"))
         name = names[contig]
         if name is None:
             shown = contig.decode("utf-8", "backslashreplace")
@@ -106,15 +106,9 @@ def read_annotation(path: Path, store: TokenStore) -> Annotation:
     if not features:
         raise InputError(f"{path}: no exon or CDS in it; expected an annotation of genes as GFF3 or GTF")
     if not contigs:
-        raise InputError(f"{path}: no line is on a contig of the genome{store.suggestion(next(iter(unknown)))}")
+        raise InputError(f"{path}: no line is on a contig of the genome{store.names.suggestion()}")
     exons = {name: merge(np.frombuffer(flat, np.int64).reshape(-1, 2)) for name, flat in pairs.items()}
     return Annotation(exons, frozenset(contigs), unknown)
-
-
-def contig_name(name: str, store: TokenStore) -> str | None:
-    """The genome's name of a contig: as it stands, or with `chr` put before it or taken away; None if there is none."""
-    other = name.removeprefix("chr") if name.startswith("chr") else f"chr{name}"
-    return next((candidate for candidate in (name, other) if candidate in store), None)
 
 
 def feature_rows(path: Path) -> Iterator[tuple[int, bytes]]:

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from dnamamba.errors import InputError
+from dnamamba.genome.contig_names import ContigNames
 from dnamamba.genome.reader import HashingFile, SourceFile, read_genome
 from dnamamba.genome.store_format import (
     BLOCK_BYTES,
@@ -69,6 +70,8 @@ class TokenStore:
         """(k, 2) int64: the stretches of N of all contigs, [start, end) among `tokens`, ascending."""
         self._n_cumulative = np.concatenate(([0], np.cumsum(self.all_n_runs[:, 1] - self.all_n_runs[:, 0])))
         self._by_name = {contig.name: contig for contig in self.contigs}
+        self.names = ContigNames(self._by_name)
+        """Which contig is meant by a name of another style."""
         self._tokens: np.ndarray | None = None
         self._process = -1
         self._check_file()
@@ -90,23 +93,14 @@ class TokenStore:
         return self._tokens
 
     def contig(self, name: str) -> Contig:
-        """The contig of that name; `InputError` naming a likely one if there is none."""
+        """The contig of exactly that name; `InputError` if there is none. Names in files go through `names.find`."""
         try:
             return self._by_name[name]
         except KeyError:
-            raise InputError(f"{self.path}: no contig {name!r}{self.suggestion(name)}") from None
+            raise InputError(f"{self.path}: no contig {name!r}{self.names.suggestion()}") from None
 
     def __contains__(self, name: object) -> bool:
         return name in self._by_name
-
-    def suggestion(self, name: str) -> str:
-        """What to say after "no contig NAME": the same name in the other style, else how the contigs are called."""
-        other = name[3:] if name.startswith("chr") else f"chr{name}"
-        for likely in (other, {"chrM": "MT", "MT": "chrM", "M": "MT"}.get(name, "")):
-            if likely in self._by_name:
-                return f"; this genome calls it {likely!r}"
-        names = ", ".join(contig.name for contig in self.contigs[:4])
-        return f"; the contigs are {names}{', …' if len(self.contigs) > 4 else ''}"
 
     def read(self, contig: str, start: int, end: int) -> np.ndarray:
         """(end − start,) uint8 view of a contig's tokens, 0-based half-open; `InputError` outside of the contig."""
@@ -114,6 +108,15 @@ class TokenStore:
         if not 0 <= start <= end <= record.length:
             raise InputError(f"{contig}:{start}-{end} lies outside of the contig, which has {record.length} bases")
         return self.tokens[record.offset + start : record.offset + end]
+
+    def read_sparse(self, contig: str, spans: np.ndarray) -> np.ndarray:
+        """(length,) uint8 view of a contig: all of it, whatever the `spans`."""
+        return self.read(contig, 0, self.contig(contig).length)
+
+    def tokens_at(self, contig: np.ndarray, position: np.ndarray) -> np.ndarray:
+        """(k,) uint8 tokens of single bases: `contig` (k,) indices into `contigs`, `position` (k,) int64 in them."""
+        offsets = np.array([record.offset for record in self.contigs], np.int64)
+        return self.tokens[offsets[contig] + position]
 
     def n_runs(self, contig: str) -> np.ndarray:
         """(k, 2) int64: the contig's maximal stretches of N, 0-based half-open, ascending."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dnamamba.alphabet import BASES, PAD
-from dnamamba.genome.stretches import Stretch
+from dnamamba.genome.sequences import NamedSequence
 from dnamamba.inference.load import Inference
 
 Pool = Literal["mean", "last", "position"]
@@ -22,7 +22,7 @@ Progress = Callable[[int], None]
 @torch.inference_mode()
 def embed_stretches(
     inference: Inference,
-    stretches: Sequence[Stretch],
+    stretches: Sequence[NamedSequence],
     pool: Pool,
     out: np.ndarray,
     *,
@@ -59,14 +59,14 @@ def embed_stretches(
                 out[batch] = out[batch] + pooled if other else pooled
 
 
-def position_offsets(stretches: Sequence[Stretch]) -> np.ndarray:
+def position_offsets(stretches: Sequence[NamedSequence]) -> np.ndarray:
     """(stretches + 1,) int64: where each begins among all positions."""
     return np.concatenate(([0], np.cumsum([len(stretch) for stretch in stretches], dtype=np.int64)))
 
 
 def _pooled(
     inference: Inference,
-    members: Sequence[Stretch],
+    members: Sequence[NamedSequence],
     other: bool,
     pool: Pool,
     batch_tokens: int,
@@ -93,7 +93,7 @@ def _pooled(
 
 
 def _states(
-    inference: Inference, members: Sequence[Stretch], other: bool, batch_tokens: int, progress: Progress | None
+    inference: Inference, members: Sequence[NamedSequence], other: bool, batch_tokens: int, progress: Progress | None
 ) -> Iterator[tuple[int, int, np.ndarray]]:
     """(row, first position in it, hidden states (positions, d_model) fp32 on the host)"""
     for begin, tokens, hidden in _chunks(inference, members, other, batch_tokens, progress):
@@ -105,7 +105,7 @@ def _states(
 
 
 def _chunks(
-    inference: Inference, members: Sequence[Stretch], other: bool, batch_tokens: int, progress: Progress | None
+    inference: Inference, members: Sequence[NamedSequence], other: bool, batch_tokens: int, progress: Progress | None
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
     """(first position, tokens (rows, size), hidden states (rows, size, d_model)) of the batch, PAD behind each row."""
     longest = len(members[0])
@@ -125,7 +125,7 @@ def _chunks(
             progress(sum(min(max(len(stretch) - begin, 0), chunk) for stretch in members))
 
 
-def _batches(stretches: Sequence[Stretch], batch_tokens: int) -> Iterator[np.ndarray]:
+def _batches(stretches: Sequence[NamedSequence], batch_tokens: int) -> Iterator[np.ndarray]:
     """Indices of stretches of like length, the longest first."""
     lengths = np.array([len(stretch) for stretch in stretches])
     order = np.argsort(-lengths, kind="stable")

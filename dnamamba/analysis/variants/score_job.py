@@ -15,6 +15,7 @@ from dnamamba.analysis.variants.tiles import Tiling
 from dnamamba.errors import InputError
 from dnamamba.genome import vcf
 from dnamamba.genome.alleles import REASONS, Checked, check, refuse_mismatches
+from dnamamba.genome.contig_names import some
 from dnamamba.genome.store import TokenStore, open_genome
 from dnamamba.inference.load import Inference, load_for_inference
 from dnamamba.outputs import refuse_existing, table_format
@@ -120,8 +121,8 @@ def _header(
             f"{len(records):,} records, {len(checked.alleles):,} alternate alleles, "
             f"{int((checked.alleles.reason == 0).sum()):,} to score",
         ),
-        ("contigs", _some(renamed)),
-        ("no contig", _some(missing)),
+        ("contigs", some(renamed)),
+        ("no contig", some(missing)),
         ("REF", f"{len(checked.mismatches):,} of {checked.compared:,} records differ from the genome"),
         (
             "tiles",
@@ -132,10 +133,6 @@ def _header(
     if trained is not None and tiling.context > trained:
         lines.append(("note", f"--context is longer than the {trained:,} bases that the model was trained at"))
     return [line for line in lines if line[1]]
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _summary(out: Path, columns: Columns, scores: Scores, seconds: float) -> list[tuple[str, str]]:
