@@ -48,7 +48,7 @@ SPELLINGS = [
         *SPELLINGS,
         ("1:5-6", Interval("chr1", 4, 6)),
         ("{1}:5-6", Interval("chr1", 4, 6)),
-        ("MT", Interval("chrM", 0, 30)),
+        ("MT", Interval("chrM", 0, 16)),
     ],
 )
 def test_spellings(store, text, expected):

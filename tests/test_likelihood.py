@@ -351,7 +351,7 @@ def bad(folder, checkpoint):
         "empty.bed": "# nothing\n",
         "far.bed": "chr2\t1\t9999\n",
         "turned.bed": "chr2\t9\t3\n",
-        "other.bed": "3\t1\t3\n",
+        "other.bed": "77\t1\t3\n",
     }
     for name, text in files.items():
         (folder / name).write_text(text)
@@ -379,14 +379,14 @@ def bad(folder, checkpoint):
         ("--batch_tokens 0", "--batch_tokens: 0 is not possible"),
         ("--region chr2:0-10", "--region: chr2:0-10: bases are counted from 1"),
         ("--region chr2:1-510", "--region: chr2:1-510 reaches beyond the contig, which has 509 bases"),
-        ("--region 3:1-5", "no contig '3'; the contigs are chr"),
+        ("--region 77:1-5", "no contig '77'; the contigs are chr"),
         ("--region chr2:1-2", "nothing to compute: the chosen regions have no base but N and contigs' ends"),
         ("--region chr10:1-1", "nothing to compute"),
         ("--region chr2:1-5 --regions DIR/empty.bed", "--region and --regions both say where"),
         ("--regions DIR/empty.bed", "DIR/empty.bed: no intervals"),
         ("--regions DIR/far.bed", "DIR/far.bed, line 1: chr2:1-9999 ends beyond the contig"),
         ("--regions DIR/turned.bed", "DIR/turned.bed, line 1: chr2:9-3 must have start < end"),
-        ("--regions DIR/other.bed", "DIR/other.bed, line 1: the genome has no contig '3'; the contigs are chr"),
+        ("--regions DIR/other.bed", "DIR/other.bed, line 1: the genome has no contig '77'; the contigs are chr"),
         ("--regions DIR/binary.bed", "DIR/binary.bed: binary data, expected BED"),
         ("--regions DIR/absent.bed", "DIR/absent.bed: no such file; expected BED"),
         ("--contigs chrX", "no contig of DIR/genome.fa.dnamamba matches 'chrX'"),

@@ -13,7 +13,9 @@ from dnamamba.finetuning.predictions import Compute, predict_logits
 from dnamamba.finetuning.queries import Asked, in_blocks, read_queries
 from dnamamba.finetuning.settings import PredictSettings
 from dnamamba.formats.checkpoint import load_classifier
-from dnamamba.genome.store import TokenStore, open_genome
+from dnamamba.genome.indexed import described
+from dnamamba.genome.sequences import open_for_sequences
+from dnamamba.genome.view import GenomeView
 from dnamamba.inference.device import MICRO_TOKENS_CPU, MICRO_TOKENS_GPU, uses_gpu
 from dnamamba.model.classifier import HeadConfig, MambaClassifier
 from dnamamba.model.kernels import describe_kernels
@@ -41,6 +43,8 @@ def predict(settings: PredictSettings) -> None:
     outputs = f"{', '.join(head.names[:12])}{', …' if len(head.names) > 12 else ''}"
     print(f"checkpoint  {settings.checkpoint}: task {provenance.get('task')}, {head.kind}: {outputs}")
     print(f"   kernels  {describe_kernels(compute.device)}")
+    if genome is not None:
+        print(f"    genome  {', '.join(map(str, settings.genome or []))}: {described(genome)}")
 
     columns: Columns = {name: [] for name in column_names(head)}
     longest = bases = 0
@@ -114,8 +118,8 @@ def _compute(settings: PredictSettings) -> Compute:
     return Compute(torch.device("cuda" if on_gpu else "cpu"), precision, micro)
 
 
-def _genome(settings: PredictSettings) -> TokenStore | None:
+def _genome(settings: PredictSettings) -> GenomeView | None:
     if settings.genome is None:
         return None
     with job_bar("reading the genome", "B") as progress:
-        return open_genome(settings.genome, progress=progress)
+        return open_for_sequences(settings.input or [], settings.genome, None, progress)

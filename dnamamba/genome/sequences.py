@@ -1,6 +1,6 @@
 """Named sequences for a model to read: records of FASTA and GenBank, rows of tables, BED intervals of a genome."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -9,6 +9,7 @@ import numpy as np
 from dnamamba.alphabet import TOKEN_BITS, UNK, encode, reverse_complement
 from dnamamba.errors import InputError
 from dnamamba.genome.bed import read_bed
+from dnamamba.genome.indexed import Progress, open_for
 from dnamamba.genome.reader import SequenceBlock, read_genome
 from dnamamba.genome.view import GenomeView
 from dnamamba.tables import TABLES, column_index, suffix, table_rows
@@ -71,6 +72,18 @@ def read_sequences(
         yield sequence
     if sequence is None:
         raise InputError(f"{path}: no {'intervals' if kind == '.bed' else 'sequences'}")
+
+
+def open_for_sequences(
+    paths: Sequence[Path], genome: Sequence[Path], store: Path | None, progress: Progress | None = None
+) -> GenomeView:
+    """The genome of the BED files among `paths`. Raises `InputError` as `open_for` and `read_bed`."""
+    beds = [path for path in paths if suffix(path) == ".bed"]
+
+    def bases(opened: GenomeView) -> int:
+        return sum(row.interval.length for path in beds for row in read_bed(path, opened))
+
+    return open_for(genome, store, bases, progress)
 
 
 def fasta_records(path: Path) -> Iterator[tuple[SequenceBlock, np.ndarray]]:

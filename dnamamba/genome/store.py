@@ -189,6 +189,15 @@ def open_genome(
     return opened
 
 
+def current_store(files: Sequence[Path], store: Path | None = None) -> TokenStore | None:
+    """The token store that `open_genome` would open, None where it would have to build one or to complain."""
+    paths = [Path(path) for path in files]
+    if paths and all(path.is_file() for path in paths):
+        places = [store] if store is not None else [_store_name(paths), cache_name(paths)]
+        return next((opened for place in places if (opened := _open_current(place, paths)) is not None), None)
+    return open_genome(paths, store) if len(paths) == 1 and (paths[0] / INDEX_FILE).exists() else None
+
+
 def _open_or_build(files: list[Path], explicit: Path | None, progress: Progress | None) -> TokenStore:
     for path in files:
         if not path.exists():
@@ -197,11 +206,11 @@ def _open_or_build(files: list[Path], explicit: Path | None, progress: Progress 
             raise InputError(f"{path}: no such file; give a FASTA (plain, gzip, bgzip) or GenBank file{kept}")
         if path.is_dir():
             raise InputError(f"{path}: a folder that is no token store; give a FASTA or GenBank file")
-    places = [explicit] if explicit is not None else [_store_name(files), _cache_name(files)]
+    places = [explicit] if explicit is not None else [_store_name(files), cache_name(files)]
     for place in places:
         if (opened := _open_current(place, files)) is not None:
             return opened
-    place = next((place for place in places if _is_writable(place.parent)), places[0])
+    place = next((place for place in places if is_writable(place.parent)), places[0])
     return _build(place, files, explicit is not None, progress)
 
 
@@ -214,14 +223,14 @@ def _store_name(files: list[Path]) -> Path:
     return files[0].with_name(f"{files[0].name}.and-{len(files) - 1}-more-{key}.dnamamba")
 
 
-def _cache_name(files: list[Path]) -> Path:
+def cache_name(files: list[Path]) -> Path:
     from platformdirs import user_cache_path
 
     key = hashlib.sha256("\0".join(str(path.resolve()) for path in files).encode()).hexdigest()[:16]
     return user_cache_path("dnamamba") / "genomes" / f"{files[0].name}-{key}.dnamamba"
 
 
-def _is_writable(folder: Path) -> bool:
+def is_writable(folder: Path) -> bool:
     """Whether a folder can be written or created. One without any write permission counts as read-only for root too."""
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent

@@ -16,8 +16,9 @@ from dnamamba.analysis.embedding.compute import Pool, embed_stretches, position_
 from dnamamba.analysis.embedding.settings import EmbedSettings
 from dnamamba.analysis.variants.score_job import BATCH_TOKENS
 from dnamamba.errors import InputError
-from dnamamba.genome.sequences import NamedSequence, read_sequences
-from dnamamba.genome.store import open_genome
+from dnamamba.genome.indexed import described
+from dnamamba.genome.sequences import NamedSequence, open_for_sequences, read_sequences
+from dnamamba.genome.view import GenomeView
 from dnamamba.inference.load import Inference, load_for_inference
 from dnamamba.outputs import refuse_existing, refuse_missing_library, whole_file
 from dnamamba.runs.progress import by_count, job_bar, si
@@ -36,10 +37,10 @@ def embed(settings: EmbedSettings) -> None:
     store = None
     if settings.genome:
         with job_bar("reading the genome", "B") as progress:
-            store = open_genome(settings.genome, settings.store, progress=progress)
+            store = open_for_sequences(settings.input, settings.genome, settings.store, progress)
     stretches = [sequence for path in settings.input for sequence in read_sequences(path, store)]
     inference = load_for_inference(settings.checkpoint, settings.accelerator, settings.precision)
-    for label, text in _header(settings, inference, stretches):
+    for label, text in _header(settings, inference, store, stretches):
         print(f"{label:>10}  {text}", flush=True)
 
     width = inference.model.config.d_model
@@ -161,7 +162,9 @@ def _check_settings(settings: EmbedSettings) -> None:
     refuse_existing([settings.out], settings.overwrite)
 
 
-def _header(settings: EmbedSettings, inference: Inference, stretches: Sequence[NamedSequence]) -> list[tuple[str, str]]:
+def _header(
+    settings: EmbedSettings, inference: Inference, store: GenomeView | None, stretches: Sequence[NamedSequence]
+) -> list[tuple[str, str]]:
     lengths = [len(stretch) for stretch in stretches]
     strands = "mean of both strands" if settings.both_strands else "the strand that is given"
     lines = [
@@ -173,6 +176,11 @@ def _header(settings: EmbedSettings, inference: Inference, stretches: Sequence[N
         ),
         ("pool", f"{settings.pool}, {strands}"),
     ]
+    if store is not None:
+        files = ", ".join(map(str, settings.genome or []))
+        lines.insert(-2, ("genome", f"{files}: {len(store.contigs)} contigs, {si(store.bases)}b, {described(store)}"))
+        if told := store.names.told():
+            lines.insert(-2, ("contigs", told))
     trained = inference.trained_length
     if trained is not None and max(lengths) > trained:
         lines.append(("note", f"some sequences are longer than the {trained:,} bases that the model was trained at"))
