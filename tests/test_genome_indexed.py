@@ -158,8 +158,9 @@ def test_every_job_gives_the_same_files_by_index_and_by_store(tmp_path, capsys, 
     records = {f"chr{n}": "".join(random.choice(list("ACGTacgtN"), 700, p=[0.12] * 8 + [0.04])) for n in (1, 2)}
     fasta = write(tmp_path / "g.fa", records)
     model = tiny_model(embedding=12, out_proj=24)
-    save_checkpoint(model, tmp_path / "model", {"settings": {"length": 64}})
-    if verb == "predict":
+    if verb != "predict":
+        save_checkpoint(model, tmp_path / "model", {"settings": {"length": 64}})
+    else:
         head = HeadConfig("multiclass", ("no", "yes"), "mean", "mean")
         save_classifier(MambaClassifier(model.config, head), tmp_path / "model", {"task": "sequences"})
     bed = tmp_path / "in.bed"

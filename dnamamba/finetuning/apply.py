@@ -57,6 +57,8 @@ def predict(settings: PredictSettings) -> None:
             add_rows(columns, asked, values, head)
             longest, bases = max(longest, int(asked.lengths.max())), bases + int(asked.lengths.sum())
             print(f"   progress {len(columns['name']):,} sequences, {si(bases)}bases", flush=True)
+    if genome is not None and (told := genome.names.told()):
+        print(f"   contigs  {told}")
     if not columns["name"]:
         raise InputError(f"{', '.join(map(str, settings.input))}: no sequences")
     trained = provenance.get("length")
