@@ -81,8 +81,7 @@ def read_genes(path: Path, store: TokenStore, within: Interval | None = None) ->
     names: dict[bytes, str | None] = {}
     parts: dict[tuple[str, str, bool], dict[bytes, list[tuple[int, int]]]] = {}
     called: dict[tuple[str, str, bool], str] = {}
-    for number, line in feature_rows(path):
-        contig, _, kind, first, last, _, strand, _, attributes = line.rstrip(b"\r\n").split(b"\t")[:9]
+    for number, (contig, _, kind, first, last, _, strand, _, attributes) in feature_rows(path):
         if kind not in FEATURES:
             continue
         if contig not in names:
