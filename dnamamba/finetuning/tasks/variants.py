@@ -17,7 +17,7 @@ from dnamamba.finetuning.tasks.readers import Record
 from dnamamba.finetuning.tasks.variant_report import VariantReport
 from dnamamba.genome.alleles import REASON_NAMES, REASONS, Alleles, check, refuse_mismatches
 from dnamamba.genome.store import TokenStore, open_genome
-from dnamamba.genome.vcf import Records, is_vcf_name, open_vcf
+from dnamamba.genome.vcf import Records, info_fields, info_numbers, is_vcf_name, open_vcf
 from dnamamba.runs.progress import job_bar
 from dnamamba.tables import DELIMITERS, delimited_rows, suffix, whole_number
 
@@ -167,19 +167,17 @@ def read_rows(path: Path) -> Iterator[Row]:
 
 
 def _read_vcf(path: Path) -> Iterator[Row]:
-    with open_vcf(path) as (_, lines):
+    with open_vcf(path) as (header, lines):
+        numbers = info_numbers(header)
         for line in lines:
             texts = [column.decode("utf-8", "replace") for column in line.columns]
-            if not texts[1].isdigit():
+            if (position := whole_number(texts[1])) is None:
                 raise InputError(f"{path}, line {line.number}: POS {texts[1]!r} is no whole number")
-            info = dict(field.partition("=")[::2] for field in texts[5].split("\t")[2].split(";"))
             alternates = [] if texts[4] == "." else texts[4].split(",")
-            for number, alt in enumerate(alternates):
-                columns = {}
-                for key, value in info.items():
-                    values = value.split(",")
-                    columns[key.lower()] = values[number] if len(values) == len(alternates) else value
-                yield Row(f"{path}, line {line.number}", texts[0], int(texts[1]) - 1, texts[3], alt, columns)
+            fields = info_fields(numbers, texts[5].split("\t")[2], len(alternates))
+            for alt, info in zip(alternates, fields, strict=True):
+                columns = {key.lower(): value for key, value in info.items()}
+                yield Row(f"{path}, line {line.number}", texts[0], position - 1, texts[3], alt, columns)
 
 
 def _read_table(path: Path) -> Iterator[Row]:
