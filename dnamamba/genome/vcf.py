@@ -4,7 +4,7 @@ Two passes over the file: one for what a score needs (`read_vcf`), one that writ
 (`annotate`), so that a file of millions of records takes memory for its alleles alone. Plain text, gzip and bgzip are
 read; a name that ends in .gz is written as bgzip. Inside, positions are 0-based; in the file, 1-based.
 
-pysam's VariantFile would not do: it writes 30.00 as 30 and 0.1234567891 as 0.123457, fills up dropped fields of samples,
+pysam's VariantFile would not do: it writes 30.00 as 30, 0.1234567891 as 0.123457, fills up dropped fields of samples,
 and declares as "Dummy" what the header lacks.
 """
 
