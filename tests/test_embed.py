@@ -14,8 +14,8 @@ from dnamamba.analysis.embedding import compute as embedding
 from dnamamba.analysis.embedding import job as embed_job
 from dnamamba.analysis.embedding.compute import embed_stretches
 from dnamamba.formats.checkpoint import save_checkpoint, save_classifier
+from dnamamba.genome.sequences import NamedSequence, read_sequences
 from dnamamba.genome.store import open_genome
-from dnamamba.genome.stretches import Stretch, read_stretches
 from dnamamba.inference.load import load_for_inference
 from dnamamba.model.classifier import HeadConfig, MambaClassifier
 
@@ -81,7 +81,7 @@ def plain(inference, sequence, pool):
 @pytest.mark.parametrize("pool", ["mean", "last", "position"])
 def test_equal_to_each_sequence_alone(inference, pool, both_strands, batch_tokens):
     sequences = [random_bases(length, length) for length in (1, 90, 3, 40, 41, 90)] + ["NACGNNT", "NN"]
-    stretches = [Stretch(s, s, 0, len(s), False, encode(s)) for s in sequences]
+    stretches = [NamedSequence(s, s, 0, len(s), False, encode(s)) for s in sequences]
     expected = []
     for sequence in sequences:
         one = plain(inference, sequence, pool)
@@ -101,7 +101,7 @@ def test_equal_to_each_sequence_alone(inference, pool, both_strands, batch_token
 
 def test_both_strands_are_blind_to_the_strand(inference):
     sequence = random_bases(60, 9)
-    stretches = [Stretch("", "", 0, 60, reverse, encode(sequence)) for reverse in (False, True)]
+    stretches = [NamedSequence("", "", 0, 60, reverse, encode(sequence)) for reverse in (False, True)]
     found = np.empty((2, WIDTH), np.float32)
     embed_stretches(inference, stretches, "mean", found, batch_tokens=1000, both_strands=True)
     np.testing.assert_allclose(found[0], found[1], atol=1e-5)
@@ -111,7 +111,8 @@ def test_both_strands_are_blind_to_the_strand(inference):
 
 def test_what_is_read(fasta, bed, genome, folder):
     store = open_genome(fasta)
-    one, two, three, four, *records = read_stretches([bed, fasta], store)
+    one, two, three, four = read_sequences(bed, store)
+    records = list(read_sequences(fasta, None))
     assert [s.name for s in (one, two, three, four)] == ["one", "chr2:0-50", "chr1:140-260", "only N"]
     assert one.tokens().tolist() == encode(turned(genome["chr1"][10:70]).upper()).tolist()
     assert one.tokens(other_strand=True).tolist() == encode(genome["chr1"][10:70].upper()).tolist()
@@ -120,7 +121,7 @@ def test_what_is_read(fasta, bed, genome, folder):
         name: encode(sequence.upper()).tolist() for name, sequence in genome.items()
     }
     (folder / "packed.fa.gz").write_bytes(gzip.compress(b">a\nAC\nGT\n>b\nA\n"))
-    assert [(s.name, s.end) for s in read_stretches([folder / "packed.fa.gz"], None)] == [("a", 4), ("b", 1)]
+    assert [(s.name, s.end) for s in read_sequences(folder / "packed.fa.gz", None)] == [("a", 4), ("b", 1)]
 
 
 def run(checkpoint, out, *flags):
@@ -187,11 +188,10 @@ def test_the_array_on_disk_has_all_its_room_at_once(tmp_path):
         ("--input DIR/some.bed", "DIR/some.bed: a BED file needs its genome; name it with --genome"),
         ("--input DIR/far.bed --genome DIR/genome.fa", "DIR/far.bed, line 1: chr2:1-99 ends beyond the contig"),
         ("--input DIR/empty.bed --genome DIR/genome.fa", "DIR/empty.bed: no intervals"),
-        ("--input DIR/absent.bed --genome DIR/genome.fa", "DIR/absent.bed: no such BED file"),
-        ("--input DIR/some.bed.gz --genome DIR/genome.fa", "DIR/some.bed.gz: compressed; BED is read as plain text"),
+        ("--input DIR/absent.bed --genome DIR/genome.fa", "DIR/absent.bed: no such file; expected BED"),
         ("--input DIR/absent.fa", "DIR/absent.fa: no such file"),
         ("--input DIR/empty.fa", "DIR/empty.fa: "),
-        ("--input DIR/hollow.fa", "DIR/hollow.fa: record 'b' has no bases"),
+        ("--input DIR/hollow.fa", "DIR/hollow.fa, record 'b', line 3: the sequence is empty"),
         ("--input DIR/protein.fa", "DIR/protein.fa"),
         ("--input DIR/cut.fa.gz", "DIR/cut.fa.gz"),
         ("--input DIR/genome.fa --pool max", "--pool: expected one of 'mean', 'last', 'position'"),

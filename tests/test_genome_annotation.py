@@ -66,6 +66,7 @@ FAULTS = {
     "columns": ("chr1\tx\texon\t1\t5\n", "line 1: 5 tab-separated columns"),
     "blanks": ("chr1 x exon 1 5 . + . ID=e\n", "line 1: 1 tab-separated columns"),
     "words": ("#c\nchr1\tx\texon\tone\t5\t.\t+\t.\tID=e\n", "line 2: start 'one'"),
+    "underscore": ("chr1\tx\texon\t1_0\t5\t.\t+\t.\tID=e\n", "start '1_0'"),
     "zero": ("chr1\tx\texon\t0\t5\t.\t+\t.\tID=e\n", "1 <= start <= end"),
     "reversed": ("chr1\tx\tCDS\t9\t5\t.\t+\t.\tID=e\n", "1 <= start <= end"),
     "beyond": ("chr1\tx\texon\t91\t101\t.\t+\t.\tID=e\n", "beyond contig chr1, which has 100"),

@@ -1,5 +1,6 @@
 """Intervals, BED files, contig selection, and splits that are disjoint after widening."""
 
+import gzip
 import os
 from pathlib import Path
 
@@ -10,8 +11,9 @@ from hypothesis import strategies as st
 
 from dnamamba.errors import InputError
 from dnamamba.genome import contigs as contigs_module
+from dnamamba.genome.bed import BedRow, read_bed
 from dnamamba.genome.contigs import find_duplicates, select_contigs
-from dnamamba.genome.intervals import Interval, merge, read_bed, subtract, widen
+from dnamamba.genome.intervals import Interval, merge, subtract, widen
 from dnamamba.genome.splits import SPLITS, Splits, make_splits, prove_disjoint
 from dnamamba.genome.store import TokenStore, open_genome
 
@@ -59,16 +61,19 @@ def test_interval_sets_are_sets(first, second, by):
     [
         ("chr1\t5", "line 3: 2 columns"),
         ("chr1\ta\tb", "line 3: start 'a' and end 'b' must be whole numbers"),
-        ("chr1\t9\t9", "chr1:9-9 must have 0 <= start < end"),
-        ("chr1\t-1\t9", "chr1:-1-9 must have"),
+        ("chr1\t1_0\t20", "line 3: start '1_0' and end '20' must be whole numbers"),
+        ("chr1\t1\t+20", "line 3: start '1' and end '+20' must be whole numbers"),
+        ("chr1\t1\t٢", "line 3: start '1' and end '٢' must be whole numbers"),
+        ("track_1\t1\t2", "line 3: the genome has no contig 'track_1'"),
+        ("chr1\t9\t9", "chr1:9-9 must have start < end"),
+        ("chr1\t-1\t9", "start '-1' and end '9' must be whole numbers, 0 or more"),
         ("chr1\t0\t60001", "chr1:0-60001 ends beyond the contig, which has 60000 bases"),
-        ("1\t0\t5", "no contig '1'; this genome calls it 'chr1'"),
         ("chrZ\t0\t5", "no contig 'chrZ'; the contigs are chr1, chr2, chrM"),
     ],
 )
 def test_bed_errors(store, tmp_path, line, expected):
     path = tmp_path / "x.bed"
-    path.write_text(f"track name=x\n# comment\n{line}\n")
+    path.write_text(f"track name=x\n# comment\n{line}\n", encoding="utf-8")
     with pytest.raises(InputError) as caught:
         read_bed(path, store)
     assert expected in str(caught.value)
@@ -77,9 +82,18 @@ def test_bed_errors(store, tmp_path, line, expected):
 
 def test_bed_reading(store, tmp_path):
     path = tmp_path / "x.bed"
-    path.write_bytes(b"chr2\t0\t30000\tname\t0\t+\r\n\r\nchr1 5 6\n")
-    assert read_bed(path, store) == [Interval("chr2", 0, 30000), Interval("chr1", 5, 6)]
-    with pytest.raises(InputError, match="no such BED file"):
+    text = b"chr2\t0\t30000\tname\t0\t-\r\n\r\nbrowser position chr1\n1 5 6\nMT\t0\t1\t\t0\t+\n"
+    path.write_bytes(text)
+    expected = [
+        BedRow(1, Interval("chr2", 0, 30000), "name", "-"),
+        BedRow(4, Interval("chr1", 5, 6), "", "+"),
+        BedRow(5, Interval("chrM", 0, 1), "", "+"),
+    ]
+    assert read_bed(path, store) == expected
+    assert store.names.by_other_name.items() >= {"1": "chr1", "MT": "chrM"}.items()
+    (tmp_path / "x.bed.gz").write_bytes(gzip.compress(text))
+    assert read_bed(tmp_path / "x.bed.gz", store) == expected
+    with pytest.raises(InputError, match="no such file"):
         read_bed(tmp_path / "none.bed", store)
 
 
@@ -138,8 +152,9 @@ def test_never_everything(tmp_path, names, left):
 
 def test_patterns(store):
     assert [c.name for c in select_contigs(store, ["chrM", "chr[2-9]"]).chosen] == ["chr2", "chrM"]
-    with pytest.raises(InputError, match=r"'1'; this genome calls it 'chr1'"):
-        select_contigs(store, ["1"])
+    assert [c.name for c in select_contigs(store, ["1", "MT"]).chosen] == ["chr1", "chrM"]
+    with pytest.raises(InputError, match=r"matches '3'; the contigs are chr1, chr2, chrM"):
+        select_contigs(store, ["3"])
 
 
 def test_duplicates(tmp_path, monkeypatch):
@@ -265,7 +280,7 @@ def test_errors_of_make_splits(store, tmp_path):
     (tmp_path / "m.bed").write_text("chrM\t0\t100\n")
     with pytest.raises(InputError, match=r"contig 'chrM', which is left out"):
         make_splits(store, select_contigs(store), context_length=10, validation=[tmp_path / "m.bed"])
-    with pytest.raises(InputError, match="no such BED file"):
+    with pytest.raises(InputError, match="no such file"):
         make_splits(store, select_contigs(store), context_length=10, validation=["none.bed"])
 
 

@@ -62,8 +62,8 @@ def test_reading_outside_of_a_contig(fasta, contig, start, end):
         open_genome(fasta).read(contig, start, end)
 
 
-def test_unknown_contigs_get_a_hint(fasta):
-    with pytest.raises(InputError, match="'chr1'"):
+def test_unknown_contigs_are_told_what_there_is(fasta):
+    with pytest.raises(InputError, match="no contig '1'; the contigs are chr1, chr2, chr3"):
         open_genome(fasta).contig("1")
 
 

@@ -181,7 +181,7 @@ def test_failure_leaves_no_files(checkpoint, fasta, tmp_path, monkeypatch):
         ("--region chr1:0-5", "--region: chr1:0-5: bases are counted from 1"),
         ("--region chr1:9-5", "--region: chr1:9-5: the start lies behind the end"),
         ("--region chr1:x-5", "--region: 'chr1:x-5' is no region"),
-        ("--region 1:1-5", "no contig '1'; this genome calls it 'chr1'"),
+        ("--region 9:1-5", "no contig '9'; the contigs are chr0"),
         ("--genome DIR/n.fa --region chr1:5-8", "--region: chr1:5-8 holds no A, C, G or T to change"),
         ("--format pdf", "--format: unknown 'pdf', choose among parquet, npz, tsv, png"),
         ("--format ,", "--format: nothing is chosen"),

@@ -21,7 +21,7 @@ from dnamamba.alphabet import TOKEN_BITS, decode
 from dnamamba.demo import genome_path
 from dnamamba.errors import InputError
 from dnamamba.finetuning.settings import FinetuneSettings
-from dnamamba.finetuning.tasks.species import read_species
+from dnamamba.genome.species_table import read_species
 from dnamamba.genome.store import open_genome
 from dnamamba.report.accuracy_by_length import plot_accuracy_by_length
 from dnamamba.report.results_by_task import plot_results_by_task
@@ -85,7 +85,7 @@ def test_blocks_are_disjoint_with_margins_and_read_back(two_species):
         (name, 1, [two_species / f"{name}.fa"]) for name in ("forward", "backward")
     ]
     assert all(Path(bed).exists() for g in genomes for bed in (*g.train, *g.validation, *g.test))
-    assert [row.name for row in read_species(out / "species.tsv")] == ["backward", "forward"]
+    assert [row.name for row in read_species(out / "species.tsv")] == ["forward", "backward"]
     before = {file.name: file.read_bytes() for file in out.iterdir()}
     main([str(two_species / "species.tsv"), "--out", str(out), "--length", "512", "--overwrite"])
     assert {file.name: file.read_bytes() for file in out.iterdir()} == before

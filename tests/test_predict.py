@@ -11,8 +11,9 @@ import torch
 from dnamamba import cli, info, predict
 from dnamamba.alphabet import encode
 from dnamamba.finetuning.predictions import predict_logits
-from dnamamba.finetuning.queries import Asked, Query, in_blocks
+from dnamamba.finetuning.queries import Asked, in_blocks
 from dnamamba.formats.checkpoint import save_checkpoint, save_classifier
+from dnamamba.genome.sequences import NamedSequence
 from dnamamba.inference.device import Compute
 from dnamamba.inference.pooling import classify
 from dnamamba.model.classifier import HeadConfig, MambaClassifier
@@ -92,7 +93,7 @@ def test_batch_size_padding_and_chunks_change_nothing(tmp_path, expected, micro_
 
 def test_a_long_sequence_goes_through_in_chunks(model):
     tokens = encode(random_dna(40_000, 1))
-    asked = Asked([Query("long", 0, len(tokens), tokens)])
+    asked = Asked([NamedSequence("long", "long", 0, len(tokens), False, tokens)])
     whole, chunked = (
         predict_logits(model, asked, Compute(torch.device("cpu"), "fp32", micro)) for micro in (40_000, 1024)
     )
@@ -124,8 +125,8 @@ def test_windows_cover_a_sequence_without_gap_or_overlap(tmp_path, model):
     assert [float(row["n_share"]) for row in rows] == pytest.approx([0, 0, 2 / 52, 0])
 
 
-def test_queries_are_held_in_blocks():
-    queries = [Query(str(n), 0, 30_000_000, np.zeros(30_000_000, np.uint8)) for n in range(5)]
+def test_sequences_are_held_in_blocks():
+    queries = [NamedSequence("", "", 0, 30_000_000, False, np.zeros(30_000_000, np.uint8)) for _ in range(5)]
     assert [len(asked) for asked in in_blocks(iter(queries))] == [3, 2]
 
 
@@ -137,7 +138,7 @@ def test_queries_are_held_in_blocks():
         (">a\nACGT\n", "in.fa", ["--out", "taken.csv"], "taken.csv: exists already"),
         (">a\nACGT\n", "in.fa", ["--checkpoint", "lm"], "lm: a language model without classes"),
         (">a\nACGT\n", "in.fa", ["--checkpoint", "nowhere"], "nowhere: no such folder"),
-        (">a\nACGT\n", "in.doc", [], "in.doc: unknown kind of file"),
+        ("words\n", "in.doc", [], "in.doc, line 1: no FASTA header"),
         (">a\n>b\nACGT\n", "in.fa", [], "record 'a', line 1: the sequence is empty"),
         ("chr1\t0\t9\n", "in.bed", [], "in.bed: a BED file needs its genome"),
         ("chr1\t0\t9\n", "in.bed", ["--genome", "genome.fa"], "chr1:0-9 ends beyond the contig"),

@@ -19,7 +19,7 @@ from dnamamba.analysis.variants.score_output import combine
 from dnamamba.analysis.variants.scores import ScorePlan, score_alleles
 from dnamamba.analysis.variants.tiles import Tiling, on_reverse_strand
 from dnamamba.formats.checkpoint import save_checkpoint
-from dnamamba.genome.alleles import REASON_NAMES, check, contig_in, trim
+from dnamamba.genome.alleles import REASON_NAMES, check, trim
 from dnamamba.genome.store import open_genome
 from dnamamba.genome.vcf import read_vcf
 from dnamamba.inference.load import load_for_inference
@@ -505,13 +505,3 @@ def test_help_needs_no_torch():
         "assert not {'torch', 'polars', 'pysam'} & sys.modules.keys(), sys.modules.keys()"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
-
-
-@pytest.mark.parametrize(
-    ("asked", "there", "found"),
-    [("chr1", "chr1", "chr1"), ("1", "chr1", "chr1"), ("chrX", "X", "X"), ("MT", "chrM", "chrM"), ("chrM", "MT", "MT")],
-)
-def test_contigs_are_found_with_and_without_chr(tmp_path, asked, there, found):
-    store = open_genome(write_fasta(tmp_path / "g.fa", {there: "ACGT", "other": "ACGT"}))
-    assert contig_in(store, asked) == found
-    assert contig_in(store, "absent") is None

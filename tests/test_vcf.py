@@ -8,7 +8,7 @@ import pysam
 import pytest
 
 from dnamamba.errors import InputError
-from dnamamba.genome.vcf import Field, annotate, is_vcf_name, read_vcf
+from dnamamba.genome.vcf import Field, annotate, info_fields, info_numbers, is_vcf_name, read_vcf
 
 HEADER = (
     "##fileformat=VCFv4.2\n"
@@ -192,3 +192,25 @@ def test_progress_tells_bytes(tmp_path):
 def test_names_of_vcf_files():
     assert all(is_vcf_name(Path(name)) for name in ("a.vcf", "a.vcf.gz", "a.b.vcf.bgz"))
     assert not any(is_vcf_name(Path(name)) for name in ("a.gz", "a.tsv", "vcf"))
+
+
+@pytest.mark.parametrize(
+    ("info", "expected"),
+    [
+        (
+            "A=1,2;R=0,1,2;D=x,y;S=x,y;F",
+            [
+                {"A": "1", "R": "1", "D": "x,y", "S": "x,y", "F": ""},
+                {"A": "2", "R": "2", "D": "x,y", "S": "x,y", "F": ""},
+            ],
+        ),
+        ("A=.,2;R=.;U=p,q", [{"U": "p"}, {"A": "2", "U": "q"}]),
+        (".", [{}, {}]),
+    ],
+)
+def test_info_goes_to_alleles_by_its_number(info, expected):
+    header = [
+        f'##INFO=<ID={name},Number={number},Type=String,Description="">\n'.encode()
+        for name, number in zip("ARDSF", "AR.10", strict=True)
+    ]
+    assert info_fields(info_numbers(header), info, 2) == expected

@@ -32,10 +32,12 @@ from dnamamba.errors import InputError
 from dnamamba.finetuning.apply import prediction_table, refuse_alleles
 from dnamamba.formats.checkpoint import is_classifier
 from dnamamba.genome.alleles import check, refuse_mismatches
+from dnamamba.genome.genome import Genome
 from dnamamba.genome.intervals import Interval
 from dnamamba.genome.regions import parse_region, read_regions
-from dnamamba.genome.store import TokenStore, open_genome
-from dnamamba.genome.stretches import Stretch
+from dnamamba.genome.sequences import NamedSequence
+from dnamamba.genome.store import TokenStore
+from dnamamba.genome.view import GenomeView
 from dnamamba.inference.device import Accelerator, Precision
 from dnamamba.inference.load import Inference, load_classifier_for_inference, load_for_inference
 from dnamamba.inference.sampling import Generator, Sampling
@@ -46,7 +48,7 @@ if TYPE_CHECKING:
 
 Sequences = str | Sequence[str]
 """One sequence, or several"""
-GenomeLike = str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | TokenStore
+GenomeLike = str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | Genome | TokenStore
 """Files of a genome, or a genome that is open"""
 Region = str | tuple[str, int, int]
 """`chr20:1,000,001-1,010,000` as samtools takes it, or (contig, start, end), 0-based and half-open"""
@@ -355,14 +357,14 @@ class Model:
 
     def _stretches(
         self, sequences: Sequences | None, genome: GenomeLike | None, regions: Regions | None
-    ) -> list[Stretch]:
+    ) -> list[NamedSequence]:
         if _are_sequences(sequences, genome, regions):
             assert sequences is not None
             found = [_tokens(text, f"sequence {number}") for number, text in enumerate(_several(sequences), 1)]
-            return [Stretch(f"{n}", f"{n}", 0, tokens.size, False, tokens) for n, tokens in enumerate(found, 1)]
+            return [NamedSequence(f"{n}", f"{n}", 0, tokens.size, False, tokens) for n, tokens in enumerate(found, 1)]
         assert genome is not None and regions is not None
         store = _open(genome)
-        return [Stretch(str(place), *place, False, store.read(*place)) for place in _intervals(regions, store)]
+        return [NamedSequence(str(place), *place, False, store.read(*place)) for place in _intervals(regions, store)]
 
     def _tracks(
         self,
@@ -427,15 +429,15 @@ def _tokens(text: str, where: str) -> np.ndarray:
     return tokens
 
 
-def _open(genome: GenomeLike) -> TokenStore:
+def _open(genome: GenomeLike) -> GenomeView:
+    if isinstance(genome, Genome):
+        return genome.source
     if isinstance(genome, TokenStore):
         return genome
-    if isinstance(genome, str | os.PathLike):
-        return open_genome(Path(genome))
-    return open_genome([Path(path) for path in genome])
+    return Genome([Path(genome)] if isinstance(genome, str | os.PathLike) else [Path(path) for path in genome]).source
 
 
-def _intervals(regions: Regions, store: TokenStore) -> list[Interval]:
+def _intervals(regions: Regions, store: GenomeView) -> list[Interval]:
     if isinstance(regions, os.PathLike):
         return read_regions(store, None, Path(regions))
     if _is_one(None, regions):
@@ -443,7 +445,7 @@ def _intervals(regions: Regions, store: TokenStore) -> list[Interval]:
     return [_interval(region, store) for region in regions]  # type: ignore[arg-type, union-attr]
 
 
-def _interval(region: Region, store: TokenStore) -> Interval:
+def _interval(region: Region, store: GenomeView) -> Interval:
     if isinstance(region, str):
         return parse_region(region, store)
     contig, start, end = region

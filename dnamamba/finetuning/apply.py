@@ -11,10 +11,11 @@ import torch
 from dnamamba.alphabet import BASES
 from dnamamba.errors import InputError
 from dnamamba.finetuning.predictions import predict_logits
-from dnamamba.finetuning.queries import Asked, Query, in_blocks, read_queries
+from dnamamba.finetuning.queries import Asked, in_blocks, read_queries
 from dnamamba.finetuning.settings import PredictSettings
-from dnamamba.genome.store import TokenStore, open_genome
-from dnamamba.genome.stretches import Stretch
+from dnamamba.genome.indexed import described
+from dnamamba.genome.sequences import NamedSequence, open_for_sequences
+from dnamamba.genome.view import GenomeView
 from dnamamba.inference.load import Inference, load_classifier_for_inference
 from dnamamba.model.classifier import HeadConfig, MambaClassifier
 from dnamamba.model.kernels import describe_kernels
@@ -42,6 +43,8 @@ def predict(settings: PredictSettings) -> None:
     outputs = f"{', '.join(head.names[:12])}{', …' if len(head.names) > 12 else ''}"
     print(f"checkpoint  {settings.checkpoint}: task {inference.provenance.get('task')}, {head.kind}: {outputs}")
     print(f"   kernels  {describe_kernels(inference.device)}")
+    if genome is not None:
+        print(f"    genome  {', '.join(map(str, settings.genome or []))}: {described(genome)}")
 
     columns: Columns = {name: [] for name in column_names(head)}
     longest = bases = 0
@@ -56,6 +59,8 @@ def predict(settings: PredictSettings) -> None:
             add_rows(columns, asked, values, head)
             longest, bases = max(longest, int(asked.lengths.max())), bases + int(asked.lengths.sum())
             print(f"   progress {len(columns['name']):,} sequences, {si(bases)}bases", flush=True)
+    if genome is not None and (told := genome.names.told()):
+        print(f"   contigs  {told}")
     if not columns["name"]:
         raise InputError(f"{', '.join(map(str, settings.input))}: no sequences")
     trained = inference.provenance.get("length")
@@ -71,14 +76,13 @@ def refuse_alleles(inference: Inference[MambaClassifier]) -> None:
         raise InputError(f"{inference.checkpoint}: classifies variants, which are no sequences of their own")
 
 
-def prediction_table(inference: Inference[MambaClassifier], stretches: Sequence[Stretch]) -> "polars.DataFrame":
-    """A row a stretch, with the columns of `column_names`."""
+def prediction_table(inference: Inference[MambaClassifier], sequences: Sequence[NamedSequence]) -> "polars.DataFrame":
+    """A row a sequence, with the columns of `column_names`."""
     import polars
 
     head = inference.model.head_config
-    queries = [Query(s.name, s.start, s.end, s.tokens(), "-" if s.reverse else "+") for s in stretches]
     columns: Columns = {name: [] for name in column_names(head)}
-    asked = Asked(queries)
+    asked = Asked(list(sequences))
     add_rows(columns, asked, predict_values(inference, asked), head)
     return polars.DataFrame(columns)
 
@@ -97,9 +101,10 @@ def column_names(head: HeadConfig) -> list[str]:
 
 
 def add_rows(columns: Columns, asked: Asked, values: np.ndarray, head: HeadConfig) -> None:
-    """Appends one row a query."""
-    for query, row in zip(asked.queries, values, strict=True):
-        cells: list[Any] = [query.name, query.start, query.end, query.strand, float((query.tokens >= BASES).mean())]
+    """Appends one row a sequence."""
+    for sequence, row in zip(asked.sequences, values, strict=True):
+        n_share = float((sequence.tokens() >= BASES).mean())
+        cells: list[Any] = [sequence.contig, sequence.start, sequence.end, sequence.strand, n_share]
         if head.kind == "multiclass":
             cells.append(head.names[int(row.argmax())])
         elif head.kind == "multilabel":
@@ -123,8 +128,8 @@ def write_columns(columns: Columns, path: Path) -> None:
             writer.writerow(f"{cell:.7g}" if isinstance(cell, float) else cell for cell in row)
 
 
-def _genome(settings: PredictSettings) -> TokenStore | None:
+def _genome(settings: PredictSettings) -> GenomeView | None:
     if settings.genome is None:
         return None
     with job_bar("reading the genome", "B") as progress:
-        return open_genome(settings.genome, progress=progress)
+        return open_for_sequences(settings.input or [], settings.genome, None, progress)

@@ -11,8 +11,8 @@ import numpy as np
 
 from dnamamba.alphabet import BASES, TOKEN_BITS, decode, encode
 from dnamamba.errors import InputError
-from dnamamba.genome.store import TokenStore
 from dnamamba.genome.vcf import Records
+from dnamamba.genome.view import GenomeView
 
 REASONS = {
     "": "scored",
@@ -69,22 +69,12 @@ class Checked(NamedTuple):
     """How the genome calls each of the VCF's contigs; None where it has none"""
 
 
-def contig_in(store: TokenStore, name: str) -> str | None:
-    """The genome's name of a contig: the same, with or without `chr`, the mitochondrion's, or `ID|…`; None if none."""
-    other = name[3:] if name.startswith("chr") else f"chr{name}"
-    for likely in (name, other, {"chrM": "MT", "MT": "chrM", "M": "MT", "chrMT": "chrM"}.get(name, "")):
-        if likely in store:
-            return likely
-    by_id = [contig.name for contig in store.contigs if contig.name.partition("|")[0] == name]
-    return by_id[0] if len(by_id) == 1 else None
-
-
-def check(records: Records, store: TokenStore, longest: int) -> Checked:
+def check(records: Records, store: GenomeView, longest: int) -> Checked:
     """Every alternate allele, trimmed of what it shares with REF (first at the end, then at the start), or its reason.
 
     `longest`: bases of an allele that is still scored.
     """
-    contigs = tuple(contig_in(store, name) for name in records.contigs)
+    contigs = tuple(store.names.find(name) for name in records.contigs)
     number = {contig.name: index for index, contig in enumerate(store.contigs)}
     in_store = np.array([-1 if name is None else number[name] for name in contigs], np.int32)
     contig = in_store[records.contig] if len(records) else np.empty(0, np.int32)
@@ -138,7 +128,7 @@ def trim(ref: str, alt: str) -> tuple[int, int, str]:
 def refuse_mismatches(
     checked: Checked,
     records: Records,
-    store: TokenStore,
+    store: GenomeView,
     limit: float,
     name: str,
     hint: str = "; --max_mismatches raises the limit",
@@ -148,7 +138,7 @@ def refuse_mismatches(
     if len(records) and not any(checked.contigs):
         wanted = ", ".join(records.contigs[:3])
         raise InputError(
-            f"{name}: its contigs ({wanted}) are none of the genome's{store.suggestion(records.contigs[0])}; "
+            f"{name}: its contigs ({wanted}) are none of the genome's{store.names.suggestion()}; "
             "give the genome that the VCF was made with"
         )
     if checked.compared and len(checked.mismatches) > limit * checked.compared:
@@ -159,22 +149,19 @@ def refuse_mismatches(
     return told
 
 
-def _check_references(records: Records, store: TokenStore, contig: np.ndarray) -> np.ndarray:
+def _check_references(records: Records, store: GenomeView, contig: np.ndarray) -> np.ndarray:
     """(records,) uint8: the reason that keeps a record's alleles from being scored, 0 for none."""
     reason = np.zeros(len(records), np.uint8)
     reason[contig < 0] = _CODES["no_contig"]
     lengths = np.fromiter(map(len, records.ref), np.int64, len(records))
     sizes = np.array([c.length for c in store.contigs], np.int64)
-    offsets = np.array([c.offset for c in store.contigs], np.int64)
     beyond = (contig >= 0) & ((records.start < 0) | (records.start + lengths > sizes[contig]))
     reason[beyond] = _CODES["beyond_contig"]
-    tokens = store.tokens
-    places = offsets[contig] + records.start
     codes = {ref: encode(ref) & TOKEN_BITS for ref in set(records.ref)}
     single = np.fromiter((codes[ref][0] for ref in records.ref), np.uint8, len(records))
     fits = reason == 0
     simple = np.flatnonzero(fits & (lengths == 1))
-    there = tokens[places[simple]] & TOKEN_BITS
+    there = store.tokens_at(contig[simple], records.start[simple]) & TOKEN_BITS
     reason[simple] = np.where(
         (single[simple] >= BASES) | (there >= BASES),
         _CODES["ref_not_acgt"],
@@ -182,7 +169,8 @@ def _check_references(records: Records, store: TokenStore, contig: np.ndarray) -
     )
     for record in np.flatnonzero(fits & (lengths > 1)).tolist():
         code = codes[records.ref[record]]
-        there = tokens[places[record] : places[record] + code.size] & TOKEN_BITS
+        start = int(records.start[record])
+        there = store.read(store.contigs[contig[record]].name, start, start + code.size) & TOKEN_BITS
         if (code >= BASES).any() or (there >= BASES).any():
             reason[record] = _CODES["ref_not_acgt"]
         elif not np.array_equal(code, there):
@@ -203,7 +191,7 @@ def _kind(alt: str) -> str:
     return "alt_not_acgt"
 
 
-def _mismatch(records: Records, store: TokenStore, checked: Checked, record: int) -> str:
+def _mismatch(records: Records, store: GenomeView, checked: Checked, record: int) -> str:
     name, start, ref = records.contigs[records.contig[record]], int(records.start[record]), records.ref[record]
     contig = checked.contigs[records.contig[record]]
     assert contig is not None
@@ -215,7 +203,7 @@ def _mismatch(records: Records, store: TokenStore, checked: Checked, record: int
     return f"{name}:{start + 1} REF {shown}, genome {there}"
 
 
-def _hint(records: Records, store: TokenStore, checked: Checked) -> str:
+def _hint(records: Records, store: GenomeView, checked: Checked) -> str:
     """Positions off by one are told from another assembly: would most single-base REFs fit one base further?"""
     shifted = {-1: 0, 1: 0}
     tried = 0

@@ -1,10 +1,11 @@
 """Which bases are exons: GFF3 and GTF files, plain or gzipped, read for their `exon` and `CDS` features.
 
 The files count bases from 1 and include the last one; inside, intervals are 0-based and half-open as everywhere.
-Contigs that the file calls `1` and the genome `chr1`, or the other way round, are the same.
+Contigs are matched by `contig_names`, so that `1` and MT are found in a genome that says chr1 and chrM.
 """
 
 import gzip
+import re
 import zlib
 from array import array
 from collections.abc import Iterator
@@ -19,6 +20,10 @@ from dnamamba.genome.store import TokenStore
 
 FEATURES = (b"exon", b"CDS")
 """Both, since annotations of bacteria have no exon for a coding gene, and others no CDS for a transcript."""
+
+
+COLUMNS = 9
+_DIGITS = re.compile(rb"[0-9]{1,18}")
 
 
 class Annotation(NamedTuple):
@@ -68,28 +73,25 @@ def read_annotation(path: Path, store: TokenStore) -> Annotation:
     circular: set[str] = set()
     unknown: dict[str, int] = {}
     features = 0
-    for number, line in feature_rows(path):
-        if line.count(b"\t") < 8:
-            columns = line.count(b"\t") + 1
-            raise InputError(f"{path}, line {number}: {columns} tab-separated columns; GFF3 and GTF have 9")
-        contig, _, kind, first, last, rest = line.split(b"\t", 5)
+    for number, columns in feature_rows(path):
+        contig, _, kind, first, last, *_, attributes = columns
         features += kind in FEATURES
         if contig not in names:
-            names[contig] = contig_name(contig.decode("utf-8", "backslashreplace"), store)
+            names[contig] = store.names.find(contig.decode("utf-8", "backslashreplace"))
         name = names[contig]
         if name is None:
             shown = contig.decode("utf-8", "backslashreplace")
             unknown[shown] = unknown.get(shown, 0) + 1
             continue
         contigs.add(name)
-        if kind == b"region" and b"Is_circular=true" in rest:
+        if kind == b"region" and b"Is_circular=true" in attributes:
             circular.add(name)
         if kind not in FEATURES:
             continue
         where = f"{path}, line {number}"
         try:
-            start, end = int(first) - 1, int(last)
-        except ValueError:
+            start, end = int(_DIGITS.fullmatch(first)[0]) - 1, int(_DIGITS.fullmatch(last)[0])  # type: ignore[index]
+        except TypeError:
             shown_first, shown_last = (text.decode("utf-8", "backslashreplace") for text in (first, last))
             raise InputError(f"{where}: start {shown_first!r} and end {shown_last!r} must be whole numbers") from None
         if not 0 <= start < end:
@@ -106,19 +108,16 @@ def read_annotation(path: Path, store: TokenStore) -> Annotation:
     if not features:
         raise InputError(f"{path}: no exon or CDS in it; expected an annotation of genes as GFF3 or GTF")
     if not contigs:
-        raise InputError(f"{path}: no line is on a contig of the genome{store.suggestion(next(iter(unknown)))}")
+        raise InputError(f"{path}: no line is on a contig of the genome{store.names.suggestion()}")
     exons = {name: merge(np.frombuffer(flat, np.int64).reshape(-1, 2)) for name, flat in pairs.items()}
     return Annotation(exons, frozenset(contigs), unknown)
 
 
-def contig_name(name: str, store: TokenStore) -> str | None:
-    """The genome's name of a contig: as it stands, or with `chr` put before it or taken away; None if there is none."""
-    other = name.removeprefix("chr") if name.startswith("chr") else f"chr{name}"
-    return next((candidate for candidate in (name, other) if candidate in store), None)
+def feature_rows(path: Path) -> Iterator[tuple[int, list[bytes]]]:
+    """(line number, its nine columns) of the rows of features: no comments, no blank lines, no sequence after ##FASTA.
 
-
-def feature_rows(path: Path) -> Iterator[tuple[int, bytes]]:
-    """(line number, line) of the rows of features: no comments, no blank lines, and no sequence after ##FASTA."""
+    Raises `InputError` for a row with fewer columns, and for a file that cannot be read.
+    """
     try:
         with path.open("rb") as raw:
             compressed = raw.read(2) == b"\x1f\x8b"
@@ -128,7 +127,12 @@ def feature_rows(path: Path) -> Iterator[tuple[int, bytes]]:
                     if line.startswith((b"##FASTA", b">")):
                         return
                     if line.strip() and not line.startswith(b"#"):
-                        yield number, line
+                        columns = line.rstrip(b"\r\n").split(b"\t")
+                        if len(columns) < COLUMNS:
+                            raise InputError(
+                                f"{path}, line {number}: {len(columns)} tab-separated columns; GFF3 and GTF have 9"
+                            )
+                        yield number, columns[:COLUMNS]
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; give an annotation as GFF3 or GTF, plain or gzipped") from None
     except (EOFError, zlib.error, gzip.BadGzipFile):

@@ -95,11 +95,10 @@ def select_contigs(store: TokenStore, patterns: list[str] | None = None) -> Cont
 def _select_matching(store: TokenStore, patterns: list[str]) -> ContigSelection:
     chosen: set[str] = set()
     for pattern in patterns:
-        matched = (
-            {pattern} if pattern in store else {c.name for c in store.contigs if fnmatch.fnmatchcase(c.name, pattern)}
-        )
+        found = store.names.find(pattern)
+        matched = {found} if found else {c.name for c in store.contigs if fnmatch.fnmatchcase(c.name, pattern)}
         if not matched:
-            raise InputError(f"no contig of {store.path} matches {pattern!r}{store.suggestion(pattern)}")
+            raise InputError(f"no contig of {store.path} matches {pattern!r}{store.names.suggestion()}")
         chosen |= matched
     return ContigSelection(
         tuple(contig for contig in store.contigs if contig.name in chosen),

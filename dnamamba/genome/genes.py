@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from dnamamba.alphabet import SOFT_MASK_BIT, TOKEN_BITS, encode, reverse_complement
-from dnamamba.genome.annotation import FEATURES, contig_name, feature_rows, read_annotation
+from dnamamba.genome.annotation import FEATURES, feature_rows, read_annotation
 from dnamamba.genome.intervals import Interval, merge
 from dnamamba.genome.store import TokenStore
 
@@ -81,12 +81,11 @@ def read_genes(path: Path, store: TokenStore, within: Interval | None = None) ->
     names: dict[bytes, str | None] = {}
     parts: dict[tuple[str, str, bool], dict[bytes, list[tuple[int, int]]]] = {}
     called: dict[tuple[str, str, bool], str] = {}
-    for number, line in feature_rows(path):
-        contig, _, kind, first, last, _, strand, _, attributes = line.rstrip(b"\r\n").split(b"\t")[:9]
+    for number, (contig, _, kind, first, last, _, strand, _, attributes) in feature_rows(path):
         if kind not in FEATURES:
             continue
         if contig not in names:
-            names[contig] = contig_name(contig.decode("utf-8", "backslashreplace"), store)
+            names[contig] = store.names.find(contig.decode("utf-8", "backslashreplace"))
         name, start, end = names[contig], int(first) - 1, int(last)
         if name is None or (within and (name != within.contig or end <= within.start or start >= within.end)):
             continue

@@ -5,13 +5,9 @@ dictionaries from contig name to such an array.
 """
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-
-from dnamamba.errors import InputError
-from dnamamba.genome.store import TokenStore
 
 ByContig = dict[str, np.ndarray]
 
@@ -29,44 +25,6 @@ class Interval(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.contig}:{self.start}-{self.end}"
-
-
-def read_bed(path: Path, store: TokenStore) -> list[Interval]:
-    """The intervals of a BED file in file order, columns after the third ignored.
-
-    `InputError` with the line for fewer than three columns, coordinates that are no numbers, start ≥ end, a contig that
-    the genome lacks, or an end beyond its contig.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such BED file") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{path}: binary data, not BED (uncompressed text is expected)") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-    intervals = []
-    for number, line in enumerate(text.splitlines(), 1):
-        if not line.strip() or line.startswith(("#", "track", "browser")):
-            continue
-        columns = line.split("\t") if "\t" in line else line.split()
-        where = f"{path}, line {number}"
-        if len(columns) < 3:
-            raise InputError(f"{where}: {len(columns)} columns; BED needs contig, start and end")
-        name = columns[0].strip()
-        try:
-            start, end = int(columns[1]), int(columns[2])
-        except ValueError:
-            raise InputError(f"{where}: start {columns[1]!r} and end {columns[2]!r} must be whole numbers") from None
-        if name not in store:
-            raise InputError(f"{where}: the genome has no contig {name!r}{store.suggestion(name)}")
-        length = store.contig(name).length
-        if not 0 <= start < end:
-            raise InputError(f"{where}: {name}:{start}-{end} must have 0 <= start < end (BED is 0-based, half-open)")
-        if end > length:
-            raise InputError(f"{where}: {name}:{start}-{end} ends beyond the contig, which has {length} bases")
-        intervals.append(Interval(name, start, end))
-    return intervals
 
 
 def by_contig(intervals: Iterable[Interval]) -> ByContig:

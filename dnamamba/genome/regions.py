@@ -7,17 +7,20 @@ from pathlib import Path
 import numpy as np
 
 from dnamamba.errors import InputError
+from dnamamba.genome.bed import read_intervals
 from dnamamba.genome.contigs import select_contigs
-from dnamamba.genome.intervals import ByContig, Interval, by_contig, read_bed
+from dnamamba.genome.intervals import ByContig, Interval, by_contig
 from dnamamba.genome.store import TokenStore
+from dnamamba.genome.view import GenomeView
 
 
-def parse_region(text: str, store: TokenStore) -> Interval:
+def parse_region(text: str, store: GenomeView) -> Interval:
     """The bases that samtools would take for a region: 1-based, both ends included, thousands' commas allowed.
 
     `chr1` is the whole contig, `chr1:100` runs from base 100 to the contig's end, `chr1:-200` from its start to base
-    200. Contigs with colons in their names are known as such; `{NAME}:100-200` says where a name ends. `InputError` for
-    an unknown contig, and unlike samtools for an end beyond it, which would be cut off in silence.
+    200. Names are matched by `contig_names`. Contigs with colons in theirs are known as such; `{NAME}:100-200` says
+    where a name ends. `InputError` for an unknown contig, and unlike samtools for an end beyond it, which would be cut
+    off in silence.
     """
     if text in store:
         return Interval(text, 0, store.contig(text).length)
@@ -30,7 +33,7 @@ def parse_region(text: str, store: TokenStore) -> Interval:
         if braced and braced[2] is None:
             return _whole(name, store)
         raise InputError(f"--region: {text!r} is no region; expected CONTIG:START-END, 1-based, as samtools takes it")
-    length = _whole(name, store).length
+    name, _, length = _whole(name, store)
     begin = _number(found[1]) if found[1] else 1
     end = _number(found[3]) if found[3] else length
     if begin < 1:
@@ -43,7 +46,7 @@ def parse_region(text: str, store: TokenStore) -> Interval:
 
 
 def read_regions(
-    store: TokenStore, regions: Sequence[str] | None, bed: Path | None, contigs: list[str] | None = None
+    store: GenomeView, regions: Sequence[str] | None, bed: Path | None, contigs: list[str] | None = None
 ) -> list[Interval]:
     """The regions a user asked for, in their order: given by text, or in a BED file, or else the contigs as a whole.
 
@@ -60,14 +63,15 @@ def read_regions(
     if regions:
         return [parse_region(region, store) for region in regions]
     if bed is not None:
-        intervals = read_bed(bed, store)
+        intervals = read_intervals(bed, store)
         if not intervals:
             raise InputError(f"{bed}: no intervals; BED has a contig, a start and an end on each line")
         return intervals
+    assert isinstance(store, TokenStore), "contigs are chosen by what only a token store knows of them"
     return [Interval(contig.name, 0, contig.length) for contig in select_contigs(store, contigs).chosen]
 
 
-def merged_regions(store: TokenStore, intervals: Sequence[Interval]) -> ByContig:
+def merged_regions(store: GenomeView, intervals: Sequence[Interval]) -> ByContig:
     """Each contig's bases that lie in any interval, sorted and merged; contigs in the genome's order."""
     merged = by_contig(intervals)
     return {contig.name: merged[contig.name] for contig in store.contigs if contig.name in merged}
@@ -78,9 +82,9 @@ def bases_of(pairs: np.ndarray) -> int:
     return int((pairs[:, 1] - pairs[:, 0]).sum())
 
 
-def _whole(name: str, store: TokenStore) -> Interval:
+def _whole(name: str, store: GenomeView) -> Interval:
     try:
-        return Interval(name, 0, store.contig(name).length)
+        return Interval(contig := store.names.find(name) or name, 0, store.contig(contig).length)
     except InputError as error:
         raise InputError(f"--region: {error}") from None
 

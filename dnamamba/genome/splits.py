@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 
 from dnamamba.errors import InputError
+from dnamamba.genome.bed import read_intervals
 from dnamamba.genome.contigs import ContigSelection, select_contigs
 from dnamamba.genome.intervals import (
     ByContig,
     Interval,
     by_contig,
     merge,
-    read_bed,
     subtract,
     to_intervals,
     total,
@@ -87,7 +87,7 @@ def make_splits(
     """
     chosen = contigs.chosen if isinstance(contigs, ContigSelection) else tuple(contigs)
     whole: ByContig = {contig.name: np.array([[0, contig.length]], np.int64) for contig in chosen}
-    excluded = by_contig(interval for path in exclude for interval in read_bed(Path(path), store))
+    excluded = by_contig(interval for path in exclude for interval in read_intervals(Path(path), store))
     usable = _less(whole, excluded)
     given = {"train": train, "validation": validation, "test": test}
     sets = {split: _explicit(store, usable, split, items) for split, items in given.items() if items}
@@ -154,7 +154,7 @@ def _explicit(store: TokenStore, usable: ByContig, split: str, items: Sequence[s
     intervals: list[Interval] = []
     for item in items:
         if Path(item).is_file() or Path(item).name.endswith(".bed"):
-            intervals += read_bed(Path(item), store)
+            intervals += read_intervals(Path(item), store)
         else:
             matched = [contig for contig in select_contigs(store, [str(item)]).chosen if contig.name in usable]
             if not matched:

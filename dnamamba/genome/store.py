@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from dnamamba.errors import InputError
+from dnamamba.genome.contig_names import ContigNames
 from dnamamba.genome.reader import HashingFile, SourceFile, read_genome
 from dnamamba.genome.store_format import (
     BLOCK_BYTES,
@@ -70,6 +71,8 @@ class TokenStore:
         """(k, 2) int64: the stretches of N of all contigs, [start, end) among `tokens`, ascending."""
         self._n_cumulative = np.concatenate(([0], np.cumsum(self.all_n_runs[:, 1] - self.all_n_runs[:, 0])))
         self._by_name = {contig.name: contig for contig in self.contigs}
+        self.names = ContigNames(self._by_name)
+        """Which contig is meant by a name of another style."""
         self._tokens: np.ndarray | None = None
         self._process = -1
         self._check_file()
@@ -91,23 +94,14 @@ class TokenStore:
         return self._tokens
 
     def contig(self, name: str) -> Contig:
-        """The contig of that name; `InputError` naming a likely one if there is none."""
+        """The contig of exactly that name; `InputError` if there is none. Names in files go through `names.find`."""
         try:
             return self._by_name[name]
         except KeyError:
-            raise InputError(f"{self.path}: no contig {name!r}{self.suggestion(name)}") from None
+            raise InputError(f"{self.path}: no contig {name!r}{self.names.suggestion()}") from None
 
     def __contains__(self, name: object) -> bool:
         return name in self._by_name
-
-    def suggestion(self, name: str) -> str:
-        """What to say after "no contig NAME": the same name in the other style, else how the contigs are called."""
-        other = name[3:] if name.startswith("chr") else f"chr{name}"
-        for likely in (other, {"chrM": "MT", "MT": "chrM", "M": "MT"}.get(name, "")):
-            if likely in self._by_name:
-                return f"; this genome calls it {likely!r}"
-        names = ", ".join(contig.name for contig in self.contigs[:4])
-        return f"; the contigs are {names}{', …' if len(self.contigs) > 4 else ''}"
 
     def read(self, contig: str, start: int, end: int) -> np.ndarray:
         """(end − start,) uint8 view of a contig's tokens, 0-based half-open; `InputError` outside of the contig."""
@@ -115,6 +109,15 @@ class TokenStore:
         if not 0 <= start <= end <= record.length:
             raise InputError(f"{contig}:{start}-{end} lies outside of the contig, which has {record.length} bases")
         return self.tokens[record.offset + start : record.offset + end]
+
+    def read_sparse(self, contig: str, spans: np.ndarray) -> np.ndarray:
+        """(length,) uint8 view of a contig: all of it, whatever the `spans`."""
+        return self.read(contig, 0, self.contig(contig).length)
+
+    def tokens_at(self, contig: np.ndarray, position: np.ndarray) -> np.ndarray:
+        """(k,) uint8 tokens of single bases: `contig` (k,) indices into `contigs`, `position` (k,) int64 in them."""
+        offsets = np.array([record.offset for record in self.contigs], np.int64)
+        return self.tokens[offsets[contig] + position]
 
     def n_runs(self, contig: str) -> np.ndarray:
         """(k, 2) int64: the contig's maximal stretches of N, 0-based half-open, ascending."""
@@ -188,12 +191,21 @@ def open_genome(
     return opened
 
 
+def current_store(files: Sequence[Path], store: Path | None = None) -> TokenStore | None:
+    """The token store that `open_genome` would open, None where it would have to build one or to complain."""
+    paths = [Path(path) for path in files]
+    if paths and all(path.is_file() for path in paths):
+        places = [store] if store is not None else [_store_name(paths), cache_name(paths)]
+        return next((opened for place in places if (opened := _open_current(place, paths)) is not None), None)
+    return open_genome(paths, store) if len(paths) == 1 and (paths[0] / INDEX_FILE).exists() else None
+
+
 def _open_or_build(files: list[Path], explicit: Path | None, progress: Progress | None) -> TokenStore:
     for path in files:
         if path.is_dir():
             raise InputError(f"{path}: a folder that is no token store; give a FASTA or GenBank file")
     gone = next((path for path in files if not path.exists()), None)
-    places = [explicit] if explicit is not None else [_store_name(files), _cache_name(files)]
+    places = [explicit] if explicit is not None else [_store_name(files), cache_name(files)]
     for place in places:
         if (opened := _open_current(place, files)) is not None:
             if gone is not None:
@@ -203,7 +215,7 @@ def _open_or_build(files: list[Path], explicit: Path | None, progress: Progress 
             return opened
     if gone is not None:
         raise InputError(f"{gone}: no such file; give a FASTA (plain, gzip, bgzip) or GenBank file")
-    place = next((place for place in places if _is_writable(place.parent)), places[0])
+    place = next((place for place in places if is_writable(place.parent)), places[0])
     return _build(place, files, explicit is not None, progress)
 
 
@@ -216,14 +228,14 @@ def _store_name(files: list[Path]) -> Path:
     return files[0].with_name(f"{files[0].name}.and-{len(files) - 1}-more-{key}.dnamamba")
 
 
-def _cache_name(files: list[Path]) -> Path:
+def cache_name(files: list[Path]) -> Path:
     from platformdirs import user_cache_path
 
     key = hashlib.sha256("\0".join(str(path.resolve()) for path in files).encode()).hexdigest()[:16]
     return user_cache_path("dnamamba") / "genomes" / f"{files[0].name}-{key}.dnamamba"
 
 
-def _is_writable(folder: Path) -> bool:
+def is_writable(folder: Path) -> bool:
     """Whether a folder can be written or created. One without any write permission counts as read-only for root too."""
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent

@@ -3,6 +3,9 @@
 Two passes over the file: one for what a score needs (`read_vcf`), one that writes each line back with its scores
 (`annotate`), so that a file of millions of records takes memory for its alleles alone. Plain text, gzip and bgzip are
 read; a name that ends in .gz is written as bgzip. Inside, positions are 0-based; in the file, 1-based.
+
+pysam's VariantFile would not do: it writes 30.00 as 30, 0.1234567891 as 0.123457, fills up dropped fields of samples,
+and declares as "Dummy" what the header lacks.
 """
 
 import gzip
@@ -10,7 +13,7 @@ import os
 import re
 import sys
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -118,6 +121,35 @@ def open_vcf(path: Path, progress: Progress | None = None) -> Iterator[tuple[lis
             yield header, _lines(path, file, raw, size, len(header), progress)
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise InputError(f"{path}: cut off or damaged ({error}); copy or make the file again") from None
+
+
+def info_fields(numbers: Mapping[str, str], info: str, alleles: int) -> list[dict[str, str]]:
+    """INFO of a record for each of its `alleles` alternate alleles; what is `.` is left out, flags are "".
+
+    By the header's Number (`info_numbers`): of A and R the allele's own value, all else as it stands. An undeclared
+    field with as many values as alleles is taken for A.
+    """
+    found: list[dict[str, str]] = [{} for _ in range(alleles)]
+    for field in info.split(";"):
+        key, _, text = field.partition("=")
+        if key in ("", ".") or text == ".":
+            continue
+        values, number = text.split(","), numbers.get(key)
+        first = {"A": 0, "R": 1, None: 0}.get(number)
+        split = first is not None and len(values) == alleles + first
+        for allele, into in enumerate(found):
+            if (value := values[allele + (first or 0)] if split else text) != ".":
+                into[key] = value
+    return found
+
+
+def info_numbers(header: Iterable[bytes]) -> dict[str, str]:
+    """The Number of each INFO field that a header declares: A, R, G, a count or `.`"""
+    found = {}
+    for line in header:
+        if match := re.match(rb"##INFO=<ID=([^,>]+),(?:.*?,)?Number=([^,>]+)", line):
+            found[match[1].decode("utf-8", "replace")] = match[2].decode("ascii", "replace")
+    return found
 
 
 def annotate(

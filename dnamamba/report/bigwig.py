@@ -2,7 +2,11 @@
 
 libBigWig (pyBigWig) makes a file's zoom levels in memory when it closes it: 14 bytes a base were measured on 20 Mb,
 which would be 43 GB for a human genome; and it holds Python's lock meanwhile. Here they are made on the way. The format
-is that of Kent et al. 2010 (doi 10.1093/bioinformatics/btq351, supplementary tables 5 to 19), all little-endian:
+is that of Kent et al. 2010 (doi 10.1093/bioinformatics/btq351, supplementary tables 5 to 19), all little-endian.
+
+pybigtools 0.3.0 writes the same values, and took 15 MB of memory at 3 and at 12 Mb, but wants a Python tuple a base:
+39.0 s and a file of 130 MB for the values of 20 Mb, where this took 7.6 s and 80 MB (one run each, two shared CPU
+cores, 2026-11-29).
 
     header, zoom headers, total summary, B+ tree of contigs
     data          sections of values of consecutive bases, each compressed

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dnamamba.genome.stretches import Stretch
+from dnamamba.genome.sequences import NamedSequence
 from dnamamba.inference.batches import batches_by_length, padded
 from dnamamba.inference.load import Inference
 from dnamamba.inference.pooling import pool_last, pool_mean
@@ -25,7 +25,7 @@ BasesRead = Callable[[int], None]
 @torch.inference_mode()
 def embed_stretches(
     inference: Inference[MambaLM],
-    stretches: Sequence[Stretch],
+    stretches: Sequence[NamedSequence],
     pool: Pool,
     out: np.ndarray,
     *,
@@ -62,7 +62,7 @@ def embed_stretches(
                     out[batch] = out[batch] + pooled if other else pooled
 
 
-def position_offsets(stretches: Sequence[Stretch]) -> np.ndarray:
+def position_offsets(stretches: Sequence[NamedSequence]) -> np.ndarray:
     """(stretches + 1,) int64: where each begins among all positions."""
     return np.concatenate(([0], np.cumsum([len(stretch) for stretch in stretches], dtype=np.int64)))
 
@@ -85,7 +85,7 @@ def _positions(chunks: Iterator[Chunk], lengths: np.ndarray) -> Iterator[tuple[i
 
 def _chunks(
     inference: Inference[MambaLM],
-    members: Sequence[Stretch],
+    members: Sequence[NamedSequence],
     other: bool,
     batch_tokens: int,
     progress: BasesRead | None,

@@ -15,8 +15,9 @@ from dnamamba.alphabet import TOKEN_TO_ASCII
 from dnamamba.analysis.embedding.compute import Pool, embed_stretches, position_offsets
 from dnamamba.analysis.embedding.settings import EmbedSettings
 from dnamamba.errors import InputError
-from dnamamba.genome.store import open_genome
-from dnamamba.genome.stretches import Stretch, read_stretches
+from dnamamba.genome.indexed import described
+from dnamamba.genome.sequences import NamedSequence, open_for_sequences, read_sequences
+from dnamamba.genome.view import GenomeView
 from dnamamba.inference.load import Inference, load_for_inference
 from dnamamba.model.abilities import Ability, require
 from dnamamba.outputs import refuse_existing, refuse_missing_library, whole_file
@@ -36,11 +37,11 @@ def embed(settings: EmbedSettings) -> None:
     store = None
     if settings.genome:
         with job_bar("reading the genome", "B") as progress:
-            store = open_genome(settings.genome, settings.store, progress=progress)
-    stretches = read_stretches(settings.input, store)
+            store = open_for_sequences(settings.input, settings.genome, settings.store, progress)
+    stretches = [sequence for path in settings.input for sequence in read_sequences(path, store)]
     inference = load_for_inference(settings.checkpoint, settings.accelerator, settings.precision)
     require(inference.model, Ability.CAUSAL | Ability.CARRIES_STATE, "embed")
-    for label, text in _header(settings, inference, stretches):
+    for label, text in _header(settings, inference, store, stretches):
         print(f"{label:>10}  {text}", flush=True)
 
     width = inference.model.config.d_model
@@ -82,7 +83,7 @@ def _array_on_disk(path: Path, shape: tuple[int, int]) -> np.ndarray:
     return array
 
 
-def _write_npz(folder: Path, array: np.ndarray, stretches: Sequence[Stretch], pool: Pool, path: Path) -> None:
+def _write_npz(folder: Path, array: np.ndarray, stretches: Sequence[NamedSequence], pool: Pool, path: Path) -> None:
     """name, contig, start, end, strand of the sequences; embedding; offset of each sequence's first position."""
     array.flush()  # type: ignore[attr-defined]
     columns: dict[str, Any] = {name: np.array(values) for name, values in _columns(stretches).items()}
@@ -100,7 +101,7 @@ def _write_npz(folder: Path, array: np.ndarray, stretches: Sequence[Stretch], po
                 shutil.copyfileobj(source, to, 16 << 20)
 
 
-def _write_parquet(folder: Path, array: np.ndarray, stretches: Sequence[Stretch], pool: Pool, path: Path) -> None:
+def _write_parquet(folder: Path, array: np.ndarray, stretches: Sequence[NamedSequence], pool: Pool, path: Path) -> None:
     """A row a sequence, or a row a position; `embedding` is an array of d_model fp32."""
     import polars
 
@@ -116,7 +117,9 @@ def _write_parquet(folder: Path, array: np.ndarray, stretches: Sequence[Stretch]
     polars.scan_parquet(parts / "*.parquet").sink_parquet(path)  # polars appends to no Parquet file
 
 
-def _positions(table: "polars.DataFrame", stretches: Sequence[Stretch], first: int, last: int) -> "polars.DataFrame":
+def _positions(
+    table: "polars.DataFrame", stretches: Sequence[NamedSequence], first: int, last: int
+) -> "polars.DataFrame":
     """name, contig, strand, position (0-based, of the forward strand) and base (of the strand that is read) of rows."""
     import polars
 
@@ -137,13 +140,13 @@ def _positions(table: "polars.DataFrame", stretches: Sequence[Stretch], first: i
     )
 
 
-def _columns(stretches: Sequence[Stretch]) -> dict[str, list[Any]]:
+def _columns(stretches: Sequence[NamedSequence]) -> dict[str, list[Any]]:
     return {
         "name": [stretch.name for stretch in stretches],
         "contig": [stretch.contig for stretch in stretches],
         "start": [stretch.start for stretch in stretches],
         "end": [stretch.end for stretch in stretches],
-        "strand": ["-" if stretch.reverse else "+" for stretch in stretches],
+        "strand": [stretch.strand for stretch in stretches],
     }
 
 
@@ -158,7 +161,9 @@ def _check_settings(settings: EmbedSettings) -> None:
     refuse_existing([settings.out], settings.overwrite)
 
 
-def _header(settings: EmbedSettings, inference: Inference, stretches: Sequence[Stretch]) -> list[tuple[str, str]]:
+def _header(
+    settings: EmbedSettings, inference: Inference, store: GenomeView | None, stretches: Sequence[NamedSequence]
+) -> list[tuple[str, str]]:
     lengths = [len(stretch) for stretch in stretches]
     strands = "mean of both strands" if settings.both_strands else "the strand that is given"
     lines = [
@@ -170,6 +175,11 @@ def _header(settings: EmbedSettings, inference: Inference, stretches: Sequence[S
         ),
         ("pool", f"{settings.pool}, {strands}"),
     ]
+    if store is not None:
+        files = ", ".join(map(str, settings.genome or []))
+        lines.insert(-2, ("genome", f"{files}: {len(store.contigs)} contigs, {si(store.bases)}b, {described(store)}"))
+        if told := store.names.told():
+            lines.insert(-2, ("contigs", told))
     trained = inference.trained_length
     if trained is not None and max(lengths) > trained:
         lines.append(("note", f"some sequences are longer than the {trained:,} bases that the model was trained at"))

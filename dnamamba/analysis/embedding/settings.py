@@ -12,8 +12,8 @@ class EmbedSettings(Compute, BatchTokens, Overwrite, GenomeStore, PretrainedMode
     """Embeddings of sequences: the model's hidden states after the last block and norm, for other programs."""
 
     input: list[Path]
-    """FASTA files (plain, gzip, bgzip) of sequences, or BED files (.bed) of intervals on --genome, one or many;
-    column 4 of a BED file is the name and column 6 the strand."""
+    """Sequences in FASTA (plain, gzip, bgzip), GenBank, .csv, .tsv or .parquet files, or intervals on --genome in BED
+    files (.bed), one or many; column 4 of a BED file is the name and column 6 the strand."""
     out: Path
     """.parquet or .npz file to write."""
     genome: list[Path] | None = None

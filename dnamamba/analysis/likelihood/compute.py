@@ -13,9 +13,9 @@ from dnamamba.analysis.likelihood.contig_tracks import Column, ContigTracks
 from dnamamba.analysis.likelihood.strand_rows import TRACKS, StrandStretch, describe_strands
 from dnamamba.analysis.likelihood.strand_tiles import StrandTiling
 from dnamamba.analysis.likelihood.track_files import table_of, table_schema
-from dnamamba.genome.intervals import Interval
+from dnamamba.genome.intervals import Interval, merge
 from dnamamba.genome.regions import merged_regions
-from dnamamba.genome.store import TokenStore
+from dnamamba.genome.view import GenomeView
 from dnamamba.inference.load import Inference
 from dnamamba.model.language_model import MambaLM
 
@@ -29,7 +29,7 @@ BATCH_TOKENS = {"cuda": 524_288, "cpu": 8_192}
 
 def likelihood_table(
     inference: Inference[MambaLM],
-    store: TokenStore,
+    store: GenomeView,
     intervals: Sequence[Interval],
     tiling: StrandTiling,
     strands: Sequence[str] = STRANDS,
@@ -50,15 +50,21 @@ def likelihood_table(
     tables = [pl.DataFrame(schema=schema)]
     for name, pairs in wanted.items():
         contig = store.contig(name)
-        tokens = store.tokens[contig.offset : contig.offset + contig.length]
         stretches = [
             stretch for strand in computed for stretch in tiling.stretches(strand == "reverse", pairs, contig.length)
         ]
+        tokens = store.read_sparse(name, spans_read(stretches, pairs, contig.length))
         with ContigTracks(name, tokens, pairs, computed, tracks, Path(tempfile.gettempdir())) as filled:
             batch = batch_tokens or BATCH_TOKENS[inference.device.type]
             fill_tracks(inference, filled, tokens, stretches, batch, LikelihoodSums())
             tables += [table_of(filled, block, columns, schema) for block in filled.blocks()]
     return pl.concat(tables)
+
+
+def spans_read(stretches: Sequence[StrandStretch], pairs: np.ndarray, length: int) -> np.ndarray:
+    """(k, 2) int64: what is read of a contig, merged: the stretches of both strands and the wanted bases."""
+    read = [(length - part.end, length - part.start) if part.reverse else (part.start, part.end) for part in stretches]
+    return merge(np.concatenate((np.array(read, np.int64).reshape(-1, 2), pairs)))
 
 
 def strands_to_read(strands: Sequence[str]) -> tuple[str, ...]:

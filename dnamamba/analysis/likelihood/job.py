@@ -14,16 +14,25 @@ import numpy as np
 import torch
 
 from dnamamba import __version__
-from dnamamba.analysis.likelihood.compute import BATCH_TOKENS, STRANDS, LikelihoodSums, fill_tracks, strands_to_read
+from dnamamba.analysis.likelihood.compute import (
+    BATCH_TOKENS,
+    STRANDS,
+    LikelihoodSums,
+    fill_tracks,
+    spans_read,
+    strands_to_read,
+)
 from dnamamba.analysis.likelihood.contig_tracks import Column, ContigTracks
 from dnamamba.analysis.likelihood.settings import LikelihoodSettings
 from dnamamba.analysis.likelihood.strand_rows import TRACKS, StrandStretch
 from dnamamba.analysis.likelihood.strand_tiles import StrandTiling
 from dnamamba.analysis.likelihood.track_files import Write, open_files, refuse_missing_libraries
 from dnamamba.errors import InputError
+from dnamamba.genome.indexed import IndexedGenome, described, open_for
 from dnamamba.genome.intervals import ByContig
 from dnamamba.genome.regions import bases_of, merged_regions, read_regions
 from dnamamba.genome.store import TokenStore, open_genome
+from dnamamba.genome.view import GenomeView
 from dnamamba.inference.load import Inference, load_for_inference
 from dnamamba.model.abilities import Ability, require
 from dnamamba.outputs import refuse_existing, whole_file
@@ -62,7 +71,7 @@ def run_likelihood(settings: LikelihoodSettings) -> None:
     refuse_existing([*planned, card], settings.overwrite)
 
     with job_bar("reading the genome", "B") as progress:
-        store = open_genome(settings.genome, settings.store, progress=progress)
+        store = _open(settings, progress)
     merged = merged_regions(store, read_regions(store, settings.region, settings.regions, settings.contigs))
     wanted = dict(sorted(merged.items()))  # by name, the order in which UCSC's tools look contigs up in a bigWig
     check_bases(store, wanted)
@@ -97,11 +106,22 @@ def run_likelihood(settings: LikelihoodSettings) -> None:
             print(f"{label:>10}  {text}")
 
 
+def _open(settings: LikelihoodSettings, progress: Callable[[int, int], None]) -> TokenStore | IndexedGenome:
+    """By its index if only some regions are asked for."""
+    if not settings.region and settings.regions is None:
+        return open_genome(settings.genome, settings.store, progress=progress)
+
+    def bases(genome: GenomeView) -> int:
+        return sum(interval.length for interval in read_regions(genome, settings.region, settings.regions))
+
+    return open_for(settings.genome, settings.store, bases, progress)
+
+
 def _compute_and_write(
     settings: LikelihoodSettings,
     choice: Choice,
     inference: Inference,
-    store: TokenStore,
+    store: GenomeView,
     wanted: ByContig,
     rows: dict[str, list[StrandStretch]],
     names: Sequence[tuple[Path, Callable[[Path], AbstractContextManager[Write]]]],
@@ -115,8 +135,7 @@ def _compute_and_write(
         advance = by_count(tell, to_read)
         writes = [writers.enter_context(open_it(name)) for name, open_it in names]
         for name, pairs in wanted.items():
-            contig = store.contig(name)
-            tokens = store.tokens[contig.offset : contig.offset + contig.length]
+            tokens = store.read_sparse(name, spans_read(rows[name], pairs, store.contig(name).length))
             folder = settings.out.absolute().parent
             with ContigTracks(name, tokens, pairs, choice.computed, choice.tracks, folder) as tracks:
                 began = time.perf_counter()
@@ -172,7 +191,7 @@ def tiling_for(inference: Inference, context: int | Literal["unlimited"] | None,
     return StrandTiling(context, overlap)
 
 
-def check_bases(store: TokenStore, wanted: ByContig) -> None:
+def check_bases(store: GenomeView, wanted: ByContig) -> None:
     """Raises `InputError` where no wanted base can have a value on both strands."""
     for name, pairs in wanted.items():
         for start, end in np.clip(pairs, 1, store.contig(name).length - 1).tolist():
@@ -197,16 +216,18 @@ def _among(flag: str, given: Sequence[str], known: Sequence[str]) -> tuple[str, 
 def _header(
     settings: LikelihoodSettings,
     inference: Inference,
-    store: TokenStore,
+    store: GenomeView,
     wanted: ByContig,
     tiling: StrandTiling,
     to_read: int,
 ) -> list[tuple[str, str]]:
     regions = sum(map(len, wanted.values()))
     bases = sum(map(bases_of, wanted.values()))
+    files = ", ".join(map(str, settings.genome))
     lines = [
         *inference.header(),
-        ("genome", f"{', '.join(map(str, settings.genome))}: {len(store.contigs)} contigs, {si(store.bases)}b"),
+        ("genome", f"{files}: {len(store.contigs)} contigs, {si(store.bases)}b, {described(store)}"),
+        *([("contigs", told)] if (told := store.names.told()) else []),
         ("regions", f"{si(bases)}b in {regions:,} on {len(wanted):,} contigs, {si(to_read)}b to read"),
         ("context", _describe(tiling)),
     ]
@@ -233,7 +254,7 @@ def _card(
     choice: Choice,
     tiling: StrandTiling,
     inference: Inference,
-    store: TokenStore,
+    store: GenomeView,
     sums: LikelihoodSums,
 ) -> dict[str, Any]:
     """What the tracks are and where they come from: the formats themselves have no room for it."""

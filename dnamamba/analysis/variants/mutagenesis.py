@@ -13,9 +13,10 @@ from dnamamba.analysis.variants.score_job import describe_truncation
 from dnamamba.analysis.variants.scores import AllelesScored, ScorePlan, Scores, score_alleles
 from dnamamba.errors import InputError
 from dnamamba.genome.alleles import Alleles
+from dnamamba.genome.indexed import described, open_for
 from dnamamba.genome.intervals import Interval
 from dnamamba.genome.regions import parse_region
-from dnamamba.genome.store import TokenStore, open_genome
+from dnamamba.genome.view import GenomeView
 from dnamamba.inference.load import Inference, load_for_inference
 from dnamamba.outputs import refuse_existing, refuse_missing_library, write_arrays, write_table
 from dnamamba.report.mutagenesis import plot_mutagenesis
@@ -51,7 +52,9 @@ def mutagenesis(settings: MutagenesisSettings) -> Saturation:
     paths = {kind: settings.out.with_name(f"{settings.out.name}.{kind}") for kind in formats}
     refuse_existing(list(paths.values()), settings.overwrite)
     with job_bar("reading the genome", "B") as progress:
-        store = open_genome(settings.genome, settings.store, progress=progress)
+        store = open_for(
+            settings.genome, settings.store, lambda genome: parse_region(settings.region, genome).length, progress
+        )
     region = parse_region(settings.region, store)
     if store.n_count(region.contig, region.start, region.end) == region.length:
         raise InputError(f"--region: {settings.region} holds no A, C, G or T to change; choose one with bases")
@@ -77,7 +80,7 @@ def mutagenesis(settings: MutagenesisSettings) -> Saturation:
 
 
 def saturate(
-    inference: Inference, store: TokenStore, region: Interval, plan: ScorePlan, progress: AllelesScored | None = None
+    inference: Inference, store: GenomeView, region: Interval, plan: ScorePlan, progress: AllelesScored | None = None
 ) -> Saturation:
     """Every change of a region. The values are those that `score_alleles` gives the same variants in a VCF."""
     tokens = store.read(region.contig, region.start, region.end) & TOKEN_BITS
@@ -165,12 +168,14 @@ def check_settings(settings: MutagenesisSettings) -> list[str]:
 
 
 def _header(
-    settings: MutagenesisSettings, inference: Inference, store: TokenStore, region: Interval, plan: ScorePlan
+    settings: MutagenesisSettings, inference: Inference, store: GenomeView, region: Interval, plan: ScorePlan
 ) -> list[tuple[str, str]]:
     tiling = plan.tiling
+    files = ", ".join(map(str, settings.genome))
     lines = [
         *inference.header(),
-        ("genome", f"{', '.join(map(str, settings.genome))}: {len(store.contigs)} contigs, {si(store.bases)}b"),
+        ("genome", f"{files}: {len(store.contigs)} contigs, {si(store.bases)}b, {described(store)}"),
+        *([("contigs", told)] if (told := store.names.told()) else []),
         ("region", f"{region.contig}:{region.start + 1:,}-{region.end:,}, {region.length:,} bases"),
         (
             "tiles",

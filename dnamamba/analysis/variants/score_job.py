@@ -13,17 +13,19 @@ from dnamamba.analysis.variants.scores import ScorePlan, Scores, Truncation, sco
 from dnamamba.errors import InputError
 from dnamamba.genome import vcf
 from dnamamba.genome.alleles import REASONS, Checked, check, refuse_mismatches
-from dnamamba.genome.store import TokenStore, open_genome
+from dnamamba.genome.contig_names import some
+from dnamamba.genome.indexed import described, open_for
+from dnamamba.genome.view import GenomeView
 from dnamamba.inference.load import Inference, load_for_inference
 from dnamamba.outputs import refuse_existing, table_format, write_table
 from dnamamba.runs.progress import job_bar, si
+
+STRANDS = 2
 
 
 def score(settings: ScoreSettings) -> None:
     """Scores a VCF as the settings say. Raises `InputError` for whatever the user can mend."""
     _check_settings(settings)
-    with job_bar("reading the genome", "B") as progress:
-        store = open_genome(settings.genome, settings.store, progress=progress)
     with job_bar("reading the VCF", "B") as progress:
         records = vcf.read_vcf(settings.vcf, progress)
     inference = load_for_inference(settings.checkpoint, settings.accelerator, settings.precision)
@@ -37,6 +39,9 @@ def score(settings: ScoreSettings) -> None:
         exact=settings.exact,
         embedding_distance=settings.embedding_distance,
     )
+    most = 2 * STRANDS * plan.tiling.context * len(records)  # tiles that no two variants share
+    with job_bar("reading the genome", "B") as progress:
+        store = open_for(settings.genome, settings.store, lambda _: most, progress)
     checked = check(records, store, longest=plan.tiling.context // 2)
     mismatches = refuse_mismatches(checked, records, store, settings.max_mismatches, str(settings.vcf))
     for label, text in _header(settings, inference, store, records, checked, plan):
@@ -74,29 +79,25 @@ def _check_settings(settings: ScoreSettings) -> None:
 def _header(
     settings: ScoreSettings,
     inference: Inference,
-    store: TokenStore,
+    store: GenomeView,
     records: vcf.Records,
     checked: Checked,
     plan: ScorePlan,
 ) -> list[tuple[str, str]]:
-    renamed = [
-        f"{name} is {there}"
-        for name, there in zip(records.contigs, checked.contigs, strict=True)
-        if there is not None and name != there
-    ]
     missing = [name for name, there in zip(records.contigs, checked.contigs, strict=True) if there is None]
     tiling = plan.tiling
     after = "to the tile's end" if plan.exact else f"{tiling.suffix:,} bases after each allele"
+    files = ", ".join(map(str, settings.genome))
     lines = [
         *inference.header(),
-        ("genome", f"{', '.join(map(str, settings.genome))}: {len(store.contigs)} contigs, {si(store.bases)}b"),
+        ("genome", f"{files}: {len(store.contigs)} contigs, {si(store.bases)}b, {described(store)}"),
         (
             "variants",
             f"{len(records):,} records, {len(checked.alleles):,} alternate alleles, "
             f"{int((checked.alleles.reason == 0).sum()):,} to score",
         ),
-        ("contigs", _some(renamed)),
-        ("no contig", _some(missing)),
+        ("contigs", store.names.told()),
+        ("no contig", some(missing)),
         ("REF", f"{len(checked.mismatches):,} of {checked.compared:,} records differ from the genome"),
         (
             "tiles",
@@ -107,10 +108,6 @@ def _header(
     if trained is not None and tiling.context > trained:
         lines.append(("note", f"--context is longer than the {trained:,} bases that the model was trained at"))
     return [line for line in lines if line[1]]
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _summary(out: Path, columns: Columns, scores: Scores, seconds: float) -> list[tuple[str, str]]:

@@ -11,7 +11,7 @@ from dnamamba.analysis.variants.score_settings import ScoreSettings
 from dnamamba.analysis.variants.scores import Scores
 from dnamamba.genome import vcf
 from dnamamba.genome.alleles import REASON_NAMES, REASONS, Alleles, Checked
-from dnamamba.genome.store import TokenStore
+from dnamamba.genome.view import GenomeView
 
 if TYPE_CHECKING:
     import polars
@@ -76,7 +76,7 @@ def vcf_fields(columns: Columns) -> list[vcf.Field]:
 
 
 def write_scored_vcf(
-    settings: ScoreSettings, store: TokenStore, records: vcf.Records, checked: Checked, columns: Columns
+    settings: ScoreSettings, store: GenomeView, records: vcf.Records, checked: Checked, columns: Columns
 ) -> None:
     """The input VCF with the scores added: every record, in order."""
     lengths = {

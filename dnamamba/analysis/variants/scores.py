@@ -25,7 +25,7 @@ from dnamamba.alphabet import TOKEN_BITS, encode, reverse_complement
 from dnamamba.analysis.variants.resumed import AlleleRows, score_rows
 from dnamamba.analysis.variants.tiles import Tiling, on_reverse_strand
 from dnamamba.genome.alleles import Alleles
-from dnamamba.genome.store import TokenStore
+from dnamamba.genome.view import GenomeView
 from dnamamba.inference.kept_states import pass_and_keep, states_needed
 from dnamamba.inference.load import Inference
 from dnamamba.model.language_model import MambaLM
@@ -100,7 +100,7 @@ class Scores:
 
 def score_alleles(
     inference: Inference[MambaLM],
-    store: TokenStore,
+    store: GenomeView,
     alleles: Alleles,
     plan: ScorePlan,
     progress: AllelesScored | None = None,
@@ -144,7 +144,7 @@ class _Strand:
     """The scoring of one strand."""
 
     def __init__(
-        self, inference: Inference[MambaLM], store: TokenStore, alleles: Alleles, plan: ScorePlan, reverse: bool
+        self, inference: Inference[MambaLM], store: GenomeView, alleles: Alleles, plan: ScorePlan, reverse: bool
     ) -> None:
         self.inference, self.store, self.alleles, self.plan, self.reverse = inference, store, alleles, plan, reverse
         self.tokens = np.zeros(3, np.int64)
@@ -222,7 +222,7 @@ class _Strand:
         """(length,) uint8: bases of the strand without the soft mask."""
         record = self.store.contigs[contig]
         begin = record.length - start - length if self.reverse else start
-        tokens = self.store.tokens[record.offset + begin : record.offset + begin + length] & TOKEN_BITS
+        tokens = self.store.read(record.name, begin, begin + length) & TOKEN_BITS
         return reverse_complement(tokens) if self.reverse else tokens
 
     def _alternate(self, allele: int) -> np.ndarray:

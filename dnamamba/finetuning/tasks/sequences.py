@@ -11,7 +11,8 @@ from dnamamba.errors import InputError
 from dnamamba.finetuning.settings import RunSettings
 from dnamamba.finetuning.tasks.examples import Examples, FixedSet, HeldOut, Place, Target, Task, canonical, pad
 from dnamamba.finetuning.tasks.labels import class_counts, describe_counts, encode_labels, find_target
-from dnamamba.finetuning.tasks.readers import Columns, Record, is_readable, read_class_folder, read_records, suffix
+from dnamamba.finetuning.tasks.readers import Columns, Record, is_readable, read_class_folder, read_records
+from dnamamba.tables import suffix
 
 SPLITS = {"train": ("train", "training"), "dev": ("dev", "valid", "validation", "val", "eval"), "test": ("test",)}
 """Split → what its files or folders are called."""

@@ -4,7 +4,6 @@ Splits keep homologous sequence together. Distant species are split along their 
 files). Close ones, given as pieces that are named alike in all species (`--intervals_by_name`), are split by that name.
 """
 
-import csv
 import hashlib
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from dnamamba.finetuning.tasks.examples import HeldOut, Target, Task
 from dnamamba.finetuning.tasks.windows import SpeciesWindows, Stretches, spread_windows
 from dnamamba.genome.contigs import select_contigs
 from dnamamba.genome.intervals import Interval, by_contig, subtract
+from dnamamba.genome.species_table import SpeciesRow, read_species
 from dnamamba.genome.splits import make_splits
 from dnamamba.genome.store import Contig, TokenStore, open_genome
 from dnamamba.runs.progress import job_bar, si
@@ -36,23 +36,14 @@ SAMPLE = 1 << 27
 """Bases of a species that its composition is counted on."""
 
 
-class SpeciesRow(NamedTuple):
-    """A line of species.tsv."""
-
-    name: str
-    fasta: list[Path]
-    contigs: list[str] | None
-    train: list[str] | None
-    validation: list[str] | None
-    test: list[str] | None
-
-
 def build(settings: RunSettings) -> Task:
     """Opens the genomes, makes the splits, plans the windows. Raises `InputError`."""
     if settings.species is None:
         raise InputError("--species: name the TSV with the columns name and fasta")
     assert settings.length is not None
-    rows = read_species(settings.species)
+    rows = sorted(read_species(settings.species), key=lambda row: row.name)
+    if len(rows) < 2:
+        raise InputError(f"{settings.species}: {len(rows)} species; two are needed to tell apart")
     stores = []
     for row in rows:
         with job_bar(f"reading {row.name}", "B") as progress:
@@ -113,47 +104,6 @@ def build(settings: RunSettings) -> Task:
     train = SpeciesWindows(splits["train"], length, size)
     target = Target("multiclass", names)
     return Task(target, train, evaluation["dev"], HeldOut(evaluation["test"]), length, notes, facts)
-
-
-def read_species(path: Path) -> list[SpeciesRow]:
-    """The rows of species.tsv, sorted by name. Raises `InputError` with the line."""
-    try:
-        lines = list(csv.reader(path.read_text("utf-8-sig").splitlines(), delimiter="\t"))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{path}: binary data, expected a table of tab-separated text") from None
-    if not lines:
-        raise InputError(f"{path}: empty; expected a header line with the columns name and fasta")
-    header = [name.strip() for name in lines[0]]
-    for needed in ("name", "fasta"):
-        if needed not in header:
-            raise InputError(f"{path}: no column {needed} in the header {', '.join(header)} (tab-separated)")
-    for name in header:
-        if name not in SpeciesRow._fields:
-            raise InputError(f"{path}: unknown column {name!r}; expected some of {', '.join(SpeciesRow._fields)}")
-    rows: list[SpeciesRow] = []
-    for number, line in enumerate(lines[1:], 2):
-        if not any(cell.strip() for cell in line) or line[0].startswith("#"):
-            continue
-        if len(line) != len(header):
-            raise InputError(f"{path}, line {number}: {len(line)} columns, the header has {len(header)}")
-        columns = zip(header, line, strict=True)
-        cells = {name: [part.strip() for part in cell.split(",") if part.strip()] for name, cell in columns}
-        if len(cells["name"]) != 1 or not cells["fasta"]:
-            raise InputError(f"{path}, line {number}: needs one name and a FASTA file at least")
-        name = cells["name"][0]
-        if any(row.name == name for row in rows):
-            raise InputError(f"{path}, line {number}: species {name!r} stands there twice")
-        beds = {
-            s: [str(path.parent / bed) for bed in cells.get(s, [])] or None for s in ("train", "validation", "test")
-        }
-        rows.append(
-            SpeciesRow(name, [path.parent / file for file in cells["fasta"]], cells.get("contigs") or None, **beds)
-        )
-    if len(rows) < 2:
-        raise InputError(f"{path}: {len(rows)} species; two are needed to tell apart")
-    return sorted(rows, key=lambda row: row.name)
 
 
 def split_genomes(

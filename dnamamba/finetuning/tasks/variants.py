@@ -13,12 +13,13 @@ from dnamamba.errors import InputError
 from dnamamba.finetuning.settings import RunSettings
 from dnamamba.finetuning.tasks.examples import Examples, FixedSet, HeldOut, Place, Task, pad
 from dnamamba.finetuning.tasks.labels import class_counts, describe_counts, encode_labels, find_target
-from dnamamba.finetuning.tasks.readers import DELIMITERS, Record, delimited_rows, suffix
+from dnamamba.finetuning.tasks.readers import Record
 from dnamamba.finetuning.tasks.variant_report import VariantReport
 from dnamamba.genome.alleles import REASON_NAMES, REASONS, Alleles, check, refuse_mismatches
 from dnamamba.genome.store import TokenStore, open_genome
-from dnamamba.genome.vcf import Records, is_vcf_name, open_vcf
+from dnamamba.genome.vcf import Records, info_fields, info_numbers, is_vcf_name, open_vcf
 from dnamamba.runs.progress import job_bar
+from dnamamba.tables import DELIMITERS, delimited_rows, suffix, whole_number
 
 SPLITS = ("train", "dev", "test")
 SHARES = {"train": 0.7, "dev": 0.15, "test": 0.15}
@@ -166,26 +167,24 @@ def read_rows(path: Path) -> Iterator[Row]:
 
 
 def _read_vcf(path: Path) -> Iterator[Row]:
-    with open_vcf(path) as (_, lines):
+    with open_vcf(path) as (header, lines):
+        numbers = info_numbers(header)
         for line in lines:
             texts = [column.decode("utf-8", "replace") for column in line.columns]
-            if not texts[1].isdigit():
+            if (position := whole_number(texts[1])) is None:
                 raise InputError(f"{path}, line {line.number}: POS {texts[1]!r} is no whole number")
-            info = dict(field.partition("=")[::2] for field in texts[5].split("\t")[2].split(";"))
             alternates = [] if texts[4] == "." else texts[4].split(",")
-            for number, alt in enumerate(alternates):
-                columns = {}
-                for key, value in info.items():
-                    values = value.split(",")
-                    columns[key.lower()] = values[number] if len(values) == len(alternates) else value
-                yield Row(f"{path}, line {line.number}", texts[0], int(texts[1]) - 1, texts[3], alt, columns)
+            fields = info_fields(numbers, texts[5].split("\t")[2], len(alternates))
+            for alt, info in zip(alternates, fields, strict=True):
+                columns = {key.lower(): value for key, value in info.items()}
+                yield Row(f"{path}, line {line.number}", texts[0], position - 1, texts[3], alt, columns)
 
 
 def _read_table(path: Path) -> Iterator[Row]:
     if suffix(path) not in DELIMITERS:
         raise InputError(f"{path}: unknown kind of file; expected .vcf, .tsv or .csv, plain or .gz")
-    lines = delimited_rows(path, DELIMITERS[suffix(path)])
-    names = [name.lower() for name in next(lines)[1]]
+    header, lines = delimited_rows(path, DELIMITERS[suffix(path)])
+    names = [name.lower() for name in header]
     contig = next((names.index(name) for name in CONTIG_COLUMNS if name in names), None)
     zero_based = next((names.index(name) for name in START_COLUMNS if name in names), None)
     one_based = next((names.index(name) for name in POSITION_COLUMNS if name in names), None)
@@ -197,9 +196,9 @@ def _read_table(path: Path) -> Iterator[Row]:
     for where, cells in lines:
         row = dict(zip(names, cells, strict=True))
         text = cells[one_based if zero_based is None else zero_based]  # type: ignore[index]
-        if not text.isdigit():
+        if (number := whole_number(text)) is None:
             raise InputError(f"{where}: position {text!r} is no whole number")
-        yield Row(where, cells[contig], int(text) - (zero_based is None), row["ref"], row["alt"], row)
+        yield Row(where, cells[contig], number - (zero_based is None), row["ref"], row["alt"], row)
 
 
 def _column(
@@ -298,7 +297,7 @@ def refuse_shared_groups(groups: list[str], split: np.ndarray, path: Path, name:
 def _places(rows: list[Row], alleles: Alleles) -> tuple[np.ndarray, np.ndarray]:
     """Contig and position by which windows overlap: of the assembly (chrom, pos) where the table has them beside the
     place in a sequence of its own, else the latter."""
-    if all(row.columns.get("chrom") and row.columns.get("pos", "").isdigit() for row in rows):
+    if all(row.columns.get("chrom") and whole_number(row.columns.get("pos", "")) is not None for row in rows):
         names = [row.columns["chrom"] for row in rows]
         positions = np.array([int(row.columns["pos"]) for row in rows], np.int64)
     else:

@@ -1,0 +1,151 @@
+"""Named sequences for a model to read: records of FASTA and GenBank, rows of tables, BED intervals of a genome."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from dnamamba.alphabet import TOKEN_BITS, UNK, encode, reverse_complement
+from dnamamba.errors import InputError
+from dnamamba.genome.bed import read_bed
+from dnamamba.genome.indexed import Progress, open_for
+from dnamamba.genome.reader import SequenceBlock, read_genome
+from dnamamba.genome.view import GenomeView
+from dnamamba.tables import TABLES, column_index, suffix, table_rows
+
+FASTA = (".fa", ".fasta", ".fna")
+SEQUENCE_COLUMNS = ("sequence", "seq", "Sequence", "dna", "text")
+NAME_COLUMNS = ("name", "id", "seq_id")
+
+
+@dataclass(frozen=True, slots=True)
+class NamedSequence:
+    """One sequence and where it comes from."""
+
+    name: str
+    contig: str
+    """Of the genome, or the record's name"""
+    start: int
+    """0-based, half-open"""
+    end: int
+    reverse: bool
+    """Whether the reverse complement of these bases is meant"""
+    stored: np.ndarray
+    """(bases,) uint8 tokens of the forward strand, perhaps with the soft-mask bit; a view where it can be"""
+
+    def __len__(self) -> int:
+        return self.end - self.start
+
+    @property
+    def strand(self) -> str:
+        return "-" if self.reverse else "+"
+
+    def tokens(self, other_strand: bool = False) -> np.ndarray:
+        """(bases,) uint8 without the soft-mask bit, of the strand that is meant, or of the other one."""
+        plain = self.stored & np.uint8(TOKEN_BITS)
+        return reverse_complement(plain) if self.reverse != other_strand else plain
+
+    def window(self, first: int, length: int) -> "NamedSequence":
+        """Bases [first, first + length) of the strand that is meant, as far as there are any."""
+        last = min(first + length, len(self))
+        low, high = (len(self) - last, len(self) - first) if self.reverse else (first, last)
+        return replace(self, start=self.start + low, end=self.start + high, stored=self.stored[low:high])
+
+
+def read_sequences(
+    path: Path, genome: GenomeView | None, sequence_column: str | None = None
+) -> Iterator[NamedSequence]:
+    """The sequences of a file in its order: BED (`.bed`) of `genome`, CSV, TSV, Parquet; all else is FASTA or GenBank.
+
+    Raises `InputError` with file and line or record, for a file without sequences, too.
+    """
+    kind = suffix(path)
+    if kind == ".bed":
+        if genome is None:
+            raise InputError(f"{path}: a BED file needs its genome; name it with --genome")
+        found = _of_bed(path, genome)
+    else:
+        found = _of_table(path, sequence_column) if kind in TABLES else _of_fasta(path)
+    sequence = None
+    for sequence in found:
+        yield sequence
+    if sequence is None:
+        raise InputError(f"{path}: no {'intervals' if kind == '.bed' else 'sequences'}")
+
+
+def open_for_sequences(
+    paths: Sequence[Path], genome: Sequence[Path], store: Path | None, progress: Progress | None = None
+) -> GenomeView:
+    """The genome of the BED files among `paths`. Raises `InputError` as `open_for` and `read_bed`."""
+    beds = [path for path in paths if suffix(path) == ".bed"]
+
+    def bases(opened: GenomeView) -> int:
+        return sum(row.interval.length for path in beds for row in read_bed(path, opened))
+
+    return open_for(genome, store, bases, progress)
+
+
+def fasta_records(path: Path) -> Iterator[tuple[SequenceBlock, np.ndarray]]:
+    """The first block of each record of FASTA or GenBank, for its names, and (bases,) uint8 tokens of all of it.
+
+    Raises `InputError` for a record without bases.
+    """
+    begun: SequenceBlock | None = None
+    blocks: list[np.ndarray] = []
+    for item in read_genome(path):
+        if not isinstance(item, SequenceBlock) or item.first:
+            if begun is not None:
+                tokens = np.concatenate(blocks)
+                if not tokens.size:
+                    raise InputError(f"{path}, record {begun.name!r}, line {begun.line}: the sequence is empty")
+                yield begun, tokens
+            begun, blocks = (item if isinstance(item, SequenceBlock) else None), []
+        if isinstance(item, SequenceBlock):
+            blocks.append(item.tokens)
+
+
+def to_tokens(sequence: str, where: object) -> np.ndarray:
+    """(bases,) uint8 without case. Raises `InputError` for empty sequences and letters that are no nucleotide code."""
+    sequence = sequence.strip()
+    if not sequence:
+        raise InputError(f"{where}: the sequence is empty")
+    tokens = encode(sequence)
+    if (tokens == UNK).any():
+        position = int(np.argmax(tokens == UNK))
+        raise InputError(f"{where}: position {position + 1} is {sequence[position]!r}, which is no nucleotide code")
+    return tokens & np.uint8(TOKEN_BITS)
+
+
+def sequence_column_index(header: list[str], wanted: str | None, path: Path) -> int:
+    """Where a table's sequences stand. Raises `InputError` if there is no such column."""
+    if not header:
+        raise InputError(f"{path}: empty; expected a header line with a column sequence")
+    return column_index(header, wanted, SEQUENCE_COLUMNS, "sequence", "--sequence_column", path)
+
+
+def name_column_index(header: list[str]) -> int | None:
+    """Where a table's names stand, if it has some."""
+    return next((header.index(name) for name in NAME_COLUMNS if name in header), None)
+
+
+def _of_bed(path: Path, genome: GenomeView) -> Iterator[NamedSequence]:
+    for row in read_bed(path, genome):
+        interval = row.interval
+        yield NamedSequence(row.name or str(interval), *interval, row.strand == "-", genome.read(*interval))
+
+
+def _of_fasta(path: Path) -> Iterator[NamedSequence]:
+    for record, tokens in fasta_records(path):
+        yield NamedSequence(record.name, record.name, 0, tokens.size, False, tokens)
+
+
+def _of_table(path: Path, sequence_column: str | None) -> Iterator[NamedSequence]:
+    header, rows = table_rows(path)
+    sequence, named = sequence_column_index(header, sequence_column, path), name_column_index(header)
+    for number, (where, cells) in enumerate(rows, 1):
+        if (text := cells[sequence]) is None:
+            raise InputError(f"{where}: {header[sequence]} is missing")
+        tokens = to_tokens(text, where)
+        name = (cells[named] if named is not None else "") or str(number)
+        yield NamedSequence(name, name, 0, tokens.size, False, tokens)
