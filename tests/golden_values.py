@@ -37,7 +37,7 @@ VOLATILE_LINES = re.compile(
 """Lines of texts: times, speeds, machines, versions."""
 ONLY_THERE = re.compile(r"\.png$|\.tbi$|\.csi$|\.fai$|\.gzi$|events\.out\.tfevents")
 """Files of which it is recorded that they are there."""
-DIGEST = re.compile(r"[0-9a-f]{16,}|[0-9a-f]{16}…")
+DIGEST = re.compile(r"(?<![\w.])[0-9a-f]{16,}(?![\w.])")
 """Of weights: the same bits have the same, anything else another, so that the numbers themselves must tell."""
 NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?(?![\w.])")
 

@@ -54,6 +54,7 @@ def test_one_bit_is_a_difference():
         (["LLR=-0.5723"], ["LLR=-0.5724"], 1, 0),  # the last digit that is printed
         (["LLR=-0.5723"], ["LLR=-0.5743"], 1, 1),
         (["sha256: " + "0" * 64], ["sha256: " + "1" * 64], 1, 0),
+        (["loss: 1.9601632767425743"], ["loss: 1.96016327732012"], 1, 0),  # no digest, for all its digits
         (["3 windows"], ["4 windows"], 1, 1),
         (["ACGT"], ["ACGA"], 1, 1),
         (["one"], ["one", "two"], 1, 1),
