@@ -13,7 +13,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 PACKAGES = ("dnamamba", "dnamamba_kernels", "tests")
-FOREIGN = frozenset({"_no_weight_decay", "bincount", "register_autograd", "METRIC_std", "chr20.json", "--len"})
+FOREIGN = frozenset(
+    {
+        "_no_weight_decay",
+        "bincount",
+        "register_autograd",
+        "METRIC_std",
+        "chr20.json",
+        "--len",
+        "tokens.split(length, dim=1)",
+    }
+)
+
 """Names of other people's programs, and of examples"""
 FILE_ENDINGS = (".py", ".md", ".toml", ".yaml", ".json", ".cuh", ".cu", ".csv", ".tsv", ".png", ".bed", ".ipynb")
 
@@ -160,6 +171,7 @@ def _is_dotted(parts: list[str], tree: Tree) -> bool:
         return parts[1] in tree.classes[parts[0]]
     homes = [found for module, found in tree.modules.items() if module.rpartition(".")[2] == parts[0]]
     if homes:
-        members = (tree.classes[name] for found in homes for name in found & tree.classes.keys())
+        owners = {name for found in homes for name in found} | {f"{parts[0].title()}Settings"}
+        members = (tree.classes[name] for name in owners & tree.classes.keys())
         return any(parts[1] in found for found in [*homes, *members])
     return all(part in tree.names for part in parts if "_" in part)
