@@ -97,14 +97,9 @@ def main(verb: str) -> Callable[[list[str] | None], None]:
             from dnamamba.runs.resume import with_stored_settings
 
             settings = with_stored_settings(parser(verb), settings.out, arguments)
-        job(verb)(settings)
+        _named(VERBS[verb].job)(settings)
 
     return parse_and_do
-
-
-def job(verb: str) -> Callable[[Any], Any]:
-    """What does a verb's work: takes its settings. Raises `InputError`."""
-    return _named(VERBS[verb].job)
 
 
 class _Callable(ModuleType):

@@ -1,5 +1,6 @@
-"""The house keeps its word: documented commands are those that CI runs and that parse; pins, versions, paths."""
+"""What the documents say is true: commands parse, names and files exist, calls fit, pins and versions agree."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from names_in_tree import back_ticked, docstrings, read_tree, unknown
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -51,6 +53,78 @@ def documented_scripts():
         text = re.sub(r"\\+\n\s*", " ", text)
         for found in re.finditer(r"python ((?:pipelines|data|kernels/bench)/\w+\.py)([^`\n]*)", text):
             yield str(place.relative_to(ROOT)), found[1], re.findall(r"(?<!\S)\[?(--[a-z_.]+)", found[2])
+
+
+@cache
+def tree():
+    """The names of the tree; the strings of this file, which holds wrong names on purpose, do not count."""
+    paths = (str(path.relative_to(ROOT)) for path in tracked_files())
+    return read_tree(ROOT, paths, without_strings_of=frozenset({"tests/test_house.py"}))
+
+
+def back_ticked_names():
+    """(file, name) of all that stands in back-ticks in documents and docstrings; log and results are of the past."""
+    for path in tracked_files():
+        if path.suffix == ".md" and path.name != "LOG.md" and "results" not in path.parts:
+            texts = [path.read_text()]
+        elif path.suffix == ".py":
+            texts = [text.value for text in docstrings(ast.parse(path.read_text()))]
+        else:
+            continue
+        for text in texts:
+            for name in back_ticked(text):
+                yield str(path.relative_to(ROOT)), name
+
+
+def python_blocks(document):
+    blocks = re.findall(r"^```python\n(.*?)^```$", (ROOT / document).read_text(), re.MULTILINE | re.DOTALL)
+    return "\n".join(blocks)
+
+
+def wrong_calls(source):
+    """What a documented piece of Python asks of `dnamamba` that is not there: names, methods, arguments.
+
+    Variables are followed as far as documents need it: what `load`, `pretrain`, `finetune` and `Run.model` give.
+    """
+    gives = {"dnamamba.load": "Model", "dnamamba.pretrain": "Run", "dnamamba.finetune": "Run", "Run.model": "Model"}
+    settings = {"dnamamba.pretrain": "PretrainSettings", "dnamamba.finetune": "FinetuneSettings"}
+    kinds = {}
+    wrong = []
+
+    def callee(node):
+        """`dnamamba.load`, `Model.embed`, …; None for what is not ours."""
+        if not isinstance(node, ast.Attribute):
+            return None
+        if isinstance(node.value, ast.Name) and node.value.id == "dnamamba":
+            return f"dnamamba.{node.attr}"
+        owner = kind(node.value)
+        return owner and f"{owner}.{node.attr}"
+
+    def kind(node):
+        if isinstance(node, ast.Name):
+            return kinds.get(node.id)
+        return gives.get(callee(node.func)) if isinstance(node, ast.Call) else None
+
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            kinds[node.targets[0].id] = kind(node.value)
+    for node in ast.walk(ast.parse(source)):
+        name = callee(node)
+        if name is not None:
+            owner, _, attribute = name.partition(".")
+            known = dnamamba.__all__ if owner == "dnamamba" else tree().classes[owner]
+            wrong += [name] if attribute not in known else []
+        if isinstance(node, ast.Call) and (called := callee(node.func)):
+            taken = tree().classes[settings[called]] if called in settings else arguments_of(called.partition(".")[2])
+            wrong += [f"{called}({word.arg}=)" for word in node.keywords if word.arg not in taken]
+    return wrong
+
+
+@cache
+def arguments_of(name):
+    source = ast.parse((ROOT / "dnamamba" / "api" / "model.py").read_text())
+    found = [node.args for node in ast.walk(source) if isinstance(node, ast.FunctionDef) and node.name == name]
+    return {argument.arg for arguments in found for argument in [*arguments.args, *arguments.kwonlyargs]}
 
 
 def output_of(*command):
@@ -103,6 +177,67 @@ def test_documents_name_files_that_exist():
         for target in re.findall(r"\]\(([^)#]+)\)", document.read_text()):
             if "://" not in target:
                 assert (document.parent / target).exists(), f"{document.name}: {target}"
+
+
+def test_names_in_back_ticks_exist():
+    found = list(back_ticked_names())
+    assert len(found) > 1000
+    assert [f"{file}: {name}" for file, name in found if unknown(name, tree())] == []
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        ("dnamamba.genome.vcf.read_vcf", "dnamamba.genome.vcf.read_vcfs"),
+        ("dnamamba.runs.resume", "dnamamba.training.resume"),
+        ("dnamamba.load(…)", "dnamamba.unload(…)"),
+        ("runs/resume.py", "training/resume.py"),
+        ("summary.json", "summaries.json"),
+        ("WindowPlan.length", "WindowPlan.longitude"),
+        ("metrics.evaluate", "metrics.devaluate"),
+        ("--length_warmup 0.5", "--length_cooldown 0.5"),
+        ("dnamamba score --suffix 64", "dnamamba score --postfix 64"),
+        ("validation_bits_per_base", "validation_bits_a_base"),
+        ("InputError", "InputFault"),
+    ],
+)
+def test_a_wrong_name_in_back_ticks_is_found(right, wrong):
+    names = list(back_ticked(f"Read `{right}`,\nnot `{wrong}`."))
+    assert names == [right, wrong]
+    assert [name for name in names if unknown(name, tree())] == [wrong]
+
+
+def test_prose_fits_120_columns():
+    """Tables, code, and links alone on a line may be longer. The log is a lab book; programs write results."""
+    found = []
+    for path in (path for path in DOCUMENTS if path.name != "LOG.md" and "results" not in path.parts):
+        fenced = False
+        for number, line in enumerate(path.read_text().splitlines(), 1):
+            fenced ^= line.lstrip().startswith("```")
+            alone = line.startswith(("|", "    ")) or re.fullmatch(r"\s*(!?\[.*\]\(\S+\)|<\S+>)", line)
+            if len(line) > 120 and not fenced and not alone:
+                found.append(f"{path.relative_to(ROOT)}:{number}")
+    assert found == []
+
+
+def test_readme_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
+@pytest.mark.parametrize("document", ["README.md", "GUIDE.md"])
+def test_documented_calls_fit_the_api(document):
+    source = python_blocks(document)
+    assert source.count("dnamamba.") > 2 and source.count("model.") > 4
+    assert wrong_calls(source) == []
+
+
+def test_a_wrong_call_is_found():
+    source = (
+        "run = dnamamba.pretrain(genome='a.fa', size=3)\nmodel = run.model()\nmodel.embed('A', pooling='last')\n"
+        "model.guess('A')\ndnamamba.lode('runs/a').embed('A')\ndnamamba.load('runs/a').embed('A', pool='last')"
+    )
+    expected = ["dnamamba.lode", "dnamamba.pretrain(size=)", "Model.embed(pooling=)", "Model.guess"]
+    assert sorted(wrong_calls(source)) == sorted(expected)
 
 
 def test_nothing_names_the_machine_it_was_written_on():

@@ -2,18 +2,21 @@
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from dnamamba import verbs
 from dnamamba.errors import InputError
 from dnamamba.runs.resume import stored_values
 from dnamamba.settings.fields import flat, plain
+from dnamamba.settings.parser import Parser
 
 if TYPE_CHECKING:
     import polars
 
     from dnamamba.api.model import Model
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +53,10 @@ def pretrain(**settings: Any) -> Run:
     Takes the flags of `python -m dnamamba.pretrain --help` by name, those of the model as a dictionary,
     `model={"preset": "1.4m"}`. Without arguments it trains on the bundled E. coli. Raises `InputError`.
     """
-    return _run("pretrain", settings)
+    from dnamamba.training.run import pretrain as train
+    from dnamamba.training.settings import PretrainSettings
+
+    return _run("pretrain", PretrainSettings, train, settings)
 
 
 def finetune(**settings: Any) -> Run:
@@ -58,14 +64,17 @@ def finetune(**settings: Any) -> Run:
 
     Takes the flags of `python -m dnamamba.finetune --help` by name. Raises `InputError`.
     """
-    return _run("finetune", settings)
+    from dnamamba.finetuning.run import finetune as train
+    from dnamamba.finetuning.settings import FinetuneSettings
+
+    return _run("finetune", FinetuneSettings, train, settings)
 
 
-def _run(verb: str, values: dict[str, Any]) -> Run:
+def _run(verb: str, kind: type[T], train: Callable[[T], Path], values: dict[str, Any]) -> Run:
     """Checked and converted as the values of a file of `--config`, then the verb's own job."""
-    parser, where = verbs.parser(verb), Path(f"dnamamba.{verb}()")
-    given = flat({name: plain(value) for name, value in values.items() if value is not None}, parser.names)
-    settings = parser.parse([], stored=(where, given))
-    if settings.resume:
-        settings = parser.parse([], stored=(where, stored_values(parser, settings.out)[1] | given))
-    return Run(verbs.job(verb)(settings))
+    name = f"dnamamba.{verb}"
+    parser, where = Parser(name, kind), Path(f"{name}()")
+    given = flat({key: plain(value) for key, value in values.items() if value is not None}, parser.names)
+    if given.get("resume"):
+        given = stored_values(parser, parser.parse([], stored=(where, given)).out)[1] | given  # type: ignore[attr-defined]
+    return Run(train(parser.parse([], stored=(where, given))))

@@ -1,7 +1,7 @@
 """Zero-shot scores of alleles: log-likelihood ratios from resumed states.
 
 A causal model has read the reference up to a variant once for all alleles that begin after it. So the reference of a
-tile (`tiles`) goes through the model once, states are kept on the way (`resume_states`), and each allele starts from
+tile (`tiles`) goes through the model once, states are kept on the way (`kept_states`), and each allele starts from
 the state before it: the bases up to the variant, the alternate allele, and the same reference bases after it as those
 that the reference is scored on. With r and a the two alleles, u the bases before and d the bases after:
 
