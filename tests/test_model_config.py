@@ -5,7 +5,6 @@ import sys
 
 import pytest
 
-from dnamamba.cli import attribute_docstrings
 from dnamamba.errors import InputError
 from dnamamba.model.config import PRESETS, ModelConfig, preset
 from dnamamba.model.language_model import MambaLM
@@ -13,6 +12,7 @@ from dnamamba.model.parameters import parameter_count
 from dnamamba.model.settings import ModelSettings, model_config, model_name
 from dnamamba.pretrain import build_parser
 from dnamamba.runs.resume import refuse_changes
+from dnamamba.settings.fields import attribute_docstrings
 from dnamamba.training.resolve import as_plain, resolve
 from dnamamba.training.settings import PretrainSettings
 

@@ -1,6 +1,7 @@
-"""Windows of several genomes as one FASTA, to embed and compare them."""
+"""Windows of several genomes as one table, to embed and compare them."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -10,26 +11,30 @@ from dnamamba.genome.contigs import select_contigs
 from dnamamba.genome.species_table import SpeciesRow, read_species
 from dnamamba.genome.store import TokenStore, open_genome
 from dnamamba.genome.windows import hash_key
-from dnamamba.outputs import whole_file
+
+if TYPE_CHECKING:
+    import polars
 
 TRIES = 50
 """Places tried for a window before a genome is given up as too short or too full of N"""
 
 
-def write_species_windows(species: Path, out: Path, *, length: int, windows: int, seed: int = 0) -> None:
-    """FASTA of `windows` windows a species without N, at random places of the contigs named or the primary ones.
+def species_windows(species: Path, *, length: int, windows: int, seed: int = 0) -> "polars.DataFrame":
+    """`windows` windows of each species without N, at random places of the contigs named or the primary ones, forward
+    strand: species, contig, start, end (0-based, half-open), sequence.
 
     Args:
         species: TSV with the columns name and fasta, perhaps contigs, as `dnamamba finetune --task species` takes it.
-        out: records are called SPECIES|CONTIG:START-END (1-based, both included).
     """
-    rows = read_species(species)
-    with whole_file(out) as partial, partial.open("w", encoding="ascii") as file:
-        for row in rows:
-            store = open_genome(row.fasta)
-            for contig, start in _places(store, row, length, windows, seed):
-                tokens = store.read(contig, start, start + length) & np.uint8(TOKEN_BITS)
-                file.write(f">{row.name}|{contig}:{start + 1}-{start + length}\n{decode(tokens)}\n")
+    import polars
+
+    rows = []
+    for row in read_species(species):
+        store = open_genome(row.fasta)
+        for contig, start in _places(store, row, length, windows, seed):
+            tokens = store.read(contig, start, start + length) & np.uint8(TOKEN_BITS)
+            rows.append((row.name, contig, start, start + length, decode(tokens)))
+    return polars.DataFrame(rows, schema=["species", "contig", "start", "end", "sequence"], orient="row")
 
 
 def _places(store: TokenStore, species: SpeciesRow, length: int, windows: int, seed: int) -> list[tuple[str, int]]:
