@@ -5,15 +5,14 @@ import sys
 
 import pytest
 
+from dnamamba import verbs
 from dnamamba.errors import InputError
 from dnamamba.model.config import PRESETS, ModelConfig, preset
 from dnamamba.model.language_model import MambaLM
 from dnamamba.model.parameters import parameter_count
 from dnamamba.model.settings import ModelSettings, model_config, model_name
-from dnamamba.pretrain import build_parser
-from dnamamba.runs.resume import refuse_changes
 from dnamamba.settings.fields import attribute_docstrings
-from dnamamba.training.resolve import as_plain, resolve
+from dnamamba.training.resolve import resolve
 from dnamamba.training.settings import PretrainSettings
 
 # The Mamba paper's genomics models: blocks, width, nominal parameters (arXiv 2312.00752, appendix E.3).
@@ -87,13 +86,13 @@ def test_configuration_does_not_load_torch():
 
 
 def test_every_field_is_a_flag_with_its_docstring():
-    parser = build_parser()
+    parser = verbs.parser("pretrain")
     told = " ".join(parser.format_help().split())
     for name, text in attribute_docstrings(ModelConfig).items():
         assert f"--model.{name}" in told
         assert text[:30] in told, name
-    parsed = parser.parse_args(["--model.d_conv", "3", "--model.dt_rank", "broadcast", "--model.conv_bias", "false"])
-    settings = ModelSettings(**parsed.model.as_dict() | {"preset": "1.4m"})
+    flags = ["--model.preset", "1.4m", "--model.d_conv", "3", "--model.dt_rank", "broadcast"]
+    settings = parser.parse([*flags, "--model.conv_bias", "false"]).model
     assert model_config(settings) == preset("1.4m", d_conv=3, dt_rank="broadcast", conv_bias=False)
 
 
@@ -102,11 +101,3 @@ def test_a_changed_preset_is_called_so():
     assert model_name(ModelSettings(preset="1.4m", d_state=8)) == "1.4m with d_state 8"
     settings = resolve(PretrainSettings(model=ModelSettings(preset="1.4m", d_state=8, dt_rank=4)))
     assert "-1.4m-with-d_state-8-dt_rank-4-" in settings.out.name
-
-
-def test_runs_older_than_a_flag_can_be_resumed(tmp_path):
-    now = as_plain(resolve(PretrainSettings()))
-    stored = now | {"model": {"preset": "demo", "d_state": None, "activation_checkpointing": False}}
-    refuse_changes(PretrainSettings, stored, now, tmp_path)
-    with pytest.raises(InputError, match="--model"):
-        refuse_changes(PretrainSettings, stored | {"model": {"preset": "demo", "d_state": 4}}, now, tmp_path)
