@@ -333,14 +333,3 @@ def _unit(text: str) -> float:
     digits, _, exponent = text.lower().partition("e")
     decimals = len(digits.partition(".")[2])
     return 10.0 ** (int(exponent or 0) - decimals) if decimals or exponent else 0.0
-
-
-_GROWS = re.compile(
-    r"(.*/)?(config\.yaml|config\.json|provenance\.json|data\.json): |standard output: (text \[|'    genome  )"
-)
-
-
-def only_grown(difference: str) -> bool:
-    """Whether a line of `differences` is of what a run says of itself: such texts gain keys from version to version,
-    while numbers stay."""
-    return bool(_GROWS.match(difference))
