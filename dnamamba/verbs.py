@@ -92,11 +92,12 @@ def main(verb: str) -> Callable[[list[str] | None], None]:
     """`main(arguments)` of a verb: parses them (None: `sys.argv[1:]`) and does the work. Raises `InputError`."""
 
     def parse_and_do(arguments: list[str] | None = None) -> None:
-        settings = parser(verb).parse(arguments)
+        flags = parser(verb)
+        settings = flags.parse(arguments)
         if VERBS[verb].goes_on and settings.resume:
             from dnamamba.runs.resume import with_stored_settings
 
-            settings = with_stored_settings(parser(verb), settings.out, arguments)
+            settings = with_stored_settings(flags, settings.out, arguments)
         _named(VERBS[verb].job)(settings)
 
     return parse_and_do

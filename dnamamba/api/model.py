@@ -56,9 +56,6 @@ Regions = Region | Sequence[Region] | os.PathLike[str]
 """One region, several, or a BED file"""
 Strand = Literal["forward", "reverse", "mean"]
 
-LETTERS = "ACGTUNRYSWKMBDHVX"
-"""What a sequence may hold, in any case"""
-
 
 def load(
     checkpoint: str | os.PathLike[str], *, device: Accelerator = "auto", precision: Precision | None = None

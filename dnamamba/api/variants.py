@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Union
 import numpy as np
 
 from dnamamba.errors import InputError
+from dnamamba.genome.variant_columns import CONTIG_COLUMNS, POSITION_COLUMNS, START_COLUMNS
 from dnamamba.genome.vcf import Records, read_ids, read_vcf
 
 if TYPE_CHECKING:
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
 Variants = Union[str, "os.PathLike[str]", "polars.DataFrame", Iterable[tuple[str, int, str, str]]]
 """A VCF; a frame with contig (or chrom), pos (from 1) or start (from 0), ref, alt; or (contig, position from 1, ref,
 alt)"""
-CONTIG_COLUMNS = ("contig", "chrom", "chr", "#chrom", "CHROM")
 
 
 def records_of(variants: Variants) -> tuple[Records, list[str]]:
@@ -30,16 +30,17 @@ def records_of(variants: Variants) -> tuple[Records, list[str]]:
 
 
 def _of_frame(frame: "polars.DataFrame") -> tuple[Records, list[str]]:
-    contig = next((name for name in CONTIG_COLUMNS if name in frame.columns), None)
-    position = next((name for name in ("pos", "POS", "position", "start") if name in frame.columns), None)
-    ref, alt = (next((n for n in (name, name.upper()) if n in frame.columns), None) for name in ("ref", "alt"))
-    if contig is None or position is None or ref is None or alt is None:
+    named = {name.lower(): name for name in frame.columns}
+    contig = next((named[name] for name in CONTIG_COLUMNS if name in named), None)
+    place = next((name for name in (*POSITION_COLUMNS, *START_COLUMNS) if name in named), None)
+    ref, alt = named.get("ref"), named.get("alt")
+    if contig is None or place is None or ref is None or alt is None:
         raise InputError(
             f"variants: the frame has the columns {', '.join(frame.columns)}; expected contig (or chrom), pos (from 1) "
             "or start (from 0), ref and alt"
         )
-    first = 0 if position == "start" else 1
-    rows = zip(*(frame[name].to_list() for name in (contig, position, ref, alt)), strict=True)
+    first = 0 if place in START_COLUMNS else 1
+    rows = zip(*(frame[name].to_list() for name in (contig, named[place], ref, alt)), strict=True)
     records, ids = _of_tuples((c, p + 1 - first if isinstance(p, int) else p, r, a) for c, p, r, a in rows)
     return records, [str(name) for name in frame["id"].to_list()] if "id" in frame.columns else ids
 

@@ -5,12 +5,10 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from dnamamba.errors import InputError
 from dnamamba.finetuning.settings import FinetuneSettings, RunSettings
 from dnamamba.finetuning.trial import STRAND_USES, WARMUP_FROM, warmup_lengths
-from dnamamba.inference.device import MICRO_TOKENS_CPU, MICRO_TOKENS_GPU, Compute, uses_gpu
+from dnamamba.inference.device import Compute, choose_compute
 from dnamamba.model.settings import ModelSettings
 
 FROM_SCRATCH = "none"
@@ -21,7 +19,7 @@ def resolve(settings: FinetuneSettings) -> RunSettings:
     if settings.checkpoint is None:
         raise InputError("--checkpoint: name a pretrained checkpoint or run folder, or none to train from scratch")
     scratch = settings.checkpoint == FROM_SCRATCH
-    on_gpu = uses_gpu(settings.accelerator)
+    compute = choose_compute(settings.accelerator, settings.precision, settings.micro_tokens)
     is_species = settings.task == "species"
     is_variants = settings.task == "variants"
     length = 1024 if settings.task != "sequences" and settings.length is None else settings.length
@@ -35,11 +33,11 @@ def resolve(settings: FinetuneSettings) -> RunSettings:
         model=replace(settings.model, preset=settings.model.preset or ("1.4m" if scratch else None)),
         conjoin=settings.conjoin or ["no" if settings.reverse_complement is False else "test"],
         length=length,
-        micro_tokens=settings.micro_tokens or (MICRO_TOKENS_GPU if on_gpu else MICRO_TOKENS_CPU),
+        micro_tokens=compute.micro_tokens,
         learning_rate=settings.learning_rate or [1e-2 if settings.mode == "probe" else 1e-3],
         kmer=(0 if is_variants else 6 if is_species else 5) if settings.kmer is None else settings.kmer,
-        accelerator="gpu" if on_gpu else "cpu",
-        precision=("bf16" if on_gpu else "fp32") if settings.precision == "auto" else settings.precision,
+        accelerator=compute.accelerator,
+        precision=compute.precision,
     )
     resolved = RunSettings(**{field.name: getattr(changed, field.name) for field in dataclasses.fields(changed)})
     _check(resolved)
@@ -49,9 +47,7 @@ def resolve(settings: FinetuneSettings) -> RunSettings:
 
 def compute_of(settings: RunSettings) -> Compute:
     """Where the run computes."""
-    device = torch.device("cuda" if settings.accelerator == "gpu" else "cpu")
-    assert settings.precision != "auto"
-    return Compute(device, settings.precision, settings.micro_tokens)
+    return choose_compute(settings.accelerator, settings.precision, settings.micro_tokens)
 
 
 def _check(settings: RunSettings) -> None:

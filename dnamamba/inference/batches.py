@@ -26,8 +26,8 @@ def batches_by_length(lengths: np.ndarray, tokens: int, at_least: int = 1) -> It
 
 
 def padded(sequences: Sequence[np.ndarray]) -> np.ndarray:
-    """(sequences, longest of them) uint8 from uint8 tokens, `PAD` behind each."""
-    rows = np.full((len(sequences), max(map(len, sequences))), PAD, np.uint8)
+    """(sequences, longest of them, at least 1) uint8 from uint8 tokens, `PAD` behind each."""
+    rows = np.full((len(sequences), max(map(len, sequences), default=1) or 1), PAD, np.uint8)
     for row, sequence in zip(rows, sequences, strict=True):
         row[: len(sequence)] = sequence
     return rows

@@ -26,6 +26,11 @@ class Compute:
     micro_tokens: int
     """Bases in one forward pass, where nothing else says how many"""
 
+    @property
+    def accelerator(self) -> Literal["cpu", "gpu"]:
+        """As `--accelerator` names the device"""
+        return "gpu" if self.device.type == "cuda" else "cpu"
+
     def autocast(self) -> AbstractContextManager[Any]:
         """The context of every forward pass."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from dnamamba.errors import InputError
-from dnamamba.inference.device import MICRO_TOKENS_CPU, MICRO_TOKENS_GPU, uses_gpu
+from dnamamba.inference.device import choose_compute
 from dnamamba.model.settings import model_name
 from dnamamba.training.mixture_file import bed_or_pattern
 from dnamamba.training.processes import Place, place
@@ -33,7 +33,7 @@ def resolve(settings: PretrainSettings) -> RunSettings:
     """Every `None` that stands for a default filled in, paths made absolute. Raises `InputError`."""
     is_demo = settings.genome is None and settings.mixture is None
     _refuse_beside_mixture(settings)
-    on_gpu = uses_gpu(settings.accelerator)
+    compute = choose_compute(settings.accelerator, settings.precision)
     length = _or(settings.length, DEMO_LENGTH if is_demo else LENGTH)
     here = place()
     devices = _or(settings.devices, here.world_size or 1)
@@ -59,14 +59,14 @@ def resolve(settings: PretrainSettings) -> RunSettings:
         length=length,
         tokens=None,
         batch_tokens=batch_tokens,
-        micro_tokens=_or(settings.micro_tokens, max(MICRO_TOKENS_GPU if on_gpu else MICRO_TOKENS_CPU, length)),
+        micro_tokens=_or(settings.micro_tokens, max(compute.micro_tokens, length)),
         max_steps=max_steps,
         devices=devices,
         learning_rate=_or(settings.learning_rate, LEARNING_RATE),
         validation_every=_or(settings.validation_every, math.ceil(max_steps / (5 if is_demo else 10))),
         log_every=_or(settings.log_every, min(max(max_steps // 100, 1), 50)),
-        accelerator="gpu" if on_gpu else "cpu",
-        precision=("bf16" if on_gpu else "fp32") if settings.precision == "auto" else settings.precision,
+        accelerator=compute.accelerator,
+        precision=compute.precision,
     )
     resolved = RunSettings(**{field.name: getattr(changed, field.name) for field in dataclasses.fields(changed)})
     _check_together(resolved)

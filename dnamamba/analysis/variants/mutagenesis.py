@@ -8,7 +8,7 @@ import numpy as np
 
 from dnamamba.alphabet import BASES, TOKEN_BITS, decode
 from dnamamba.analysis.variants.mutagenesis_settings import FORMATS, MutagenesisSettings
-from dnamamba.analysis.variants.plan import plan_for
+from dnamamba.analysis.variants.plan import plan_of
 from dnamamba.analysis.variants.score_job import describe_truncation
 from dnamamba.analysis.variants.scores import AllelesScored, ScorePlan, Scores, score_alleles
 from dnamamba.errors import InputError
@@ -59,14 +59,7 @@ def mutagenesis(settings: MutagenesisSettings) -> Saturation:
     if store.n_count(region.contig, region.start, region.end) == region.length:
         raise InputError(f"--region: {settings.region} holds no A, C, G or T to change; choose one with bases")
     inference = load_for_inference(settings.checkpoint, settings.accelerator, settings.precision)
-    plan = plan_for(
-        inference,
-        context=settings.context,
-        suffix=settings.suffix,
-        state_every=settings.state_every,
-        batch_tokens=settings.batch_tokens,
-        check=settings.check,
-    )
+    plan = plan_of(settings, inference)
     for label, text in _header(settings, inference, store, region, plan):
         print(f"{label:>10}  {text}", flush=True)
     began = time.perf_counter()

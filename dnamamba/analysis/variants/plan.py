@@ -1,5 +1,7 @@
 """How alleles are scored, with every default filled in."""
 
+from dnamamba.analysis.variants.mutagenesis_settings import MutagenesisSettings
+from dnamamba.analysis.variants.score_settings import ScoreSettings
 from dnamamba.analysis.variants.scores import ScorePlan
 from dnamamba.analysis.variants.tiles import Tiling
 from dnamamba.errors import InputError
@@ -42,3 +44,15 @@ def plan_for(
     batch_tokens = batch_tokens or inference.compute.micro_tokens
     every = min(state_every, context)
     return ScorePlan(Tiling(context, suffix), every, batch_tokens, exact, check, embedding_distance)
+
+
+def plan_of(settings: ScoreSettings | MutagenesisSettings, inference: Inference) -> ScorePlan:
+    """`plan_for` what both verbs can be told. Raises as it does."""
+    return plan_for(
+        inference,
+        context=settings.context,
+        suffix=settings.suffix,
+        state_every=settings.state_every,
+        batch_tokens=settings.batch_tokens,
+        check=settings.check,
+    )

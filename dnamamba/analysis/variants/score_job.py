@@ -2,11 +2,12 @@
 
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from dnamamba.analysis.variants.plan import plan_for
+from dnamamba.analysis.variants.plan import plan_of
 from dnamamba.analysis.variants.score_output import Columns, combine, scored_table, write_scored_vcf
 from dnamamba.analysis.variants.score_settings import ScoreSettings
 from dnamamba.analysis.variants.scores import ScorePlan, Scores, Truncation, score_alleles
@@ -29,16 +30,7 @@ def score(settings: ScoreSettings) -> None:
     with job_bar("reading the VCF", "B") as progress:
         records = vcf.read_vcf(settings.vcf, progress)
     inference = load_for_inference(settings.checkpoint, settings.accelerator, settings.precision)
-    plan = plan_for(
-        inference,
-        context=settings.context,
-        suffix=settings.suffix,
-        state_every=settings.state_every,
-        batch_tokens=settings.batch_tokens,
-        check=settings.check,
-        exact=settings.exact,
-        embedding_distance=settings.embedding_distance,
-    )
+    plan = replace(plan_of(settings, inference), exact=settings.exact, embedding_distance=settings.embedding_distance)
     most = 2 * STRANDS * plan.tiling.context * len(records)  # tiles that no two variants share
     with job_bar("reading the genome", "B") as progress:
         store = open_for(settings.genome, settings.store, lambda _: most, progress)

@@ -6,8 +6,9 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from dnamamba.alphabet import PAD, reverse_complement
+from dnamamba.alphabet import reverse_complement
 from dnamamba.genome.windows import hash_bits, hash_key, permute
+from dnamamba.inference.batches import padded
 from dnamamba.model.config import Kind
 
 
@@ -108,11 +109,7 @@ def strand_flags(seed: int, epoch: int, indices: np.ndarray) -> np.ndarray:
 
 def pad(sequences: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Token arrays to (examples, longest) uint8 padded with PAD, and their lengths int64."""
-    lengths = np.array([len(sequence) for sequence in sequences], np.int64)
-    tokens = np.full((len(sequences), int(lengths.max(initial=1))), PAD, np.uint8)
-    for row, sequence in zip(tokens, sequences, strict=True):
-        row[: len(sequence)] = sequence
-    return tokens, lengths
+    return padded(sequences), np.array([len(sequence) for sequence in sequences], np.int64)
 
 
 def canonical(sequence: np.ndarray) -> bytes:

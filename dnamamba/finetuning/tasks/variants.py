@@ -17,17 +17,13 @@ from dnamamba.finetuning.tasks.readers import Record
 from dnamamba.finetuning.tasks.variant_report import VariantReport
 from dnamamba.genome.alleles import REASON_NAMES, REASONS, Alleles, check, refuse_mismatches
 from dnamamba.genome.store import TokenStore, open_genome
+from dnamamba.genome.variant_columns import CONTIG_COLUMNS, POSITION_COLUMNS, START_COLUMNS
 from dnamamba.genome.vcf import Records, info_fields, info_numbers, is_vcf_name, open_vcf
 from dnamamba.runs.progress import job_bar
 from dnamamba.tables import DELIMITERS, delimited_rows, suffix, whole_number
 
 SPLITS = ("train", "dev", "test")
 SHARES = {"train": 0.7, "dev": 0.15, "test": 0.15}
-CONTIG_COLUMNS = ("seq_source", "contig", "chrom", "chr", "#chrom")
-START_COLUMNS = ("seq_offset0", "start")
-"""0-based"""
-POSITION_COLUMNS = ("pos", "position")
-"""1-based"""
 GROUP_COLUMNS = ("gene", "gene_filled")
 EFFECT_COLUMNS = ("effect", "consequence")
 SPLIT_NAMES = {"train": "train", "dev": "dev", "valid": "dev", "validation": "dev", "val": "dev", "test": "test"}

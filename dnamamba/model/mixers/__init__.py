@@ -4,10 +4,9 @@ has to offer). A new one is a file here and a line in `MIXERS`.
 This file imports no torch: a configuration may name a mixer without loading it.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING
 
-from dnamamba.errors import InputError
+from dnamamba.model.registry import registered
 
 if TYPE_CHECKING:
     from dnamamba.model.mixers.mixer import Mixer
@@ -20,7 +19,4 @@ MIXERS: dict[str, str] = {
 
 def mixer_class(name: str) -> "type[Mixer]":
     """The class of this name, its module loaded now. Raises `InputError` naming the choices."""
-    if name not in MIXERS:
-        raise InputError(f"model.mixer: unknown mixer {name!r}, choose one of {', '.join(MIXERS)}")
-    module, _, attribute = MIXERS[name].partition(":")
-    return getattr(import_module(module), attribute)
+    return registered("mixer", name, MIXERS)

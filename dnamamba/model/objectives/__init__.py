@@ -4,10 +4,9 @@
 This file imports no torch: a configuration may name an objective without loading it.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING
 
-from dnamamba.errors import InputError
+from dnamamba.model.registry import registered
 
 if TYPE_CHECKING:
     from dnamamba.model.objectives.objective import Objective
@@ -20,7 +19,4 @@ OBJECTIVES: dict[str, str] = {
 
 def objective_class(name: str) -> "type[Objective]":
     """The class of this name, its module loaded now. Raises `InputError` naming the choices."""
-    if name not in OBJECTIVES:
-        raise InputError(f"model.objective: unknown objective {name!r}, choose one of {', '.join(OBJECTIVES)}")
-    module, _, attribute = OBJECTIVES[name].partition(":")
-    return getattr(import_module(module), attribute)
+    return registered("objective", name, OBJECTIVES)
