@@ -30,7 +30,7 @@ from dnamamba.inference.load import Inference, Precision
 from dnamamba.inference.sampling import Generator, Sampling, draw
 from dnamamba.model.config import preset
 from dnamamba.model.kernels import describe_kernels
-from dnamamba.model.language_model import MambaLM
+from dnamamba.model.language_model import LanguageModel
 
 HEAD = 64
 """Width of an attention head"""
@@ -81,7 +81,7 @@ def peak(device: torch.device, reset: bool = False) -> float:
 
 
 def time_mamba(
-    model: MambaLM, precision: Precision, prompts: np.ndarray, bases: int, device: torch.device
+    model: LanguageModel, precision: Precision, prompts: np.ndarray, bases: int, device: torch.device
 ) -> tuple[Row, np.ndarray]:
     peak(device, reset=True)
     assert precision != "auto"
@@ -90,8 +90,8 @@ def time_mamba(
     rows = list(prompts)
     generator.read([row[:256] for row in rows])  # compile
     read, position = seconds_of(device, lambda: generator.read(rows))
-    prepare, _ = seconds_of(device, lambda: generator.go_on(position, samples, WARM_UP))
-    sample, tokens = seconds_of(device, lambda: generator.go_on(position, samples, bases))
+    prepare, _ = seconds_of(device, lambda: generator.continue_from(position, samples, WARM_UP))
+    sample, tokens = seconds_of(device, lambda: generator.continue_from(position, samples, bases))
     how = "CUDA graph" if device.type == "cuda" else "steps"
     return row_of(f"Mamba {precision}", how, model, prompts, bases, read, prepare, sample, peak(device)), tokens
 
@@ -215,7 +215,7 @@ def main() -> None:
     print(f"{where}, torch {torch.__version__}, transformers {transformers.__version__}, {describe_kernels(device)}")
     torch.manual_seed(0)
     config = preset(arguments.preset)
-    mamba = MambaLM(config).to(device).eval().requires_grad_(False)
+    mamba = LanguageModel(config).to(device).eval().requires_grad_(False)
     size = sum(parameter.numel() for parameter in mamba.parameters())
     positions = arguments.prompt + arguments.bases + 64
     transformer = transformer_of(size, config.d_model, config.n_layer // 2, positions).to(device, torch.bfloat16)

@@ -72,7 +72,7 @@ def compare(requested: FinetuneSettings, cnn_epochs: int) -> dict[str, Any]:
     task = TASKS[settings.task](settings)
     compute, target, dev = compute_of(settings), task.target, task.dev
     test = task.test.read({"by": "dev, each model by itself"})
-    groups = [place.group for place in test.places]
+    groups = [origin.group for origin in test.origins]
     began = time.perf_counter()
     predictions: dict[tuple[str, int], np.ndarray] = {}
     summary: dict[str, Any] = {
@@ -121,7 +121,7 @@ def compare(requested: FinetuneSettings, cnn_epochs: int) -> dict[str, Any]:
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["model", "seed", "contig", "start", "end", "group", "label", "predicted"])
         for (model, seed), values in predictions.items():
-            for place, label, best in zip(test.places, test.labels, values.argmax(1), strict=True):
+            for place, label, best in zip(test.origins, test.labels, values.argmax(1), strict=True):
                 writer.writerow([model, seed, *place, target.names[label], target.names[best]])
         write_atomically(settings.out / "test_predictions.csv", text.getvalue())
     write_atomically(Path(settings.out / "summary.json"), json.dumps(summary, indent=2, default=float) + "\n")

@@ -19,7 +19,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from dnamamba.model.config import ModelConfig
-from dnamamba.model.language_model import MambaLM
+from dnamamba.model.language_model import LanguageModel
 from dnamamba.model.parameters import parameter_groups
 from dnamamba_kernels import backends
 
@@ -78,7 +78,7 @@ def graph_seconds(function: Callable[[], object], repeats: int) -> float:
 
 def measure(row: Row, profiled: bool, graph: bool) -> dict[str, float | int | str]:
     torch.manual_seed(0)
-    model = MambaLM(ModelConfig(d_model=row.d_model, n_layer=8)).cuda()
+    model = LanguageModel(ModelConfig(d_model=row.d_model, n_layer=8)).cuda()
     optimizer = torch.optim.AdamW(parameter_groups(model, 0.1), lr=1e-4, fused=True)
     tokens = torch.randint(0, 4, (row.batch, row.length + 1), dtype=torch.uint8, device="cuda")
     inputs, targets = tokens[:, :-1], tokens[:, 1:]

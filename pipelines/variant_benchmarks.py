@@ -41,7 +41,7 @@ from dnamamba.genome.store import TokenStore, open_genome
 from dnamamba.genome.vcf import Records
 from dnamamba.inference.load import Inference, load_for_inference
 from dnamamba.model.config import preset
-from dnamamba.model.language_model import MambaLM
+from dnamamba.model.language_model import LanguageModel
 
 
 @dataclass(frozen=True)
@@ -341,7 +341,7 @@ def speed(arguments: argparse.Namespace) -> None:
         folder = Path(name)
         if arguments.checkpoint is None:
             torch.manual_seed(0)
-            save_checkpoint(MambaLM(preset(arguments.preset)), folder / "model", {})
+            save_checkpoint(LanguageModel(preset(arguments.preset)), folder / "model", {})
         inference = load_for_inference(arguments.checkpoint or folder / "model", "auto", arguments.precision)
         plan = replace(plan_of(arguments, inference), check=0)
         store, alleles = random_variants(folder, arguments.bases, arguments.variants)

@@ -16,9 +16,9 @@ from dnamamba import demo
 from dnamamba.api import model as api_model
 from dnamamba.formats.checkpoint import save_checkpoint, save_classifier
 from dnamamba.model import blocks
-from dnamamba.model.classifier import HeadConfig, MambaClassifier
+from dnamamba.model.classifier import HeadConfig, SequenceClassifier
 from dnamamba.model.config import ModelConfig
-from dnamamba.model.language_model import MambaLM
+from dnamamba.model.language_model import LanguageModel
 from dnamamba.outputs import read_table
 
 CONTIG = "K-12-MG1655"
@@ -28,7 +28,7 @@ CONTIG = "K-12-MG1655"
 def checkpoint(tmp_path_factory):
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("api") / "checkpoint"
-    save_checkpoint(MambaLM(ModelConfig(n_layer=2, d_model=64)), folder, {"settings": {"length": 512}})
+    save_checkpoint(LanguageModel(ModelConfig(n_layer=2, d_model=64)), folder, {"settings": {"length": 512}})
     return folder
 
 
@@ -158,7 +158,7 @@ def test_predictions_are_those_of_the_command_line(tmp_path):
     torch.manual_seed(1)
     head = HeadConfig("multiclass", ("a", "b"), "mean", "mean")
     folder = tmp_path / "classifier"
-    save_classifier(MambaClassifier(ModelConfig(n_layer=1, d_model=32), head), folder, {"task": "sequences"})
+    save_classifier(SequenceClassifier(ModelConfig(n_layer=1, d_model=32), head), folder, {"task": "sequences"})
     texts = ["ACGTACGTTT", "GGGTACCA", "ACNNT"]
     fasta = tmp_path / "some.fa"
     fasta.write_text("".join(f">{n}\n{text}\n" for n, text in enumerate(texts, 1)))

@@ -17,7 +17,7 @@ from dnamamba.formats.checkpoint import save_checkpoint, save_classifier
 from dnamamba.genome.sequences import NamedSequence, read_sequences
 from dnamamba.genome.store import open_genome
 from dnamamba.inference.load import load_for_inference
-from dnamamba.model.classifier import HeadConfig, MambaClassifier
+from dnamamba.model.classifier import HeadConfig, SequenceClassifier
 
 WIDTH = 16
 COMPLEMENT = str.maketrans("ACGTacgt", "TGCAtgca")
@@ -36,7 +36,7 @@ def folder(tmp_path_factory):
 def checkpoint(folder):
     model = tiny_model(d_model=WIDTH)
     save_checkpoint(model, folder / "model", {"settings": {"length": 64}})
-    save_classifier(MambaClassifier(model.config, HeadConfig("multiclass", ("a", "b"))), folder / "classifier", {})
+    save_classifier(SequenceClassifier(model.config, HeadConfig("multiclass", ("a", "b"))), folder / "classifier", {})
     return folder / "model"
 
 

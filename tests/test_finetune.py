@@ -17,7 +17,7 @@ from dnamamba.finetuning.tasks import species
 from dnamamba.finetuning.trial import Trial
 from dnamamba.formats.checkpoint import load_classifier, save_checkpoint
 from dnamamba.model.config import ModelConfig
-from dnamamba.model.language_model import MambaLM
+from dnamamba.model.language_model import LanguageModel
 
 TINY = ["--model.preset", "demo", "--model.n_layer", "1", "--model.d_model", "16", "--model.d_state", "4"]
 SCRATCH = ["--checkpoint", "none", *TINY, "--accelerator", "cpu", "--kmer", "0"]
@@ -208,7 +208,7 @@ def test_whether_the_strand_matters_is_found_out_on_dev(tmp_path):
 @pytest.fixture
 def pretrained(tmp_path):
     torch.manual_seed(1)
-    model = MambaLM(ModelConfig(n_layer=2, d_model=16, d_state=4))
+    model = LanguageModel(ModelConfig(n_layer=2, d_model=16, d_state=4))
     save_checkpoint(model, tmp_path / "lm", {"settings": {"length": 64}, "genomes": []})
     return tmp_path / "lm", model
 
@@ -305,8 +305,8 @@ def test_given_splits_of_species_are_kept(tmp_path, two_species):
     two_species.write_text(f"name\tfasta\ttrain\tvalidation\ttest\nlow\tlow.fa\t{beds}\nhigh\thigh.fa\t{beds}\n")
     settings = run.resolve(run.FinetuneSettings(task="species", species=two_species, checkpoint="none", length=100))
     task = species.build(settings)
-    assert all(20_000 <= p.start < p.end <= 25_000 for p in task.dev.places)
-    assert all(25_000 <= p.start < p.end <= 30_000 for p in task.test.read({}).places)
+    assert all(20_000 <= p.start < p.end <= 25_000 for p in task.dev.origins)
+    assert all(25_000 <= p.start < p.end <= 30_000 for p in task.test.read({}).origins)
     for found in task.train.stretches:
         assert found.bounds.min() == 0 and found.bounds.max() == 20_000
 

@@ -21,7 +21,7 @@ from dnamamba.finetuning.settings import FinetuneSettings
 from dnamamba.finetuning.tasks import sequences, species
 from dnamamba.finetuning.tasks.examples import Examples, FixedSet, HeldOut, Target, canonical, pad
 from dnamamba.finetuning.tasks.labels import describe_counts, encode_labels, find_target
-from dnamamba.finetuning.tasks.readers import Columns, Record, read_records
+from dnamamba.finetuning.tasks.readers import Record, TableColumns, read_records
 from dnamamba.finetuning.tasks.windows import SpeciesWindows, Starts, spread_windows
 from dnamamba.finetuning.trial import warmup_lengths
 from dnamamba.formats.checkpoint import (
@@ -34,9 +34,10 @@ from dnamamba.formats.checkpoint import (
 )
 from dnamamba.genome.store import open_genome
 from dnamamba.inference.pooling import classify, head_features, strand_features
-from dnamamba.model.classifier import HeadConfig, MambaClassifier, reverse_complement
+from dnamamba.model.classifier import HeadConfig, SequenceClassifier
 from dnamamba.model.config import ModelConfig
-from dnamamba.model.language_model import MambaLM
+from dnamamba.model.language_model import LanguageModel
+from dnamamba.model.tokens import reverse_complement
 
 needs_real_data = pytest.mark.skipif("DNAMAMBA_TEST_DATA" not in os.environ, reason="needs DNAMAMBA_TEST_DATA")
 TINY = ModelConfig(n_layer=2, d_model=16, d_state=4)
@@ -48,7 +49,7 @@ def random_dna(length, seed=0):
 
 def classifier(**head):
     torch.manual_seed(0)
-    return MambaClassifier(TINY, HeadConfig(**({"kind": "multiclass", "names": ("a", "b", "c")} | head))).eval()
+    return SequenceClassifier(TINY, HeadConfig(**({"kind": "multiclass", "names": ("a", "b", "c")} | head))).eval()
 
 
 # The classifier
@@ -125,7 +126,7 @@ def test_a_classifier_is_saved_and_loaded_with_its_classes(tmp_path):
 
 def test_language_models_and_classifiers_are_not_taken_for_each_other(tmp_path):
     save_classifier(classifier(), tmp_path / "classes", {})
-    save_checkpoint(MambaLM(TINY), tmp_path / "bases", {})
+    save_checkpoint(LanguageModel(TINY), tmp_path / "bases", {})
     assert is_classifier(tmp_path / "classes") and not is_classifier(tmp_path / "bases")
     with pytest.raises(InputError, match="classes: a fine-tuned classifier, which predicts classes and no bases"):
         load_checkpoint(tmp_path / "classes")
@@ -210,9 +211,9 @@ def test_scored_windows_are_as_many_of_each_species_and_in_every_stretch(two_spe
     found = [item for _, item in two_species]
     examples = spread_windows(found, 90, 1000)
     assert np.bincount(examples.labels).tolist() == [len(examples) // 2] * 2
-    human = [place for place, label in zip(examples.places, examples.labels, strict=True) if label == 0]
+    human = [place for place, label in zip(examples.origins, examples.labels, strict=True) if label == 0]
     assert {place.group for place in human} == {"human:c0:10-700", "human:c1:0-150", "human:c1:200-400"}
-    for row, place, label in zip(examples.tokens, examples.places, examples.labels, strict=True):
+    for row, place, label in zip(examples.tokens, examples.origins, examples.labels, strict=True):
         stored = two_species[label][0].read(place.contig, place.start, place.end) & alphabet.TOKEN_BITS
         assert np.array_equal(row, stored) and place.end - place.start == 90
     assert len(spread_windows(found, 90, 3)) == 6
@@ -343,7 +344,9 @@ def write_layout(folder, layout, rows):
 def test_published_layouts_are_read_alike(tmp_path, layout):
     rows = {s: [(random_dna(20 + n, n), str(n % 2)) for n in range(9)] for s in ("train", "test")}
     write_layout(tmp_path / "data", layout, rows)
-    found = sequences.read_splits(tmp_path / "data", Columns(subset="promoter_all" if layout == "nt_parquet" else None))
+    found = sequences.read_splits(
+        tmp_path / "data", TableColumns(subset="promoter_all" if layout == "nt_parquet" else None)
+    )
     assert found["dev"] == []
     for split in rows:
         read = {(alphabet.decode(r.tokens), *r.labels) for r in found[split]}
@@ -353,7 +356,7 @@ def test_published_layouts_are_read_alike(tmp_path, layout):
 def test_one_of_several_tasks_in_a_file_has_to_be_chosen(tmp_path):
     write_layout(tmp_path / "data", "nt_parquet", {s: [("ACGT", "0"), ("AAGT", "1")] for s in ("train", "test")})
     with pytest.raises(InputError, match="holds several tasks; choose one with --subset: other, promoter_all"):
-        sequences.read_splits(tmp_path / "data", Columns())
+        sequences.read_splits(tmp_path / "data", TableColumns())
 
 
 @pytest.mark.parametrize("suffix", ["csv", "tsv"])
@@ -361,12 +364,12 @@ def test_sequences_in_tables_may_be_long(tmp_path, suffix):
     """The csv module refuses cells above 131 072 characters unless told otherwise."""
     path = tmp_path / f"x.{suffix}"
     path.write_text("sequence,label\n{},1\n".format("ACGT" * 250_000).replace(",", "\t" if suffix == "tsv" else ","))
-    assert len(next(iter(read_records(path, Columns()))).tokens) == 1_000_000
+    assert len(next(iter(read_records(path, TableColumns()))).tokens) == 1_000_000
 
 
 def test_case_is_dropped_and_ambiguous_codes_are_n(tmp_path):
     (tmp_path / "x.csv").write_text("sequence,label\nacgRn,1\n")
-    assert next(iter(read_records(tmp_path / "x.csv", Columns()))).tokens.tolist() == [0, 1, 2, 4, 4]
+    assert next(iter(read_records(tmp_path / "x.csv", TableColumns()))).tokens.tolist() == [0, 1, 2, 4, 4]
 
 
 def test_an_epoch_shows_each_example_once():

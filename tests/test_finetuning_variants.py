@@ -25,9 +25,9 @@ from dnamamba.formats.checkpoint import save_checkpoint
 from dnamamba.genome.alleles import Alleles
 from dnamamba.genome.store import open_genome
 from dnamamba.model.alleles import allele_features, allele_width, split_alleles
-from dnamamba.model.classifier import reverse_complement
 from dnamamba.model.config import preset
-from dnamamba.model.language_model import MambaLM
+from dnamamba.model.language_model import LanguageModel
+from dnamamba.model.tokens import reverse_complement
 
 
 def random_tokens(length, seed):
@@ -49,7 +49,7 @@ def stacked(rows):
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(1)
-    model = MambaLM(preset("demo", n_layer=2, d_model=16, d_state=4))
+    model = LanguageModel(preset("demo", n_layer=2, d_model=16, d_state=4))
     with torch.no_grad():
         model.backbone.embedding.weight.mul_(30)
     return model
@@ -253,7 +253,7 @@ def table(folder, variants):
 @pytest.fixture(scope="module")
 def checkpoint(folder):
     torch.manual_seed(0)
-    save_checkpoint(MambaLM(preset("demo", n_layer=1, d_model=16, d_state=4)), folder / "model", {})
+    save_checkpoint(LanguageModel(preset("demo", n_layer=1, d_model=16, d_state=4)), folder / "model", {})
     return folder / "model"
 
 

@@ -12,9 +12,9 @@ from dnamamba import formats
 from dnamamba.errors import InputError
 from dnamamba.formats import fields, load_checkpoint, recognise
 from dnamamba.formats.checkpoint import load_classifier, read_card, save_checkpoint, save_classifier
-from dnamamba.model.classifier import HeadConfig, MambaClassifier
+from dnamamba.model.classifier import HeadConfig, SequenceClassifier
 from dnamamba.model.config import ModelConfig, option, whole
-from dnamamba.model.language_model import MambaLM
+from dnamamba.model.language_model import LanguageModel
 
 TOKENS = torch.arange(40).view(2, 20) % 5
 
@@ -22,7 +22,7 @@ TOKENS = torch.arange(40).view(2, 20) % 5
 @pytest.fixture
 def saved(tmp_path):
     torch.manual_seed(0)
-    model = MambaLM(ModelConfig(d_model=16, n_layer=2))
+    model = LanguageModel(ModelConfig(d_model=16, n_layer=2))
     save_checkpoint(model, tmp_path / "model", {})
     return tmp_path / "model", model
 
@@ -50,7 +50,7 @@ def test_a_file_of_the_first_format_is_read(saved):
 
 def test_a_classifier_of_the_first_format_is_read(tmp_path):
     config = ModelConfig(d_model=16, n_layer=1)
-    save_classifier(MambaClassifier(config, HeadConfig("multiclass", ("a", "b"))), tmp_path / "model", {})
+    save_classifier(SequenceClassifier(config, HeadConfig("multiclass", ("a", "b"))), tmp_path / "model", {})
     assert "classifier_sha256" in json.loads((tmp_path / "model" / "provenance.json").read_text())
     as_format_1(tmp_path / "model")
     assert load_classifier(tmp_path / "model")[0].head_config.names == ("a", "b")
@@ -104,7 +104,7 @@ def test_a_field_newer_than_format_1_says_what_older_files_mean(kind):
 @pytest.mark.parametrize("name", ["config.json", "classifier.json"])
 def test_a_file_changed_by_hand_is_found(tmp_path, name):
     config = ModelConfig(d_model=16, n_layer=1)
-    save_classifier(MambaClassifier(config, HeadConfig("multiclass", ("a", "b"))), tmp_path / "model", {})
+    save_classifier(SequenceClassifier(config, HeadConfig("multiclass", ("a", "b"))), tmp_path / "model", {})
     changes = {"config.json": {"norm_epsilon": 1e-3}, "classifier.json": {"names": ["b", "a"]}}[name]
     edit(tmp_path / "model" / name, **changes)
     for read in (load_classifier, read_card):

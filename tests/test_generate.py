@@ -13,13 +13,13 @@ from dnamamba.inference import sampling as generation
 from dnamamba.inference.load import Inference, Precision, load_for_inference
 from dnamamba.inference.sampling import Generator, Sampling, _Steps, draw
 from dnamamba.model.config import preset
-from dnamamba.model.language_model import MambaLM
+from dnamamba.model.language_model import LanguageModel
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
-    model = MambaLM(preset("demo", n_layer=2, d_model=16, d_state=4))
+    model = LanguageModel(preset("demo", n_layer=2, d_model=16, d_state=4))
     with torch.no_grad():
         model.backbone.embedding.weight.mul_(12)  # decided probabilities, so that a wrong state shows
     folder = tmp_path_factory.mktemp("generate") / "checkpoint"

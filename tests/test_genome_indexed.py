@@ -18,7 +18,7 @@ from dnamamba.genome import indexed
 from dnamamba.genome.genome import Genome
 from dnamamba.genome.indexed import IndexedGenome, open_for
 from dnamamba.genome.store import TokenStore, open_genome
-from dnamamba.model.classifier import HeadConfig, MambaClassifier
+from dnamamba.model.classifier import HeadConfig, SequenceClassifier
 
 RECORDS = {"chr1": "ACGTNRYacgtnryACGTTTTGGCCA" * 9, "chr2": "acgT", "empty": "", "chrM": "GATTACA" * 11}
 
@@ -162,7 +162,7 @@ def test_every_job_gives_the_same_files_by_index_and_by_store(tmp_path, capsys, 
         save_checkpoint(model, tmp_path / "model", {"settings": {"length": 64}})
     else:
         head = HeadConfig("multiclass", ("no", "yes"), "mean", "mean")
-        save_classifier(MambaClassifier(model.config, head), tmp_path / "model", {"task": "sequences"})
+        save_classifier(SequenceClassifier(model.config, head), tmp_path / "model", {"task": "sequences"})
     bed = tmp_path / "in.bed"
     bed.write_text("2\t0\t300\ta\t0\t-\nchr1\t100\t350\n")
     (tmp_path / "in.vcf").write_text(

@@ -253,6 +253,22 @@ def test_nothing_names_the_machine_it_was_written_on():
         assert found is None, f"{path.relative_to(ROOT)}: {found[0]}"
 
 
+def classes(folder):
+    """(module, name) of each class that a module below this folder defines at its top level."""
+    for path in sorted((ROOT / folder).rglob("*.py")):
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef):
+                yield str(path.relative_to(ROOT)), node.name
+
+
+def test_a_class_has_a_name_of_its_own():
+    modules = {}
+    for module, name in classes("dnamamba"):
+        modules.setdefault(name, []).append(module)
+    assert len(modules) > 100
+    assert {name: found for name, found in modules.items() if len(found) > 1} == {}
+
+
 def test_version_stands_in_one_voice():
     assert PROJECT["version"] == dnamamba.__version__
     assert "## [Unreleased]" in (ROOT / "CHANGELOG.md").read_text()

@@ -16,7 +16,7 @@ from dnamamba.inference.kept_states import pass_and_keep
 from dnamamba.inference.load import Inference, load_classifier_for_inference, load_for_inference
 from dnamamba.inference.pooling import pool_last, pool_mean
 from dnamamba.inference.stream import stream
-from dnamamba.model.classifier import HeadConfig, MambaClassifier
+from dnamamba.model.classifier import HeadConfig, SequenceClassifier
 from dnamamba.model.loss import next_base_log_likelihood, next_base_nll
 
 
@@ -146,7 +146,7 @@ def test_a_model_and_a_classifier_are_loaded_alike(tmp_path):
     save_checkpoint(tiny_model(), tmp_path / "model", {"settings": {"length": 512}})
     head = HeadConfig("multiclass", ("a", "b"))
     config = tiny_model().config
-    save_classifier(MambaClassifier(config, head), tmp_path / "classifier", {})
+    save_classifier(SequenceClassifier(config, head), tmp_path / "classifier", {})
     model = load_for_inference(tmp_path / "model", "cpu")
     classifier = load_classifier_for_inference(tmp_path / "classifier", "cpu", "bf16", 77)
     for inference in (model, classifier):

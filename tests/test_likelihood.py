@@ -26,9 +26,9 @@ from dnamamba.formats.checkpoint import save_checkpoint, save_classifier
 from dnamamba.genome.intervals import Interval
 from dnamamba.genome.store import open_genome
 from dnamamba.inference.load import load_for_inference
-from dnamamba.model.classifier import HeadConfig, MambaClassifier
+from dnamamba.model.classifier import HeadConfig, SequenceClassifier
 from dnamamba.model.config import preset
-from dnamamba.model.language_model import MambaLM
+from dnamamba.model.language_model import LanguageModel
 
 DATA = os.environ.get("DNAMAMBA_TEST_DATA")
 CONTEXT = 64
@@ -356,11 +356,11 @@ def bad(folder, checkpoint):
     for name, text in files.items():
         (folder / name).write_text(text)
     (folder / "binary.bed").write_bytes(b"\xff\xfe\x00")
-    model = MambaLM(preset("demo", n_layer=1, d_model=8, d_state=2))
+    model = LanguageModel(preset("demo", n_layer=1, d_model=8, d_state=2))
     save_checkpoint(model, folder / "untold", {})
     save_checkpoint(model, folder / "alphabet", {})
     (folder / "alphabet" / "tokens.json").write_text(json.dumps({"A": 0}))
-    save_classifier(MambaClassifier(model.config, HeadConfig("multiclass", ("a", "b"))), folder / "classifier", {})
+    save_classifier(SequenceClassifier(model.config, HeadConfig("multiclass", ("a", "b"))), folder / "classifier", {})
     return folder
 
 

@@ -82,7 +82,7 @@ def test_blocks_of_the_training_data_do_not_show():
     for block in markov._blocks([array], 37):
         markov._count(pieces, block, 5, both_strands=True)
     whole = markov._empty_counts(5)
-    markov._count(whole, markov._Block(array, 0, array.size), 5, both_strands=True)
+    markov._count(whole, markov._ArrayBlock(array, 0, array.size), 5, both_strands=True)
     for a, b in zip(pieces, whole, strict=True):
         np.testing.assert_array_equal(a, b)
     assert sum(int(part.sum()) for part in whole) == 2 * (5000 - 3)

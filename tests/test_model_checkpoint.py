@@ -11,11 +11,11 @@ from dnamamba.errors import InputError
 from dnamamba.formats import checkpoint
 from dnamamba.formats.checkpoint import load_checkpoint, save_checkpoint
 from dnamamba.model.config import ModelConfig
-from dnamamba.model.language_model import MambaLM
+from dnamamba.model.language_model import LanguageModel
 
 
 def make_model(**overrides):
-    return MambaLM(ModelConfig(**({"d_model": 16, "n_layer": 2} | overrides)))
+    return LanguageModel(ModelConfig(**({"d_model": 16, "n_layer": 2} | overrides)))
 
 
 @pytest.fixture

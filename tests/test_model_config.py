@@ -8,7 +8,7 @@ import pytest
 from dnamamba import verbs
 from dnamamba.errors import InputError
 from dnamamba.model.config import PRESETS, ModelConfig, preset
-from dnamamba.model.language_model import MambaLM
+from dnamamba.model.language_model import LanguageModel
 from dnamamba.model.parameters import parameter_count
 from dnamamba.model.settings import ModelSettings, model_config, model_name
 from dnamamba.settings.fields import attribute_docstrings
@@ -41,13 +41,13 @@ def test_parameter_counts_are_the_papers(name):
         + channels * d  # out_proj
     )
     expected = vocabulary * d + blocks * (mixer + d) + d
-    count = parameter_count(MambaLM(PRESETS[name]))
+    count = parameter_count(LanguageModel(PRESETS[name]))
     assert count == expected
     assert count == pytest.approx(nominal, rel=0.06)
 
 
 def test_an_untied_head_has_its_own_weights():
-    tied, untied = (parameter_count(MambaLM(preset("demo", tie_embeddings=tie))) for tie in (True, False))
+    tied, untied = (parameter_count(LanguageModel(preset("demo", tie_embeddings=tie))) for tie in (True, False))
     assert untied - tied == 16 * PRESETS["demo"].d_model
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch.utils._pytree import tree_map
 
 from dnamamba.model.config import ModelConfig
-from dnamamba.model.language_model import MambaLM
+from dnamamba.model.language_model import LanguageModel
 from dnamamba.model.loss import next_base_nll
 from dnamamba.model.parameters import parameter_groups
 
@@ -26,7 +26,7 @@ VARIANTS = {
 
 def make_model(seed=0, **overrides):
     torch.manual_seed(seed)
-    model = MambaLM(ModelConfig(**({"d_model": 24, "n_layer": 3} | overrides)))
+    model = LanguageModel(ModelConfig(**({"d_model": 24, "n_layer": 3} | overrides)))
     with torch.no_grad():  # embeddings of 0.02 make all logits nearly equal; tests want them apart
         model.backbone.embedding.weight.normal_()
     return model
@@ -194,7 +194,7 @@ def test_a_batch_without_bases_has_zero_loss_and_finite_gradients():
 
 def test_an_untrained_model_is_near_two_bits_a_base():
     torch.manual_seed(0)
-    model = MambaLM(ModelConfig(d_model=64, n_layer=4))
+    model = LanguageModel(ModelConfig(d_model=64, n_layer=4))
     tokens = random_tokens(4, 129, high=4).to(torch.uint8)
     sums = model.loss(tokens[:, :-1], tokens[:, 1:])
     assert sums.nll_sum.item() / sums.counted.item() / math.log(2) == pytest.approx(2, abs=0.1)
@@ -202,7 +202,7 @@ def test_an_untrained_model_is_near_two_bits_a_base():
 
 def test_a_short_sequence_is_learnt_by_heart():
     torch.manual_seed(0)
-    model = MambaLM(ModelConfig(d_model=32, n_layer=1))
+    model = LanguageModel(ModelConfig(d_model=32, n_layer=1))
     tokens = random_tokens(1, 33, high=4)
     optimizer = torch.optim.AdamW(parameter_groups(model, 0.0), lr=3e-2)
     for _ in range(30):
@@ -216,7 +216,7 @@ def test_a_short_sequence_is_learnt_by_heart():
 def test_initial_weights_are_the_papers():
     torch.manual_seed(0)
     config = ModelConfig(d_model=64, n_layer=9, d_state=8)
-    model = MambaLM(config)
+    model = LanguageModel(config)
     mixer = model.backbone.layers[4].mixer
     torch.testing.assert_close(mixer.A, -torch.arange(1.0, 9).repeat(128, 1))
     dt = F.softplus(mixer.dt_proj.bias.detach())

@@ -14,7 +14,7 @@ from dnamamba.formats.checkpoint import save_checkpoint
 from dnamamba.inference.sampling import _with_matrices_in
 from dnamamba.model.abilities import Ability, require
 from dnamamba.model.config import ModelConfig, preset
-from dnamamba.model.language_model import MambaLM
+from dnamamba.model.language_model import LanguageModel
 from dnamamba.model.mixers import MIXERS
 from dnamamba.model.mixers.mixer import Mixer
 from dnamamba.model.parameters import parameter_groups, training_flops_per_token
@@ -55,7 +55,7 @@ def toys(monkeypatch):
 
 def toy():
     torch.manual_seed(0)
-    return MambaLM(ModelConfig(mixer="running_sum", **TINY))
+    return LanguageModel(ModelConfig(mixer="running_sum", **TINY))
 
 
 def test_a_registered_mixer_trains_is_saved_and_loaded(tmp_path):
@@ -86,13 +86,15 @@ def test_a_mixer_answers_for_its_parameters():
 
 
 def test_what_mamba_may_cast_is_its_projections():
-    mixer = _with_matrices_in(torch.bfloat16, MambaLM(ModelConfig(**TINY))).backbone.layers[1].mixer
+    mixer = _with_matrices_in(torch.bfloat16, LanguageModel(ModelConfig(**TINY))).backbone.layers[1].mixer
     cast = {name for name, parameter in mixer.named_parameters() if parameter.dtype == torch.bfloat16}
     assert cast == {f"{name}.weight" for name in ("in_proj", "x_proj", "dt_proj", "out_proj")}
 
 
 def test_verbs_say_what_a_model_lacks_and_which_would_do():
-    require(MambaLM(ModelConfig(**TINY)), Ability.CAUSAL | Ability.CARRIES_STATE | Ability.PREDICTS_NEXT_BASE, "score")
+    require(
+        LanguageModel(ModelConfig(**TINY)), Ability.CAUSAL | Ability.CARRIES_STATE | Ability.PREDICTS_NEXT_BASE, "score"
+    )
     require(toy(), Ability.CAUSAL | Ability.PREDICTS_NEXT_BASE, "likelihood")
     expected = "dnamamba generate: this model carries no state from base to base; take one with mixer mamba"
     with pytest.raises(InputError, match=f"^{re.escape(expected)}$"):
@@ -107,7 +109,7 @@ def test_verbs_say_what_a_model_lacks_and_which_would_do():
 
 def test_a_mixer_that_sees_the_target_cannot_learn_the_next_base():
     with pytest.raises(InputError, match="both_ways sees what the objective next_base wants predicted"):
-        MambaLM(ModelConfig(mixer="both_ways", **TINY))
+        LanguageModel(ModelConfig(mixer="both_ways", **TINY))
 
 
 @pytest.mark.parametrize("name", ["mixer", "objective"])
@@ -119,6 +121,6 @@ def test_unknown_names_are_refused(name):
 def test_a_seed_draws_the_weights_that_it_always_drew():
     torch.manual_seed(0)
     digest = hashlib.sha256()
-    for name, value in MambaLM(preset("demo", n_layer=2, d_model=16, d_state=4)).state_dict().items():
+    for name, value in LanguageModel(preset("demo", n_layer=2, d_model=16, d_state=4)).state_dict().items():
         digest.update(name.encode() + value.contiguous().numpy().tobytes())
     assert digest.hexdigest() == "e198ab13ba7100c693f714b0a838e23ceb4488039da85e2e09c254379c1c2561"

@@ -20,7 +20,7 @@ from dnamamba.formats.checkpoint import save_checkpoint, save_classifier
 from dnamamba.genome.intervals import Interval
 from dnamamba.genome.store import open_genome
 from dnamamba.inference.load import load_for_inference
-from dnamamba.model.classifier import HeadConfig, MambaClassifier
+from dnamamba.model.classifier import HeadConfig, SequenceClassifier
 from dnamamba.report.mutagenesis import LETTERS_UP_TO, importance, plot_mutagenesis
 
 SUFFIX = 20
@@ -36,7 +36,7 @@ def checkpoint(folder):
     model = tiny_model()
     save_checkpoint(model, folder / "model", {"settings": {"length": 400}})
     save_checkpoint(model, folder / "untold", {})
-    save_classifier(MambaClassifier(model.config, HeadConfig("multiclass", ("a", "b"))), folder / "classifier", {})
+    save_classifier(SequenceClassifier(model.config, HeadConfig("multiclass", ("a", "b"))), folder / "classifier", {})
     return folder / "model"
 
 

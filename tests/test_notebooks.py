@@ -15,7 +15,7 @@ import torch
 
 from dnamamba.formats.checkpoint import save_checkpoint
 from dnamamba.model.config import preset
-from dnamamba.model.language_model import MambaLM
+from dnamamba.model.language_model import LanguageModel
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -117,7 +117,7 @@ def users_genome(folder: Path) -> None:
     (folder / "user.fa").write_text(f">chrU\n{''.join(letters)}\n>chrV\n{''.join(rng.choice(list('ACGT'), 3000))}\n")
     (folder / "user.gff3").write_text("".join(lines))
     torch.manual_seed(0)
-    model = MambaLM(preset("demo", n_layer=1, d_model=16, d_state=4))
+    model = LanguageModel(preset("demo", n_layer=1, d_model=16, d_state=4))
     save_checkpoint(model, folder / "user", {"settings": {"length": 256}})
     species = {"one": rng.choice(list("ACGT"), 60_000), "two": rng.choice(list("ACGT"), 60_000, p=[0.4, 0.1, 0.1, 0.4])}
     for name, bases in species.items():

@@ -16,9 +16,9 @@ from dnamamba.formats.checkpoint import save_checkpoint, save_classifier
 from dnamamba.genome.sequences import NamedSequence
 from dnamamba.inference.device import Compute
 from dnamamba.inference.pooling import classify
-from dnamamba.model.classifier import HeadConfig, MambaClassifier
+from dnamamba.model.classifier import HeadConfig, SequenceClassifier
 from dnamamba.model.config import ModelConfig
-from dnamamba.model.language_model import MambaLM
+from dnamamba.model.language_model import LanguageModel
 
 TINY = ModelConfig(n_layer=2, d_model=16, d_state=4)
 LENGTHS = (1, 7, 64, 65, 300, 1000)
@@ -34,7 +34,7 @@ SEQUENCES = [random_dna(length, length) for length in LENGTHS]
 @pytest.fixture
 def model(tmp_path):
     torch.manual_seed(0)
-    model = MambaClassifier(TINY, HeadConfig("multiclass", ("ape", "fly", "worm"), "mean", "mean")).eval()
+    model = SequenceClassifier(TINY, HeadConfig("multiclass", ("ape", "fly", "worm"), "mean", "mean")).eval()
     torch.nn.init.normal_(model.head.weight)
     save_classifier(model, tmp_path / "model", {"task": "species", "length": 100, "metrics": {"test": {"mcc": 0.5}}})
     return model
@@ -150,7 +150,7 @@ def test_sequences_are_held_in_blocks():
 )
 def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, model, capsys, monkeypatch, content, name, flags, message):
     monkeypatch.chdir(tmp_path)
-    save_checkpoint(MambaLM(TINY), tmp_path / "lm", {})
+    save_checkpoint(LanguageModel(TINY), tmp_path / "lm", {})
     (tmp_path / "taken.csv").write_text("mine")
     (tmp_path / "genome.fa").write_text(">chr1\nACGT\n")
     (tmp_path / name).write_text(content)
@@ -189,7 +189,7 @@ def test_cards_of_all_kinds(tmp_path, model, capsys):
         "command": ["python", "-m", "dnamamba.pretrain", "--genome", "hg38.fa"],
         "git_commit": "b0b0",
     }
-    save_checkpoint(MambaLM(TINY), tmp_path / "lm", provenance)
+    save_checkpoint(LanguageModel(TINY), tmp_path / "lm", provenance)
     assert cli.run(info.main, [str(tmp_path / "lm")]) == 0
     shown = capsys.readouterr().out
     for text in (

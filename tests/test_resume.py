@@ -15,7 +15,7 @@ from dnamamba.errors import InputError
 from dnamamba.finetuning import run as finetuning
 from dnamamba.formats.checkpoint import save_checkpoint
 from dnamamba.model.config import ModelConfig
-from dnamamba.model.language_model import MambaLM
+from dnamamba.model.language_model import LanguageModel
 from dnamamba.runs.resume import with_stored_settings
 from dnamamba.settings.fields import Settings, setting
 from dnamamba.settings.parser import Parser
@@ -164,7 +164,7 @@ def tuned(tmp_path, monkeypatch):
         rows = [f"{bases(40, 100 * number + n)},{'ab'[n % 2]}\n" for n in range(count)]
         (data / f"{split}.csv").write_text("sequence,label\n" + "".join(rows))
     torch.manual_seed(1)
-    model = MambaLM(ModelConfig(n_layer=1, d_model=16, d_state=4))
+    model = LanguageModel(ModelConfig(n_layer=1, d_model=16, d_state=4))
     save_checkpoint(model, tmp_path / "lm", {"settings": {"length": 64}, "genomes": []})
     with monkeypatch.context() as patched:
         patched.setattr(finetuning, "_train", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -199,7 +199,9 @@ def test_a_fine_tuning_goes_on_wherever_its_files_lie(tuned, monkeypatch, capsys
 def test_a_fine_tuning_refuses_other_data_and_other_weights(tuned, capsys):
     other = tuned / "other"
     torch.manual_seed(2)
-    save_checkpoint(MambaLM(ModelConfig(n_layer=1, d_model=16, d_state=4)), other, {"settings": {}, "genomes": []})
+    save_checkpoint(
+        LanguageModel(ModelConfig(n_layer=1, d_model=16, d_state=4)), other, {"settings": {}, "genomes": []}
+    )
     told = tune_on(capsys, "--out", tuned / "run", "--checkpoint", other)
     assert "other data than the run began with (pretrained_weights)" in told and told.count("\n") == 1
     table = tuned / "data" / "train.csv"

@@ -24,7 +24,7 @@ from dnamamba.genome.store import open_genome
 from dnamamba.genome.vcf import read_vcf
 from dnamamba.inference.load import load_for_inference
 from dnamamba.model.config import preset
-from dnamamba.model.language_model import MambaLM
+from dnamamba.model.language_model import LanguageModel
 
 CONTEXT, SUFFIX = 128, 24
 
@@ -474,7 +474,7 @@ def test_an_interrupted_job_leaves_nothing(command, contigs, tmp_path, monkeypat
 
 def test_a_checkpoint_that_does_not_tell_its_length_needs_context(command, folder, tmp_path, contigs, capsys):
     torch.manual_seed(0)
-    save_checkpoint(MambaLM(preset("demo", n_layer=1, d_model=8, d_state=2)), tmp_path / "model", {})
+    save_checkpoint(LanguageModel(preset("demo", n_layer=1, d_model=8, d_state=2)), tmp_path / "model", {})
     path = write_vcf(tmp_path / "in.vcf", shifted(contigs, 0)[:3])
     rest = [*command, "--checkpoint", tmp_path / "model", "--vcf", path, "--out", tmp_path / "o.vcf"]
     assert run(*rest) == 2

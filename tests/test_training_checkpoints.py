@@ -14,7 +14,7 @@ import pytest
 
 from dnamamba.formats.checkpoint import load_checkpoint
 from dnamamba.model.config import preset
-from dnamamba.model.language_model import MambaLM
+from dnamamba.model.language_model import LanguageModel
 from dnamamba.runs.folder import RunFolder
 from dnamamba.training.checkpoints import TRAINER_STATE, CheckpointKeeper
 
@@ -48,7 +48,7 @@ def crash_at(patch: pytest.MonkeyPatch, number: int) -> Callable[[], bool]:
     return lambda: changes >= number
 
 
-def run_steps(folder: Path, model: MambaLM, last: int) -> None:
+def run_steps(folder: Path, model: LanguageModel, last: int) -> None:
     """What `RunControl` does around the keeper: go on from the last checkpoint, save after each step."""
     first, best = 0, None
     if (folder / "last").exists():
@@ -65,7 +65,7 @@ def run_steps(folder: Path, model: MambaLM, last: int) -> None:
 
 def test_a_kill_before_any_change_of_the_disk_loses_nothing(tmp_path: Path) -> None:
     """Step 4 (a new best; an old one goes) is saved, killed at each point in turn, and gone on with."""
-    model = MambaLM(preset("demo", n_layer=1, d_model=16, d_state=4))
+    model = LanguageModel(preset("demo", n_layer=1, d_model=16, d_state=4))
     number = 0
     while True:
         number += 1

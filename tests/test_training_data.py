@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from dnamamba.runs.schedule import learning_rate
 from dnamamba.training.data import EvaluationSet, FixedWindows, SampleStream, Stage, StepDataset, evenly_spread
 from dnamamba.training.resolve import warmup_lengths
-from dnamamba.training.settings import RunSettings
+from dnamamba.training.settings import ResolvedPretrainSettings
 
 
 class CountingPlan:
@@ -73,7 +73,7 @@ def test_each_stage_begins_its_own_stream() -> None:
 
 
 def test_length_warmup_doubles_up_to_the_length() -> None:
-    settings = RunSettings(length=8192, max_steps=100, length_warmup=0.6)
+    settings = ResolvedPretrainSettings(length=8192, max_steps=100, length_warmup=0.6)
     assert warmup_lengths(settings) == [(0, 1024), (20, 2048), (40, 4096), (60, 8192)]
     assert warmup_lengths(replace(settings, length_warmup=0.0)) == [(0, 8192)]
 

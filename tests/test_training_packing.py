@@ -15,7 +15,7 @@ from dnamamba.genome.packing import PackedPlan
 from dnamamba.genome.store import open_genome
 from dnamamba.genome.windows import WindowPlan
 from dnamamba.model.config import preset
-from dnamamba.model.language_model import MambaLM
+from dnamamba.model.language_model import LanguageModel
 from dnamamba.model.objectives.next_base import NextBase
 
 LENGTH = 128
@@ -43,7 +43,7 @@ def test_a_packed_row_costs_what_its_sequences_cost(fasta: Path, weight: float) 
     tokens, flags, ids = map(torch.from_numpy, plan.batch(0, rows))
     assert 0 < flags.sum() < len(flags)
     torch.manual_seed(0)
-    model = MambaLM(preset("demo", n_layer=2, d_model=16, d_state=4))
+    model = LanguageModel(preset("demo", n_layer=2, d_model=16, d_state=4))
 
     def cost(batch: Any) -> tuple[torch.Tensor, int]:
         loss = model.loss(batch.inputs, batch.targets, sequence_ids=batch.sequence_ids)

@@ -13,7 +13,7 @@ import pytest
 
 from dnamamba import cli, pretrain
 from dnamamba.errors import InputError
-from dnamamba.training.processes import place
+from dnamamba.training.processes import process_rank
 from dnamamba.training.resolve import resolve
 from dnamamba.training.settings import PretrainSettings
 
@@ -48,28 +48,28 @@ def tell(patch: pytest.MonkeyPatch, **variables: object) -> None:
 
 
 def test_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert place() == (0, None, None)
+    assert process_rank() == (0, None, None)
     tell(monkeypatch, SLURM_JOB_ID=7, SLURM_NTASKS=4, SLURM_PROCID=0, SLURM_LOCALID=0)
-    assert place() == (0, None, None), "a shell of salloc, or a batch script: nobody has started four of us"
+    assert process_rank() == (0, None, None), "a shell of salloc, or a batch script: nobody has started four of us"
 
 
 def test_torchrun_on_two_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
     tell(monkeypatch, RANK=3, LOCAL_RANK=1, GROUP_RANK=1, WORLD_SIZE=4, LOCAL_WORLD_SIZE=2)
-    assert place() == (3, 4, 2)
+    assert process_rank() == (3, 4, 2)
 
 
 def test_a_step_of_srun_on_two_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
     tell(monkeypatch, **STEP | {"SLURM_STEP_NUM_TASKS": 8, "SLURM_STEP_TASKS_PER_NODE": "4(x2)"})
     tell(monkeypatch, SLURM_STEP_NODELIST="gpu[03,07-09],x1", SLURM_PROCID=6, SLURM_LOCALID=2, SLURM_NODEID=1)
-    assert place() == (6, 8, 4)
+    assert process_rank() == (6, 8, 4)
     assert (os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]) == ("gpu03", str(15_000 + 3_456))
-    assert place() == (6, 8, 4), "also when asked again"
+    assert process_rank() == (6, 8, 4), "also when asked again"
 
 
 def test_uneven_steps_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     tell(monkeypatch, **STEP | {"SLURM_STEP_NUM_TASKS": 3, "SLURM_STEP_TASKS_PER_NODE": "2,1"})
     with pytest.raises(InputError, match="--ntasks-per-node"):
-        place()
+        process_rank()
 
 
 def test_devices_are_as_many_as_were_started(monkeypatch: pytest.MonkeyPatch) -> None:

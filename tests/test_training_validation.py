@@ -16,7 +16,7 @@ from dnamamba.genome.intervals import Interval
 from dnamamba.genome.store import TokenStore, open_genome
 from dnamamba.genome.windows import Window, WindowPlan
 from dnamamba.model.config import ModelConfig
-from dnamamba.model.language_model import MambaLM
+from dnamamba.model.language_model import LanguageModel
 from dnamamba.model.objectives.next_base import NextBase
 from dnamamba.model.parameters import training_flops_per_token
 from dnamamba.report.validation_by_class import plot_validation_by_class
@@ -61,9 +61,9 @@ def annotation(store: TokenStore, tmp_path_factory: pytest.TempPathFactory) -> A
 
 
 @pytest.fixture(scope="module")
-def model() -> MambaLM:
+def model() -> LanguageModel:
     torch.manual_seed(3)
-    made = MambaLM(ModelConfig(d_model=8, n_layer=1, d_state=4))
+    made = LanguageModel(ModelConfig(d_model=8, n_layer=1, d_state=4))
     with torch.no_grad():
         made.lm_head.weight.mul_(40)  # far from the uniform distribution, or all classes would look alike
     return made
@@ -80,7 +80,9 @@ def windows_of(
     return FixedWindows(EvaluationSet(name, plan, np.arange(plan.epoch_size(0)), annotation), 4, rank, world)
 
 
-def plain(model: MambaLM, plan: WindowPlan, exons: dict[str, set[int]]) -> dict[tuple[str, str], tuple[float, int]]:
+def plain(
+    model: LanguageModel, plan: WindowPlan, exons: dict[str, set[int]]
+) -> dict[tuple[str, str], tuple[float, int]]:
     """(nats, bases) by (group, class): one window and one base at a time, from the letters."""
     sums: dict[tuple[str, str], tuple[float, int]] = defaultdict(lambda: (0.0, 0))
     for index in range(plan.epoch_size(0)):
@@ -118,7 +120,7 @@ def as_dict(scores: Sequence[ClassScore]) -> dict[tuple[str, str], tuple[float, 
 
 
 @torch.no_grad()
-def test_every_class_equals_a_plain_loop(store: TokenStore, annotation: Annotation, model: MambaLM) -> None:
+def test_every_class_equals_a_plain_loop(store: TokenStore, annotation: Annotation, model: LanguageModel) -> None:
     plan = plan_of(store, "chr1", "chr2", "chr3")
     scores = evaluate(model, [windows_of(plan, annotation)])
     expected = plain(model, plan, EXONS)
@@ -132,7 +134,9 @@ def test_every_class_equals_a_plain_loop(store: TokenStore, annotation: Annotati
     assert found["repeat", "soft-masked"][1] > 100 and found["cpg", "CpG"][1] > 100
 
 
-def test_the_classes_of_a_group_share_all_bases(store: TokenStore, annotation: Annotation, model: MambaLM) -> None:
+def test_the_classes_of_a_group_share_all_bases(
+    store: TokenStore, annotation: Annotation, model: LanguageModel
+) -> None:
     scores = evaluate(model, [windows_of(plan_of(store, "chr1", "chr2", "chr3"), annotation)])
     for group in {score.group for score in scores}:
         parts = [score for score in scores if score.group == group]
@@ -141,7 +145,7 @@ def test_the_classes_of_a_group_share_all_bases(store: TokenStore, annotation: A
 
 
 @pytest.mark.parametrize("world", [2, 3, 40])
-def test_ranks_summed_equal_one(store: TokenStore, annotation: Annotation, model: MambaLM, world: int) -> None:
+def test_ranks_summed_equal_one(store: TokenStore, annotation: Annotation, model: LanguageModel, world: int) -> None:
     """The last has more ranks than windows: some have nothing to score."""
     plan = plan_of(store, "chr1", "chr3")
     shares: list[Tensor] = []
@@ -158,7 +162,7 @@ def test_ranks_summed_equal_one(store: TokenStore, annotation: Annotation, model
     assert [score.nll for score in together] == pytest.approx([score.nll for score in alone], rel=1e-6)
 
 
-def test_genomes_of_a_mixture_stay_apart(store: TokenStore, annotation: Annotation, model: MambaLM) -> None:
+def test_genomes_of_a_mixture_stay_apart(store: TokenStore, annotation: Annotation, model: LanguageModel) -> None:
     sets = [windows_of(plan_of(store, "chr1"), annotation, name="a"), windows_of(plan_of(store, "chr1"), name="b")]
     found = as_dict(evaluate(model, sets))
     alone = as_dict(evaluate(model, sets[:1]))
@@ -168,9 +172,9 @@ def test_genomes_of_a_mixture_stay_apart(store: TokenStore, annotation: Annotati
     assert ("genome", "a") not in alone
 
 
-def test_a_broken_model_shows(store: TokenStore, model: MambaLM) -> None:
+def test_a_broken_model_shows(store: TokenStore, model: LanguageModel) -> None:
     """A prediction that is no number makes the score none, instead of being taken for an uncounted base."""
-    broken = MambaLM(model.config)
+    broken = LanguageModel(model.config)
     with torch.no_grad():
         broken.lm_head.weight.fill_(torch.nan)
     scores = evaluate(broken, [windows_of(plan_of(store, "chr1"))])
@@ -201,7 +205,7 @@ def test_position_bins() -> None:
 
 
 @pytest.mark.parametrize("length", [2, 3, 8, 9, 16])
-def test_position_classes_are_called_what_they_hold(store: TokenStore, model: MambaLM, length: int) -> None:
+def test_position_classes_are_called_what_they_hold(store: TokenStore, model: LanguageModel, length: int) -> None:
     plan = WindowPlan(store, (Interval("chr2", 120, 300),), length, seed=0)
     scores = evaluate(model, [windows_of(plan)])
     for name, bases in [(score.name, score.bases) for score in scores if score.group == "position"]:
@@ -215,7 +219,9 @@ def test_each_genome_of_a_mixture_has_its_annotation(tmp_path: Path) -> None:
     assert [genome.annotation for genome in read_mixture(path)] == [tmp_path / "a.gff3.gz", None]
 
 
-def test_table_figure_and_lines(store: TokenStore, annotation: Annotation, model: MambaLM, tmp_path: Path) -> None:
+def test_table_figure_and_lines(
+    store: TokenStore, annotation: Annotation, model: LanguageModel, tmp_path: Path
+) -> None:
     scores = evaluate(model, [windows_of(plan_of(store, "chr1", "chr2", "chr3"), annotation)])
     folder = RunFolder(tmp_path)
     folder.write_validation(score.row(7) for score in [*scores, ClassScore("contig", "diverged", 1e9, 1)])
@@ -249,7 +255,7 @@ def test_flops_follow_the_shapes() -> None:
     channels = 32
     matrices = 16 * 2 * channels + channels * (2 + 2 * 4) + 2 * channels + channels * 16
     block = 2 * matrices + 2 * 4 * channels + 7 * channels * 4
-    assert training_flops_per_token(MambaLM(config)) == 3 * (3 * block + 2 * 4 * 16)
+    assert training_flops_per_token(LanguageModel(config)) == 3 * (3 * block + 2 * 4 * 16)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from dnamamba.model.config import preset
-from dnamamba.model.language_model import MambaLM
+from dnamamba.model.language_model import LanguageModel
 
 
 def random_bases(length, seed):
@@ -15,7 +15,7 @@ def random_bases(length, seed):
 def tiny_model(embedding=30.0, out_proj=1.0, d_model=16, seed=3):
     """Two blocks whose weights are larger than at initialisation, so that every base matters to those after it."""
     torch.manual_seed(seed)
-    model = MambaLM(preset("demo", n_layer=2, d_model=d_model, d_state=4))
+    model = LanguageModel(preset("demo", n_layer=2, d_model=d_model, d_state=4))
     with torch.no_grad():
         model.backbone.embedding.weight.mul_(embedding)
         for layer in model.backbone.layers:

@@ -17,7 +17,7 @@ from dnamamba.genome.indexed import described
 from dnamamba.genome.sequences import NamedSequence, open_for_sequences
 from dnamamba.genome.view import GenomeView
 from dnamamba.inference.load import Inference, load_classifier_for_inference
-from dnamamba.model.classifier import HeadConfig, MambaClassifier
+from dnamamba.model.classifier import HeadConfig, SequenceClassifier
 from dnamamba.model.kernels import describe_kernels
 from dnamamba.outputs import refuse_existing, table_format, whole_file, write_table
 from dnamamba.runs.progress import job_bar, si
@@ -25,7 +25,7 @@ from dnamamba.runs.progress import job_bar, si
 if TYPE_CHECKING:
     import polars
 
-Columns = dict[str, list[Any]]
+PredictionColumns = dict[str, list[Any]]
 
 
 def predict(settings: PredictSettings) -> None:
@@ -46,7 +46,7 @@ def predict(settings: PredictSettings) -> None:
     if genome is not None:
         print(f"    genome  {', '.join(map(str, settings.genome or []))}: {described(genome)}")
 
-    columns: Columns = {name: [] for name in column_names(head)}
+    columns: PredictionColumns = {name: [] for name in column_names(head)}
     longest = bases = 0
     for path in settings.input:
         for asked in in_blocks(read_queries(path, genome, settings.sequence_column, settings.window)):
@@ -70,24 +70,26 @@ def predict(settings: PredictSettings) -> None:
     print(f"   results  {settings.out}: {len(columns['name']):,} rows")
 
 
-def refuse_alleles(inference: Inference[MambaClassifier]) -> None:
+def refuse_alleles(inference: Inference[SequenceClassifier]) -> None:
     """Raises `InputError` for a classifier of variants, which are no sequences of their own."""
     if inference.model.head_config.pooling == "alleles":
         raise InputError(f"{inference.checkpoint}: classifies variants, which are no sequences of their own")
 
 
-def prediction_table(inference: Inference[MambaClassifier], sequences: Sequence[NamedSequence]) -> "polars.DataFrame":
+def prediction_table(
+    inference: Inference[SequenceClassifier], sequences: Sequence[NamedSequence]
+) -> "polars.DataFrame":
     """A row a sequence, with the columns of `column_names`."""
     import polars
 
     head = inference.model.head_config
-    columns: Columns = {name: [] for name in column_names(head)}
+    columns: PredictionColumns = {name: [] for name in column_names(head)}
     asked = Asked(list(sequences))
     add_rows(columns, asked, predict_values(inference, asked), head)
     return polars.DataFrame(columns)
 
 
-def predict_values(inference: Inference[MambaClassifier], asked: Asked) -> np.ndarray:
+def predict_values(inference: Inference[SequenceClassifier], asked: Asked) -> np.ndarray:
     """(queries, outputs) fp32: probabilities, or the values of a regression."""
     logits = predict_logits(inference.model, asked, inference.compute)
     return inference.model.predictions(logits).cpu().numpy()
@@ -100,7 +102,7 @@ def column_names(head: HeadConfig) -> list[str]:
     return ["name", "start", "end", "strand", "n_share", *predicted, *(f"{prefix}_{name}" for name in head.names)]
 
 
-def add_rows(columns: Columns, asked: Asked, values: np.ndarray, head: HeadConfig) -> None:
+def add_rows(columns: PredictionColumns, asked: Asked, values: np.ndarray, head: HeadConfig) -> None:
     """Appends one row a sequence."""
     for sequence, row in zip(asked.sequences, values, strict=True):
         n_share = float((sequence.tokens() >= BASES).mean())
@@ -114,7 +116,7 @@ def add_rows(columns: Columns, asked: Asked, values: np.ndarray, head: HeadConfi
             column.append(cell)
 
 
-def write_columns(columns: Columns, path: Path) -> None:
+def write_columns(columns: PredictionColumns, path: Path) -> None:
     """By the suffix; text needs no polars. Probabilities with seven digits in text, in full in Parquet."""
     if table_format(path) == ".parquet":
         import polars

@@ -4,7 +4,7 @@ import math
 import time
 from typing import Any
 
-from dnamamba.finetuning.settings import RunSettings
+from dnamamba.finetuning.settings import ResolvedFinetuneSettings
 from dnamamba.finetuning.tasks.examples import Task
 from dnamamba.finetuning.trial import TrialResult
 from dnamamba.runs.folder import environment
@@ -12,7 +12,7 @@ from dnamamba.settings.fields import as_plain
 
 
 def classifier_card(
-    settings: RunSettings,
+    settings: ResolvedFinetuneSettings,
     task: Task,
     pretraining: dict[str, Any] | None,
     result: TrialResult,

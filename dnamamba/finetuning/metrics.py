@@ -14,7 +14,7 @@ SELECT_BY = {"multiclass": "mcc", "multilabel": "auroc", "regression": "pearson"
 RESAMPLES = 1000
 
 
-class Interval(NamedTuple):
+class ConfidenceInterval(NamedTuple):
     """A statistic with its 95 % interval."""
 
     value: float
@@ -123,7 +123,7 @@ def over_seeds(values: Sequence[dict[str, float]]) -> dict[str, dict[str, object
 
 def bootstrap_by_group(
     values: np.ndarray, groups: Sequence[str], resamples: int = RESAMPLES, seed: int = 0
-) -> Interval:
+) -> ConfidenceInterval:
     """The mean of `values` (examples,) with a 95 % interval from resampling whole groups with replacement.
 
     Neighbouring windows share sequence, homologous ones of several species their locus: resampling windows would count
@@ -135,7 +135,7 @@ def bootstrap_by_group(
     drawn = np.random.default_rng(seed).integers(len(names), size=(resamples, len(names)))
     means = sums[drawn].sum(1) / counts[drawn].sum(1)
     low, high = np.percentile(means, [2.5, 97.5])
-    return Interval(float(values.mean()), float(low), float(high), len(names))
+    return ConfidenceInterval(float(values.mean()), float(low), float(high), len(names))
 
 
 def _finite(number: float) -> float | None:

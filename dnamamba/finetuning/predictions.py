@@ -12,8 +12,9 @@ from dnamamba.finetuning.tasks.examples import Target
 from dnamamba.inference.batches import batches_by_length
 from dnamamba.inference.device import Compute
 from dnamamba.inference.pooling import head_features
-from dnamamba.model.classifier import MambaClassifier, reverse_complement
+from dnamamba.model.classifier import SequenceClassifier
 from dnamamba.model.config import Strands
+from dnamamba.model.tokens import reverse_complement
 
 
 class Sequences(Protocol):
@@ -30,7 +31,7 @@ class Sequences(Protocol):
 
 
 @torch.no_grad()
-def predict_logits(model: MambaClassifier, examples: Sequences, compute: Compute) -> Tensor:
+def predict_logits(model: SequenceClassifier, examples: Sequences, compute: Compute) -> Tensor:
     """(examples, outputs) fp32 on the device, in the order of the examples, whatever the batches."""
     logits = torch.empty(len(examples), len(model.head_config.names), device=compute.device)
     for rows, features in pool_all(model, examples, compute, model.head_config.strands):
@@ -39,7 +40,7 @@ def predict_logits(model: MambaClassifier, examples: Sequences, compute: Compute
 
 
 def pool_all(
-    model: MambaClassifier, examples: Sequences, compute: Compute, strands: Strands, *, turned: bool = False
+    model: SequenceClassifier, examples: Sequences, compute: Compute, strands: Strands, *, turned: bool = False
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """(rows, their features fp32 as `head_features` gives them) until every example was there once; with
     `turned` of their reverse complements."""

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from dnamamba.errors import InputError
-from dnamamba.finetuning.settings import FinetuneSettings, RunSettings
+from dnamamba.finetuning.settings import FinetuneSettings, ResolvedFinetuneSettings
 from dnamamba.finetuning.trial import STRAND_USES, WARMUP_FROM, warmup_lengths
 from dnamamba.inference.device import Compute, choose_compute
 from dnamamba.model.settings import ModelSettings
@@ -14,7 +14,7 @@ from dnamamba.model.settings import ModelSettings
 FROM_SCRATCH = "none"
 
 
-def resolve(settings: FinetuneSettings) -> RunSettings:
+def resolve(settings: FinetuneSettings) -> ResolvedFinetuneSettings:
     """Every `None` that stands for a default filled in, paths made absolute. Raises `InputError`."""
     if settings.checkpoint is None:
         raise InputError("--checkpoint: name a pretrained checkpoint or run folder, or none to train from scratch")
@@ -39,18 +39,20 @@ def resolve(settings: FinetuneSettings) -> RunSettings:
         accelerator=compute.accelerator,
         precision=compute.precision,
     )
-    resolved = RunSettings(**{field.name: getattr(changed, field.name) for field in dataclasses.fields(changed)})
+    resolved = ResolvedFinetuneSettings(
+        **{field.name: getattr(changed, field.name) for field in dataclasses.fields(changed)}
+    )
     _check(resolved)
     resolved.out = _run_folder(settings.out, resolved).absolute()
     return resolved
 
 
-def compute_of(settings: RunSettings) -> Compute:
+def compute_of(settings: ResolvedFinetuneSettings) -> Compute:
     """Where the run computes."""
     return choose_compute(settings.accelerator, settings.precision, settings.micro_tokens)
 
 
-def _check(settings: RunSettings) -> None:
+def _check(settings: ResolvedFinetuneSettings) -> None:
     for use in settings.conjoin:
         if use not in STRAND_USES:
             raise InputError(f"--conjoin: {use!r} is none of {', '.join(STRAND_USES)}")
@@ -65,7 +67,7 @@ def _check(settings: RunSettings) -> None:
     _check_task(settings)
 
 
-def _check_task(settings: RunSettings) -> None:
+def _check_task(settings: ResolvedFinetuneSettings) -> None:
     """Flags of the other task are refused rather than ignored."""
     defaults = {field.name: field.default for field in dataclasses.fields(FinetuneSettings)}
     of_sequences = ("data", "sequence_column", "subset", "kind", "dev_fraction", "refuse_overlap")
@@ -85,7 +87,7 @@ def _check_task(settings: RunSettings) -> None:
         )
 
 
-def _run_folder(wanted: Path | None, settings: RunSettings) -> Path:
+def _run_folder(wanted: Path | None, settings: ResolvedFinetuneSettings) -> Path:
     if wanted is not None:
         return wanted
     source = settings.species or settings.data or settings.variants or Path("data")

@@ -33,17 +33,17 @@ from dnamamba.finetuning.card import classifier_card
 from dnamamba.finetuning.metrics import SELECT_BY, bootstrap_by_group, evaluate, over_seeds
 from dnamamba.finetuning.predictions import predict_logits
 from dnamamba.finetuning.resolve import FROM_SCRATCH, compute_of, resolve
-from dnamamba.finetuning.settings import FinetuneSettings, RunSettings
+from dnamamba.finetuning.settings import FinetuneSettings, ResolvedFinetuneSettings
 from dnamamba.finetuning.tasks import sequences, species, variants
 from dnamamba.finetuning.tasks.examples import Examples, FixedSet, Target, Task, canonical
-from dnamamba.finetuning.trial import Candidate, Diverged, Row, Trial, TrialResult, best_weights, standardisation
+from dnamamba.finetuning.trial import Candidate, Diverged, EpochRow, Trial, TrialResult, best_weights, standardisation
 from dnamamba.formats import load_checkpoint
 from dnamamba.formats.checkpoint import is_classifier, load_classifier, save_classifier
 from dnamamba.inference.device import Compute
-from dnamamba.model.classifier import HeadConfig, MambaClassifier
+from dnamamba.model.classifier import HeadConfig, SequenceClassifier
 from dnamamba.model.config import ModelConfig
 from dnamamba.model.kernels import describe_kernels
-from dnamamba.model.language_model import MambaBackbone, MambaLM
+from dnamamba.model.language_model import Backbone, LanguageModel
 from dnamamba.model.parameters import parameter_count
 from dnamamba.model.settings import model_config
 from dnamamba.runs.folder import RunFolder, environment, write_atomically
@@ -51,7 +51,7 @@ from dnamamba.runs.progress import clock
 from dnamamba.runs.resume import DATA, refuse_changes
 from dnamamba.settings.fields import as_plain
 
-TASKS: dict[str, Callable[[RunSettings], Task]] = {
+TASKS: dict[str, Callable[[ResolvedFinetuneSettings], Task]] = {
     "species": species.build,
     "sequences": sequences.build,
     "variants": variants.build,
@@ -142,7 +142,7 @@ def _without_paths(facts: dict[str, Any]) -> dict[str, Any]:
 class _Start:
     """The model before training: pretrained, or new weights for each seed."""
 
-    def __init__(self, settings: RunSettings) -> None:
+    def __init__(self, settings: ResolvedFinetuneSettings) -> None:
         self.settings = settings
         self.pretraining: dict[str, Any] | None = None
         self._backbone: dict[str, torch.Tensor] = {}
@@ -164,21 +164,23 @@ class _Start:
         pooling = "alleles" if self.settings.task == "variants" else self.settings.pooling
         return HeadConfig(task.target.kind, task.target.names, pooling, strands, shift, scale)
 
-    def model(self, task: Task, candidate: Candidate, seed: int) -> MambaClassifier:
+    def model(self, task: Task, candidate: Candidate, seed: int) -> SequenceClassifier:
         """A function of the seed: its head, and from scratch all weights."""
         torch.manual_seed(seed)
         head = self._head(task, candidate)
         if self._backbone:
             with torch.device("meta"):
-                backbone = MambaBackbone(self.config)
+                backbone = Backbone(self.config)
             backbone.load_state_dict({k: v.clone() for k, v in self._backbone.items()}, assign=True)
         else:
-            backbone = MambaLM(self.config).backbone
+            backbone = LanguageModel(self.config).backbone
         backbone.activation_checkpointing = self.settings.model.activation_checkpointing
-        return MambaClassifier(self.config, head, backbone)
+        return SequenceClassifier(self.config, head, backbone)
 
 
-def _train(settings: RunSettings, task: Task, start: _Start, compute: Compute, folder: RunFolder) -> list[TrialResult]:
+def _train(
+    settings: ResolvedFinetuneSettings, task: Task, start: _Start, compute: Compute, folder: RunFolder
+) -> list[TrialResult]:
     """One result a seed. Of several candidates the first seed tries all, and dev decides."""
     metric = SELECT_BY[task.target.kind]
     finished: list[TrialResult] = []
@@ -207,7 +209,7 @@ def _train(settings: RunSettings, task: Task, start: _Start, compute: Compute, f
     return [best] + [run(seed, best.candidate) for seed in rest]
 
 
-def _report(row: Row, epochs: int, metric: str) -> None:
+def _report(row: EpochRow, epochs: int, metric: str) -> None:
     print(
         f"seed {row['seed']}  epoch {row['epoch']}/{epochs}  train {row['train_loss']:.4f}  dev {row['dev_loss']:.4f}  "
         f"{metric} {row[f'dev_{metric}']:.4f}  {row['examples_per_second']:,.0f} examples/s",
@@ -216,7 +218,12 @@ def _report(row: Row, epochs: int, metric: str) -> None:
 
 
 def _finish(
-    settings: RunSettings, task: Task, start: _Start, compute: Compute, folder: RunFolder, chosen: list[TrialResult]
+    settings: ResolvedFinetuneSettings,
+    task: Task,
+    start: _Start,
+    compute: Compute,
+    folder: RunFolder,
+    chosen: list[TrialResult],
 ) -> None:
     """The test split is read here and nowhere else, after everything has been selected."""
     metric = SELECT_BY[task.target.kind]
@@ -278,7 +285,7 @@ def _intervals(target: Target, test: Examples, predictions: list[np.ndarray]) ->
     if target.kind != "multiclass":
         return {}
     correct = np.mean([values.argmax(1) == test.labels for values in predictions], axis=0)
-    return {"accuracy": bootstrap_by_group(correct, [place.group for place in test.places])._asdict()}
+    return {"accuracy": bootstrap_by_group(correct, [origin.group for origin in test.origins])._asdict()}
 
 
 def _without_overlap(task: Task, test: Examples, predictions: list[np.ndarray]) -> dict[str, Any] | None:
@@ -303,7 +310,7 @@ def _write_predictions(
     predicted = ["predicted"] if target.kind == "multiclass" else []
     writer.writerow(["seed", "contig", "start", "end", "group", *truth, *predicted, *outputs])
     for result, values in zip(chosen, predictions, strict=True):
-        for place, label, row in zip(test.places, test.labels, values, strict=True):
+        for place, label, row in zip(test.origins, test.labels, values, strict=True):
             if target.kind == "multiclass":
                 known = [target.names[label], target.names[int(row.argmax())]]
             else:
@@ -312,7 +319,7 @@ def _write_predictions(
     write_atomically(path, text.getvalue())
 
 
-def _write_metrics(folder: RunFolder, rows: list[Row]) -> None:
+def _write_metrics(folder: RunFolder, rows: list[EpochRow]) -> None:
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
@@ -327,7 +334,7 @@ def _link(link: Path, target: Path) -> None:
     os.replace(temporary, link)
 
 
-def _print_header(settings: RunSettings, start: _Start, task: Task, compute: Compute) -> None:
+def _print_header(settings: ResolvedFinetuneSettings, start: _Start, task: Task, compute: Compute) -> None:
     model = start.model(task, Candidate(settings.learning_rate[0], settings.conjoin[0]), settings.seed)
     source = "from scratch" if settings.checkpoint == FROM_SCRATCH else f"from {settings.checkpoint}"
     steps_per_epoch = math.ceil(task.train.size / settings.batch_size)

@@ -10,11 +10,11 @@ from typing import Literal
 
 from dnamamba.model.settings import ModelSettings
 from dnamamba.settings.fields import setting
-from dnamamba.settings.options import Compute, MicroTokens, Optimiser, Overwrite, Run
+from dnamamba.settings.options import ComputeOptions, MicroTokensOptions, OptimiserOptions, OverwriteOptions, RunOptions
 
 
 @dataclass(kw_only=True)
-class FinetuneSettings(Compute, MicroTokens, Optimiser, Run):
+class FinetuneSettings(ComputeOptions, MicroTokensOptions, OptimiserOptions, RunOptions):
     """Trains a classifier (or a regression) on top of a pretrained model, or from scratch to compare with."""
 
     task: Literal["species", "sequences", "variants"] = "sequences"
@@ -117,7 +117,7 @@ class FinetuneSettings(Compute, MicroTokens, Optimiser, Run):
 
 
 @dataclass(kw_only=True)
-class RunSettings(FinetuneSettings):
+class ResolvedFinetuneSettings(FinetuneSettings):
     """The same with every default filled in: what `dnamamba.finetuning.resolve.resolve` gives and config.yaml holds."""
 
     checkpoint: str = "none"
@@ -129,7 +129,7 @@ class RunSettings(FinetuneSettings):
 
 
 @dataclass(kw_only=True)
-class PredictSettings(Compute, MicroTokens, Overwrite):
+class PredictSettings(ComputeOptions, MicroTokensOptions, OverwriteOptions):
     """Asks a fine-tuned model about sequences: a table with the probability of each class."""
 
     checkpoint: Path | None = None

@@ -21,13 +21,14 @@ from torch import Tensor
 from dnamamba.errors import InputError
 from dnamamba.finetuning.metrics import SELECT_BY, evaluate
 from dnamamba.finetuning.predictions import loss_sum, pool_all, predict_logits
-from dnamamba.finetuning.settings import RunSettings
-from dnamamba.finetuning.tasks.examples import Batch, FixedSet, Task, strand_flags
+from dnamamba.finetuning.settings import ResolvedFinetuneSettings
+from dnamamba.finetuning.tasks.examples import ExampleBatch, FixedSet, Task, strand_flags
 from dnamamba.inference.device import Compute
 from dnamamba.inference.pooling import head_features
-from dnamamba.model.classifier import MambaClassifier, reverse_complement
+from dnamamba.model.classifier import SequenceClassifier
 from dnamamba.model.config import Strands
 from dnamamba.model.parameters import parameter_groups
+from dnamamba.model.tokens import reverse_complement
 from dnamamba.outputs import whole_file
 from dnamamba.runs.folder import write_atomically
 from dnamamba.runs.progress import LINE_EVERY
@@ -41,8 +42,8 @@ WARMUP_FROM = 1024
 """Shortest windows of a length warm-up."""
 LAST, BEST, RESULT = "last.ckpt", "best.safetensors", "trial.json"
 
-Row = dict[str, float | int | str]
-Features = Callable[[Batch, Tensor, np.ndarray, int], Tensor]
+EpochRow = dict[str, float | int | str]
+Features = Callable[[ExampleBatch, Tensor, np.ndarray, int], Tensor]
 """(batch, which rows to turn, their indices, epoch) → what the head sees, fp32."""
 
 
@@ -86,7 +87,7 @@ class TrialResult:
     """The best one, 1-based."""
     dev: dict[str, float]
     """Loss and metrics on dev at that epoch."""
-    rows: list[Row]
+    rows: list[EpochRow]
     """metrics.csv's, one an epoch."""
     seconds: float
     folder: Path
@@ -104,7 +105,13 @@ class Trial:
     """Trains `model` on a task; `run` gives the result, from disk if there is one."""
 
     def __init__(
-        self, task: Task, settings: RunSettings, compute: Compute, seed: int, candidate: Candidate, trials: Path
+        self,
+        task: Task,
+        settings: ResolvedFinetuneSettings,
+        compute: Compute,
+        seed: int,
+        candidate: Candidate,
+        trials: Path,
     ) -> None:
         self.task, self.settings, self.compute, self.seed, self.candidate = task, settings, compute, seed, candidate
         self.folder = trials / f"seed-{seed}-{candidate}"
@@ -117,7 +124,7 @@ class Trial:
         self.epochs = math.ceil(self.steps / self.steps_per_epoch)
         self.metric = SELECT_BY[task.target.kind]
 
-    def run(self, make_model: Callable[[], MambaClassifier], report: Callable[[Row], None]) -> TrialResult:
+    def run(self, make_model: Callable[[], SequenceClassifier], report: Callable[[EpochRow], None]) -> TrialResult:
         """Trains unless the folder holds the result already. `make_model` gives the model before training."""
         if (self.folder / RESULT).is_file():
             return self._stored()
@@ -151,7 +158,7 @@ class Trial:
             dev |= evaluate(model.predictions(logits).cpu().numpy(), labels, self.task.target)
             state.seconds += time.perf_counter() - began
             state.epoch += 1
-            row: Row = {
+            row: EpochRow = {
                 "seed": self.seed,
                 "peak_learning_rate": self.candidate.learning_rate,
                 "conjoin": self.candidate.conjoin,
@@ -183,19 +190,19 @@ class Trial:
         stage = int(step / max(self.settings.length_warmup * self.steps, 1e-9) * len(lengths))
         return lengths[stage] if stage < len(lengths) else None
 
-    def _features(self, model: MambaClassifier) -> Features:
+    def _features(self, model: SequenceClassifier) -> Features:
         """Examples → what the head sees: computed, or of a probe looked up."""
         fixed = self.task.train
         if self.settings.mode == "probe" and isinstance(fixed, FixedSet):
             known = [self._pooled(model, fixed, turned) for turned in (False, True)[: 1 + self.turns]]
 
-            def look_up(batch: Batch, flags: Tensor, indices: np.ndarray, epoch: int) -> Tensor:
+            def look_up(batch: ExampleBatch, flags: Tensor, indices: np.ndarray, epoch: int) -> Tensor:
                 rows = self.compute.put(fixed.rows(self.seed, epoch, indices))
                 return torch.where(flags[:, None], known[-1][rows], known[0][rows])
 
             return look_up
 
-        def compute(batch: Batch, flags: Tensor, indices: np.ndarray, epoch: int) -> Tensor:
+        def compute(batch: ExampleBatch, flags: Tensor, indices: np.ndarray, epoch: int) -> Tensor:
             tokens, lengths = self.compute.put(batch.tokens), self.compute.put(batch.lengths)
             tokens = reverse_complement(tokens, lengths, flags)
             with self.compute.autocast(), torch.set_grad_enabled(self.settings.mode == "full"):
@@ -203,14 +210,14 @@ class Trial:
 
         return compute
 
-    def _pooled(self, model: MambaClassifier, fixed: FixedSet, turned: bool) -> Tensor:
+    def _pooled(self, model: SequenceClassifier, fixed: FixedSet, turned: bool) -> Tensor:
         features = torch.empty(fixed.size, model.head.in_features, device=self.compute.device)
         for rows, part in pool_all(model, fixed.examples, self.compute, self.strands, turned=turned):
             features[rows] = part
         return features
 
     def _train_epoch(
-        self, model: MambaClassifier, optimizer: torch.optim.Optimizer, state: "_State", features: Features
+        self, model: SequenceClassifier, optimizer: torch.optim.Optimizer, state: "_State", features: Features
     ) -> tuple[float, int]:
         """Mean loss of the epoch's examples, and their number. The host never waits for the device within it."""
         model.train()
@@ -240,7 +247,7 @@ class Trial:
 
     def _step(
         self,
-        model: MambaClassifier,
+        model: SequenceClassifier,
         optimizer: torch.optim.Optimizer,
         epoch: int,
         indices: np.ndarray,
@@ -273,12 +280,12 @@ class Trial:
             tensor = (tensor - tensor.new_tensor(shift)) / tensor.new_tensor(scale)
         return tensor
 
-    def _save(self, model: MambaClassifier, optimizer: torch.optim.Optimizer, state: "_State") -> None:
+    def _save(self, model: SequenceClassifier, optimizer: torch.optim.Optimizer, state: "_State") -> None:
         stored = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "state": vars(state)}
         with whole_file(self.folder / LAST) as partial:
             torch.save(stored, partial)
 
-    def _load(self, model: MambaClassifier, optimizer: torch.optim.Optimizer) -> "_State":
+    def _load(self, model: SequenceClassifier, optimizer: torch.optim.Optimizer) -> "_State":
         stored = torch.load(self.folder / LAST, map_location=self.compute.device, weights_only=True)
         model.load_state_dict(stored["model"])
         optimizer.load_state_dict(stored["optimizer"])

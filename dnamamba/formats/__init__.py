@@ -15,7 +15,7 @@ from dnamamba.formats.files import CONFIG, checkpoint_folder, read_json
 if TYPE_CHECKING:
     import torch
 
-    from dnamamba.model.language_model import MambaLM
+    from dnamamba.model.language_model import LanguageModel
 
 
 class Reader(Protocol):
@@ -23,7 +23,7 @@ class Reader(Protocol):
 
     def load_checkpoint(
         self, folder: Path | str, device: "torch.device | str" = "cpu"
-    ) -> "tuple[MambaLM, dict[str, Any]]":
+    ) -> "tuple[LanguageModel, dict[str, Any]]":
         """The language model (in training mode, parameters on `device`) and its provenance. Raises `InputError` naming
         the file and what is wrong with it."""
 
@@ -48,6 +48,6 @@ def recognise(folder: Path | str) -> Reader:
     )
 
 
-def load_checkpoint(folder: Path | str, device: "torch.device | str" = "cpu") -> "tuple[MambaLM, dict[str, Any]]":
+def load_checkpoint(folder: Path | str, device: "torch.device | str" = "cpu") -> "tuple[LanguageModel, dict[str, Any]]":
     """The language model of a checkpoint or run folder of any format, and its provenance; see `Reader`."""
     return recognise(folder).load_checkpoint(folder, device)

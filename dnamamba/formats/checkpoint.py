@@ -34,9 +34,9 @@ from dnamamba.alphabet import TOKENS
 from dnamamba.errors import InputError
 from dnamamba.formats.fields import FORMAT_VERSION, format_needed, from_json, newer, to_json
 from dnamamba.formats.files import CONFIG, checkpoint_folder, read_json, sha256, sibling, sync, write_json
-from dnamamba.model.classifier import HeadConfig, MambaClassifier
+from dnamamba.model.classifier import HeadConfig, SequenceClassifier
 from dnamamba.model.config import ModelConfig
-from dnamamba.model.language_model import MambaLM
+from dnamamba.model.language_model import LanguageModel
 
 WEIGHTS, ALPHABET, PROVENANCE = "model.safetensors", "tokens.json", "provenance.json"
 MODEL_TYPE = "dnamamba"
@@ -50,7 +50,9 @@ _LAYER = re.compile(r"backbone\.layers\.(\d+)\.")
 Model = TypeVar("Model", bound=nn.Module)
 
 
-def save_checkpoint(model: MambaLM, folder: Path | str, provenance: dict[str, Any], *, overwrite: bool = False) -> None:
+def save_checkpoint(
+    model: LanguageModel, folder: Path | str, provenance: dict[str, Any], *, overwrite: bool = False
+) -> None:
     """Write the folder whole or not at all: into a temporary folder beside it, synced to disk, then renamed.
 
     `provenance` is any JSON object. An existing `folder` is an `InputError` unless `overwrite`; then the old one stays
@@ -60,7 +62,7 @@ def save_checkpoint(model: MambaLM, folder: Path | str, provenance: dict[str, An
 
 
 def save_classifier(
-    model: MambaClassifier, folder: Path | str, provenance: dict[str, Any], *, overwrite: bool = False
+    model: SequenceClassifier, folder: Path | str, provenance: dict[str, Any], *, overwrite: bool = False
 ) -> None:
     """As `save_checkpoint`, with the head and its classes."""
     _save(Path(folder), model, {CONFIG: model.config, CLASSIFIER: model.head_config}, provenance, overwrite)
@@ -92,7 +94,7 @@ def _save(folder: Path, model: nn.Module, said: dict[str, Any], provenance: dict
     shutil.rmtree(replaced, ignore_errors=True)
 
 
-def load_checkpoint(folder: Path | str, device: torch.device | str = "cpu") -> tuple[MambaLM, dict[str, Any]]:
+def load_checkpoint(folder: Path | str, device: torch.device | str = "cpu") -> tuple[LanguageModel, dict[str, Any]]:
     """The model (in training mode, parameters on `device`) and its provenance.
 
     `folder` is a checkpoint folder, or a run folder, of which the best checkpoint by validation is taken. Raises
@@ -106,19 +108,21 @@ def load_checkpoint(folder: Path | str, device: torch.device | str = "cpu") -> t
             "or use dnamamba predict"
         )
     config, _ = _said(folder)
-    model, provenance = _load(folder, config, lambda: MambaLM(config), device)
+    model, provenance = _load(folder, config, lambda: LanguageModel(config), device)
     model.tie_weights()
     return model, provenance
 
 
-def load_classifier(folder: Path | str, device: torch.device | str = "cpu") -> tuple[MambaClassifier, dict[str, Any]]:
+def load_classifier(
+    folder: Path | str, device: torch.device | str = "cpu"
+) -> tuple[SequenceClassifier, dict[str, Any]]:
     """As `load_checkpoint`, for the folder of a classifier; `InputError` for a language model's."""
     folder = _checkpoint_folder(Path(folder))
     if not is_classifier(folder):
         raise InputError(f"{folder}: a language model without classes; train them by dnamamba finetune first")
     config, head = _said(folder)
     assert head is not None
-    return _load(folder, config, lambda: MambaClassifier(config, head), device)
+    return _load(folder, config, lambda: SequenceClassifier(config, head), device)
 
 
 def is_classifier(folder: Path | str) -> bool:
@@ -232,7 +236,7 @@ def _stored_tensors(model: nn.Module) -> dict[str, Tensor]:
 def _own_tensors(model: nn.Module) -> dict[str, Tensor]:
     """The state dict, a tied head once."""
     tensors = dict(model.state_dict())
-    if isinstance(model, MambaLM) and model.config.tie_embeddings:
+    if isinstance(model, LanguageModel) and model.config.tie_embeddings:
         del tensors[_TIED]
     return tensors
 

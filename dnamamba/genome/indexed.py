@@ -14,6 +14,7 @@ import numpy as np
 from dnamamba.alphabet import TOKEN_BITS, UNK, N, encode
 from dnamamba.errors import InputError
 from dnamamba.genome.contig_names import ContigNames
+from dnamamba.genome.progress import OnProgress
 from dnamamba.genome.store import TokenStore, cache_name, current_store, is_writable, open_genome
 from dnamamba.genome.view import GenomeView
 
@@ -21,8 +22,6 @@ LITTLE = 1 << 26
 """Bases: for up to this many to read no token store is built."""
 LINE_ENDS = 4
 """Bytes that may follow the last base of a FASTA: a line end, perhaps CRLF, and a blank line"""
-
-Progress = Callable[[int, int], None]
 
 
 class IndexedContig(NamedTuple):
@@ -115,7 +114,7 @@ def open_for(
     paths: Sequence[Path] | Path,
     store: Path | None = None,
     bases: Callable[[GenomeView], int] | None = None,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
 ) -> TokenStore | IndexedGenome:
     """A genome of which `bases` are to be read: its token store if there is a current one, else a FASTA's index if
     they are `LITTLE`, else a token store that is built.

@@ -20,7 +20,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -29,6 +29,7 @@ import numpy as np
 
 from dnamamba.alphabet import BASES, COMPLEMENT, PAD, TOKEN_BITS
 from dnamamba.errors import InputError
+from dnamamba.genome.progress import OnProgress
 
 MAX_ORDER = 12
 """Beyond it the tables outgrow a laptop, and no genome has the bases to fill them."""
@@ -44,9 +45,6 @@ SCORING_TOKENS = 1 << 18
 """Windows are scored together up to so many tokens at once."""
 CACHE_FORMAT = 1
 """Part of the cache's key: raise it whenever the same input would give other figures."""
-
-Progress = Callable[[int, int], None]
-"""Called now and then with (bases counted so far, bases in all)."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +104,7 @@ class MarkovScore(NamedTuple):
 
 
 def fit(
-    arrays: Iterable[np.ndarray], order: int = 10, both_strands: bool = False, progress: Progress | None = None
+    arrays: Iterable[np.ndarray], order: int = 10, both_strands: bool = False, progress: OnProgress | None = None
 ) -> MarkovModel:
     """Fits orders 0 to `order` on token arrays, one a training interval (views of the memory map: all are held).
 
@@ -153,7 +151,7 @@ def score(
     order: int = 10,
     both_strands: bool = False,
     cache_folder: Path | None = None,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
 ) -> MarkovScore:
     """The best model of `training` on `windows`, computed once and then read from the user's cache folder.
 
@@ -183,16 +181,16 @@ def score(
     return result
 
 
-class _Block(NamedTuple):
+class _ArrayBlock(NamedTuple):
     array: np.ndarray
     start: int
     stop: int
 
 
-def _blocks(arrays: Sequence[np.ndarray], size: int) -> Iterator[_Block]:
+def _blocks(arrays: Sequence[np.ndarray], size: int) -> Iterator[_ArrayBlock]:
     for array in arrays:
         for start in range(0, array.size, size):
-            yield _Block(array, start, min(start + size, array.size))
+            yield _ArrayBlock(array, start, min(start + size, array.size))
 
 
 def _empty_counts(order: int) -> list[np.ndarray]:
@@ -200,7 +198,7 @@ def _empty_counts(order: int) -> list[np.ndarray]:
     return [np.zeros(BASES ** (length + 1), dtype=np.uint32) for length in range(order + 1)]
 
 
-def _count(counts: list[np.ndarray], block: _Block, order: int, both_strands: bool) -> None:
+def _count(counts: list[np.ndarray], block: _ArrayBlock, order: int, both_strands: bool) -> None:
     """Adds a block's targets to `counts`; their contexts may begin before the block, within its array."""
     array, start, stop = block
     lead = min(order, start)

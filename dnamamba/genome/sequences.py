@@ -9,7 +9,8 @@ import numpy as np
 from dnamamba.alphabet import TOKEN_BITS, UNK, encode, reverse_complement
 from dnamamba.errors import InputError
 from dnamamba.genome.bed import read_bed
-from dnamamba.genome.indexed import Progress, open_for
+from dnamamba.genome.indexed import open_for
+from dnamamba.genome.progress import OnProgress
 from dnamamba.genome.reader import SequenceBlock, read_genome
 from dnamamba.genome.view import GenomeView
 from dnamamba.tables import TABLES, column_index, suffix, table_rows
@@ -75,7 +76,7 @@ def read_sequences(
 
 
 def open_for_sequences(
-    paths: Sequence[Path], genome: Sequence[Path], store: Path | None, progress: Progress | None = None
+    paths: Sequence[Path], genome: Sequence[Path], store: Path | None, progress: OnProgress | None = None
 ) -> GenomeView:
     """The genome of the BED files among `paths`. Raises `InputError` as `open_for` and `read_bed`."""
     beds = [path for path in paths if suffix(path) == ".bed"]

@@ -15,7 +15,7 @@ import stat
 import sys
 import tempfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ import numpy as np
 
 from dnamamba.errors import InputError
 from dnamamba.genome.contig_names import ContigNames
+from dnamamba.genome.progress import OnProgress
 from dnamamba.genome.reader import HashingFile, SourceFile, read_genome
 from dnamamba.genome.store_format import (
     BLOCK_BYTES,
@@ -40,9 +41,6 @@ from dnamamba.genome.store_format import (
 )
 
 __all__ = ["Contig", "TokenStore", "open_genome"]
-
-Progress = Callable[[int, int], None]
-"""Called while a store is built with (bytes of the source read so far, bytes in all)."""
 
 
 class TokenStore:
@@ -165,7 +163,7 @@ class TokenStore:
 
 
 def open_genome(
-    paths: Sequence[Path] | Path, store: Path | None = None, verify: bool = False, progress: Progress | None = None
+    paths: Sequence[Path] | Path, store: Path | None = None, verify: bool = False, progress: OnProgress | None = None
 ) -> TokenStore:
     """The token store of one or several genome files, or the one given by its own path. The files may be gone where
     their store is there: a line on stderr says so.
@@ -200,7 +198,7 @@ def current_store(files: Sequence[Path], store: Path | None = None) -> TokenStor
     return open_genome(paths, store) if len(paths) == 1 and (paths[0] / INDEX_FILE).exists() else None
 
 
-def _open_or_build(files: list[Path], explicit: Path | None, progress: Progress | None) -> TokenStore:
+def _open_or_build(files: list[Path], explicit: Path | None, progress: OnProgress | None) -> TokenStore:
     for path in files:
         if path.is_dir():
             raise InputError(f"{path}: a folder that is no token store; give a FASTA or GenBank file")
@@ -270,7 +268,7 @@ def _open_current(place: Path, files: list[Path]) -> TokenStore | None:
     return store
 
 
-def _build(place: Path, files: list[Path], is_explicit: bool, progress: Progress | None) -> TokenStore:
+def _build(place: Path, files: list[Path], is_explicit: bool, progress: OnProgress | None) -> TokenStore:
     from filelock import FileLock
 
     if place.exists() and not (place / INDEX_FILE).exists():
@@ -296,7 +294,7 @@ def _build(place: Path, files: list[Path], is_explicit: bool, progress: Progress
         raise
 
 
-def _build_locked(place: Path, files: list[Path], is_explicit: bool, progress: Progress | None) -> TokenStore:
+def _build_locked(place: Path, files: list[Path], is_explicit: bool, progress: OnProgress | None) -> TokenStore:
     for left_over in place.parent.glob(f"{glob.escape(place.name)}.tmp-*"):  # of a builder that was killed
         shutil.rmtree(left_over, ignore_errors=True)
     if is_explicit and place.exists():
@@ -323,7 +321,7 @@ def _check_same_genome(place: Path, files: list[Path]) -> None:
         raise InputError(f"{place}: the token store of another genome ({', '.join(recorded)}); give another --store")
 
 
-def _copy(files: list[Path], writer: TokenWriter, progress: Progress | None) -> list[SourceFile]:
+def _copy(files: list[Path], writer: TokenWriter, progress: OnProgress | None) -> list[SourceFile]:
     """Streams the files into the writer; `InputError` where two records have one name."""
     total = sum(path.stat().st_size for path in files)
     done = 0

@@ -23,15 +23,13 @@ from typing import BinaryIO, NamedTuple, cast
 import numpy as np
 
 from dnamamba.errors import InputError
+from dnamamba.genome.progress import OnProgress
 from dnamamba.outputs import bgzip_file, whole_file
 
 _BGZF_END = bytes.fromhex("1f8b08040000000000ff0600424302001b0003000000000000000000")
 """The empty block that ends every complete bgzip file (SAM specification, 4.1.2)."""
 FIXED_COLUMNS = 8
 """CHROM POS ID REF ALT QUAL FILTER INFO: what the VCF specification calls mandatory."""
-
-Progress = Callable[[int, int], None]
-"""Called now and then with (bytes of the file read so far, bytes in all)."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +80,7 @@ class Line(NamedTuple):
     """CHROM POS ID REF ALT and the rest of the line, in one piece and without its end: QUAL FILTER INFO …"""
 
 
-def read_vcf(path: Path, progress: Progress | None = None) -> Records:
+def read_vcf(path: Path, progress: OnProgress | None = None) -> Records:
     """The records of a VCF. Raises `InputError` with the line for a file that is none, cut off, or malformed."""
     names: dict[bytes, int] = {}
     contig, start, ref, alt = [], [], [], []
@@ -113,7 +111,7 @@ def read_ids(path: Path) -> list[str]:
 
 
 @contextmanager
-def open_vcf(path: Path, progress: Progress | None = None) -> Iterator[tuple[list[bytes], Iterator[Line]]]:
+def open_vcf(path: Path, progress: OnProgress | None = None) -> Iterator[tuple[list[bytes], Iterator[Line]]]:
     """The header's lines up to the one that starts with #CHROM, each with its end, and the lines of the records."""
     with _open(path) as (file, raw, size):
         try:
@@ -160,7 +158,7 @@ def annotate(
     *,
     notes: Sequence[str] = (),
     contig_lengths: dict[str, int] | None = None,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
 ) -> int:
     """Writes the VCF at `path` to `out`, whole or not at all, each record with the `fields` added; returns the records.
 
@@ -287,7 +285,7 @@ def _header(path: Path, file: BinaryIO) -> list[bytes]:
 
 
 def _lines(
-    path: Path, file: BinaryIO, raw: BinaryIO, size: int, first: int, progress: Progress | None
+    path: Path, file: BinaryIO, raw: BinaryIO, size: int, first: int, progress: OnProgress | None
 ) -> Iterator[Line]:
     for number, text in enumerate(file, first + 1):
         columns = text.rstrip(b"\r\n").split(b"\t", 5)

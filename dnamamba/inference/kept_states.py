@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_map
 from dnamamba.inference.batches import padded
 from dnamamba.inference.load import Inference
 from dnamamba.inference.stream import stream
-from dnamamba.model.language_model import MambaLM
+from dnamamba.model.language_model import LanguageModel
 
 
 class KeptStates(NamedTuple):
@@ -54,7 +54,7 @@ def states_needed(positions: np.ndarray, every: int) -> list[int]:
 
 @torch.inference_mode()
 def pass_and_keep(
-    inference: Inference[MambaLM], sequences: Sequence[np.ndarray], every: int, needed: Iterable[int]
+    inference: Inference[LanguageModel], sequences: Sequence[np.ndarray], every: int, needed: Iterable[int]
 ) -> KeptStates:
     """Reads uint8 token sequences in steps of `every` bases and keeps the states of `needed` (multiples of it)."""
     host = padded(sequences)

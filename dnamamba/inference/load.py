@@ -11,18 +11,18 @@ import torch
 from dnamamba.formats import load_checkpoint
 from dnamamba.formats.checkpoint import load_classifier
 from dnamamba.inference.device import Accelerator, Compute, Precision, choose_compute
-from dnamamba.model.classifier import MambaClassifier
+from dnamamba.model.classifier import SequenceClassifier
 from dnamamba.model.kernels import describe_kernels
-from dnamamba.model.language_model import MambaLM
+from dnamamba.model.language_model import LanguageModel
 
-Model = TypeVar("Model", MambaLM, MambaClassifier)
+AnyModel = TypeVar("AnyModel", LanguageModel, SequenceClassifier)
 
 
 @dataclass(frozen=True)
-class Inference(Generic[Model]):
+class Inference(Generic[AnyModel]):
     """A model in evaluation mode whose parameters want no gradient."""
 
-    model: Model
+    model: AnyModel
     compute: Compute
     provenance: dict[str, Any]
     """The checkpoint's provenance.json."""
@@ -63,7 +63,7 @@ class Inference(Generic[Model]):
 
 def load_for_inference(
     checkpoint: Path, accelerator: Accelerator = "auto", precision: Precision = "auto"
-) -> Inference[MambaLM]:
+) -> Inference[LanguageModel]:
     """The language model of a checkpoint or run folder (`dnamamba.formats`), on the GPU if there is one.
 
     `precision` "auto" is bf16 on a GPU and fp32 on a CPU. Raises `InputError` for unusable checkpoints and a GPU that
@@ -77,14 +77,14 @@ def load_classifier_for_inference(
     accelerator: Accelerator = "auto",
     precision: Precision = "auto",
     micro_tokens: int | None = None,
-) -> Inference[MambaClassifier]:
+) -> Inference[SequenceClassifier]:
     """The same of a fine-tuned classifier; `micro_tokens` bases go through it at a time (`choose_compute`)."""
     return _load(load_classifier, checkpoint, choose_compute(accelerator, precision, micro_tokens))
 
 
 def _load(
-    load: Callable[[Path, torch.device], tuple[Model, dict[str, Any]]], checkpoint: Path, compute: Compute
-) -> Inference[Model]:
+    load: Callable[[Path, torch.device], tuple[AnyModel, dict[str, Any]]], checkpoint: Path, compute: Compute
+) -> Inference[AnyModel]:
     model, provenance = load(checkpoint, compute.device)
     model.eval().requires_grad_(False)
     return Inference(model, compute, provenance, Path(checkpoint))

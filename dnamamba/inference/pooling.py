@@ -8,8 +8,9 @@ from torch import Tensor
 from dnamamba.alphabet import BASES
 from dnamamba.inference.stream import Chunk, stream
 from dnamamba.model.alleles import allele_features
-from dnamamba.model.classifier import MambaClassifier, reverse_complement
+from dnamamba.model.classifier import SequenceClassifier
 from dnamamba.model.config import Strands
+from dnamamba.model.tokens import reverse_complement
 
 
 def pool_mean(
@@ -44,7 +45,7 @@ def pool_last(chunks: Iterable[Chunk], lengths: Tensor, *, dtype: torch.dtype = 
     return total
 
 
-def strand_features(model: MambaClassifier, tokens: Tensor, lengths: Tensor, chunk: int | None = None) -> Tensor:
+def strand_features(model: SequenceClassifier, tokens: Tensor, lengths: Tensor, chunk: int | None = None) -> Tensor:
     """(batch, features) fp32 of the strand that is given, as the head's pooling says.
 
     Args:
@@ -61,7 +62,7 @@ def strand_features(model: MambaClassifier, tokens: Tensor, lengths: Tensor, chu
 
 
 def head_features(
-    model: MambaClassifier, tokens: Tensor, lengths: Tensor, strands: Strands, chunk: int | None = None
+    model: SequenceClassifier, tokens: Tensor, lengths: Tensor, strands: Strands, chunk: int | None = None
 ) -> Tensor:
     """What the head sees, fp32: `strand_features` of one strand or the mean of both (batch, features), or both side by
     side (batch, 2 · features), by which a causal model looks from either end."""
@@ -72,6 +73,6 @@ def head_features(
     return (forward + reverse) / 2 if strands == "mean" else torch.cat((forward, reverse), dim=1)
 
 
-def classify(model: MambaClassifier, tokens: Tensor, lengths: Tensor, chunk: int | None = None) -> Tensor:
+def classify(model: SequenceClassifier, tokens: Tensor, lengths: Tensor, chunk: int | None = None) -> Tensor:
     """(batch, outputs) fp32 logits, of the strands that the head's configuration names."""
     return model.logits(head_features(model, tokens, lengths, model.head_config.strands, chunk))

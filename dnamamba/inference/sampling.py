@@ -19,7 +19,7 @@ from dnamamba.genome.windows import hash_bits
 from dnamamba.inference.batches import batches_by_length
 from dnamamba.inference.load import Inference
 from dnamamba.inference.stream import stream
-from dnamamba.model.language_model import MambaLM, ModelState
+from dnamamba.model.language_model import LanguageModel, ModelState
 
 PROMPT_CHUNK = 16_384
 """Bases of a prompt in one forward pass."""
@@ -44,7 +44,7 @@ class Sampling(NamedTuple):
     seed: int = 0
 
 
-class Position(NamedTuple):
+class SamplingState(NamedTuple):
     """Where sequences stand; all with the sequences first."""
 
     logits: Tensor
@@ -55,7 +55,7 @@ class Position(NamedTuple):
 class Generator:
     """A model made ready to sample: its matrices in the precision they are multiplied in, its step as a CUDA graph."""
 
-    def __init__(self, inference: Inference[MambaLM], sampling: Sampling) -> None:
+    def __init__(self, inference: Inference[LanguageModel], sampling: Sampling) -> None:
         self.inference, self.sampling = inference, sampling
         self.model = inference.model
         if inference.precision == "bf16":
@@ -74,10 +74,10 @@ class Generator:
         Returns:
             (sequences, length) uint8 tokens of the bases A, C, G, T.
         """
-        return self.go_on(self.read(prompts), samples, length, progress)
+        return self.continue_from(self.read(prompts), samples, length, progress)
 
-    def read(self, prompts: Sequence[np.ndarray]) -> Position:
-        """The position after each prompt. Those of one length are read together."""
+    def read(self, prompts: Sequence[np.ndarray]) -> SamplingState:
+        """What is known after each prompt. Those of one length are read together."""
         assert all(len(prompt) for prompt in prompts), "a causal model has no prediction before the first base"
         number: dict[bytes, int] = {}
         which = [number.setdefault(prompt.tobytes(), len(number)) for prompt in prompts]
@@ -93,20 +93,20 @@ class Generator:
             rows_of = torch.from_numpy(np.argsort(order)[which]).to(self.inference.device)
             return tree_map(lambda *tensors: torch.cat(tensors)[rows_of], *parts)
 
-    def _read(self, tokens: np.ndarray) -> Position:
+    def _read(self, tokens: np.ndarray) -> SamplingState:
         """Of (sequences, length) uint8 prompts."""
         chunks = self.inference.compute.put(tokens).split(PROMPT_CHUNK, dim=1)
         for chunk in stream(self.model.backbone, chunks):
             last = chunk
-        return Position(self.model.base_logits(last.hidden[:, -1]), last.state)
+        return SamplingState(self.model.base_logits(last.hidden[:, -1]), last.state)
 
-    def go_on(
-        self, position: Position, samples: Sequence[int], length: int, progress: SampledBases | None = None
+    def continue_from(
+        self, start: SamplingState, samples: Sequence[int], length: int, progress: SampledBases | None = None
     ) -> np.ndarray:
         """(sequences, length) uint8: the next `length` bases from where the sequences stand; see `generate`."""
         out = np.empty((len(samples), length), np.uint8)
         with torch.inference_mode(), self.inference.autocast():
-            advance = self._stepper(position)
+            advance = self._stepper(start)
             for first in range(0, length, BLOCK):
                 uniforms = _uniforms(self.sampling.seed, samples, first, min(BLOCK, length - first))
                 tokens = advance(uniforms.to(self.inference.device))
@@ -115,40 +115,40 @@ class Generator:
                     progress(first + len(tokens), length)
         return out
 
-    def _stepper(self, position: Position) -> Callable[[Tensor], Tensor]:
+    def _stepper(self, start: SamplingState) -> Callable[[Tensor], Tensor]:
         """A function that takes (count, sequences) uniform numbers to the next (count, sequences) tokens, again and
         again."""
         if self.inference.device.type != "cuda":
-            return _Steps(self.model, self.sampling, position)
-        if self._graph is None or self._graph.sequences != len(position.logits):
+            return _Steps(self.model, self.sampling, start)
+        if self._graph is None or self._graph.sequences != len(start.logits):
             self._graph = None  # its memory first
-            self._graph = _StepGraph(self.model, self.sampling, position)
-        self._graph.start(position)
+            self._graph = _StepGraph(self.model, self.sampling, start)
+        self._graph.restart(start)
         return self._graph
 
 
 class _Steps:
     """Step after step."""
 
-    def __init__(self, model: MambaLM, sampling: Sampling, position: Position) -> None:
-        self.model, self.sampling, self.position = model, sampling, position
+    def __init__(self, model: LanguageModel, sampling: Sampling, start: SamplingState) -> None:
+        self.model, self.sampling, self.current = model, sampling, start
 
     def __call__(self, uniforms: Tensor) -> Tensor:
         tokens = torch.empty(uniforms.shape, dtype=torch.uint8, device=uniforms.device)
         for step, numbers in enumerate(uniforms):
-            tokens[step] = draw(self.position.logits, numbers, self.sampling.temperature, self.sampling.top_k)
-            self.position = Position(*self.model.step(tokens[step], self.position.state))
+            tokens[step] = draw(self.current.logits, numbers, self.sampling.temperature, self.sampling.top_k)
+            self.current = SamplingState(*self.model.step(tokens[step], self.current.state))
         return tokens
 
 
 class _StepGraph:
     """`STEPS_A_GRAPH` steps recorded once as a CUDA graph and replayed: no work for the host between them."""
 
-    def __init__(self, model: MambaLM, sampling: Sampling, position: Position) -> None:
+    def __init__(self, model: LanguageModel, sampling: Sampling, start: SamplingState) -> None:
         # What a replay reads and writes, at addresses that stay.
-        self.position = tree_map(torch.clone, position)
-        self.sequences = len(position.logits)
-        device = position.logits.device
+        self.current = tree_map(torch.clone, start)
+        self.sequences = len(start.logits)
+        device = start.logits.device
         self.uniforms = torch.zeros(STEPS_A_GRAPH, self.sequences, device=device)
         self.tokens = torch.zeros(STEPS_A_GRAPH, self.sequences, dtype=torch.uint8, device=device)
         side = torch.cuda.Stream(device)
@@ -160,18 +160,18 @@ class _StepGraph:
         with torch.cuda.graph(self.graph):
             self._steps(model, sampling)
 
-    def _steps(self, model: MambaLM, sampling: Sampling) -> None:
-        steps = _Steps(model, sampling, self.position)
+    def _steps(self, model: LanguageModel, sampling: Sampling) -> None:
+        steps = _Steps(model, sampling, self.current)
         self.tokens.copy_(steps(self.uniforms))
-        self.start(steps.position)
+        self.restart(steps.current)
 
-    def start(self, position: Position) -> None:
-        """Go on from here."""
-        for kept, new in zip(tree_leaves(self.position), tree_leaves(position), strict=True):
+    def restart(self, start: SamplingState) -> None:
+        """Continue from here."""
+        for kept, new in zip(tree_leaves(self.current), tree_leaves(start), strict=True):
             kept.copy_(new)
 
     def __call__(self, uniforms: Tensor) -> Tensor:
-        """The number of them a multiple of `STEPS_A_GRAPH`, or the last: the position is lost then."""
+        """The number of them a multiple of `STEPS_A_GRAPH`, or the last: `current` is lost then."""
         tokens = torch.empty(uniforms.shape, dtype=torch.uint8, device=uniforms.device)
         for first in range(0, len(uniforms), STEPS_A_GRAPH):
             count = min(STEPS_A_GRAPH, len(uniforms) - first)
@@ -202,7 +202,7 @@ def _uniforms(seed: int, samples: Sequence[int], first: int, count: int) -> Tens
     return torch.from_numpy(np.stack(columns, 1).astype(np.float32) / np.float32(1 << 24))
 
 
-def _with_matrices_in(dtype: torch.dtype, model: MambaLM) -> MambaLM:
+def _with_matrices_in(dtype: torch.dtype, model: LanguageModel) -> LanguageModel:
     """A copy whose projections hold what autocast would make of them at each step."""
     model = copy.deepcopy(model)
     for block in model.backbone.layers:

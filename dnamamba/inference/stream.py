@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from dnamamba.model.language_model import MambaBackbone, ModelState
+from dnamamba.model.language_model import Backbone, ModelState
 
 
 class Chunk(NamedTuple):
@@ -25,7 +25,7 @@ class Chunk(NamedTuple):
         return self.begin + self.tokens.shape[1]
 
 
-def stream(backbone: MambaBackbone, chunks: Iterable[Tensor], state: ModelState | None = None) -> Iterator[Chunk]:
+def stream(backbone: Backbone, chunks: Iterable[Tensor], state: ModelState | None = None) -> Iterator[Chunk]:
     """One forward pass after the other.
 
     It runs in the contexts of whoever takes the chunks from it: precision, and gradients or none.

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dnamamba.alphabet import BASES, CLS, PAD, SEP
 from dnamamba.model.config import ModelConfig
-from dnamamba.model.language_model import MambaBackbone
+from dnamamba.model.language_model import Backbone
 from dnamamba.model.loss import next_base_log_likelihood
 
 NEAR = 16
@@ -42,7 +42,7 @@ def split_alleles(tokens: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(position[:width] < sizes[..., None], windows, PAD), sizes
 
 
-def allele_features(backbone: MambaBackbone, tokens: Tensor, lengths: Tensor) -> Tensor:
+def allele_features(backbone: Backbone, tokens: Tensor, lengths: Tensor) -> Tensor:
     """(batch, 3 · d_model + 4) fp32 of rows as this module's head describes them.
 
     The difference of the alleles' mean embeddings over the first bases from the variant on and over all to the window's
@@ -75,7 +75,7 @@ def _direction(x: Tensor) -> Tensor:
 
 
 def _log_likelihood_ratio(
-    backbone: MambaBackbone, hidden: Tensor, windows: Tensor, is_in: Tensor, first: Tensor
+    backbone: Backbone, hidden: Tensor, windows: Tensor, is_in: Tensor, first: Tensor
 ) -> tuple[Tensor, Tensor]:
     """(batch,) each: of the first base that differs, and of all that follow it; N do not count."""
     logits = F.linear(hidden[:, :, :-1], backbone.embedding.weight[:BASES].float())

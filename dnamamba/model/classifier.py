@@ -14,11 +14,10 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from dnamamba.alphabet import BASES
 from dnamamba.errors import InputError
 from dnamamba.model.alleles import allele_width
 from dnamamba.model.config import Kind, ModelConfig, Pooling, Strands
-from dnamamba.model.language_model import MambaBackbone, MambaLM
+from dnamamba.model.language_model import Backbone, LanguageModel
 
 
 @dataclass(frozen=True)
@@ -47,14 +46,14 @@ class HeadConfig:
             raise InputError("classifier: shift and scale are one number a regression target, and of no other kind")
 
 
-class MambaClassifier(nn.Module):
+class SequenceClassifier(nn.Module):
     """The backbone of a language model and a linear head, whose weights start small and whose bias starts at zero."""
 
-    def __init__(self, config: ModelConfig, head: HeadConfig, backbone: MambaBackbone | None = None) -> None:
-        """`backbone` None draws new weights, as `MambaLM` does."""
+    def __init__(self, config: ModelConfig, head: HeadConfig, backbone: Backbone | None = None) -> None:
+        """`backbone` None draws new weights, as `LanguageModel` does."""
         super().__init__()
         self.config, self.head_config = config, head
-        self.backbone = MambaLM(config).backbone if backbone is None else backbone
+        self.backbone = LanguageModel(config).backbone if backbone is None else backbone
         width = allele_width(config) if head.pooling == "alleles" else config.d_model
         self.head = nn.Linear(width * (2 if head.strands == "both" else 1), len(head.names))
         nn.init.normal_(self.head.weight, std=0.02)
@@ -73,19 +72,3 @@ class MambaClassifier(nn.Module):
         if head.kind == "multilabel":
             return logits.sigmoid()
         return logits * logits.new_tensor(head.scale) + logits.new_tensor(head.shift)
-
-
-def reverse_complement(tokens: Tensor, lengths: Tensor, where: Tensor | None = None) -> Tensor:
-    """The other strand of right-padded rows, padding again on the right.
-
-    Args:
-        tokens: (batch, length) uint8 without the soft-mask bit.
-        lengths: (batch,) bases of each row.
-        where: (batch,) bool, the rows to turn; None turns all.
-    """
-    position = torch.arange(tokens.shape[1], device=tokens.device)
-    source = lengths[:, None] - 1 - position
-    turned = tokens.gather(1, source.clamp(min=0))
-    turned = torch.where(turned < BASES, (BASES - 1) - turned, turned)
-    turned = torch.where(source >= 0, turned, tokens)  # the padding stays
-    return turned if where is None else torch.where(where[:, None], turned, tokens)

@@ -41,7 +41,7 @@ class LMOutput(NamedTuple):
     """after the last position; hand it to the next chunk of the same sequences"""
 
 
-class MambaBackbone(nn.Module):
+class Backbone(nn.Module):
     """Embedding, blocks, final norm: tokens to hidden states. Parameter names are those of mamba-ssm's checkpoints."""
 
     activation_checkpointing = False
@@ -90,7 +90,7 @@ class MambaBackbone(nn.Module):
         return self.norm_f(hidden, residual)[0], tuple(states)
 
 
-class MambaLM(nn.Module):
+class LanguageModel(nn.Module):
     """The backbone and a linear head, by default tied to the embedding.
 
     Weights are drawn from torch's global generator as in the paper's released code: embedding N(0, 0.02), linear
@@ -102,7 +102,7 @@ class MambaLM(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.backbone = MambaBackbone(config)
+        self.backbone = Backbone(config)
         self.lm_head = nn.Linear(config.d_model, config.vocabulary_size, bias=False)
         self.objective: Objective = objective_class(config.objective)()
         self.abilities: Ability = mixer_abilities(config.mixer) | self.objective.abilities

@@ -5,7 +5,7 @@ from typing import Any
 import torch.nn as nn
 
 from dnamamba.alphabet import BASES
-from dnamamba.model.language_model import MambaLM
+from dnamamba.model.language_model import LanguageModel
 from dnamamba.model.mixers.mixer import Mixer
 
 
@@ -26,7 +26,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     return [{"params": decay, "weight_decay": weight_decay}, {"params": keep, "weight_decay": 0.0}]
 
 
-def training_flops_per_token(model: MambaLM) -> int:
+def training_flops_per_token(model: LanguageModel) -> int:
     """Floating-point operations that the forward and backward pass of one position need, from the model's shapes.
 
     Forward, each mixer says its own; the head counts with its four rows of bases; looking up an embedding is no

@@ -8,7 +8,7 @@ from torch import Tensor
 from dnamamba.alphabet import BASES, SOFT_MASK_BIT, TOKEN_BITS
 
 
-class Batch(NamedTuple):
+class PreparedBatch(NamedTuple):
     """Windows ready for the model; all (batch, length)."""
 
     inputs: Tensor
@@ -45,3 +45,19 @@ def plain_tokens(tokens: Tensor) -> Tensor:
 def soft_masked(tokens: Tensor) -> Tensor:
     """bool: lower case in the source."""
     return tokens >= SOFT_MASK_BIT
+
+
+def reverse_complement(tokens: Tensor, lengths: Tensor, where: Tensor | None = None) -> Tensor:
+    """The other strand of right-padded rows, padding again on the right.
+
+    Args:
+        tokens: (batch, length) uint8 without the soft-mask bit.
+        lengths: (batch,) bases of each row.
+        where: (batch,) bool, the rows to turn; None turns all.
+    """
+    position = torch.arange(tokens.shape[1], device=tokens.device)
+    source = lengths[:, None] - 1 - position
+    turned = tokens.gather(1, source.clamp(min=0))
+    turned = torch.where(turned < BASES, (BASES - 1) - turned, turned)
+    turned = torch.where(source >= 0, turned, tokens)  # the padding stays
+    return turned if where is None else torch.where(where[:, None], turned, tokens)

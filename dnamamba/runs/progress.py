@@ -12,7 +12,7 @@ LINE_EVERY = 10.0
 """Seconds between progress lines where there is no terminal to draw a bar on."""
 
 
-class Progress:
+class TrainingProgress:
     """A bar on a terminal, a line every few seconds elsewhere; silent on all ranks but the first."""
 
     def __init__(self, steps: int, first: int, shown: bool) -> None:

@@ -9,7 +9,7 @@ from dnamamba.settings.fields import Settings, setting
 
 
 @dataclass(kw_only=True)
-class PretrainedModel(Settings):
+class PretrainedModelOptions(Settings):
     """The language model that is asked."""
 
     checkpoint: Path
@@ -17,7 +17,7 @@ class PretrainedModel(Settings):
 
 
 @dataclass(kw_only=True)
-class GenomeStore(Settings):
+class StoreOptions(Settings):
     """Where a genome's tokens are kept."""
 
     store: Path | None = setting(None, on_resume="free")
@@ -26,7 +26,7 @@ class GenomeStore(Settings):
 
 
 @dataclass(kw_only=True)
-class Genome(GenomeStore):
+class GenomeOptions(StoreOptions):
     """The genome that a question is about."""
 
     genome: list[Path]
@@ -34,7 +34,7 @@ class Genome(GenomeStore):
 
 
 @dataclass(kw_only=True)
-class Overwrite(Settings):
+class OverwriteOptions(Settings):
     """What happens to output files that exist."""
 
     overwrite: bool = False
@@ -42,7 +42,7 @@ class Overwrite(Settings):
 
 
 @dataclass(kw_only=True)
-class BatchTokens(Settings):
+class BatchTokensOptions(Settings):
     """How much the model reads at once when it is asked."""
 
     batch_tokens: int | None = setting(None, at_least=1)
@@ -51,7 +51,7 @@ class BatchTokens(Settings):
 
 
 @dataclass(kw_only=True)
-class MicroTokens(Settings):
+class MicroTokensOptions(Settings):
     """How much the model reads at once when it is trained, and what is trained when it predicts."""
 
     micro_tokens: int | None = setting(None, at_least=1, on_resume="free")
@@ -61,7 +61,7 @@ class MicroTokens(Settings):
 
 
 @dataclass(kw_only=True)
-class Compute(Settings):
+class ComputeOptions(Settings):
     """Where and how to compute."""
 
     accelerator: Literal["auto", "cpu", "gpu"] = setting("auto", on_resume="free")
@@ -72,7 +72,7 @@ class Compute(Settings):
 
 
 @dataclass(kw_only=True)
-class ExactCompute(Compute):
+class ExactComputeOptions(ComputeOptions):
     """The same for verbs that take small differences of large sums."""
 
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -80,7 +80,7 @@ class ExactCompute(Compute):
 
 
 @dataclass(kw_only=True)
-class Optimiser(Settings):
+class OptimiserOptions(Settings):
     """What pretraining and fine-tuning share of AdamW."""
 
     warmup_fraction: float = setting(0.1, between=(0, 1))
@@ -90,7 +90,7 @@ class Optimiser(Settings):
 
 
 @dataclass(kw_only=True)
-class Run(Settings):
+class RunOptions(Settings):
     """A run folder, which a run fills and goes on with."""
 
     out: Path | None = setting(None, on_resume="free")

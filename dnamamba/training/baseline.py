@@ -1,13 +1,14 @@
 """The Markov model that a run's summary is measured against: same training split, same validation windows."""
 
-from dnamamba.genome.markov import MarkovScore, Progress, score
+from dnamamba.genome.markov import MarkovScore, score
+from dnamamba.genome.progress import OnProgress
 from dnamamba.runs.progress import job_bar
 from dnamamba.training.data import EvaluationSet
 from dnamamba.training.prepare import Prepared, PreparedGenome
-from dnamamba.training.settings import RunSettings
+from dnamamba.training.settings import ResolvedPretrainSettings
 
 
-def best_markov(settings: RunSettings, prepared: Prepared) -> list[MarkovScore]:
+def best_markov(settings: ResolvedPretrainSettings, prepared: Prepared) -> list[MarkovScore]:
     """One a genome, each fitted on its own training split, which is harder to beat than one fitted on all of them.
 
     Counted on both strands if the model trains on both; cached a split; none with `--markov_order 0`.
@@ -27,7 +28,9 @@ def bits_over_all(scores: list[MarkovScore]) -> float | None:
     return sum(score.bits_per_base * score.counted for score in scores) / counted if counted else None
 
 
-def _score(settings: RunSettings, genome: PreparedGenome, windows: EvaluationSet, progress: Progress) -> MarkovScore:
+def _score(
+    settings: ResolvedPretrainSettings, genome: PreparedGenome, windows: EvaluationSet, progress: OnProgress
+) -> MarkovScore:
     key = {
         "store": genome.store.fingerprint,
         "splits": genome.splits.fingerprint,

@@ -12,7 +12,7 @@ import torch
 from dnamamba.errors import InputError
 from dnamamba.model.parameters import training_flops_per_token
 from dnamamba.runs.folder import RunFolder
-from dnamamba.runs.progress import Progress
+from dnamamba.runs.progress import TrainingProgress
 from dnamamba.training.checkpoints import CheckpointKeeper
 from dnamamba.training.data import PretrainData, WindowBatch
 from dnamamba.training.module import PretrainModule
@@ -102,7 +102,7 @@ class RunControl(L.Callback):
         self._mark = self._last_save - self._restored_seconds
         self._wait = 0.0
         self._sums = torch.tensor(self._restored_sums, dtype=torch.float64, device=module.device)
-        self._progress = Progress(self.steps, first, trainer.is_global_zero)
+        self._progress = TrainingProgress(self.steps, first, trainer.is_global_zero)
         if trainer.is_global_zero:
             self.folder.start_metrics(first)
         for number in STOP_SIGNALS:

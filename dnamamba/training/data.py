@@ -30,7 +30,7 @@ class WindowBatch(NamedTuple):
     """(windows, length + 1) int32 for packed rows (`--pack`): the sequences in a row; None where each is one window."""
 
 
-class Plan(Protocol):
+class SamplePlan(Protocol):
     """What to read in which order: `WindowPlan`, `PackedPlan` (packed rows), `MixturePlan` (several genomes)."""
 
     def epoch_size(self, epoch: int) -> int:
@@ -49,7 +49,7 @@ class SampleStream:
     Sample numbers are global (0-based); `locate` tells which (epoch, index) a range of them is.
     """
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: SamplePlan) -> None:
         self.plan = plan
         self._starts = [0]
 
@@ -72,7 +72,7 @@ class Stage(NamedTuple):
     """Optimiser steps [first_step, next stage's) read windows of one length."""
 
     first_step: int
-    plan: Plan
+    plan: SamplePlan
     windows_per_step: int
     """Over all ranks."""
 
@@ -88,7 +88,7 @@ class StepDataset(Dataset[WindowBatch]):
         self.streams = [SampleStream(stage.plan) for stage in stages]
         self.rank, self.world_size = rank, world_size
 
-    def _pieces(self, step: int) -> tuple[Plan, list[tuple[int, np.ndarray]]]:
+    def _pieces(self, step: int) -> tuple[SamplePlan, list[tuple[int, np.ndarray]]]:
         number = bisect.bisect_right([stage.first_step for stage in self.stages], step) - 1
         stage = self.stages[number]
         share = stage.windows_per_step // self.world_size

@@ -5,14 +5,14 @@ import time
 import torch
 
 from dnamamba.alphabet import BASES
-from dnamamba.model.language_model import MambaLM
+from dnamamba.model.language_model import LanguageModel
 from dnamamba.runs.progress import clock, si
 from dnamamba.training.resolve import windows_per_pass
-from dnamamba.training.settings import RunSettings
+from dnamamba.training.settings import ResolvedPretrainSettings
 from dnamamba.training.throughput import peak_memory_gib
 
 
-def estimate(settings: RunSettings, model: MambaLM) -> str:
+def estimate(settings: ResolvedPretrainSettings, model: LanguageModel) -> str:
     """One line: seconds a step, the whole run, bases/s, and the peak memory. Leaves gradients in the model.
 
     The memory is that of these passes, measured, plus AdamW's two moments of each parameter; on a CPU it is all that

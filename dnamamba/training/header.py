@@ -7,16 +7,18 @@ from dnamamba.genome.packing import PackedPlan
 from dnamamba.genome.windows import WindowPlan
 from dnamamba.model.config import ModelConfig
 from dnamamba.model.kernels import describe_kernels
-from dnamamba.model.language_model import MambaLM
+from dnamamba.model.language_model import LanguageModel
 from dnamamba.model.parameters import parameter_count
 from dnamamba.model.settings import model_name
 from dnamamba.runs.progress import si
 from dnamamba.training.prepare import Prepared, PreparedGenome
 from dnamamba.training.resolve import warmup_lengths, windows_per_step
-from dnamamba.training.settings import RunSettings
+from dnamamba.training.settings import ResolvedPretrainSettings
 
 
-def print_header(settings: RunSettings, config: ModelConfig, model: MambaLM, prepared: Prepared) -> None:
+def print_header(
+    settings: ResolvedPretrainSettings, config: ModelConfig, model: LanguageModel, prepared: Prepared
+) -> None:
     """One labelled line each: genome, contigs, splits, windows, model, device and kernels, steps, run folder."""
     device = torch.device("cuda" if settings.accelerator == "gpu" else "cpu")
     lines = [
@@ -37,12 +39,12 @@ def print_header(settings: RunSettings, config: ModelConfig, model: MambaLM, pre
             print(f"{label:>10}  {text}")
 
 
-def device_name(settings: RunSettings) -> str:
+def device_name(settings: ResolvedPretrainSettings) -> str:
     """What each process trains on."""
     return torch.cuda.get_device_name() if settings.accelerator == "gpu" else f"CPU, {torch.get_num_threads()} threads"
 
 
-def _genome_lines(settings: RunSettings, prepared: Prepared, number: int) -> list[tuple[str, str]]:
+def _genome_lines(settings: ResolvedPretrainSettings, prepared: Prepared, number: int) -> list[tuple[str, str]]:
     genome = prepared.genomes[number]
     contigs, train = genome.contigs, genome.train[-1]
     files = ", ".join(map(str, genome.settings.genome))

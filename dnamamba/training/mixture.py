@@ -12,7 +12,7 @@ import numpy as np
 
 from dnamamba.errors import InputError
 from dnamamba.genome.windows import Window
-from dnamamba.training.data import Plan, SampleStream
+from dnamamba.training.data import SamplePlan, SampleStream
 
 PERIOD = 1 << 14
 """Places of the pattern: weights are rounded to this fraction of the samples."""
@@ -46,7 +46,7 @@ class MixturePlan:
         names, plans, weights: of the genomes; the plans are training plans of one window length.
     """
 
-    def __init__(self, names: Sequence[str], plans: Sequence[Plan], weights: Sequence[float]) -> None:
+    def __init__(self, names: Sequence[str], plans: Sequence[SamplePlan], weights: Sequence[float]) -> None:
         self.names = list(names)
         self.streams = [SampleStream(plan) for plan in plans]
         self.places = places(weights)

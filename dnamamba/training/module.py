@@ -10,7 +10,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 
 from dnamamba.alphabet import BASES, PAD
-from dnamamba.model.language_model import MambaLM
+from dnamamba.model.language_model import LanguageModel
 from dnamamba.model.parameters import parameter_groups
 from dnamamba.training.data import WindowBatch
 
@@ -53,7 +53,7 @@ class PretrainModule(L.LightningModule):
 
     def __init__(
         self,
-        model: MambaLM,
+        model: LanguageModel,
         *,
         learning_rate: Callable[[int], float],
         weight_decay: float,

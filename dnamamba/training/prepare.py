@@ -16,11 +16,11 @@ from dnamamba.genome.splits import Splits, make_splits
 from dnamamba.genome.store import TokenStore, open_genome
 from dnamamba.genome.windows import WindowPlan
 from dnamamba.runs.progress import job_bar
-from dnamamba.training.data import EvaluationSet, Plan, PretrainData, Stage, evenly_spread
+from dnamamba.training.data import EvaluationSet, PretrainData, SamplePlan, Stage, evenly_spread
 from dnamamba.training.mixture import MixturePlan
 from dnamamba.training.mixture_file import GenomeSettings, read_mixture
 from dnamamba.training.resolve import warmup_lengths, windows_per_pass
-from dnamamba.training.settings import RunSettings
+from dnamamba.training.settings import ResolvedPretrainSettings
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Prepared:
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-def prepare_data(settings: RunSettings) -> Prepared:
+def prepare_data(settings: ResolvedPretrainSettings) -> Prepared:
     """Opens (or builds) the token stores, picks contigs, makes and proves the splits, plans the windows.
 
     Raises `InputError` for every fault of the files or of the settings that concern them.
@@ -72,7 +72,7 @@ def prepare_data(settings: RunSettings) -> Prepared:
     genomes = tuple(_prepare(settings, genome) for genome in _wanted(settings))
     stages = []
     for number, (first, length) in enumerate(warmup_lengths(settings)):
-        plans: list[Plan] = [genome.train[number] for genome in genomes]
+        plans: list[SamplePlan] = [genome.train[number] for genome in genomes]
         names, weights = [genome.name for genome in genomes], [genome.weight for genome in genomes]
         plan = plans[0] if len(plans) == 1 else MixturePlan(names, plans, weights)
         stages.append(Stage(first, plan, settings.batch_tokens // length))
@@ -86,7 +86,7 @@ def prepare_data(settings: RunSettings) -> Prepared:
     return Prepared(genomes, data)
 
 
-def _wanted(settings: RunSettings) -> list[GenomeSettings]:
+def _wanted(settings: ResolvedPretrainSettings) -> list[GenomeSettings]:
     if settings.mixture is not None:
         return read_mixture(settings.mixture)
     return [
@@ -104,7 +104,7 @@ def _wanted(settings: RunSettings) -> list[GenomeSettings]:
     ]
 
 
-def _prepare(settings: RunSettings, genome: GenomeSettings) -> PreparedGenome:
+def _prepare(settings: ResolvedPretrainSettings, genome: GenomeSettings) -> PreparedGenome:
     try:
         return _open_and_plan(settings, genome)
     except InputError as error:
@@ -113,7 +113,7 @@ def _prepare(settings: RunSettings, genome: GenomeSettings) -> PreparedGenome:
         raise
 
 
-def _open_and_plan(settings: RunSettings, genome: GenomeSettings) -> PreparedGenome:
+def _open_and_plan(settings: ResolvedPretrainSettings, genome: GenomeSettings) -> PreparedGenome:
     with job_bar(f"reading the genome {genome.name}".strip(), "B") as progress:
         store = open_genome(genome.genome, store=genome.store, verify=settings.verify, progress=progress)
     contigs = select_contigs(store, genome.contigs)
@@ -147,7 +147,7 @@ def _open_and_plan(settings: RunSettings, genome: GenomeSettings) -> PreparedGen
     return PreparedGenome(genome, store, contigs, splits, tuple(train), validation, annotation)
 
 
-def _validation_sets(settings: RunSettings, genomes: tuple[PreparedGenome, ...]) -> list[EvaluationSet]:
+def _validation_sets(settings: ResolvedPretrainSettings, genomes: tuple[PreparedGenome, ...]) -> list[EvaluationSet]:
     """--validation_tokens shared by weight, so that the figure over all genomes is of the mixture trained on."""
     weights = np.array([genome.weight for genome in genomes])
     wanted = np.ceil(settings.validation_tokens / settings.length * (weights / weights.sum())).astype(int)

@@ -36,7 +36,7 @@ STARTED_BY = "DNAMAMBA_STARTED_BY"
 """The process id of the first process, for those that it starts."""
 
 
-class Place(NamedTuple):
+class ProcessRank(NamedTuple):
     """Where this process stands."""
 
     rank: int
@@ -47,15 +47,15 @@ class Place(NamedTuple):
     """How many of them on this machine."""
 
 
-def place() -> Place:
+def process_rank() -> ProcessRank:
     """As the environment tells it. Raises `InputError` for a SLURM step with unequal numbers of tasks on its nodes."""
     _adopt_slurm_step()
     if "LOCAL_RANK" not in os.environ:
-        return Place(0, None, None)
+        return ProcessRank(0, None, None)
     world = int(os.environ.get("WORLD_SIZE", 1))
     local = int(os.environ.get("LOCAL_WORLD_SIZE", world))
     node = int(os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", 0)))
-    return Place(node * local + int(os.environ["LOCAL_RANK"]), world, local)
+    return ProcessRank(node * local + int(os.environ["LOCAL_RANK"]), world, local)
 
 
 def _adopt_slurm_step() -> None:
@@ -188,7 +188,7 @@ class _Started:
 def _end_with_parent(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(0.5)
-    print(f"error: rank {place().rank} ends with the process that started it", file=sys.stderr, flush=True)
+    print(f"error: rank {process_rank().rank} ends with the process that started it", file=sys.stderr, flush=True)
     os._exit(1)  # the main thread hears nothing within NCCL
 
 

@@ -15,8 +15,8 @@ from dnamamba.errors import InputError
 from dnamamba.inference.device import choose_compute
 from dnamamba.model.settings import model_name
 from dnamamba.training.mixture_file import bed_or_pattern
-from dnamamba.training.processes import Place, place
-from dnamamba.training.settings import PretrainSettings, RunSettings
+from dnamamba.training.processes import ProcessRank, process_rank
+from dnamamba.training.settings import PretrainSettings, ResolvedPretrainSettings
 
 DEMO_STEPS, DEMO_LENGTH, DEMO_BATCH_TOKENS = 600, 1024, 4096
 """The demo's budget: under three minutes on two CPU cores."""
@@ -29,13 +29,13 @@ RUN_FOLDER_VARIABLE = "DNAMAMBA_RUN_FOLDER"
 """Tells the processes that the first one starts for the other devices which run folder it chose."""
 
 
-def resolve(settings: PretrainSettings) -> RunSettings:
+def resolve(settings: PretrainSettings) -> ResolvedPretrainSettings:
     """Every `None` that stands for a default filled in, paths made absolute. Raises `InputError`."""
     is_demo = settings.genome is None and settings.mixture is None
     _refuse_beside_mixture(settings)
     compute = choose_compute(settings.accelerator, settings.precision)
     length = _or(settings.length, DEMO_LENGTH if is_demo else LENGTH)
-    here = place()
+    here = process_rank()
     devices = _or(settings.devices, here.world_size or 1)
     unit = length * devices
     wanted = DEMO_BATCH_TOKENS if is_demo else BATCH_TOKENS
@@ -68,24 +68,26 @@ def resolve(settings: PretrainSettings) -> RunSettings:
         accelerator=compute.accelerator,
         precision=compute.precision,
     )
-    resolved = RunSettings(**{field.name: getattr(changed, field.name) for field in dataclasses.fields(changed)})
+    resolved = ResolvedPretrainSettings(
+        **{field.name: getattr(changed, field.name) for field in dataclasses.fields(changed)}
+    )
     _check_together(resolved)
     _check_devices(resolved, here)
     resolved.out = _run_folder(settings.out, resolved, here).absolute()
     return resolved
 
 
-def windows_per_step(settings: RunSettings) -> int:
+def windows_per_step(settings: ResolvedPretrainSettings) -> int:
     """Windows of one optimiser step over all devices."""
     return settings.batch_tokens // settings.length
 
 
-def windows_per_pass(settings: RunSettings) -> int:
+def windows_per_pass(settings: ResolvedPretrainSettings) -> int:
     """Windows of the full length in one forward pass on one device."""
     return max(settings.micro_tokens // settings.length, 1)
 
 
-def warmup_lengths(settings: RunSettings) -> list[tuple[int, int]]:
+def warmup_lengths(settings: ResolvedPretrainSettings) -> list[tuple[int, int]]:
     """(first step, window length) of each stage: the lengths double up to `settings.length`, tokens a step constant.
 
     The paper's sequence-length warm-up (arXiv 2312.00752, appendix E.3.2), begun at the halving of `length` that is
@@ -114,7 +116,7 @@ def _refuse_beside_mixture(settings: PretrainSettings) -> None:
             raise InputError(f"--{name}: with --mixture this stands in {settings.mixture}, below the genome it is of")
 
 
-def _check_together(settings: RunSettings) -> None:
+def _check_together(settings: ResolvedPretrainSettings) -> None:
     """What concerns several settings at once; the bounds of each stand at its field."""
     if settings.batch_tokens % settings.length or settings.batch_tokens < settings.length:
         raise InputError(f"--batch_tokens: {settings.batch_tokens} is not a multiple of --length {settings.length}")
@@ -128,7 +130,7 @@ def _check_together(settings: RunSettings) -> None:
         )
 
 
-def _check_devices(settings: RunSettings, here: Place) -> None:
+def _check_devices(settings: ResolvedPretrainSettings, here: ProcessRank) -> None:
     if here.world_size not in (None, settings.devices):
         raise InputError(
             f"--devices: {settings.devices} asked for, but torchrun or srun started {here.world_size} processes; "
@@ -140,7 +142,7 @@ def _check_devices(settings: RunSettings, here: Place) -> None:
         raise InputError(f"--devices: {wanted} asked for on this machine, torch sees {seen}{hint}")
 
 
-def _run_folder(wanted: Path | None, settings: RunSettings, here: Place) -> Path:
+def _run_folder(wanted: Path | None, settings: ResolvedPretrainSettings, here: ProcessRank) -> Path:
     if wanted is not None:
         return wanted
     if RUN_FOLDER_VARIABLE in os.environ and here.rank > 0:

@@ -18,7 +18,7 @@ from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.profilers import PyTorchProfiler
 from lightning.pytorch.strategies import DDPStrategy
 
-from dnamamba.model.language_model import MambaLM
+from dnamamba.model.language_model import LanguageModel
 from dnamamba.model.settings import model_config
 from dnamamba.report.learning_curve import plot_learning_curve
 from dnamamba.report.validation_by_class import plot_validation_by_class
@@ -34,9 +34,9 @@ from dnamamba.training.estimate import estimate
 from dnamamba.training.header import device_name, print_header
 from dnamamba.training.module import PretrainModule
 from dnamamba.training.prepare import Prepared, prepare_data
-from dnamamba.training.processes import PATIENCE, place, together
+from dnamamba.training.processes import PATIENCE, process_rank, together
 from dnamamba.training.resolve import RUN_FOLDER_VARIABLE, resolve, warmup_lengths
-from dnamamba.training.settings import PretrainSettings, RunSettings
+from dnamamba.training.settings import PretrainSettings, ResolvedPretrainSettings
 from dnamamba.training.validation import perplexity, report_lines
 
 
@@ -48,7 +48,7 @@ def pretrain(requested: PretrainSettings) -> Path:
     """
     settings = resolve(requested)
     folder = RunFolder(settings.out)
-    first_process = place().rank == 0
+    first_process = process_rank().rank == 0
     recorded = None
     if settings.resume:
         recorded = recorded_splits(folder)
@@ -64,7 +64,7 @@ def pretrain(requested: PretrainSettings) -> Path:
     prepared = prepare_data(settings)
     refuse_other_splits(folder, recorded, prepared.fingerprint)
     torch.manual_seed(settings.seed)
-    model = MambaLM(config)
+    model = LanguageModel(config)
     model.backbone.activation_checkpointing = settings.model.activation_checkpointing
     if settings.dry_run:
         if first_process:
@@ -104,7 +104,9 @@ def pretrain(requested: PretrainSettings) -> Path:
     return folder.path
 
 
-def _train(settings: RunSettings, model: MambaLM, prepared: Prepared, folder: RunFolder) -> RunControl:
+def _train(
+    settings: ResolvedPretrainSettings, model: LanguageModel, prepared: Prepared, folder: RunFolder
+) -> RunControl:
     _quiet_lightning()
     module = PretrainModule(
         model,
@@ -133,7 +135,7 @@ def _train(settings: RunSettings, model: MambaLM, prepared: Prepared, folder: Ru
         on_fault=settings.on_fault,
         patience=settings.patience,
     )
-    devices_here = place().local_size or settings.devices
+    devices_here = process_rank().local_size or settings.devices
     trainer = L.Trainer(
         accelerator=settings.accelerator,
         devices=devices_here,
@@ -183,7 +185,7 @@ def _quiet_lightning() -> None:
     warnings.filterwarnings("ignore", module=r"lightning\.")
 
 
-def _provenance(settings: RunSettings, prepared: Prepared) -> dict[str, Any]:
+def _provenance(settings: ResolvedPretrainSettings, prepared: Prepared) -> dict[str, Any]:
     return {
         "settings": as_plain(settings),
         "genomes": [
@@ -195,7 +197,7 @@ def _provenance(settings: RunSettings, prepared: Prepared) -> dict[str, Any]:
     }
 
 
-def _finish(settings: RunSettings, prepared: Prepared, folder: RunFolder, control: RunControl) -> None:
+def _finish(settings: ResolvedPretrainSettings, prepared: Prepared, folder: RunFolder, control: RunControl) -> None:
     rows = folder.read_metrics()
     tokens = int(rows[-1]["tokens"])
     bits = control.validation_bits_per_base

@@ -11,11 +11,11 @@ from typing import Literal
 
 from dnamamba.model.settings import ModelSettings
 from dnamamba.settings.fields import setting
-from dnamamba.settings.options import Compute, GenomeStore, MicroTokens, Optimiser, Run
+from dnamamba.settings.options import ComputeOptions, MicroTokensOptions, OptimiserOptions, RunOptions, StoreOptions
 
 
 @dataclass(kw_only=True)
-class PretrainSettings(Compute, MicroTokens, Optimiser, Run, GenomeStore):
+class PretrainSettings(ComputeOptions, MicroTokensOptions, OptimiserOptions, RunOptions, StoreOptions):
     """Next-base pretraining of a Mamba language model on reference genomes."""
 
     genome: list[Path] | None = setting(None, on_resume="files")
@@ -99,7 +99,7 @@ class PretrainSettings(Compute, MicroTokens, Optimiser, Run, GenomeStore):
 
 
 @dataclass(kw_only=True)
-class RunSettings(PretrainSettings):
+class ResolvedPretrainSettings(PretrainSettings):
     """The same with every default filled in: what `dnamamba.training.resolve.resolve` gives and config.yaml holds."""
 
     length: int = 0

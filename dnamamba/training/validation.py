@@ -17,8 +17,8 @@ from torch import Tensor
 from dnamamba.alphabet import BASES, C, G
 from dnamamba.genome.annotation import Annotation
 from dnamamba.genome.windows import Window
-from dnamamba.model.language_model import MambaLM
-from dnamamba.model.tokens import Batch
+from dnamamba.model.language_model import LanguageModel
+from dnamamba.model.tokens import PreparedBatch
 from dnamamba.training.data import FixedWindows
 
 ANNOTATION_CLASSES = ("exon", "intron or intergenic", "contig without annotation")
@@ -79,7 +79,7 @@ class _Tally:
 
 @torch.no_grad()
 def evaluate(
-    model: MambaLM,
+    model: LanguageModel,
     sets: Sequence[FixedWindows],
     *,
     context: Callable[[], AbstractContextManager] = nullcontext,
@@ -143,7 +143,7 @@ def position_bins(length: int) -> np.ndarray:
     return np.frexp(seen)[1].astype(np.int64) - 1
 
 
-def in_cpg(batch: Batch) -> Tensor:
+def in_cpg(batch: PreparedBatch) -> Tensor:
     """(batch, length) bool: the target is the C or the G of a CG. CG reads the same on both strands.
 
     The C of a CG that a window's end cuts counts as other: its G is not in the window.

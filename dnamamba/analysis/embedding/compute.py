@@ -15,7 +15,7 @@ from dnamamba.inference.batches import batches_by_length, padded
 from dnamamba.inference.load import Inference
 from dnamamba.inference.pooling import pool_last, pool_mean
 from dnamamba.inference.stream import Chunk, stream
-from dnamamba.model.language_model import MambaLM
+from dnamamba.model.language_model import LanguageModel
 
 Pool = Literal["mean", "last", "position"]
 BasesRead = Callable[[int], None]
@@ -24,7 +24,7 @@ BasesRead = Callable[[int], None]
 
 @torch.inference_mode()
 def embed_stretches(
-    inference: Inference[MambaLM],
+    inference: Inference[LanguageModel],
     stretches: Sequence[NamedSequence],
     pool: Pool,
     out: np.ndarray,
@@ -84,7 +84,7 @@ def _positions(chunks: Iterator[Chunk], lengths: np.ndarray) -> Iterator[tuple[i
 
 
 def _chunks(
-    inference: Inference[MambaLM],
+    inference: Inference[LanguageModel],
     members: Sequence[NamedSequence],
     other: bool,
     batch_tokens: int,

@@ -4,11 +4,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from dnamamba.settings.options import BatchTokens, Compute, GenomeStore, Overwrite, PretrainedModel
+from dnamamba.settings.options import (
+    BatchTokensOptions,
+    ComputeOptions,
+    OverwriteOptions,
+    PretrainedModelOptions,
+    StoreOptions,
+)
 
 
 @dataclass(kw_only=True)
-class EmbedSettings(Compute, BatchTokens, Overwrite, GenomeStore, PretrainedModel):
+class EmbedSettings(ComputeOptions, BatchTokensOptions, OverwriteOptions, StoreOptions, PretrainedModelOptions):
     """Embeddings of sequences: the model's hidden states after the last block and norm, for other programs."""
 
     input: list[Path]

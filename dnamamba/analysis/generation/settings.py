@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dnamamba.settings.fields import setting
-from dnamamba.settings.options import ExactCompute, Overwrite, PretrainedModel
+from dnamamba.settings.options import ExactComputeOptions, OverwriteOptions, PretrainedModelOptions
 
 
 @dataclass(kw_only=True)
-class GenerateSettings(ExactCompute, Overwrite, PretrainedModel):
+class GenerateSettings(ExactComputeOptions, OverwriteOptions, PretrainedModelOptions):
     """Sequences sampled from a pretrained model, base by base, as FASTA."""
 
     prompt: str | None = None

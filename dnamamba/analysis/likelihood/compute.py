@@ -17,7 +17,7 @@ from dnamamba.genome.intervals import Interval, merge
 from dnamamba.genome.regions import merged_regions
 from dnamamba.genome.view import GenomeView
 from dnamamba.inference.load import Inference
-from dnamamba.model.language_model import MambaLM
+from dnamamba.model.language_model import LanguageModel
 
 if TYPE_CHECKING:
     import polars
@@ -28,7 +28,7 @@ BATCH_TOKENS = {"cuda": 524_288, "cpu": 8_192}
 
 
 def likelihood_table(
-    inference: Inference[MambaLM],
+    inference: Inference[LanguageModel],
     store: GenomeView,
     intervals: Sequence[Interval],
     tiling: StrandTiling,
@@ -91,7 +91,7 @@ class LikelihoodSums:
 
 @torch.inference_mode()
 def fill_tracks(
-    inference: Inference[MambaLM],
+    inference: Inference[LanguageModel],
     tracks: ContigTracks,
     tokens: np.ndarray,
     stretches: Sequence[StrandStretch],

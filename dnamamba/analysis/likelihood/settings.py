@@ -5,11 +5,17 @@ from pathlib import Path
 from typing import Literal
 
 from dnamamba.settings.fields import setting
-from dnamamba.settings.options import BatchTokens, Compute, Genome, Overwrite, PretrainedModel
+from dnamamba.settings.options import (
+    BatchTokensOptions,
+    ComputeOptions,
+    GenomeOptions,
+    OverwriteOptions,
+    PretrainedModelOptions,
+)
 
 
 @dataclass(kw_only=True)
-class LikelihoodSettings(Compute, BatchTokens, Overwrite, Genome, PretrainedModel):
+class LikelihoodSettings(ComputeOptions, BatchTokensOptions, OverwriteOptions, GenomeOptions, PretrainedModelOptions):
     """Per-position likelihoods of a genome under a pretrained model, as tracks for genome browsers and as tables.
 
     Tracks: log_likelihood, ln p of the reference base given the bases before it; p_A, p_C, p_G, p_T, the probabilities

@@ -17,7 +17,7 @@ from dnamamba.alphabet import BASES, PAD, TOKEN_BITS, reverse_complement
 from dnamamba.inference.batches import batches_by_length
 from dnamamba.inference.load import Inference
 from dnamamba.inference.stream import stream
-from dnamamba.model.language_model import MambaLM
+from dnamamba.model.language_model import LanguageModel
 from dnamamba.model.loss import next_base_log_likelihood
 
 TRACKS = ("log_likelihood", "p_A", "p_C", "p_G", "p_T", "entropy")
@@ -46,7 +46,7 @@ class StrandValues(NamedTuple):
 
 
 def describe_strands(
-    inference: Inference[MambaLM],
+    inference: Inference[LanguageModel],
     tokens: np.ndarray,
     stretches: Sequence[StrandStretch],
     tracks: Sequence[str],
@@ -91,7 +91,7 @@ class _Launched(NamedTuple):
 
 
 def _launch(
-    inference: Inference[MambaLM],
+    inference: Inference[LanguageModel],
     tokens: np.ndarray,
     stretches: Sequence[StrandStretch],
     tracks: Sequence[str],

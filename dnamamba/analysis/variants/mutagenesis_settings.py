@@ -4,13 +4,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dnamamba.settings.fields import setting
-from dnamamba.settings.options import BatchTokens, ExactCompute, Genome, Overwrite, PretrainedModel
+from dnamamba.settings.options import (
+    BatchTokensOptions,
+    ExactComputeOptions,
+    GenomeOptions,
+    OverwriteOptions,
+    PretrainedModelOptions,
+)
 
 FORMATS = ("parquet", "npz", "tsv", "png")
 
 
 @dataclass(kw_only=True)
-class MutagenesisSettings(ExactCompute, BatchTokens, Overwrite, Genome, PretrainedModel):
+class MutagenesisSettings(
+    ExactComputeOptions, BatchTokensOptions, OverwriteOptions, GenomeOptions, PretrainedModelOptions
+):
     """In silico saturation mutagenesis: the log-likelihood ratio (nats, above 0 where the change is likelier) of every
     single-base change of a region, over the changed base and the bases after it, on both strands."""
 

@@ -10,7 +10,7 @@ from dnamamba.alphabet import PAD
 from dnamamba.inference.batches import batches_by_length
 from dnamamba.inference.kept_states import KeptStates
 from dnamamba.inference.load import Inference
-from dnamamba.model.language_model import MambaLM
+from dnamamba.model.language_model import LanguageModel
 
 
 class AlleleRows(NamedTuple):
@@ -50,7 +50,7 @@ class AlleleScores(NamedTuple):
 
 @torch.inference_mode()
 def score_rows(
-    inference: Inference[MambaLM],
+    inference: Inference[LanguageModel],
     kept: KeptStates,
     rows: AlleleRows,
     batch_tokens: int,

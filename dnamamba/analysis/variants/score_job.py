@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from dnamamba.analysis.variants.plan import plan_of
-from dnamamba.analysis.variants.score_output import Columns, combine, scored_table, write_scored_vcf
+from dnamamba.analysis.variants.score_output import ScoreColumns, combine, scored_table, write_scored_vcf
 from dnamamba.analysis.variants.score_settings import ScoreSettings
 from dnamamba.analysis.variants.scores import ScorePlan, Scores, Truncation, score_alleles
 from dnamamba.errors import InputError
@@ -102,7 +102,7 @@ def _header(
     return [line for line in lines if line[1]]
 
 
-def _summary(out: Path, columns: Columns, scores: Scores, seconds: float) -> list[tuple[str, str]]:
+def _summary(out: Path, columns: ScoreColumns, scores: Scores, seconds: float) -> list[tuple[str, str]]:
     counts = Counter(columns.reason.tolist())
     reasons = list(REASONS)
     skipped = [f"{count:,} {reasons[code]} ({REASONS[reasons[code]]})" for code, count in counts.most_common() if code]

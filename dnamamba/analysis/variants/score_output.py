@@ -29,7 +29,7 @@ _INFO = {
 """column -> INFO field, without its prefix, and what it says"""
 
 
-class Columns(NamedTuple):
+class ScoreColumns(NamedTuple):
     """What is written of each alternate allele."""
 
     values: dict[str, np.ndarray]
@@ -40,7 +40,7 @@ class Columns(NamedTuple):
     """(alleles,) uint8: a code of `REASON_NAMES`"""
 
 
-def combine(alleles: Alleles, scores: Scores) -> Columns:
+def combine(alleles: Alleles, scores: Scores) -> ScoreColumns:
     """Both strands and their means. Without one of the strands there is no mean, and the reason says so."""
     forward, reverse = scores.forward, scores.reverse
     values = {
@@ -57,10 +57,10 @@ def combine(alleles: Alleles, scores: Scores) -> Columns:
     if forward.distance is not None and reverse.distance is not None:
         values["distance"] = (forward.distance + reverse.distance) / 2
     reason = np.where((alleles.reason == 0) & np.isnan(values["llr"]), _CONTIG_EDGE, alleles.reason)
-    return Columns(values, forward.bases + reverse.bases, reason)
+    return ScoreColumns(values, forward.bases + reverse.bases, reason)
 
 
-def vcf_fields(columns: Columns) -> list[vcf.Field]:
+def vcf_fields(columns: ScoreColumns) -> list[vcf.Field]:
     """The INFO fields that `write_scored_vcf` adds."""
     numbers = [
         vcf.Field(f"DNAMAMBA_{name}", "A", "Float", text)
@@ -76,7 +76,7 @@ def vcf_fields(columns: Columns) -> list[vcf.Field]:
 
 
 def write_scored_vcf(
-    settings: ScoreSettings, store: GenomeView, records: vcf.Records, checked: Checked, columns: Columns
+    settings: ScoreSettings, store: GenomeView, records: vcf.Records, checked: Checked, columns: ScoreColumns
 ) -> None:
     """The input VCF with the scores added: every record, in order."""
     lengths = {
@@ -95,7 +95,9 @@ def write_scored_vcf(
     )
 
 
-def scored_table(records: vcf.Records, ids: Sequence[str], checked: Checked, columns: Columns) -> "polars.DataFrame":
+def scored_table(
+    records: vcf.Records, ids: Sequence[str], checked: Checked, columns: ScoreColumns
+) -> "polars.DataFrame":
     """A row for each alternate allele, in order, one for a record without any; 0-based half-open coordinates.
 
     `ids` are the records' identifiers.
@@ -144,7 +146,7 @@ def scored_table(records: vcf.Records, ids: Sequence[str], checked: Checked, col
     )
 
 
-def _texts(alleles: Alleles, columns: Columns) -> Iterator[tuple[str | None, ...]]:
+def _texts(alleles: Alleles, columns: ScoreColumns) -> Iterator[tuple[str | None, ...]]:
     """For each record the texts of `vcf_fields`."""
     values = [columns.values[name] for name in _INFO if name in columns.values]
     names = REASON_NAMES.tolist()

@@ -4,11 +4,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dnamamba.settings.fields import setting
-from dnamamba.settings.options import BatchTokens, ExactCompute, Genome, Overwrite, PretrainedModel
+from dnamamba.settings.options import (
+    BatchTokensOptions,
+    ExactComputeOptions,
+    GenomeOptions,
+    OverwriteOptions,
+    PretrainedModelOptions,
+)
 
 
 @dataclass(kw_only=True)
-class ScoreSettings(ExactCompute, BatchTokens, Overwrite, Genome, PretrainedModel):
+class ScoreSettings(ExactComputeOptions, BatchTokensOptions, OverwriteOptions, GenomeOptions, PretrainedModelOptions):
     """Zero-shot scores of the variants of a VCF: log-likelihood ratios of a model trained on genomes alone."""
 
     genome: list[Path]

@@ -28,7 +28,7 @@ from dnamamba.genome.alleles import Alleles
 from dnamamba.genome.view import GenomeView
 from dnamamba.inference.kept_states import pass_and_keep, states_needed
 from dnamamba.inference.load import Inference
-from dnamamba.model.language_model import MambaLM
+from dnamamba.model.language_model import LanguageModel
 
 STATE_BYTES = 1 << 30
 """States kept at a time take no more, unless those of one tile do."""
@@ -99,7 +99,7 @@ class Scores:
 
 
 def score_alleles(
-    inference: Inference[MambaLM],
+    inference: Inference[LanguageModel],
     store: GenomeView,
     alleles: Alleles,
     plan: ScorePlan,
@@ -144,7 +144,7 @@ class _Strand:
     """The scoring of one strand."""
 
     def __init__(
-        self, inference: Inference[MambaLM], store: GenomeView, alleles: Alleles, plan: ScorePlan, reverse: bool
+        self, inference: Inference[LanguageModel], store: GenomeView, alleles: Alleles, plan: ScorePlan, reverse: bool
     ) -> None:
         self.inference, self.store, self.alleles, self.plan, self.reverse = inference, store, alleles, plan, reverse
         self.tokens = np.zeros(3, np.int64)

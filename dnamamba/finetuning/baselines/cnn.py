@@ -20,7 +20,7 @@ from dnamamba.finetuning.predictions import loss_sum
 from dnamamba.finetuning.tasks.examples import Examples, Target, TrainingSet, strand_flags
 from dnamamba.inference.batches import batches_by_length
 from dnamamba.inference.device import Compute
-from dnamamba.model.classifier import reverse_complement
+from dnamamba.model.tokens import reverse_complement
 from dnamamba.runs.schedule import learning_rate
 
 FINAL_FRACTION = 0.01
@@ -65,7 +65,9 @@ class DilatedCnn(nn.Module):
         channels = settings.channels
         self.embedding = nn.Embedding(VOCABULARY_SIZE, 8)
         self.stem = nn.Conv1d(8, channels, 11, padding=5)
-        self.blocks = nn.ModuleList(_Block(channels, settings.width, 4**number) for number in range(settings.blocks))
+        self.blocks = nn.ModuleList(
+            _ResidualBlock(channels, settings.width, 4**number) for number in range(settings.blocks)
+        )
         self.head = nn.Linear(2 * channels, outputs)
 
     def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
@@ -81,7 +83,7 @@ class DilatedCnn(nn.Module):
             return self.head(torch.cat((mean, largest), 1))
 
 
-class _Block(nn.Module):
+class _ResidualBlock(nn.Module):
     """x + conv(GELU(norm(x))), the norm over the channels of each position; zero beyond each sequence's end."""
 
     def __init__(self, channels: int, width: int, dilation: int) -> None:

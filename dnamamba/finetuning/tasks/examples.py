@@ -20,7 +20,7 @@ class Target(NamedTuple):
     """Classes (sorted), labels or regression targets: one output each."""
 
 
-class Place(NamedTuple):
+class Origin(NamedTuple):
     """Where a sequence comes from: contig and 0-based half-open interval, or the name of a record."""
 
     contig: str
@@ -30,7 +30,7 @@ class Place(NamedTuple):
     """What is resampled as a whole for confidence intervals: neighbours are no independent samples."""
 
 
-class Batch(NamedTuple):
+class ExampleBatch(NamedTuple):
     """Some examples."""
 
     tokens: np.ndarray
@@ -51,7 +51,7 @@ class Examples:
     """(examples,) int64"""
     labels: np.ndarray
     """multiclass (examples,) int64; multilabel and regression (examples, outputs) float32"""
-    places: list[Place] = field(default_factory=list)
+    origins: list[Origin] = field(default_factory=list)
     """One an example."""
 
     def __len__(self) -> int:
@@ -62,9 +62,9 @@ class Examples:
         lengths = self.lengths[rows]
         return self.tokens[rows, : int(lengths.max())], lengths
 
-    def take(self, rows: np.ndarray) -> Batch:
+    def take(self, rows: np.ndarray) -> ExampleBatch:
         """These rows with their labels."""
-        return Batch(*self.padded(rows), self.labels[rows])
+        return ExampleBatch(*self.padded(rows), self.labels[rows])
 
     def sequences(self) -> list[np.ndarray]:
         """The tokens of each example without padding."""
@@ -77,7 +77,7 @@ class TrainingSet(Protocol):
     size: int
     """Examples an epoch."""
 
-    def batch(self, seed: int, epoch: int, indices: np.ndarray, length: int | None = None) -> Batch:
+    def batch(self, seed: int, epoch: int, indices: np.ndarray, length: int | None = None) -> ExampleBatch:
         """The examples `indices` of an epoch; `length` shortens windows during a length warm-up."""
 
     def sample(self, count: int) -> Examples:
@@ -94,7 +94,7 @@ class FixedSet:
         """Which rows of `examples` these are."""
         return permute(np.asarray(indices, np.int64), self.size, hash_key(seed, epoch, 6))
 
-    def batch(self, seed: int, epoch: int, indices: np.ndarray, length: int | None = None) -> Batch:
+    def batch(self, seed: int, epoch: int, indices: np.ndarray, length: int | None = None) -> ExampleBatch:
         assert length is None, "sequences of files have their own lengths"
         return self.examples.take(self.rows(seed, epoch, indices))
 

@@ -17,7 +17,7 @@ from dnamamba.tables import TABLES, column_index, suffix, table_rows
 LABEL_COLUMNS = ("label", "labels", "class", "target", "y")
 
 
-class Columns(NamedTuple):
+class TableColumns(NamedTuple):
     """Which columns to read; None looks for the usual names."""
 
     sequence: str | None = None
@@ -43,7 +43,7 @@ def is_readable(path: Path) -> bool:
     return suffix(path) in (*TABLES, *FASTA)
 
 
-def read_records(path: Path, columns: Columns) -> Iterator[Record]:
+def read_records(path: Path, columns: TableColumns) -> Iterator[Record]:
     """The records of one file. Raises `InputError` with file and line for what is wrong with it."""
     kind = suffix(path)
     if kind in TABLES:
@@ -65,7 +65,7 @@ def read_class_folder(folder: Path) -> Iterator[Record]:
             yield Record(str(path), path.stem, tokens, (class_folder.name,))
 
 
-def _read_table(path: Path, columns: Columns) -> Iterator[Record]:
+def _read_table(path: Path, columns: TableColumns) -> Iterator[Record]:
     header, rows = table_rows(path)
     sequence = sequence_column_index(header, columns.sequence, path)
     asked: list[str | None] = [*columns.labels] if columns.labels else [None]

@@ -8,17 +8,17 @@ import numpy as np
 
 from dnamamba.alphabet import N
 from dnamamba.errors import InputError
-from dnamamba.finetuning.settings import RunSettings
-from dnamamba.finetuning.tasks.examples import Examples, FixedSet, HeldOut, Place, Target, Task, canonical, pad
+from dnamamba.finetuning.settings import ResolvedFinetuneSettings
+from dnamamba.finetuning.tasks.examples import Examples, FixedSet, HeldOut, Origin, Target, Task, canonical, pad
 from dnamamba.finetuning.tasks.labels import class_counts, describe_counts, encode_labels, find_target
-from dnamamba.finetuning.tasks.readers import Columns, Record, is_readable, read_class_folder, read_records
+from dnamamba.finetuning.tasks.readers import Record, TableColumns, is_readable, read_class_folder, read_records
 from dnamamba.tables import suffix
 
 SPLITS = {"train": ("train", "training"), "dev": ("dev", "valid", "validation", "val", "eval"), "test": ("test",)}
 """Split → what its files or folders are called."""
 
 
-def build(settings: RunSettings) -> Task:
+def build(settings: ResolvedFinetuneSettings) -> Task:
     """Reads, checks and encodes the data. Raises `InputError` with file and line."""
     if settings.data is None:
         raise InputError("--data: name the folder with train, test and perhaps dev")
@@ -77,11 +77,11 @@ def build(settings: RunSettings) -> Task:
     return Task(target, FixedSet(examples["train"]), examples["dev"], HeldOut(examples["test"]), longest, notes, facts)
 
 
-def _columns(settings: RunSettings) -> Columns:
-    return Columns(settings.sequence_column, settings.label_columns, settings.subset)
+def _columns(settings: ResolvedFinetuneSettings) -> TableColumns:
+    return TableColumns(settings.sequence_column, settings.label_columns, settings.subset)
 
 
-def read_splits(folder: Path, columns: Columns) -> dict[str, list[Record]]:
+def read_splits(folder: Path, columns: TableColumns) -> dict[str, list[Record]]:
     """The records of train, dev and test; an empty list for a split that is not there."""
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; --data is the folder with train, test and perhaps dev")
@@ -172,7 +172,7 @@ def _overlap_text(found: dict[str, Any], pair: str) -> str:
 def _examples(records: list[Record], target: Target) -> Examples:
     tokens, lengths = pad([record.tokens for record in records])
     places = [
-        Place(record.name or f"{number}", 0, len(record.tokens), f"{number}") for number, record in enumerate(records)
+        Origin(record.name or f"{number}", 0, len(record.tokens), f"{number}") for number, record in enumerate(records)
     ]
     return Examples(tokens, lengths, encode_labels(records, target), places)
 

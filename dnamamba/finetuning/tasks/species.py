@@ -13,7 +13,7 @@ import numpy as np
 
 from dnamamba.alphabet import BASES, TOKEN_BITS, C, G
 from dnamamba.errors import InputError
-from dnamamba.finetuning.settings import RunSettings
+from dnamamba.finetuning.settings import ResolvedFinetuneSettings
 from dnamamba.finetuning.tasks.examples import HeldOut, Target, Task
 from dnamamba.finetuning.tasks.windows import SpeciesWindows, Stretches, spread_windows
 from dnamamba.genome.contigs import select_contigs
@@ -36,7 +36,7 @@ SAMPLE = 1 << 27
 """Bases of a species that its composition is counted on."""
 
 
-def build(settings: RunSettings) -> Task:
+def build(settings: ResolvedFinetuneSettings) -> Task:
     """Opens the genomes, makes the splits, plans the windows. Raises `InputError`."""
     if settings.species is None:
         raise InputError("--species: name the TSV with the columns name and fasta")
@@ -80,7 +80,7 @@ def build(settings: RunSettings) -> Task:
         ("windows", f"{length:,} bases, no N, no case, uniform over species, contig, position: {size:,} an epoch"),
     ]
     for split, examples in evaluation.items():
-        groups = len({place.group for place in examples.places})
+        groups = len({origin.group for origin in examples.origins})
         notes.append((split, f"{len(examples) // len(names):,} windows a species in {groups:,} groups of neighbours"))
     facts: dict[str, Any] = {
         "species": {

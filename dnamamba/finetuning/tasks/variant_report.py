@@ -24,7 +24,7 @@ class VariantReport(NamedTuple):
         """For summary.json; `predictions` of test and `on_dev` are (examples, 2) of each seed: their means count."""
         probability = np.mean([values[:, 1] for values in predictions], axis=0)
         positive = test.labels == 1
-        group = np.array([place.group for place in test.places])
+        group = np.array([origin.group for origin in test.origins])
         found: dict[str, Any] = {
             "all": ranking(positive, probability, group),
             "calibration": calibration(positive, probability),

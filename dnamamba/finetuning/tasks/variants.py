@@ -10,8 +10,8 @@ import numpy as np
 
 from dnamamba.alphabet import CLS, SEP, TOKEN_BITS, N, encode
 from dnamamba.errors import InputError
-from dnamamba.finetuning.settings import RunSettings
-from dnamamba.finetuning.tasks.examples import Examples, FixedSet, HeldOut, Place, Task, pad
+from dnamamba.finetuning.settings import ResolvedFinetuneSettings
+from dnamamba.finetuning.tasks.examples import Examples, FixedSet, HeldOut, Origin, Task, pad
 from dnamamba.finetuning.tasks.labels import class_counts, describe_counts, encode_labels, find_target
 from dnamamba.finetuning.tasks.readers import Record
 from dnamamba.finetuning.tasks.variant_report import VariantReport
@@ -29,7 +29,7 @@ EFFECT_COLUMNS = ("effect", "consequence")
 SPLIT_NAMES = {"train": "train", "dev": "dev", "valid": "dev", "validation": "dev", "val": "dev", "test": "test"}
 
 
-class Row(NamedTuple):
+class LabelledVariant(NamedTuple):
     """One alternate allele of the file."""
 
     where: str
@@ -42,7 +42,7 @@ class Row(NamedTuple):
     """Of the table, or the VCF's INFO; names in lower case"""
 
 
-def build(settings: RunSettings) -> Task:
+def build(settings: ResolvedFinetuneSettings) -> Task:
     """Reads, checks, splits and encodes the variants. Raises `InputError` with file and line."""
     if settings.variants is None or not settings.genome:
         raise InputError("--variants, --genome: name the labelled variants and the FASTA of their assembly")
@@ -108,7 +108,7 @@ def build(settings: RunSettings) -> Task:
         tokens, lengths = pad([windows[i] for i in chosen])
         contigs = [store.contigs[c].name for c in alleles.contig.tolist()]
         places = [
-            Place(contigs[i], int(alleles.start[i]), int(alleles.start[i] + alleles.ref_length[i]), groups[i])
+            Origin(contigs[i], int(alleles.start[i]), int(alleles.start[i] + alleles.ref_length[i]), groups[i])
             for i in chosen
         ]
         return Examples(tokens, lengths, labels[chosen], places)
@@ -157,12 +157,12 @@ def build(settings: RunSettings) -> Task:
     )
 
 
-def read_rows(path: Path) -> Iterator[Row]:
+def read_rows(path: Path) -> Iterator[LabelledVariant]:
     """The alternate alleles of a VCF, TSV or CSV in file order. Raises `InputError` with the line."""
     yield from _read_vcf(path) if is_vcf_name(path) else _read_table(path)
 
 
-def _read_vcf(path: Path) -> Iterator[Row]:
+def _read_vcf(path: Path) -> Iterator[LabelledVariant]:
     with open_vcf(path) as (header, lines):
         numbers = info_numbers(header)
         for line in lines:
@@ -173,10 +173,10 @@ def _read_vcf(path: Path) -> Iterator[Row]:
             fields = info_fields(numbers, texts[5].split("\t")[2], len(alternates))
             for alt, info in zip(alternates, fields, strict=True):
                 columns = {key.lower(): value for key, value in info.items()}
-                yield Row(f"{path}, line {line.number}", texts[0], position - 1, texts[3], alt, columns)
+                yield LabelledVariant(f"{path}, line {line.number}", texts[0], position - 1, texts[3], alt, columns)
 
 
-def _read_table(path: Path) -> Iterator[Row]:
+def _read_table(path: Path) -> Iterator[LabelledVariant]:
     if suffix(path) not in DELIMITERS:
         raise InputError(f"{path}: unknown kind of file; expected .vcf, .tsv or .csv, plain or .gz")
     header, lines = delimited_rows(path, DELIMITERS[suffix(path)])
@@ -194,11 +194,11 @@ def _read_table(path: Path) -> Iterator[Row]:
         text = cells[one_based if zero_based is None else zero_based]  # type: ignore[index]
         if (number := whole_number(text)) is None:
             raise InputError(f"{where}: position {text!r} is no whole number")
-        yield Row(where, cells[contig], number - (zero_based is None), row["ref"], row["alt"], row)
+        yield LabelledVariant(where, cells[contig], number - (zero_based is None), row["ref"], row["alt"], row)
 
 
 def _column(
-    rows: list[Row], asked: str | None, usual: tuple[str, ...], path: Path, flag: str, needed: bool = True
+    rows: list[LabelledVariant], asked: str | None, usual: tuple[str, ...], path: Path, flag: str, needed: bool = True
 ) -> str | None:
     """The name of a column that some row has; None if it is neither asked for nor there."""
     known = {name for row in rows for name in row.columns}
@@ -212,7 +212,7 @@ def _column(
     return None
 
 
-def _check(rows: list[Row], store: TokenStore, longest: int, path: Path, left_out: Counter[str]) -> Alleles:
+def _check(rows: list[LabelledVariant], store: TokenStore, longest: int, path: Path, left_out: Counter[str]) -> Alleles:
     names = list(dict.fromkeys(row.contig for row in rows))
     number = {name: index for index, name in enumerate(names)}
     records = Records(
@@ -258,7 +258,7 @@ def window(store: TokenStore, alleles: Alleles, index: int, length: int) -> np.n
     return np.concatenate(([CLS], tokens, [SEP], alternate)).astype(np.uint8)
 
 
-def _splits(rows: list[Row], groups: list[str], path: Path) -> np.ndarray:
+def _splits(rows: list[LabelledVariant], groups: list[str], path: Path) -> np.ndarray:
     """(rows,) the split of each, by the column `split` or by shares of whole groups."""
     if any("split" in row.columns for row in rows):
         for row in rows:
@@ -290,7 +290,7 @@ def refuse_shared_groups(groups: list[str], split: np.ndarray, path: Path, name:
             raise InputError(f"{path}: {name} {group!r} is both in {first[group]} and in {there}")
 
 
-def _places(rows: list[Row], alleles: Alleles) -> tuple[np.ndarray, np.ndarray]:
+def _places(rows: list[LabelledVariant], alleles: Alleles) -> tuple[np.ndarray, np.ndarray]:
     """Contig and position by which windows overlap: of the assembly (chrom, pos) where the table has them beside the
     place in a sequence of its own, else the latter."""
     if all(row.columns.get("chrom") and whole_number(row.columns.get("pos", "")) is not None for row in rows):

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from dnamamba.alphabet import TOKEN_BITS
-from dnamamba.finetuning.tasks.examples import Batch, Examples, Place
+from dnamamba.finetuning.tasks.examples import ExampleBatch, Examples, Origin
 from dnamamba.genome.windows import hash_bits
 
 
@@ -83,7 +83,7 @@ class SpeciesWindows:
             self._starts[length] = [Starts(stretches, length) for stretches in self.stretches]
         return self._starts[length]
 
-    def batch(self, seed: int, epoch: int, indices: np.ndarray, length: int | None = None) -> Batch:
+    def batch(self, seed: int, epoch: int, indices: np.ndarray, length: int | None = None) -> ExampleBatch:
         """Windows of `length` (default: the full one); classes take turns, so every batch is balanced."""
         length = length or self.length
         indices = np.asarray(indices, np.int64)
@@ -96,7 +96,7 @@ class SpeciesWindows:
             if len(rows):
                 first, _ = starts.positions(starts.draw(contig_bits[rows], place_bits[rows]))
                 gather(self.stretches[label].tokens, first, tokens, rows)
-        return Batch(tokens, np.full(len(indices), length, np.int64), labels)
+        return ExampleBatch(tokens, np.full(len(indices), length, np.int64), labels)
 
     def sample(self, count: int) -> Examples:
         """The first `count` windows of epoch 0 of a seed that no training has."""
@@ -118,7 +118,7 @@ def spread_windows(stretches: list[Stretches], length: int, per_class: int) -> E
     per_class = min(per_class, *map(len, found))
     tokens = np.empty((per_class * len(stretches), length), np.uint8)
     labels = np.repeat(np.arange(len(stretches)), per_class)
-    places: list[Place] = []
+    places: list[Origin] = []
     for label, (species, numbers) in enumerate(zip(stretches, found, strict=True)):
         chosen = numbers[(np.arange(per_class) * 2 + 1) * len(numbers) // (2 * per_class)]
         first, stretch = Starts(species, length).positions(chosen)
@@ -126,7 +126,7 @@ def spread_windows(stretches: list[Stretches], length: int, per_class: int) -> E
         for start, number in zip(first.tolist(), stretch.tolist(), strict=True):
             contig = int(species.contig[number])
             begin = start - int(species.offsets[contig])
-            places.append(Place(species.contigs[contig], begin, begin + length, species.groups[number]))
+            places.append(Origin(species.contigs[contig], begin, begin + length, species.groups[number]))
     return Examples(tokens, np.full(len(tokens), length, np.int64), labels, places)
 
 

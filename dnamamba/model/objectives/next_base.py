@@ -9,7 +9,7 @@ from dnamamba.alphabet import BASES, PAD
 from dnamamba.model.abilities import Ability
 from dnamamba.model.loss import next_base_log_likelihood, next_base_nll
 from dnamamba.model.objectives.objective import LossSums, Objective
-from dnamamba.model.tokens import Batch, on_strand, plain_tokens, soft_masked
+from dnamamba.model.tokens import PreparedBatch, on_strand, plain_tokens, soft_masked
 
 
 class NextBase(Objective):
@@ -20,7 +20,7 @@ class NextBase(Objective):
 
     def prepare_batch(
         self, tokens: Tensor, reverse_complement: Tensor | None = None, sequence_ids: Tensor | None = None
-    ) -> Batch:
+    ) -> PreparedBatch:
         """Strip the soft mask, take the reverse complement of some windows, then shift: inputs and their next bases.
 
         In packed rows a sequence's first base is nobody's target: its place is PAD, which does not count.
@@ -30,9 +30,9 @@ class NextBase(Objective):
         plain = plain_tokens(tokens)
         inputs, targets, soft_mask = plain[:, :-1], plain[:, 1:], soft_masked(tokens[:, 1:])
         if sequence_ids is None:
-            return Batch(inputs, targets, soft_mask)
+            return PreparedBatch(inputs, targets, soft_mask)
         ids = sequence_ids[:, :-1]
-        return Batch(inputs, torch.where(ids == sequence_ids[:, 1:], targets, PAD), soft_mask, ids)
+        return PreparedBatch(inputs, torch.where(ids == sequence_ids[:, 1:], targets, PAD), soft_mask, ids)
 
     def loss(
         self, model: Any, inputs: Tensor, targets: Tensor, state: Any = None, sequence_ids: Tensor | None = None

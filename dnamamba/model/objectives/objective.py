@@ -5,7 +5,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 from torch import Tensor
 
 from dnamamba.model.abilities import Ability
-from dnamamba.model.tokens import Batch
+from dnamamba.model.tokens import PreparedBatch
 
 
 class LossSums(NamedTuple):
@@ -31,7 +31,7 @@ class Objective(Protocol):
 
     def prepare_batch(
         self, tokens: Tensor, reverse_complement: Tensor | None = None, sequence_ids: Tensor | None = None
-    ) -> Batch:
+    ) -> PreparedBatch:
         """Inputs and targets of windows, on their device.
 
         Args:
@@ -50,7 +50,7 @@ class Objective(Protocol):
     ) -> LossSums:
         """One pass of the language model `model` over (batch, length) inputs and what it finds of the targets.
 
-        `state` and `sequence_ids` as in `MambaLM.forward`.
+        `state` and `sequence_ids` as in `LanguageModel.forward`.
         """
 
     def log_likelihood(self, logits: Tensor, targets: Tensor) -> Tensor:
