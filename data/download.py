@@ -1,7 +1,7 @@
 """Downloads the public data that the workflows take: `python data/download.py hg38 clinvar --out genomes`.
 
 `data/sources.tsv` is the list: names, addresses, and checksums where they are known. A file appears under its name
-only when it is whole and its checksum is right; one that is there is kept. `data/README.md` tells of data that come
+only when it is whole and its checksum is right; one that is there is kept. `data/README.md` lists data that come
 otherwise.
 """
 
@@ -19,7 +19,7 @@ from dnamamba.outputs import whole_file
 from dnamamba.runs.progress import job_bar
 
 SOURCES = Path(__file__).with_name("sources.tsv")
-PIECE = 1 << 20
+BLOCK = 1 << 20
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -56,9 +56,9 @@ def download(url: str, path: Path, expected: str = "") -> str:
         with urllib.request.urlopen(url) as answer, whole_file(path) as partial, partial.open("wb") as file:
             size = int(answer.headers.get("Content-Length") or 0)
             with job_bar(path.name, "B") as progress:
-                while piece := answer.read(PIECE):
-                    file.write(piece)
-                    digest.update(piece)
+                while block := answer.read(BLOCK):
+                    file.write(block)
+                    digest.update(block)
                     progress(file.tell(), size)
             if size and file.tell() < size:
                 raise InputError(f"{url}: the connection ended after {file.tell():,} of {size:,} bytes; try again")

@@ -35,7 +35,7 @@ def _help() -> str:
     width = max(map(len, VERBS))
     lines = [f"  {name:<{width}}  {verb.help}" for name, verb in VERBS.items()]
     return "\n".join(
-        ["usage: dnamamba VERB [--flag VALUE ...]", "", "verbs:", *lines, "", "dnamamba VERB --help tells its flags."]
+        ["usage: dnamamba VERB [--flag VALUE ...]", "", "verbs:", *lines, "", "dnamamba VERB --help lists its flags."]
     )
 
 

@@ -1,7 +1,7 @@
 """How every entry point ends: bad input becomes one line on stderr and exit code 2, a signal puts things away first.
 
 An entry point is a `main(arguments: list[str] | None = None) -> None`, and `run` calls it. Everything below raises
-`InputError` for what the user can mend; nothing but `run` turns it into an exit code. Errors of our own keep their
+`InputError` for what the user can fix; nothing but `run` turns it into an exit code. Errors of our own keep their
 traceback. The flags are `dnamamba.settings.parser`'s, the verbs `dnamamba.verbs`'.
 """
 
@@ -16,7 +16,7 @@ from types import FrameType
 from dnamamba.errors import InputError
 
 USER_ERROR = 2
-"""Exit code for what the user can mend; that of argparse too."""
+"""Exit code for what the user can fix; that of argparse too."""
 INTERRUPTED = 130
 """Exit code after ctrl-C: 128 + SIGINT, as shells report it."""
 BROKEN_PIPE = 141
@@ -28,7 +28,7 @@ def run(main: Callable[[list[str] | None], None], arguments: list[str] | None = 
     after SIGTERM.
 
     `arguments` are those behind the program's name; None takes them from `sys.argv`, as argparse does. `OSError`s that
-    carry an errno (a missing file, a full disk, no permission) are the user's to mend and treated as bad input; any
+    carry an errno (a missing file, a full disk, no permission) are the user's to fix and treated as bad input; any
     other exception is a fault of ours and passes with its traceback.
     """
     # torch's OpenMP threads spin while they wait, which on a machine with other work to do takes the time from the
@@ -41,7 +41,7 @@ def run(main: Callable[[list[str] | None], None], arguments: list[str] | None = 
     except InputError as error:
         return _refuse(str(error))
     except BrokenPipeError:
-        # Nothing to tell, and nobody to tell it to; without this Python would complain while flushing at exit.
+        # Nothing to report, and nobody to report it to; without this Python would complain while flushing at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
     except OSError as error:

@@ -1,4 +1,4 @@
-"""What a user can get wrong, told in one line.
+"""What a user can get wrong, reported in one line.
 
 Anything that comes from outside (files, flags, tables) and is not usable raises `InputError`; the command line turns it
 into one line on stderr and exit code 2. Our own invariants are `assert`s.

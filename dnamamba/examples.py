@@ -59,8 +59,8 @@ def demo_species(folder: Path) -> Path:
 def markov_chain(tokens: np.ndarray, order: int, length: int, seed: int) -> np.ndarray:
     """(length,) uint8 bases drawn from the frequencies of the bases after each `order` bases of `tokens` (no N)."""
     context = np.zeros(tokens.size - order, np.int64)
-    for place in range(order):
-        context = context * BASES + tokens[place : place + context.size]
+    for position in range(order):
+        context = context * BASES + tokens[position : position + context.size]
     counts = np.zeros((BASES**order, BASES))
     np.add.at(counts, (context, tokens[order:]), 1)
     cumulative = np.cumsum(counts + 1e-9, 1)
@@ -68,9 +68,9 @@ def markov_chain(tokens: np.ndarray, order: int, length: int, seed: int) -> np.n
     uniforms = np.random.default_rng(seed).random(length).tolist()
     out = np.empty(length, np.uint8)
     state = int(context[0])
-    for place, uniform in enumerate(uniforms):
+    for position, uniform in enumerate(uniforms):
         row = cumulative[state]
         base = 0 if uniform < row[0] else 1 if uniform < row[1] else 2 if uniform < row[2] else 3
-        out[place] = base
+        out[position] = base
         state = (state * BASES + base) % BASES**order
     return out

@@ -1,4 +1,4 @@
-"""Files that a job leaves: whole or not at all, and never over an existing one without being told."""
+"""Files that a job leaves: whole or not at all, and never over an existing one without --overwrite."""
 
 import errno
 import importlib.util
@@ -20,7 +20,7 @@ TABLES = {".parquet": "Parquet", ".tsv": "tab-separated text", ".csv": "comma-se
 
 
 def refuse_existing(paths: Sequence[Path], overwrite: bool = False) -> None:
-    """Asked before the long work begins. Raises `InputError` for a file that exists, or whose folder does not or takes
+    """Called before the long work begins. Raises `InputError` for a file that exists, or whose folder does not or takes
     no file."""
     for path in paths:
         if path.is_dir():
@@ -38,7 +38,7 @@ def refuse_existing(paths: Sequence[Path], overwrite: bool = False) -> None:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path` to write to; renamed to `path` when the block ends well, else removed.
+    """A temporary name next to `path` to write to; renamed to `path` when the block ends well, else removed.
 
     The temporary name ends in `path`'s suffix, by which some writers choose their format. A full disk and the like is
     an `OSError` with its number and the folder's name, whichever library writes.
@@ -51,8 +51,8 @@ def whole_file(path: Path) -> Iterator[Path]:
         folder = str(path.absolute().parent)
         if isinstance(error, OSError) and error.errno is not None:
             error.filename = error.filename or folder
-        elif told := re.search(r"\(os error (\d+)\)", str(error)):  # polars: Rust's words, in an error without number
-            raise OSError(int(told[1]), os.strerror(int(told[1])), folder) from error
+        elif found := re.search(r"\(os error (\d+)\)", str(error)):  # polars: Rust's words, in an error without number
+            raise OSError(int(found[1]), os.strerror(int(found[1])), folder) from error
         raise
     finally:
         partial.unlink(missing_ok=True)
@@ -81,7 +81,7 @@ def bgzip_file(path: Path) -> Iterator[Callable[[bytes], None]]:
 
 
 def refuse_missing_library(name: str, wanted_by: str) -> None:
-    """Asked before the long work begins. Raises `InputError` if `name`, imported only when it is needed, is missing."""
+    """Called before the long work begins. Raises `InputError` if `name`, which is imported late, is missing."""
     if importlib.util.find_spec(name) is None:
         raise InputError(f"{wanted_by}: needs {name}, which is not installed: pip install {name}")
 

@@ -21,7 +21,7 @@ class Verb(NamedTuple):
     """MODULE:CLASS below `dnamamba`"""
     job: str
     """MODULE:FUNCTION below `dnamamba`; takes the settings, raises `InputError`"""
-    goes_on: bool = False
+    resumes: bool = False
     """Whether it has `--resume` and `--out`, a run folder that knows its settings"""
 
 
@@ -30,13 +30,13 @@ VERBS = {
         "train a language model on a genome (no arguments: a demo on E. coli)",
         "training.settings:PretrainSettings",
         "training.run:pretrain",
-        goes_on=True,
+        resumes=True,
     ),
     "finetune": Verb(
         "train a classifier: species, sequences or variants",
         "finetuning.settings:FinetuneSettings",
         "finetuning.run:finetune",
-        goes_on=True,
+        resumes=True,
     ),
     "predict": Verb(
         "class probabilities of a fine-tuned model on FASTA, BED or tables",
@@ -94,7 +94,7 @@ def main(verb: str) -> Callable[[list[str] | None], None]:
     def parse_and_do(arguments: list[str] | None = None) -> None:
         flags = parser(verb)
         settings = flags.parse(arguments)
-        if VERBS[verb].goes_on and settings.resume:
+        if VERBS[verb].resumes and settings.resume:
             from dnamamba.runs.resume import with_stored_settings
 
             settings = with_stored_settings(flags, settings.out, arguments)
@@ -124,6 +124,6 @@ def run(verb_main: Callable[[list[str] | None], None]) -> NoReturn:
     sys.exit(cli.run(verb_main))
 
 
-def _named(place: str) -> Any:
-    module, _, name = place.partition(":")
+def _named(path: str) -> Any:
+    module, _, name = path.partition(":")
     return getattr(importlib.import_module(f"dnamamba.{module}"), name)

@@ -55,7 +55,7 @@ def collect(plan: Plan, config: Mapping[str, Any]) -> list[Row]:
             rows += _rows(run, plan.folder(run), is_homologous)
         else:
             missing.append(run.name)
-    # Simple models stand beside every fine-tuning; one row of each is enough, and the trained ones come first.
+    # Simple models come with every fine-tuning; one row of each is enough, and the trained ones come first.
     first = {(row["task"], row["length"], row["model"]): row for row in reversed(rows)}
     rows = sorted(first.values(), key=lambda row: (row["task"], int(row["length"] or 0), _ORDER.get(row["model"], 3)))
     for name, published in (config.get("published") or {}).items():
@@ -133,9 +133,9 @@ def _intervals(path: Path, is_homologous: bool) -> dict[str, Row]:
 def _grid(rows: Sequence[Row], metric: str) -> str:
     """A Markdown table: a row a task or length, a column a model."""
     models = list(dict.fromkeys(row["model"] for row in rows if row[metric]))
-    places = list(dict.fromkeys((row["task"], row["length"]) for row in rows if row[metric]))
+    cells = list(dict.fromkeys((row["task"], row["length"]) for row in rows if row[metric]))
     lines = [f"| {metric} | {' | '.join(models)} |", f"|---|{'---|' * len(models)}"]
-    for task, length in places:
+    for task, length in cells:
         cells = []
         for model in models:
             found = [row for row in rows if (row["task"], row["length"], row["model"]) == (task, length, model)]

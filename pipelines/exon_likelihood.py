@@ -4,10 +4,10 @@
         --exons human_LRG_exons_GRCh37.tsv --out FOLDER [--genes 60] [--likelihoods FILE.parquet]
 
 The records of the FASTA are genomic (forward) slices called `LRG_n|…|gene_strand=±`; the exons' table counts from 1
-along the transcript. What is left of a record besides its gene counts as between genes (other genes may lie there).
+along the transcript. What is left of a record outside its gene counts as between genes (other genes may lie there).
 
 With --likelihoods what `python -m dnamamba.likelihood --format parquet --tracks log_likelihood entropy --strands mean`
-has written for this FASTA is taken (so a GPU can be asked elsewhere); without, it is computed here for --genes records,
+has written for this FASTA is taken (so a GPU can be used elsewhere); without, it is computed here for --genes records,
 drawn by a hash of their names and the seed. If the checkpoint was trained on these genes, the figures are no test of
 it; --keep names a file of record names (LRG_1 …) that it has not seen.
 
@@ -46,7 +46,7 @@ from dnamamba.report.locus import plot_locus
 from dnamamba.report.profiles import plot_profiles
 
 MARKS = {"donor": {0: "G", 1: "T"}, "acceptor": {-2: "A", -1: "G"}, "start codon": {0: "A", 1: "T", 2: "G"}}
-MEASURES = {"gain on the base that is there": "gain", "believed (2 − entropy)": "information"}
+MEASURES = {"gain on the base that is there": "gain", "2 − entropy": "information"}
 
 
 def read_lrg(path: Path, contigs: Iterable[Contig]) -> list[Gene]:
@@ -65,11 +65,13 @@ def read_lrg(path: Path, contigs: Iterable[Contig]) -> list[Gene]:
         contig = records[lrg]
         reverse = contig.name.endswith("gene_strand=-")
 
-        def placed(pairs: list[tuple[int, int]], turn: bool = reverse, length: int = contig.length) -> np.ndarray:
+        def on_strand(
+            pairs: list[tuple[int, int]], is_reverse: bool = reverse, length: int = contig.length
+        ) -> np.ndarray:
             array = np.array(pairs, np.int64).reshape(-1, 2)
-            return merge(length - array[:, ::-1] if turn else array)
+            return merge(length - array[:, ::-1] if is_reverse else array)
 
-        exons, spans = placed(features["exon"]), placed(features["coding_span"])
+        exons, spans = on_strand(features["exon"]), on_strand(features["coding_span"])
         coding = [np.clip(exons, start, end) for start, end in spans.tolist()]
         none = np.empty((0, 2), np.int64)
         genes.append(Gene(name, contig.name, reverse, exons, merge(np.concatenate(coding)) if coding else none))

@@ -1,4 +1,4 @@
-"""Times sampling from a Mamba model beside a Hugging Face causal Transformer of the same size with its static KV cache.
+"""Times sampling from a Mamba model and from a Hugging Face causal Transformer of the same size with static KV cache.
 
     python pipelines/generation_speed.py [--preset 7m] [--batch 64] [--prompt 16384] [--bases 512] [--out FILE.csv]
 

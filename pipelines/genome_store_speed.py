@@ -4,7 +4,7 @@
     python pipelines/genome_store_speed.py *.fa.gz --bases 3100000000 --scratch scratch
 
 With --bases the genomes are written again and again, contigs renamed, into one gzipped FASTA of that many bases, which
-is then measured in their place. Nothing is left in the scratch folder. Prints one line a figure, with its target.
+is then measured instead. Nothing is left in the scratch folder. Prints one line a figure, with its target.
 """
 
 import argparse
@@ -74,17 +74,17 @@ def build(genome: Path, store: Path, answer: "multiprocessing.queues.SimpleQueue
     answer.put((seconds, int(peak.split()[1]) / 1024))
 
 
-def measure(genome: Path, place: Path) -> None:
+def measure(genome: Path, folder: Path) -> None:
     """Prints the figures of one genome file."""
     context = multiprocessing.get_context("spawn")
     answer = context.SimpleQueue()
-    builder = context.Process(target=build, args=(genome, place, answer))
+    builder = context.Process(target=build, args=(genome, folder, answer))
     builder.start()
     builder.join()
     if builder.exitcode:
         raise SystemExit(f"building the store of {genome} failed")
     seconds, memory = answer.get()
-    store, reopen = timed(lambda: open_genome(genome, store=place), repeats=5)
+    store, reopen = timed(lambda: open_genome(genome, store=folder), repeats=5)
     print(f"{genome.name}: {len(store.contigs)} contigs, {store.bases / 1e6:.1f} Mb")
     print(f"  build   {seconds:9.2f} s    (target: chr20 < 5 s, 3.1 Gb < 360 s)")
     print(f"  memory  {memory:9.0f} MiB  (target < 1024 MiB, of the building process)")

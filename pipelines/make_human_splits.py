@@ -31,7 +31,7 @@ EXCLUDED_GENE = "BRCA1"
 
 
 class Record(NamedTuple):
-    """An LRG record's place on GRCh37, 0-based half-open."""
+    """An LRG record's interval on GRCh37, 0-based half-open."""
 
     contig: str
     start: int

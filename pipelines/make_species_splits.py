@@ -22,8 +22,8 @@ taken whole instead, so that whole homologous chromosomes can be kept apart (chr
 **Homologous species** (--homologous): the FASTA files hold the same loci under the same record names and in the same
 order. Loci are split by name, equally in all species, so that no species' copy of a test locus is trained on.
 Neighbouring records are joined into contigs of --length bases and a little more (four times as much in training, where
-windows should begin at many places); N is cut out, for runs of N would tell an assembly. The joined sequences are
-written as NAME.fa.gz, and where each record went to pieces.tsv (contig, split, record, start and end in each species).
+windows should begin at many positions); N is cut out, for runs of N would betray an assembly. The joined sequences are
+written as NAME.fa.gz, and where each record went to loci.tsv (contig, split, record, start and end in each species).
 """
 
 import argparse
@@ -48,7 +48,7 @@ from dnamamba.genome.splits import SPLITS, Splits, make_splits
 from dnamamba.genome.store import TokenStore, open_genome
 
 LENGTHS = (256, 1024, 4096, 16384, 65536, 131072)
-"""Lengths that splits.tsv counts windows for, besides --length."""
+"""Lengths that splits.tsv counts windows for, next to --length."""
 TRAIN_WINDOWS = 4
 """Homologous species: training contigs are this many times as long as those of validation and test."""
 SLACK = 8192
@@ -74,12 +74,12 @@ def main(arguments: list[str] | None = None) -> None:
     out.mkdir(parents=True, exist_ok=True)
     if (out / "species.tsv").exists() and not options.overwrite:
         raise InputError(f"{out / 'species.tsv'}: exists already; choose another --out, or give --overwrite")
-    stores = {one.name: open_genome(one.fasta, _store_place(options.stores, one.name)) for one in species}
+    stores = {one.name: open_genome(one.fasta, _store_folder(options.stores, one.name)) for one in species}
     fractions = {"validation": options.validation_fraction, "test": options.test_fraction}
     if options.homologous:
         species = join_homologous(species, stores, out, options.length, fractions, options.seed)
         stores = {
-            one.name: open_genome(one.fasta, _store_place(options.stores, f"{one.name}-joined")) for one in species
+            one.name: open_genome(one.fasta, _store_folder(options.stores, f"{one.name}-joined")) for one in species
         }
         intervals = {one.name: _whole_contigs(stores[one.name]) for one in species}
     else:
@@ -153,7 +153,7 @@ def join_homologous(
     fractions: dict[str, float],
     seed: int,
 ) -> list[Species]:
-    """Splits loci by name and joins them: writes and returns the joined FASTA files, and writes pieces.tsv."""
+    """Splits loci by name and joins them: writes and returns the joined FASTA files, and writes loci.tsv."""
     names = [contig.name for contig in stores[species[0].name].contigs]
     for one in species:
         if [contig.name for contig in stores[one.name].contigs] != names:
@@ -181,16 +181,16 @@ def join_homologous(
             for number, (split, records) in enumerate(contigs, 1):
                 tokens = np.concatenate([without_n(one, record) for record in records])
                 letters = TOKEN_TO_ASCII[tokens].tobytes()
-                handle.write(f">{split}_{number:03d} {records[0]}..{records[-1]}, {len(records)} pieces\n".encode())
+                handle.write(f">{split}_{number:03d} {records[0]}..{records[-1]}, {len(records)} loci\n".encode())
                 handle.writelines(letters[k : k + 100] + b"\n" for k in range(0, len(letters), 100))
         joined.append(Species(one.name, (file.absolute(),)))
-    places = [["contig", "split", "record", *(f"{one.name}_{end}" for one in species for end in ("start", "end"))]]
+    rows = [["contig", "split", "record", *(f"{one.name}_{end}" for one in species for end in ("start", "end"))]]
     for number, (split, records) in enumerate(contigs, 1):
         ends = np.cumsum([bases[record] for record in records], axis=0)
         for record, end in zip(records, ends, strict=True):
             pairs = np.column_stack((end - bases[record], end)).ravel().tolist()
-            places.append([f"{split}_{number:03d}", split, record, *map(str, pairs)])
-    (out / "pieces.tsv").write_text("".join("\t".join(row) + "\n" for row in places), encoding="utf-8")
+            rows.append([f"{split}_{number:03d}", split, record, *map(str, pairs)])
+    (out / "loci.tsv").write_text("".join("\t".join(row) + "\n" for row in rows), encoding="utf-8")
     return joined
 
 
@@ -229,7 +229,7 @@ def _split_runs(
             split_of[record := order.pop(0)] = split
             taken += size[record]
     if not order:
-        raise InputError(f"{len(runs)} stretches of this --length are too few for three splits; give a smaller one")
+        raise InputError(f"{len(runs)} intervals of this --length are too few for three splits; give a smaller one")
     return split_of
 
 
@@ -249,7 +249,7 @@ def write_splits(
     out: Path,
     length: int,
 ) -> None:
-    """BED files, species.tsv, mixture.yaml and splits.tsv; tells on stdout what is in them."""
+    """BED files, species.tsv, mixture.yaml and splits.tsv; says on stdout what is in them."""
     mixture: dict[str, dict[str, object]] = {}
     table = [["name", "fasta", "contigs", *SPLITS]]
     lengths = sorted({size for size in LENGTHS if size < length} | {length})
@@ -281,7 +281,7 @@ def write_splits(
         print("  ".join(f"{cell:>14}" for cell in row))
 
 
-def _store_place(folder: Path | None, name: str) -> Path | None:
+def _store_folder(folder: Path | None, name: str) -> Path | None:
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
     return None if folder is None else folder / f"{name}.dnamamba"
@@ -293,13 +293,15 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("species", type=Path, help="TSV with the columns name and fasta, perhaps contigs")
     parser.add_argument("--out", type=Path, required=True, help="folder for the splits")
-    parser.add_argument("--length", type=int, default=131072, help="longest window: margins, and room in every split")
+    parser.add_argument(
+        "--length", type=int, default=131072, help="longest window: margins, and intervals in every split"
+    )
     parser.add_argument("--validation_fraction", type=float, default=0.06, help="share of each genome's bases")
     parser.add_argument("--test_fraction", type=float, default=0.12, help="share of each genome's bases")
     parser.add_argument("--homologous", action="store_true", help="records of one name are one locus: split by name")
     parser.add_argument("--draws", type=int, default=64, help="drawings to choose from (not with --homologous)")
     parser.add_argument("--seed", type=int, default=0, help="of the drawing")
-    parser.add_argument("--stores", type=Path, help="folder for the token stores; else beside each FASTA")
+    parser.add_argument("--stores", type=Path, help="folder for the token stores; else next to each FASTA")
     parser.add_argument("--overwrite", action="store_true", help="write over earlier splits in --out")
     return parser.parse_args(arguments)
 

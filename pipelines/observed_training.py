@@ -140,7 +140,7 @@ def compare_runs(two: str, one: str, gradient_steps: tuple[int, int]) -> dict[st
     losses = [
         {step: nats / counted for step, (nats, counted, _) in observed_steps(folder).items()} for folder in (two, one)
     ]
-    windows = [{step: told[2] for step, told in observed_steps(folder).items()} for folder in (two, one)]
+    windows = [{step: seen[2] for step, seen in observed_steps(folder).items()} for folder in (two, one)]
     result: dict[str, Any] = {
         "steps": len(losses[1]),
         "same_windows": windows[0] == windows[1],
@@ -169,18 +169,18 @@ def compare_runs(two: str, one: str, gradient_steps: tuple[int, int]) -> dict[st
 
 
 def compare_resumed(killed: str, resumed: str, whole: str, run: Path, whole_run: Path) -> dict[str, Any]:
-    """Both pieces of the killed run beside the one that was left in peace."""
-    pieces, expected = [observed_steps(folder) for folder in (killed, resumed)], observed_steps(whole)
-    seen = [(step, told) for piece in pieces for step, told in piece.items()]
-    loss_differences = [abs(told[0] / expected[step][0] - 1) for step, told in seen]
+    """Both parts of the killed run next to the one that was left in peace."""
+    parts, expected = [observed_steps(folder) for folder in (killed, resumed)], observed_steps(whole)
+    seen = [(step, values) for part in parts for step, values in part.items()]
+    loss_differences = [abs(values[0] / expected[step][0] - 1) for step, values in seen]
     weights = [(folder / "checkpoints" / "last" / "model.safetensors").read_bytes() for folder in (run, whole_run)]
     return {
-        "steps_on_two_devices": len(pieces[0]),
-        "resumed_at_step": min(pieces[1]),
-        "steps_on_one_device": len(pieces[1]),
-        "all_steps_done": set(pieces[0]) | set(pieces[1]) == set(expected),
-        "same_windows_in_same_order": all(told[2] == expected[step][2] for step, told in seen),
-        "windows_compared": sum(len(told[2]) for _, told in seen),
+        "steps_on_two_devices": len(parts[0]),
+        "resumed_at_step": min(parts[1]),
+        "steps_on_one_device": len(parts[1]),
+        "all_steps_done": set(parts[0]) | set(parts[1]) == set(expected),
+        "same_windows_in_same_order": all(values[2] == expected[step][2] for step, values in seen),
+        "windows_compared": sum(len(values[2]) for _, values in seen),
         "max_relative_loss_difference": max(loss_differences),
         "weights_bit_equal": weights[0] == weights[1],
     }

@@ -102,7 +102,7 @@ def make_plan(config: Mapping[str, Any]) -> Plan:
         checkpoint = str(out / "pretrain")
         pretrained_needs.append("pretrain")
 
-    # The regressions are fitted once for each task, by simple_models.py, and not beside each fine-tuning.
+    # The regressions are fitted once for each task, by simple_models.py, and not with each fine-tuning.
     no_kmer: Flags = {"kmer": 0} if config.get("simple_models") else {}
     for label, own, facts in _tasks(config):
         flags = {**shared, **own}

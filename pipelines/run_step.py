@@ -17,17 +17,17 @@ def main(arguments: list[str]) -> int:
     divider = arguments.index("--")
     name, result, *program = arguments[:divider]
     flags = arguments[divider + 1 :]
-    folder, asked = Path(name), Path(f"{name}.command")
+    folder, recorded = Path(name), Path(f"{name}.command")
     wanted = shlex.join([*program, *flags]) + "\n"
     folder.parent.mkdir(parents=True, exist_ok=True)
     is_empty = folder.is_dir() and not any(folder.iterdir())
-    if asked.exists() and folder.exists() and not is_empty and asked.read_text("utf-8") != wanted:
-        message = f"{folder} was made with other flags ({asked}); remove it, or choose another `out:`"
+    if recorded.exists() and folder.exists() and not is_empty and recorded.read_text("utf-8") != wanted:
+        message = f"{folder} was made with other flags ({recorded}); remove it, or choose another `out:`"
         print(f"error: {message}", file=sys.stderr)
         return 2
     if (folder / result).exists():
         return 0
-    asked.write_text(wanted, encoding="utf-8")
+    recorded.write_text(wanted, encoding="utf-8")
     if program[0] == "-m":
         if (folder / "config.yaml").exists():
             flags = ["--resume"]

@@ -3,10 +3,11 @@
     python pipelines/show_classification.py pipelines/distant.yaml pipelines/gue.yaml --minutes 25 --jobs_per_gpu 3 \\
         --set splits=runs/species --set checkpoint=runs/distant/pretrain
 
-The YAML files are those of `Snakefile` (`plan.py` tells their keys); `--set KEY=VALUE` changes a key of all of them,
+The YAML files are those of `Snakefile` (`plan.py` explains their keys); `--set KEY=VALUE` changes a key of all of them,
 `--set NAME:KEY=VALUE` of NAME.yaml alone (dots lead into mappings: `finetune.seeds=3`; the value is YAML). Runs begin
-in the order of the files, one after the other waiting for a free place on a GPU. When the time is up, running ones are
-told to stop and go on at the next call; what is finished is collected into results.csv, results.md and results.png.
+in the order of the files, one after the other waiting for a free slot of a GPU. When the time is up, running ones are
+signalled to stop and continue at the next call. What is finished is collected into results.csv, results.md and
+results.png.
 """
 
 import argparse
@@ -31,7 +32,7 @@ STEP = Path(__file__).with_name("run_step.py")
 
 
 class Job:
-    """A run in its place on a GPU."""
+    """A run in its slot of a GPU."""
 
     def __init__(self, plan: Plan, run: Run, gpu: str | None, threads: int) -> None:
         self.plan, self.run, self.gpu, self.began = plan, run, gpu, time.monotonic()
@@ -61,9 +62,9 @@ def main(arguments: list[str] | None = None) -> None:
             for run in plan.runs:
                 print(plan.folder(run), " ".join(("python", *run.program, *run.flags)), sep="\n    ")
         return
-    places = [gpu for gpu in gpus() for _ in range(options.jobs_per_gpu)]
-    threads = max((os.cpu_count() or 1) // len(places), 1)
-    failed = run_all(plans, places, threads, time.monotonic() + 60 * options.minutes)
+    slots = [gpu for gpu in gpus() for _ in range(options.jobs_per_gpu)]
+    threads = max((os.cpu_count() or 1) // len(slots), 1)
+    failed = run_all(plans, slots, threads, time.monotonic() + 60 * options.minutes)
     for plan, config in zip(plans, configs, strict=True):
         print(f"\n{plan.out}")
         collect(plan, config)
@@ -71,7 +72,7 @@ def main(arguments: list[str] | None = None) -> None:
         raise InputError(f"failed, see their logs: {', '.join(failed)}")
 
 
-def run_all(plans: list[Plan], places: list[str | None], threads: int, deadline: float) -> list[str]:
+def run_all(plans: list[Plan], slots: list[str | None], threads: int, deadline: float) -> list[str]:
     """Runs what can be run until the deadline; returns the log files of the runs that failed."""
     waiting = [(plan, run) for plan in plans for run in plan.runs if not _is_done(plan, run)]
     running: list[Job] = []
@@ -81,7 +82,7 @@ def run_all(plans: list[Plan], places: list[str | None], threads: int, deadline:
         while (waiting or running) and time.monotonic() < deadline:
             for job in [job for job in running if job.process.poll() is not None]:
                 running.remove(job)
-                places.append(job.gpu)
+                slots.append(job.gpu)
                 is_done = _is_done(job.plan, job.run)
                 if not is_done:
                     failed.append(f"{job.plan.folder(job.run)}.log")
@@ -90,11 +91,11 @@ def run_all(plans: list[Plan], places: list[str | None], threads: int, deadline:
                 print(f"{since:6.0f} s  {word}  {job.plan.folder(job.run)}  ({took:.0f} s)", flush=True)
             for plan, run in waiting[:]:
                 needed = [plan.by_name()[name] for name in run.needs if name in plan.by_name()]
-                if places and all(_is_done(plan, other) for other in needed):
-                    # The GPU with the most free places, so that the first runs spread over all.
-                    places.sort(key=lambda gpu: (-places.count(gpu), gpu or ""))
+                if slots and all(_is_done(plan, other) for other in needed):
+                    # The GPU with the most free slots, so that the first runs spread over all.
+                    slots.sort(key=lambda gpu: (-slots.count(gpu), gpu or ""))
                     waiting.remove((plan, run))
-                    running.append(Job(plan, run, places.pop(0), threads))
+                    running.append(Job(plan, run, slots.pop(0), threads))
                 elif any(f"{plan.folder(other)}.log" in failed for other in needed):
                     waiting.remove((plan, run))
             time.sleep(0.3)

@@ -121,8 +121,8 @@ def compare(requested: FinetuneSettings, cnn_epochs: int) -> dict[str, Any]:
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["model", "seed", "contig", "start", "end", "group", "label", "predicted"])
         for (model, seed), values in predictions.items():
-            for place, label, best in zip(test.origins, test.labels, values.argmax(1), strict=True):
-                writer.writerow([model, seed, *place, target.names[label], target.names[best]])
+            for origin, label, best in zip(test.origins, test.labels, values.argmax(1), strict=True):
+                writer.writerow([model, seed, *origin, target.names[label], target.names[best]])
         write_atomically(settings.out / "test_predictions.csv", text.getvalue())
     write_atomically(Path(settings.out / "summary.json"), json.dumps(summary, indent=2, default=float) + "\n")
     return summary

@@ -1,4 +1,4 @@
-"""Times whole training steps of a Mamba language model on one GPU, beside mamba-ssm's rates.
+"""Times whole training steps of a Mamba language model on one GPU, next to mamba-ssm's rates.
 
     python pipelines/training_step.py [--backend auto|triton|cuda] [--out training_step.csv] [--profile] [--graph]
 

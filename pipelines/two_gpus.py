@@ -9,7 +9,7 @@ soon as it is there: the command may be stopped at any moment and given again. A
 equality  20 steps on two GPUs and on one: losses, windows and gradients, in fp32 and bf16. "same passes" cuts the batch
           on one GPU as two GPUs do, so that only the all-reduce differs; "one pass" does not.
 kill      a rank gets SIGKILL or raises, under `--devices 2` and under torchrun: seconds until no process is left, exit
-          code, last words, checkpoints. Then one GPU goes on (`--resume`), and every step's windows (coordinates,
+          code, last words, checkpoints. Then one GPU continues (`--resume`), and every step's windows (coordinates,
           strand, CRC-32 of the tokens) and losses are compared with a run on one GPU that was left in peace.
 scaling   bases a second: 262,144 bases a step and GPU (weak), 524,288 a step on one or two GPUs (strong).
 
@@ -169,8 +169,8 @@ class Bench:
         file.write_text(json.dumps(jobs))
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
         command = [sys.executable, *(launcher if starter == "torchrun" else []), str(WORKER), str(file)]
-        places = os.pathsep.join([str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")])
-        environment = os.environ | GPU_VARIABLES | {"PYTHONPATH": places}
+        folders = os.pathsep.join([str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")])
+        environment = os.environ | GPU_VARIABLES | {"PYTHONPATH": folders}
         if starter == "one":
             environment["CUDA_VISIBLE_DEVICES"] = "0"
         if self.accelerator == "cpu":
@@ -234,7 +234,7 @@ def equality(bench: Bench) -> None:
 
 
 def kill(bench: Bench) -> None:
-    """The first death is resumed from and compared; the others tell how fast and with which words a run ends.
+    """The first death is resumed from and compared; the others show how fast and with which words a run ends.
 
     All at once, to save time: they share the devices.
     """
@@ -452,13 +452,13 @@ def describe_machine(accelerator: str) -> dict[str, Any]:
     names = (
         [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if accelerator == "gpu" else ["CPU"]
     )
-    told = environment(names)
+    environment_now = environment(names)
     return {
         "devices": f"{len(names)} x {names[0]}",
         "torch": torch.__version__,
-        "commit": told["git_commit"],
+        "commit": environment_now["git_commit"],
         "date": time.strftime("%Y-%m-%d"),
-        "versions": told["versions"],
+        "versions": environment_now["versions"],
     }
 
 

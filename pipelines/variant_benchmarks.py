@@ -4,7 +4,7 @@
         [--sets brca1 clinvar kg1000] [--limit N] [--context N] [--suffix N]
     python pipelines/variant_benchmarks.py speed [--checkpoint DIR] [--context 131072] [--variants 1000]
 
-`quality`: BRCA1 saturation editing (loss of function against the rest and against functional, beside CADD and phyloP),
+`quality`: BRCA1 saturation editing (loss of function against the rest and against functional, next to CADD and phyloP),
 ClinVar 2017 (by gene, missense apart) and 1000 Genomes (common against singletons). AUROC and AUPRC of −llr with 95 %
 intervals from resampling whole positions, genes or 10-kb blocks. Nothing is fitted: the direction is given beforehand
 (a less likely allele is the more harmful one) and no threshold is chosen. Leaves results.csv, deciles.csv (share of
@@ -46,7 +46,7 @@ from dnamamba.model.language_model import LanguageModel
 
 @dataclass(frozen=True)
 class Contrast:
-    """One question: are the positives told from the negatives?"""
+    """One comparison: are the positives distinguished from the negatives?"""
 
     name: str
     used: np.ndarray
@@ -230,7 +230,7 @@ def quality(arguments: argparse.Namespace) -> None:
                 row = {"set": name, "contrast": contrast.name, "score": score_name}
                 results.append(row | measure(contrast, score, variants))
                 if "auroc" in results[-1]:
-                    print("  " + told(results[-1]))
+                    print("  " + summary_line(results[-1]))
             deciles += [{"set": name, "contrast": contrast.name} | row for row in by_tenth(contrast, ours["-llr"])]
     write_csv(arguments.out / "results.csv", results)
     write_csv(arguments.out / "deciles.csv", deciles)
@@ -266,7 +266,7 @@ def limited(variants: VariantSet, limit: int | None) -> VariantSet:
 
 
 def open_genomes(paths: list[Path], folder: Path) -> TokenStore:
-    """The token store beside the file, or where that is read-only in the results' folder's `stores`."""
+    """The token store next to the file, or where that is read-only in the results' folder's `stores`."""
     stores = folder / "stores"
     stores.mkdir(exist_ok=True)
     return open_genome(paths, stores / f"{paths[0].name}-{len(paths)}.dnamamba")
@@ -302,7 +302,7 @@ def by_tenth(contrast: Contrast, score: np.ndarray) -> list[dict[str, object]]:
     ]
 
 
-def told(row: dict[str, object]) -> str:
+def summary_line(row: dict[str, object]) -> str:
     interval = f" [{row['auroc_low']:.3f}, {row['auroc_high']:.3f}]"
     within = (
         f", by gene {row['mean_auroc_by_group']:.3f} ({row['groups_by_group']})" if row.get("groups_by_group") else ""
@@ -315,13 +315,13 @@ def told(row: dict[str, object]) -> str:
 def progress_line(name: str):
     last = time.perf_counter()
 
-    def tell(done: int, total: int) -> None:
+    def report(done: int, total: int) -> None:
         nonlocal last
         if time.perf_counter() - last > 20:
             print(f"  {name}: {done:,} of {total:,}", flush=True)
             last = time.perf_counter()
 
-    return tell
+    return report
 
 
 def write_csv(path: Path, rows: list[dict[str, object]]) -> None:
@@ -369,18 +369,18 @@ def random_variants(folder: Path, bases: int, count: int) -> tuple[TokenStore, A
     (folder / "genome.fa").write_text(f">random\n{sequence}\n")
     start = np.sort(rng.choice(np.arange(1, bases - 20), count, replace=False))
     ref, alt = [], []
-    for number, place in enumerate(start.tolist()):
-        base = sequence[place]
+    for number, position in enumerate(start.tolist()):
+        base = sequence[position]
         length = int(rng.integers(1, 11))
         if number % 20 == 0:
-            ref.append(sequence[place : place + 1 + length])
+            ref.append(sequence[position : position + 1 + length])
             alt.append(base)
         elif number % 20 == 10:
             ref.append(base)
             alt.append(base + decode(rng.integers(4, size=length).astype(np.uint8)))
         else:
             ref.append(base)
-            alt.append("ACGT"[(tokens[place] + int(rng.integers(1, 4))) % 4])
+            alt.append("ACGT"[(tokens[position] + int(rng.integers(1, 4))) % 4])
     store = open_genome(folder / "genome.fa")
     return store, check(records_of(["random"] * count, start.tolist(), ref, alt), store, bases).alleles
 
@@ -425,12 +425,12 @@ def whole_windows(
     for reverse in (False, True):
         sequence = reverse_complement(whole) if reverse else whole
         start = contig.length - alleles.start - alleles.ref_length if reverse else alleles.start
-        place = plan.tiling.place(start, alleles.ref_length, np.full(len(alleles), contig.length))
+        tiled = plan.tiling.locate(start, alleles.ref_length, np.full(len(alleles), contig.length))
         for number in range(len(alleles)):
             alt = encode(alleles.alt[number])
             alt = reverse_complement(alt) if reverse else alt
-            first, cut = int(place.tile_start[number]), int(start[number])
-            end = first + int(place.exact_end[number])
+            first, cut = int(tiled.tile_start[number]), int(start[number])
+            end = first + int(tiled.exact_end[number])
             reference = sequence[first:end]
             changed = np.concatenate((sequence[first:cut], alt, sequence[cut + int(alleles.ref_length[number]) : end]))
             for tokens, sign in ((changed, 1), (reference, -1)):

@@ -11,7 +11,7 @@ They run in a copy of the fixtures, whose models are trained already, in fp32 on
 as `python -m dnamamba.VERB` does, in a process of its own, forked from one that has imported torch.
 
 FILE holds of each array and text a digest of all of it, and `KEPT` values: `compare` always finds a difference, and
-measures it on what was kept. `golden_values.py` tells what is left out because it differs from run to run.
+measures it on what was kept. `golden_values.py` says what is left out because it differs from run to run.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from golden_values import Content, Recording, contents, differences, load, machine, piece, save, stable_lines
+from golden_values import Content, Recording, contents, differences, load, machine, reduced, save, stable_lines
 
 ROOT = Path(__file__).resolve().parent.parent
 FIXTURES = Path(__file__).resolve().parent / "fixtures" / "formats-2026-11"
@@ -47,7 +47,7 @@ class Case(NamedTuple):
     command: str
     outputs: str = "{out}"
     """What to record: the files of this folder."""
-    told: bool = False
+    prints: bool = False
     """Record standard output too."""
     code: int = 0
     """Exit code; with another one standard error is recorded."""
@@ -63,7 +63,7 @@ SEQUENCES = "--task sequences --data inputs/sequences --batch_size 16"
 SCORE = f"score {LM} {GENOME} --vcf inputs/variants.vcf --max_mismatches 0.2 --batch_tokens 8192"
 
 CASES = {
-    # The files of November 2026: run folders that were stopped go on, models and stores are read.
+    # The files of November 2026: run folders that were stopped are resumed, models and stores are read.
     "formats/pretrain": Case("pretrain --resume --out pretrain-stopped", "pretrain-stopped"),
     "formats/mixture": Case("pretrain --resume --out pretrain-mixture-stopped", "pretrain-mixture-stopped"),
     "formats/sequences": Case("finetune --resume --out finetune-stopped", "finetune-stopped"),
@@ -92,7 +92,7 @@ CASES = {
     "pretrain/demo": Case(
         f"pretrain --store demo.dnamamba {TINY} {SHORT} --markov_order 6 --max_steps 2 --out {{out}}/run"
     ),
-    "pretrain/dry_run": Case(f"pretrain --dry_run {GENOME} {TINY} {SHORT} --out {{out}}/run", told=True),
+    "pretrain/dry_run": Case(f"pretrain --dry_run {GENOME} {TINY} {SHORT} --out {{out}}/run", prints=True),
     # finetune
     "finetune/species": Case(
         f"finetune {LM} {SPECIES} --steps 4 --batch_size 16 --kmer 3 --conjoin test --out {{out}}/run"
@@ -101,7 +101,7 @@ CASES = {
         f"finetune {LM} {SPECIES} --mode probe --epochs 2 --batch_size 16 --kmer 0 --pooling mean --out {{out}}/run"
     ),
     "finetune/sequences": Case(
-        f"finetune {LM} {SEQUENCES} --epochs 2 --learning_rate 0.003 0.001 --kmer 3 --out {{out}}/run", told=True
+        f"finetune {LM} {SEQUENCES} --epochs 2 --learning_rate 0.003 0.001 --kmer 3 --out {{out}}/run", prints=True
     ),
     "finetune/sequences_probe": Case(
         f"finetune {LM} {SEQUENCES} --mode probe --epochs 3 --seeds 2 --conjoin no test concatenate --kmer 0 "
@@ -113,14 +113,14 @@ CASES = {
     ),
     "finetune/variants": Case(f"finetune {LM} {VARIANTS} --epochs 2 --out {{out}}/run"),
     "finetune/variants_probe": Case(f"finetune {LM} {VARIANTS} --mode probe --epochs 4 --out {{out}}/run"),
-    "finetune/dry_run": Case(f"finetune --dry_run {LM} {SEQUENCES} --out {{out}}/run", told=True),
+    "finetune/dry_run": Case(f"finetune --dry_run {LM} {SEQUENCES} --out {{out}}/run", prints=True),
     # predict
-    "predict/fasta": Case(f"predict {CLASSIFIER} --input inputs/asked.fa --out {{out}}/asked.csv", told=True),
+    "predict/fasta": Case(f"predict {CLASSIFIER} --input inputs/asked.fa --out {{out}}/asked.csv", prints=True),
     "predict/bed": Case(f"predict {CLASSIFIER} {GENOME} --input inputs/regions.bed --out {{out}}/regions.parquet"),
     "predict/table": Case(f"predict {CLASSIFIER} --input inputs/asked.tsv --window 100 --out {{out}}/asked.tsv"),
     # likelihood
     "likelihood/tiles": Case(
-        f"likelihood {LM} {GENOME} --contigs chr2 plasmid_1 --format bigwig,npz --out {{out}}/tiles", told=True
+        f"likelihood {LM} {GENOME} --contigs chr2 plasmid_1 --format bigwig,npz --out {{out}}/tiles", prints=True
     ),
     "likelihood/unlimited": Case(
         f"likelihood {LM} {GENOME} --contigs chr3 plasmid_1 --context unlimited --format parquet --batch_tokens 2048 "
@@ -135,21 +135,21 @@ CASES = {
         "--tracks p_A,p_T --out {out}/region"
     ),
     # score
-    "score/vcf": Case(f"{SCORE} --out {{out}}/scored.vcf --check 8", told=True),
+    "score/vcf": Case(f"{SCORE} --out {{out}}/scored.vcf --check 8", prints=True),
     "score/exact": Case(f"{SCORE} --exact --out {{out}}/scored.vcf.gz"),
     "score/distance": Case(f"{SCORE} --embedding_distance --check 0 --out {{out}}/scored.parquet"),
     "score/table": Case(f"{SCORE} --context 512 --suffix 64 --state_every 128 --check 0 --out {{out}}/scored.tsv"),
     # mutagenesis
     "mutagenesis/files": Case(
         f"mutagenesis {LM} {GENOME} --region chr1:10,481-10,540 --format parquet,npz,tsv --check 4 --out {{out}}/map",
-        told=True,
+        prints=True,
     ),
     "mutagenesis/edge": Case(
         f"mutagenesis {LM} {GENOME} --region chr3:1-40 --context 256 --suffix 32 --state_every 16 --check 0 "
         "--format npz,png --out {out}/edge"
     ),
     # embed
-    "embed/mean": Case(f"embed {LM} --input inputs/asked.fa --out {{out}}/mean.parquet", told=True),
+    "embed/mean": Case(f"embed {LM} --input inputs/asked.fa --out {{out}}/mean.parquet", prints=True),
     "embed/last": Case(f"embed {LM} {GENOME} --input inputs/regions.bed --pool last --out {{out}}/last.npz"),
     "embed/position": Case(
         f"embed {LM} {GENOME} --input inputs/regions.bed --pool position --both_strands --out {{out}}/position.npz"
@@ -158,16 +158,16 @@ CASES = {
         f"embed {LM} --input inputs/asked.fa --both_strands --batch_tokens 512 --out {{out}}/both.parquet"
     ),
     # generate
-    "generate/prompt": Case(f"generate {LM} --prompt ACGTNACGT --length 120 --samples 3 --seed 5", told=True),
+    "generate/prompt": Case(f"generate {LM} --prompt ACGTNACGT --length 120 --samples 3 --seed 5", prints=True),
     "generate/prompts": Case(
         f"generate {LM} --prompts inputs/prompts.fa --length 90 --samples 2 --temperature 0.8 --top_k 2 --with_prompt "
         "--out {out}/sampled.fa"
     ),
     "generate/greedy": Case(f"generate {LM} --prompt ACGT --length 60 --temperature 0 --out {{out}}/greedy.fa"),
     # info and doctor
-    "info/pretrained": Case("info pretrain-finished", told=True),
-    "info/finetuned": Case("info finetune-finished", told=True),
-    "info/json": Case("info --json finetune-finished", told=True),
+    "info/pretrained": Case("info pretrain-finished", prints=True),
+    "info/finetuned": Case("info finetune-finished", prints=True),
+    "info/json": Case("info --json finetune-finished", prints=True),
     "doctor/runs": Case("doctor", outputs=""),
     # What is refused: one line, exit code 2.
     "errors/flag": Case("pretrain --lenght 5", code=2),
@@ -192,7 +192,7 @@ def chosen(patterns: Sequence[str]) -> list[str]:
 
 
 def copy_fixtures(work: Path) -> None:
-    """The folder that cases run in: FIXTURES, with the paths in them turned to `work`."""
+    """The folder that cases run in: FIXTURES, with the paths in them changed to `work`."""
     shutil.copytree(FIXTURES, work, symlinks=True, ignore=shutil.ignore_patterns("*.md", "*.py", "*.sh", "*.npz"))
     for path in work.rglob("*"):
         if path.suffix in (".json", ".yaml") and not path.is_symlink():
@@ -216,42 +216,42 @@ def record(
         done = subprocess.run(command, env=environment, stdout=subprocess.PIPE if quiet else None, text=True)
         if done.returncode:
             raise RuntimeError(f"{done.stdout or ''}the cases did not run with {tree}")
-        pieces = {}
+        outputs = {}
         for name in names:
             case, out = CASES[name], out_folder(work, name)
-            code = told(work, name, "code")
+            code = printed(work, name, "code")
             if code != [str(case.code)]:
-                pieces[name] = {UNEXPECTED: piece(code, limit)}
+                outputs[name] = {UNEXPECTED: reduced(code, limit)}
                 continue
             found: Content = {}
             if case.outputs:
                 found |= contents(work / case.outputs.format(out=out), work)
-            if case.told:
-                found["standard output"] = told(work, name, "stdout")
+            if case.prints:
+                found["standard output"] = printed(work, name, "stdout")
             if case.code:
-                found["standard error"] = told(work, name, "stderr")
-            pieces[name] = {output: piece(value, limit) for output, value in found.items()}
-        return Recording(machine(threads), pieces)
+                found["standard error"] = printed(work, name, "stderr")
+            outputs[name] = {output: reduced(value, limit) for output, value in found.items()}
+        return Recording(machine(threads), outputs)
 
 
-def told(work: Path, name: str, stream: str) -> list[str]:
-    text = told_file(work, name, stream).read_text()
+def printed(work: Path, name: str, stream: str) -> list[str]:
+    text = printed_file(work, name, stream).read_text()
     return [line.replace(str(work), "WORK") for line in stable_lines(text)]
 
 
-def told_file(work: Path, name: str, stream: str) -> Path:
-    return work / "told" / f"{name.replace('/', '-')}.{stream}"
+def printed_file(work: Path, name: str, stream: str) -> Path:
+    return work / "printed" / f"{name.replace('/', '-')}.{stream}"
 
 
 def packages(tree: Path) -> list[Path]:
     """The folders of `tree` that hold the packages, wherever it keeps them."""
     found = []
     for package in ("dnamamba", "dnamamba_kernels"):
-        places = [
+        found_in = [
             path.parent.parent for depth in ("", "*/", "*/*/") for path in tree.glob(f"{depth}{package}/__init__.py")
         ]
-        if places:
-            found.append(places[0])
+        if found_in:
+            found.append(found_in[0])
     if not found:
         sys.exit(f"{tree}: there is no package dnamamba")
     return found
@@ -275,16 +275,16 @@ def run_cases(work: Path, names: Sequence[str]) -> int:
     print(f"code of {Path(dnamamba.__file__).parent}", flush=True)
     assert all((lightning, matplotlib, numba, polars, sklearn, torch))
     os.chdir(work)
-    Path("told").mkdir()
+    Path("printed").mkdir()
     for name in names:
         out_folder(work, name).mkdir(parents=True)
         began = time.perf_counter()
         code = run_case(name)
         print(f"{time.perf_counter() - began:6.1f} s  {name}", flush=True)
-        told_file(Path(), name, "code").write_text(f"{code}\n")
+        printed_file(Path(), name, "code").write_text(f"{code}\n")
         if code != CASES[name].code:
             print(
-                f"{name}: exit code {code}\n{told_file(Path(), name, 'stderr').read_text()}",
+                f"{name}: exit code {code}\n{printed_file(Path(), name, 'stderr').read_text()}",
                 file=sys.stderr,
                 flush=True,
             )
@@ -300,7 +300,7 @@ def run_case(name: str) -> int:
     code: Any = 70
     try:
         for stream, number in (("stdout", 1), ("stderr", 2)):
-            target = os.open(told_file(Path(), name, stream), os.O_WRONLY | os.O_CREAT)
+            target = os.open(printed_file(Path(), name, stream), os.O_WRONLY | os.O_CREAT)
             os.dup2(target, number)
         verb, *arguments = CASES[name].command.format(out=out_folder(Path(), name)).split()
         sys.argv = sys.orig_argv = [verb, *arguments]
@@ -321,7 +321,7 @@ def run_case(name: str) -> int:
 def show(recording: Recording, names: Sequence[str]) -> None:
     print(f"recorded on {recording.machine}")
     for name in names:
-        for output, item in recording.pieces.get(name, {}).items():
+        for output, item in recording.outputs.get(name, {}).items():
             print(f"{name}  {output}  {item.dtype} {item.shape}  {item.digest[:32]}")
             for line in item.kept if item.dtype == "text" else []:
                 print(f"    {line}")
@@ -332,15 +332,17 @@ def report(before: Recording, now: Recording) -> int:
     if before.machine != now.machine:
         print(f"another machine: recorded on {before.machine}, this is {now.machine}")
     failed = 0
-    for name in now.pieces:
-        found = list(differences(before.pieces[name], now.pieces[name])) if name in before.pieces else ["not recorded"]
+    for name in now.outputs:
+        found = (
+            list(differences(before.outputs[name], now.outputs[name])) if name in before.outputs else ["not recorded"]
+        )
         failed += bool(found)
-        print(f"{name}: {'equal' if not found else f'{len(found)} of {len(now.pieces[name])} outputs differ'}")
+        print(f"{name}: {'equal' if not found else f'{len(found)} of {len(now.outputs[name])} outputs differ'}")
         for line in found[:12]:
             print(f"    {line}")
         if len(found) > 12:
             print(f"    … and {len(found) - 12} more")
-    print(f"{len(now.pieces) - failed} of {len(now.pieces)} cases are equal")
+    print(f"{len(now.outputs) - failed} of {len(now.outputs)} cases are equal")
     return int(failed > 0)
 
 
@@ -381,10 +383,10 @@ def main() -> int:
         return report(before, record(names, threads=arguments.threads, limit=sys.maxsize))
     now = record(names, threads=arguments.threads)
     if arguments.mode == "record":
-        if failed := [name for name, pieces in now.pieces.items() if UNEXPECTED in pieces]:
+        if failed := [name for name, outputs in now.outputs.items() if UNEXPECTED in outputs]:
             sys.exit(f"nothing is recorded: {', '.join(failed)}")
         save(now, Path(arguments.target))
-        print(f"{arguments.target}: {len(names)} cases, {sum(map(len, now.pieces.values()))} outputs")
+        print(f"{arguments.target}: {len(names)} cases, {sum(map(len, now.outputs.values()))} outputs")
         return 0
     return report(load(Path(arguments.target)), now)
 

@@ -38,7 +38,7 @@ VOLATILE_LINES = re.compile(
 ONLY_THERE = re.compile(r"\.png$|\.tbi$|\.csi$|\.fai$|\.gzi$|events\.out\.tfevents")
 """Files of which it is recorded that they are there."""
 DIGEST = re.compile(r"(?<![\w.])[0-9a-f]{16,}(?![\w.])")
-"""Of weights: the same bits have the same, anything else another, so that the numbers themselves must tell."""
+"""Of weights: the same bits have the same, anything else another, so that the numbers themselves must be compared."""
 NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?(?![\w.])")
 
 
@@ -173,7 +173,7 @@ def split_kinds(leaves: dict[str, Any]) -> Content:
 # --- Recordings ----------------------------------------------------------------------------------------------------
 
 
-class Piece(NamedTuple):
+class Output(NamedTuple):
     """One text or array of a recording."""
 
     digest: str
@@ -186,20 +186,20 @@ class Piece(NamedTuple):
 
 class Recording(NamedTuple):
     machine: dict[str, str]
-    pieces: dict[str, dict[str, Piece]]
-    """Case -> output -> piece"""
+    outputs: dict[str, dict[str, Output]]
+    """Case -> name -> output"""
 
 
-def piece(value: list[str] | np.ndarray, limit: int) -> Piece:
+def reduced(value: list[str] | np.ndarray, limit: int) -> Output:
     if isinstance(value, list):
         digest = hashlib.sha256("\n".join(value).encode()).hexdigest()
-        return Piece(digest, [len(value)], "text", [value[i] for i in places(len(value), limit)])
+        return Output(digest, [len(value)], "text", [value[i] for i in indices(len(value), limit)])
     value = np.ascontiguousarray(value)
     digest = hashlib.sha256(value.tobytes()).hexdigest()
-    return Piece(digest, list(value.shape), value.dtype.str, value.reshape(-1)[places(value.size, limit)])
+    return Output(digest, list(value.shape), value.dtype.str, value.reshape(-1)[indices(value.size, limit)])
 
 
-def places(size: int, limit: int) -> list[int]:
+def indices(size: int, limit: int) -> list[int]:
     return list(range(size)) if size <= limit else np.linspace(0, size - 1, limit).astype(int).tolist()
 
 
@@ -207,9 +207,9 @@ def save(recording: Recording, file: Path) -> None:
     """Texts and digests in one JSON, kept values by dtype in one array each: thousands of members would weigh more."""
     values: dict[str, list[np.ndarray]] = {}
     index: dict[str, Any] = {}
-    for case, pieces in recording.pieces.items():
+    for case, outputs in recording.outputs.items():
         index[case] = {}
-        for name, item in pieces.items():
+        for name, item in outputs.items():
             kept: Any = item.kept
             if isinstance(kept, np.ndarray):
                 values.setdefault(item.dtype, []).append(kept)
@@ -226,14 +226,14 @@ def load(file: Path) -> Recording:
         index = json.loads(arrays["index"].tobytes())
         values = {name: arrays[name] for name in arrays.files if name != "index"}
     taken = dict.fromkeys(values, 0)
-    cases: dict[str, dict[str, Piece]] = {}
-    for case, pieces in index["cases"].items():
+    cases: dict[str, dict[str, Output]] = {}
+    for case, outputs in index["cases"].items():
         cases[case] = {}
-        for name, (digest, shape, dtype, kept) in pieces.items():
+        for name, (digest, shape, dtype, kept) in outputs.items():
             if isinstance(kept, int):
                 begin, taken[dtype] = taken[dtype], taken[dtype] + kept
                 kept = values[dtype][begin : taken[dtype]]
-            cases[case][name] = Piece(digest, shape, dtype, kept)
+            cases[case][name] = Output(digest, shape, dtype, kept)
     return Recording(index["machine"], cases)
 
 
@@ -267,7 +267,7 @@ def _lines(path: str) -> list[str]:
 
 
 def differences(
-    before: dict[str, Piece], now: dict[str, Piece], *, rtol: float = 0.0, atol: float = 0.0
+    before: dict[str, Output], now: dict[str, Output], *, rtol: float = 0.0, atol: float = 0.0
 ) -> Iterator[str]:
     """A line for each output of a case that differs. Without tolerances all bits count; with them, what was kept."""
     exact = rtol == atol == 0
@@ -319,7 +319,7 @@ def _text_difference(
             return
         texts = [NUMBER.findall(DIGEST.sub("digest", line)) for line in (one, other)]
         for a, b in zip(*texts, strict=True):
-            # Printed to a few digits: the last one may turn however close the numbers are.
+            # Printed to a few digits: the last one may differ however close the numbers are.
             last = 0.0 if exact else max(_unit(a), _unit(b))
             if abs(float(a) - float(b)) > atol + last + rtol * abs(float(a)):
                 numbers.append((float(a), float(b)))

@@ -67,8 +67,8 @@ def test_likelihoods_are_those_of_the_command_line(model, checkpoint, genome, st
     run("likelihood", "--checkpoint", checkpoint, "--genome", genome, "--region", region, "--out", tmp_path / "x",
         "--format", "parquet")  # fmt: skip
     table = read_table(tmp_path / "x.parquet")
-    told = model.log_likelihood(genome=genome, regions=region, strand=strand)
-    np.testing.assert_array_equal(told, table[f"{strand}_log_likelihood"].to_numpy())
+    found = model.log_likelihood(genome=genome, regions=region, strand=strand)
+    np.testing.assert_array_equal(found, table[f"{strand}_log_likelihood"].to_numpy())
     probabilities = model.base_probabilities(genome=genome, regions=region, strand=strand)
     np.testing.assert_array_equal(probabilities, table.select(f"{strand}_p_{base}" for base in "ACGT").to_numpy())
 
@@ -80,10 +80,10 @@ def test_sequences_are_as_contigs_of_their_own(model, genome, tmp_path):
     fasta.write_text("".join(f">r{n}\n{text}\n" for n, text in enumerate(texts)))
     for strand in ("forward", "reverse", "mean"):
         together = model.log_likelihood(texts, strand=strand)
-        for number, (text, told) in enumerate(zip(texts, together, strict=True)):
+        for number, (text, found) in enumerate(zip(texts, together, strict=True)):
             as_contig = model.log_likelihood(genome=fasta, regions=(f"r{number}", 0, len(text)), strand=strand)
-            np.testing.assert_allclose(told, as_contig, atol=2e-6)
-            assert told.shape == (len(text),)
+            np.testing.assert_allclose(found, as_contig, atol=2e-6)
+            assert found.shape == (len(text),)
     one = model.log_likelihood(texts[2])
     np.testing.assert_allclose(one, together_forward := model.log_likelihood(texts)[2], atol=2e-6)
     assert np.isnan(together_forward[0])
@@ -171,7 +171,7 @@ def test_predictions_are_those_of_the_command_line(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("ask", "expected"),
+    ("call", "expected"),
     [
         (lambda m, g: m.log_likelihood("ACGE"), "'E' at position 4"),
         (lambda m, g: m.log_likelihood(), "give sequences, or genome= and regions="),
@@ -190,9 +190,9 @@ def test_predictions_are_those_of_the_command_line(tmp_path):
         (lambda m, g: dnamamba.load("no/such/folder"), "no/such/folder"),
     ],
 )
-def test_mistakes_are_one_clear_error(model, genome, ask, expected):
+def test_mistakes_are_one_clear_error(model, genome, call, expected):
     with pytest.raises(dnamamba.InputError, match=expected) as caught:
-        ask(model, genome)
+        call(model, genome)
     assert "\n" not in str(caught.value)
 
 

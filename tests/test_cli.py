@@ -29,7 +29,7 @@ def raising(error):
         (KeyboardInterrupt(), 130, "interrupted\n"),
     ],
 )
-def test_run_turns_what_the_user_can_mend_into_one_line(error, code, line, capsys):
+def test_run_turns_what_the_user_can_fix_into_one_line(error, code, line, capsys):
     assert cli.run(raising(error)) == code
     assert capsys.readouterr() == ("", line)
 
@@ -94,8 +94,8 @@ class TestVerbs:
 
     @pytest.mark.parametrize("verb", VERBS)
     def test_names_in_the_table_lead_somewhere(self, verb):
-        for place in (VERBS[verb].settings, VERBS[verb].job):
-            assert callable(verbs._named(place))
+        for named in (VERBS[verb].settings, VERBS[verb].job):
+            assert callable(verbs._named(named))
 
     def test_help_of_a_verb_is_light(self):
         """Nothing that takes a second to import; what the settings themselves need remains."""

@@ -30,10 +30,10 @@ def test_it_holds_one_complete_chromosome_of_bases_alone():
 
 
 def test_data_readme_quotes_the_same_sums():
-    told = (ROOT / "data" / "README.md").read_text()
+    reported = (ROOT / "data" / "README.md").read_text()
     source = RECORD["source"]
     for value in (RECORD["sha256"], RECORD["bases_sha256"], source["deb_sha256"], source["version"], source["member"]):
-        assert value in told
+        assert value in reported
 
 
 def test_an_installation_without_it_says_so(monkeypatch):

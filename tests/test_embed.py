@@ -12,7 +12,7 @@ from dnamamba import cli, embed, outputs
 from dnamamba.alphabet import encode
 from dnamamba.analysis.embedding import compute as embedding
 from dnamamba.analysis.embedding import job as embed_job
-from dnamamba.analysis.embedding.compute import embed_stretches
+from dnamamba.analysis.embedding.compute import embed_sequences
 from dnamamba.formats.checkpoint import save_checkpoint, save_classifier
 from dnamamba.genome.sequences import NamedSequence, read_sequences
 from dnamamba.genome.store import open_genome
@@ -23,7 +23,7 @@ WIDTH = 16
 COMPLEMENT = str.maketrans("ACGTacgt", "TGCAtgca")
 
 
-def turned(sequence):
+def complement_of(sequence):
     return sequence.translate(COMPLEMENT)[::-1]
 
 
@@ -81,19 +81,19 @@ def plain(inference, sequence, pool):
 @pytest.mark.parametrize("pool", ["mean", "last", "position"])
 def test_equal_to_each_sequence_alone(inference, pool, both_strands, batch_tokens):
     sequences = [random_bases(length, length) for length in (1, 90, 3, 40, 41, 90)] + ["NACGNNT", "NN"]
-    stretches = [NamedSequence(s, s, 0, len(s), False, encode(s)) for s in sequences]
+    named = [NamedSequence(s, s, 0, len(s), False, encode(s)) for s in sequences]
     expected = []
     for sequence in sequences:
         one = plain(inference, sequence, pool)
         if both_strands:
-            other = plain(inference, turned(sequence), pool)
+            other = plain(inference, complement_of(sequence), pool)
             one = (one + (other[::-1] if pool == "position" else other)) / 2
         expected.append(one)
     expected = np.concatenate(expected) if pool == "position" else np.stack(expected)
     found = np.full(expected.shape, 7.0, np.float32)
     done = []
-    embed_stretches(
-        inference, stretches, pool, found, batch_tokens=batch_tokens, both_strands=both_strands, progress=done.append
+    embed_sequences(
+        inference, named, pool, found, batch_tokens=batch_tokens, both_strands=both_strands, progress=done.append
     )
     np.testing.assert_allclose(found, expected, atol=3e-5)
     assert sum(done) == sum(map(len, sequences)) * (1 + both_strands)
@@ -101,11 +101,11 @@ def test_equal_to_each_sequence_alone(inference, pool, both_strands, batch_token
 
 def test_both_strands_are_blind_to_the_strand(inference):
     sequence = random_bases(60, 9)
-    stretches = [NamedSequence("", "", 0, 60, reverse, encode(sequence)) for reverse in (False, True)]
+    named = [NamedSequence("", "", 0, 60, reverse, encode(sequence)) for reverse in (False, True)]
     found = np.empty((2, WIDTH), np.float32)
-    embed_stretches(inference, stretches, "mean", found, batch_tokens=1000, both_strands=True)
+    embed_sequences(inference, named, "mean", found, batch_tokens=1000, both_strands=True)
     np.testing.assert_allclose(found[0], found[1], atol=1e-5)
-    embed_stretches(inference, stretches, "mean", found, batch_tokens=1000)
+    embed_sequences(inference, named, "mean", found, batch_tokens=1000)
     assert np.abs(found[0] - found[1]).max() > 1e-2
 
 
@@ -114,7 +114,7 @@ def test_what_is_read(fasta, bed, genome, folder):
     one, two, three, four = read_sequences(bed, store)
     records = list(read_sequences(fasta, None))
     assert [s.name for s in (one, two, three, four)] == ["one", "chr2:0-50", "chr1:140-260", "only N"]
-    assert one.tokens().tolist() == encode(turned(genome["chr1"][10:70]).upper()).tolist()
+    assert one.tokens().tolist() == encode(complement_of(genome["chr1"][10:70]).upper()).tolist()
     assert one.tokens(other_strand=True).tolist() == encode(genome["chr1"][10:70].upper()).tolist()
     assert three.tokens().tolist() == encode(genome["chr1"][140:260].upper()).tolist()
     assert {s.name: s.tokens().tolist() for s in records} == {
@@ -138,7 +138,7 @@ def test_files(checkpoint, inference, fasta, bed, genome, tmp_path, monkeypatch,
     assert run(checkpoint, tmp_path / "out.parquet", *flags) == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.npz", "out.parquet"]
     first, second = genome["chr1"], genome["chr2"]
-    sequences = [turned(first[10:70]), second, first[140:260], "NNNN", first, second]
+    sequences = [complement_of(first[10:70]), second, first[140:260], "NNNN", first, second]
     names = ["one", "chr2:0-50", "chr1:140-260", "only N", "chr1", "chr2"]
     expected = [plain(inference, sequence, pool) for sequence in sequences]
     expected = np.concatenate(expected) if pool == "position" else np.stack(expected)
@@ -159,7 +159,7 @@ def test_files(checkpoint, inference, fasta, bed, genome, tmp_path, monkeypatch,
         assert table["end"].to_list() == archive["end"].tolist()
 
 
-def test_missing_library_is_told_before_the_work(checkpoint, fasta, tmp_path, monkeypatch, capsys):
+def test_missing_library_is_reported_before_the_work(checkpoint, fasta, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(outputs.importlib.util, "find_spec", lambda name: None)
     assert run(checkpoint, tmp_path / "out.parquet", "--input", fasta) == cli.USER_ERROR
     assert "out.parquet: needs polars, which is not installed" in capsys.readouterr().err
@@ -174,7 +174,7 @@ def test_failure_leaves_no_files(checkpoint, fasta, tmp_path, monkeypatch):
     assert not any(tmp_path.iterdir())
 
 
-def test_the_array_on_disk_has_all_its_room_at_once(tmp_path):
+def test_the_array_on_disk_takes_all_its_space_at_once(tmp_path):
     """A sparse one under a mapping would end the process by SIGBUS when the disk fills up."""
     array = embed_job._array_on_disk(tmp_path / "a.npy", (1000, 100))
     assert array.shape == (1000, 100) and array.dtype == np.float32
@@ -182,7 +182,7 @@ def test_the_array_on_disk_has_all_its_room_at_once(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "message"),
     [
         ("", "--input: give FASTA files"),
         ("--input DIR/some.bed", "DIR/some.bed: a BED file needs its genome; name it with --genome"),
@@ -203,7 +203,7 @@ def test_the_array_on_disk_has_all_its_room_at_once(tmp_path):
         ("--input DIR/genome.fa --checkpoint DIR/absent", "DIR/absent: no such folder"),
     ],
 )
-def test_bad_input_is_told_in_one_line(folder, checkpoint, fasta, bed, tmp_path, capsys, flags, told):
+def test_bad_input_is_reported_in_one_line(folder, checkpoint, fasta, bed, tmp_path, capsys, flags, message):
     texts = {
         "far.bed": "chr2\t1\t99\n",
         "empty.bed": "\n",
@@ -217,6 +217,6 @@ def test_bad_input_is_told_in_one_line(folder, checkpoint, fasta, bed, tmp_path,
     (folder / "cut.fa.gz").write_bytes(gzip.compress(b">a\n" + b"ACGT" * 1000)[:-20])
     assert run(checkpoint, tmp_path / "out.npz", *flags.replace("DIR", str(folder)).split()) == cli.USER_ERROR
     errors = capsys.readouterr().err.splitlines()
-    assert len(errors) == 1 and told.replace("DIR", str(folder)) in errors[0]
+    assert len(errors) == 1 and message.replace("DIR", str(folder)) in errors[0]
     assert not any(tmp_path.iterdir())
     assert (folder / "taken.npz").read_text() == "mine"

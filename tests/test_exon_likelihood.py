@@ -58,12 +58,12 @@ def test_whole_on_made_records(pipeline: ModuleType, tmp_path: Path, monkeypatch
     rows += ["LRG_1\tAAA\tt1\tcoding_span\t\t151\t650\t1\t0\t0\t+\n"]
     (tmp_path / "exons.tsv").write_text(HEADER.replace(" ", "\t") + "".join(rows))
     tables = []
-    for name, turned in zip(names, (False, True), strict=True):
+    for name, is_reverse in zip(names, (False, True), strict=True):
         value = np.full(1000, np.nan)
         value[100:700] = -2
         for start, end in ((100, 200), (400, 450), (600, 700)):
             value[start:end] = -1
-        value = value[::-1] if turned else value
+        value = value[::-1] if is_reverse else value
         tables.append(
             pl.DataFrame({"contig": [name] * 1000, "position": np.arange(1000), "mean_log_likelihood": value.copy()})
         )

@@ -34,7 +34,7 @@ def write_csv(path, rows, header=("sequence", "label")):
 
 @pytest.fixture
 def data(tmp_path):
-    """Two classes that GC tells apart: learnt in a few steps."""
+    """Two classes that GC distinguishes: learnt in a few steps."""
     generator = np.random.default_rng(0)
     folder = tmp_path / "data"
     folder.mkdir()
@@ -59,7 +59,7 @@ def test_a_run_from_files_to_summary(tmp_path, data, capsys):
     )
     assert summary["classes"] == ["AT", "GC"] and summary["seeds"] == [0, 1]
     assert summary["test"]["mcc"]["mean"] > 0.9
-    assert summary["baselines"]["composition"]["accuracy"] > 0.9  # and the shortcut is told
+    assert summary["baselines"]["composition"]["accuracy"] > 0.9  # and the shortcut is reported
     assert summary["baselines"]["2-mer"]["mcc"] > 0.9
     assert set(summary["baselines"]["2-mer"]) == {"accuracy", "mcc", "f1", "auroc"}  # all of the test split
 
@@ -88,7 +88,7 @@ def test_a_run_from_files_to_summary(tmp_path, data, capsys):
 
 
 def test_test_sequences_that_train_holds_are_left_out_of_a_second_figure(tmp_path, data):
-    """Labels of the shared ones are turned, so that only they can be wrong."""
+    """Labels of the shared ones are swapped, so that only they can be wrong."""
     with (data / "train.csv").open() as file:
         shared = [(text, {"AT": "GC", "GC": "AT"}[label]) for text, label in list(csv.reader(file))[1:21]]
     with (data / "test.csv").open() as file:
@@ -141,7 +141,7 @@ def test_the_test_split_has_no_say(tmp_path, data):
         assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(tmp_path, data, monkeypatch, capsys):
+def test_an_interrupted_run_continues_as_if_nothing_had_happened(tmp_path, data, monkeypatch, capsys):
     flags = [*SEQUENCES, *SCRATCH, "--data", str(data), "--seeds", "2"]
     finetuned(tmp_path / "whole", *flags)
     count = 0
@@ -169,7 +169,7 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(tmp_path, data, m
 
     monkeypatch.setattr(Trial, "_train_epoch", counted)
     assert cli.run(finetune.main, ["--resume", "--out", str(out)]) == 0
-    assert trained == [(1, 2), (1, 3)]  # the first seed stays, the second goes on
+    assert trained == [(1, 2), (1, 3)]  # the first seed stays, the second continues
     for seed in (0, 1):
         whole, resumed = weights(tmp_path / "whole", seed), weights(out, seed)
         assert all(torch.equal(whole[name], resumed[name]) for name in whole)
@@ -186,7 +186,7 @@ def test_micro_batches_change_nothing(tmp_path, data):
 
 
 def test_whether_the_strand_matters_is_found_out_on_dev(tmp_path):
-    """The class is the strand on which a word stands: the mean of both strands cannot tell, both side by side can."""
+    """The class is the strand on which a word stands: the mean of both strands hides it, both side by side show it."""
     generator = np.random.default_rng(0)
 
     def flank():
@@ -307,7 +307,7 @@ def test_given_splits_of_species_are_kept(tmp_path, two_species):
     task = species.build(settings)
     assert all(20_000 <= p.start < p.end <= 25_000 for p in task.dev.origins)
     assert all(25_000 <= p.start < p.end <= 30_000 for p in task.test.read({}).origins)
-    for found in task.train.stretches:
+    for found in task.train.species:
         assert found.bounds.min() == 0 and found.bounds.max() == 20_000
 
 
@@ -329,7 +329,7 @@ def test_given_splits_of_homologous_species_may_not_part_a_locus(tmp_path, two_s
     assert "locus0 is in train of ape and in test of man: homologous records belong" in capsys.readouterr().err
 
 
-def test_memory_that_runs_out_is_told(tmp_path, data, monkeypatch, capsys):
+def test_memory_that_runs_out_is_reported(tmp_path, data, monkeypatch, capsys):
     def full(*arguments):
         raise torch.OutOfMemoryError
 
@@ -430,7 +430,7 @@ def test_bad_data_is_refused_in_one_line(tmp_path, capsys, train, test, flags, h
     assert not out.exists()
 
 
-def test_overlaps_and_unequal_classes_are_told(tmp_path, capsys):
+def test_overlaps_and_unequal_classes_are_reported(tmp_path, capsys):
     generator = np.random.default_rng(0)
     folder = tmp_path / "data"
     folder.mkdir()
@@ -540,7 +540,7 @@ def test_a_training_that_diverges_keeps_its_best_epoch(tmp_path, data, diverging
     assert all(value.isfinite().all() for value in weights(tmp_path / "run").values())
 
 
-def test_a_training_that_diverges_at_once_is_left_out_or_told(tmp_path, data, diverging, capsys):
+def test_a_training_that_diverges_at_once_is_left_out_or_reported(tmp_path, data, diverging, capsys):
     diverging(0)
     flags = [*SEQUENCES, *SCRATCH, "--data", str(data)]
     summary = finetuned(tmp_path / "both", *flags, "--learning_rate", "0.5", "0.01")

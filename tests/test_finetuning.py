@@ -62,13 +62,13 @@ rows_of_tokens = st.lists(st.lists(st.integers(0, 4), min_size=1, max_size=20), 
 def test_the_other_strand_of_padded_rows_is_that_of_each_row_alone(rows, more_padding):
     tokens, lengths = pad([np.array(row, np.uint8) for row in rows])
     tokens = np.pad(tokens, ((0, 0), (0, more_padding)), constant_values=alphabet.PAD)
-    turned = reverse_complement(torch.from_numpy(tokens), torch.from_numpy(lengths)).numpy()
-    for row, original in zip(turned, rows, strict=True):
+    complements = reverse_complement(torch.from_numpy(tokens), torch.from_numpy(lengths)).numpy()
+    for row, original in zip(complements, rows, strict=True):
         assert row[: len(original)].tolist() == alphabet.reverse_complement(np.array(original, np.uint8)).tolist()
         assert (row[len(original) :] == alphabet.PAD).all()
     where = torch.arange(len(rows)) % 2 == 1
     mixed = reverse_complement(torch.from_numpy(tokens), torch.from_numpy(lengths), where).numpy()
-    assert np.array_equal(mixed, np.where(where.numpy()[:, None], turned, tokens))
+    assert np.array_equal(mixed, np.where(where.numpy()[:, None], complements, tokens))
 
 
 @pytest.mark.parametrize("pooling", ["last", "mean"])
@@ -95,8 +95,8 @@ def test_both_strands_give_one_answer_to_a_sequence_and_its_reverse_complement()
         torch.testing.assert_close(classify(model, tokens, lengths), classify(model, other, lengths), rtol=0, atol=1e-6)
         side_by_side = classifier(strands="both")
         assert not torch.allclose(classify(side_by_side, tokens, lengths), classify(side_by_side, other, lengths))
-        seen, turned = (head_features(side_by_side, t, lengths, "both") for t in (tokens, other))
-        assert torch.equal(seen, turned.roll(16, 1))
+        seen, other_seen = (head_features(side_by_side, t, lengths, "both") for t in (tokens, other))
+        assert torch.equal(seen, other_seen.roll(16, 1))
         assert torch.equal(seen[:, :16], head_features(side_by_side, tokens, lengths, "one"))
 
 
@@ -155,7 +155,7 @@ def test_damaged_heads_are_refused(tmp_path, change, message):
 # Windows of genomes
 
 
-def stretches(tmp_path, name, contigs, bounds):
+def species_intervals(tmp_path, name, contigs, bounds):
     """A genome whose windows may come from `bounds`: (contig number, start, end) without N."""
     path = tmp_path / f"{name}.fa"
     path.write_text("".join(f">c{number}\n{text}\n" for number, text in enumerate(contigs)))
@@ -167,8 +167,10 @@ def stretches(tmp_path, name, contigs, bounds):
 @pytest.fixture
 def two_species(tmp_path):
     with_n = random_dna(300, 1) + "N" * 20 + random_dna(280, 2).lower() + "NNN" + random_dna(97, 3)
-    human = stretches(tmp_path, "human", [with_n, random_dna(400, 4)], [(0, 10, 700), (1, 0, 150), (1, 200, 400)])
-    yeast = stretches(tmp_path, "yeast", [random_dna(1000, 5)], [(0, 0, 900)])
+    human = species_intervals(
+        tmp_path, "human", [with_n, random_dna(400, 4)], [(0, 10, 700), (1, 0, 150), (1, 200, 400)]
+    )
+    yeast = species_intervals(tmp_path, "yeast", [random_dna(1000, 5)], [(0, 0, 900)])
     return human, yeast
 
 
@@ -176,17 +178,17 @@ def test_all_places_are_n_free_and_contigs_then_places_are_equally_likely(two_sp
     store, found = two_species[0]
     length = 90
     starts = Starts(found, length)
-    # Every contig and, within it, every place once.
+    # Every contig and, within it, every position once.
     per_contig = np.diff(starts.contig_bounds)
     assert len(per_contig) == 2
     for contig, count in enumerate(per_contig.tolist()):
         drawn = starts.draw(np.full(count, contig, np.uint64), np.arange(count, dtype=np.uint64))
         assert len(set(drawn.tolist())) == count
-        first, stretch = starts.positions(drawn)
-        assert set(found.contig[stretch].tolist()) == {contig}
+        first, interval = starts.positions(drawn)
+        assert set(found.contig[interval].tolist()) == {contig}
         windows = store.tokens[first[:, None] + np.arange(length)] & alphabet.TOKEN_BITS
         assert (windows < alphabet.BASES).all()
-    # And there is no other N-free place in the intervals.
+    # And there is no other N-free position in the intervals.
     expected = 0
     for contig, start, end in [("c0", 10, 700), ("c1", 0, 150), ("c1", 200, 400)]:
         is_n = (store.read(contig, start, end) & alphabet.TOKEN_BITS) == alphabet.N
@@ -207,22 +209,22 @@ def test_a_window_is_a_function_of_seed_epoch_and_index(two_species):
     assert plan.batch(3, 2, np.arange(8), length=45).tokens.shape == (8, 45)
 
 
-def test_scored_windows_are_as_many_of_each_species_and_in_every_stretch(two_species):
+def test_scored_windows_are_as_many_of_each_species_and_in_every_interval(two_species):
     found = [item for _, item in two_species]
     examples = spread_windows(found, 90, 1000)
     assert np.bincount(examples.labels).tolist() == [len(examples) // 2] * 2
-    human = [place for place, label in zip(examples.origins, examples.labels, strict=True) if label == 0]
-    assert {place.group for place in human} == {"human:c0:10-700", "human:c1:0-150", "human:c1:200-400"}
-    for row, place, label in zip(examples.tokens, examples.origins, examples.labels, strict=True):
-        stored = two_species[label][0].read(place.contig, place.start, place.end) & alphabet.TOKEN_BITS
-        assert np.array_equal(row, stored) and place.end - place.start == 90
+    human = [origin for origin, label in zip(examples.origins, examples.labels, strict=True) if label == 0]
+    assert {origin.group for origin in human} == {"human:c0:10-700", "human:c1:0-150", "human:c1:200-400"}
+    for row, origin, label in zip(examples.tokens, examples.origins, examples.labels, strict=True):
+        stored = two_species[label][0].read(origin.contig, origin.start, origin.end) & alphabet.TOKEN_BITS
+        assert np.array_equal(row, stored) and origin.end - origin.start == 90
     assert len(spread_windows(found, 90, 3)) == 6
 
 
-def apes(tmp_path, pieces=60):
+def apes(tmp_path, loci=60):
     """Three species whose records of one name are near-copies of each other."""
     generator = np.random.default_rng(0)
-    texts = [random_dna(int(generator.integers(80, 400)), n) for n in range(pieces)]
+    texts = [random_dna(int(generator.integers(80, 400)), n) for n in range(loci)]
     table = ["name\tfasta"]
     for name in ("human", "chimp", "gorilla"):
         records = [
@@ -235,7 +237,7 @@ def apes(tmp_path, pieces=60):
     return tmp_path / "apes.tsv"
 
 
-def test_named_pieces_are_split_alike_in_all_species_whatever_the_length(tmp_path, monkeypatch):
+def test_named_loci_are_split_alike_in_all_species_whatever_the_length(tmp_path, monkeypatch):
     monkeypatch.setattr(species, "BLOCK", 1000)
     path = apes(tmp_path)
     rows = sorted(species.read_species(path))
@@ -255,7 +257,7 @@ def test_named_pieces_are_split_alike_in_all_species_whatever_the_length(tmp_pat
             seen.setdefault(split, []).append({name.split("+")[0] for name in found[0].contigs})
     for split in seen:
         others = set().union(*(names for other in seen if other != split for names in seen[other]))
-        assert not others & set().union(*seen[split]), "a piece is in two splits"
+        assert not others & set().union(*seen[split]), "a locus is in two splits"
     assert sum(map(len, (seen[split][0] for split in seen))) > 20
 
 
@@ -361,7 +363,7 @@ def test_one_of_several_tasks_in_a_file_has_to_be_chosen(tmp_path):
 
 @pytest.mark.parametrize("suffix", ["csv", "tsv"])
 def test_sequences_in_tables_may_be_long(tmp_path, suffix):
-    """The csv module refuses cells above 131 072 characters unless told otherwise."""
+    """The csv module refuses cells above 131 072 characters unless set otherwise."""
     path = tmp_path / f"x.{suffix}"
     path.write_text("sequence,label\n{},1\n".format("ACGT" * 250_000).replace(",", "\t" if suffix == "tsv" else ","))
     assert len(next(iter(read_records(path, TableColumns()))).tokens) == 1_000_000
@@ -407,7 +409,7 @@ def test_homologous_apes_are_split_by_their_human_interval(tmp_path):
     (tmp_path / "apes.tsv").write_text("name\tfasta\n" + "".join(f"{n}\t{folder}/{n}.fa.gz\n" for n in names))
     rows = sorted(species.read_species(tmp_path / "apes.tsv"))
     stores = [open_genome(row.fasta) for row in rows]
-    # Whole records: names of the first piece of each joined group tell which loci a split holds.
+    # Whole records: names of the first locus of each joined group say which loci a split holds.
     loci = {}
     for length in (1024, 131_072):
         splits, _ = species.split_by_name(rows, stores, length, tmp_path / "apes.tsv")

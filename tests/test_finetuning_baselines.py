@@ -62,9 +62,9 @@ def test_kmers_are_those_of_a_slow_count(k: int) -> None:
     sequences = random_sequences(40, seed=k)
     counted = kmer_counts(sequences, k)
     assert np.array_equal(counted, [slow_counts(sequence, k) for sequence in sequences])
-    turned = kmer_counts([reverse_complement(sequence) for sequence in sequences], k)
-    assert np.array_equal(counted[:, reverse_complement_codes(k)], turned)
-    assert np.array_equal(kmer_counts(sequences, k, both_strands=True), counted + turned)
+    complements = kmer_counts([reverse_complement(sequence) for sequence in sequences], k)
+    assert np.array_equal(counted[:, reverse_complement_codes(k)], complements)
+    assert np.array_equal(kmer_counts(sequences, k, both_strands=True), counted + complements)
 
 
 def test_kmers_do_not_depend_on_the_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,7 +184,7 @@ def test_the_cnn_does_not_see_padding() -> None:
     assert torch.allclose(together, alone, atol=1e-5)
 
 
-def test_the_cnn_does_not_depend_on_the_pieces_of_a_step() -> None:
+def test_the_cnn_does_not_depend_on_the_micro_batches_of_a_step() -> None:
     tokens, lengths = pad([s & np.uint8(0x7F) for s in random_sequences(12, seed=10, low=5, tokens=4)])
     data = FixedSet(Examples(tokens, lengths, np.arange(12) % 2))
     gradients = []

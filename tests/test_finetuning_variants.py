@@ -41,8 +41,8 @@ def row_of(reference, alternate):
 def stacked(rows):
     lengths = torch.tensor([len(row) for row in rows])
     tokens = torch.full((len(rows), int(lengths.max()) + 3), 5, dtype=torch.uint8)
-    for place, row in zip(tokens, rows, strict=True):
-        place[: len(row)] = torch.from_numpy(row)
+    for padded, row in zip(tokens, rows, strict=True):
+        padded[: len(row)] = torch.from_numpy(row)
     return tokens, lengths
 
 
@@ -68,15 +68,15 @@ def pairs():
     ]
 
 
-@pytest.mark.parametrize("turned", [False, True])
-def test_rows_hold_both_windows_either_way_round(pairs, turned):
+@pytest.mark.parametrize("reverse", [False, True])
+def test_sequences_hold_both_windows_on_either_strand(pairs, reverse):
     tokens, lengths = stacked([row_of(*pair) for pair in pairs])
-    if turned:
+    if reverse:
         tokens = reverse_complement(tokens, lengths)
     windows, sizes = split_alleles(tokens, lengths)
     for number, pair in enumerate(pairs):
         for which, allele in enumerate(pair):
-            expected = 3 - allele[::-1] if turned else allele
+            expected = 3 - allele[::-1] if reverse else allele
             assert windows[which, number, : sizes[which, number]].tolist() == expected.tolist()
             assert (windows[which, number, sizes[which, number] :] == 5).all()
 
@@ -88,18 +88,18 @@ def test_features_are_those_of_plain_passes(model, pairs):
     assert found.shape == (len(pairs), allele_width(model.config))
     for row, (reference, alternate) in zip(found, pairs, strict=True):
         differs = next(i for i, (a, b) in enumerate(zip(reference, alternate, strict=False)) if a != b)
-        means, told = [], []
+        means, log_likelihoods = [], []
         for allele in (reference, alternate):
             with torch.no_grad():
                 output = model(torch.from_numpy(allele)[None])
             logp = output.logits[0].log_softmax(1)[torch.arange(len(allele) - 1), torch.from_numpy(allele[1:]).long()]
             means.append([output.hidden[0, differs : differs + 16].mean(0), output.hidden[0, differs:].mean(0)])
-            told.append((float(logp[differs - 1]) if differs else 0.0, float(logp[differs:].sum())))
+            log_likelihoods.append((float(logp[differs - 1]) if differs else 0.0, float(logp[differs:].sum())))
         changes = [other - one for one, other in zip(*means, strict=True)]
         assert row[-4:-2].tolist() == pytest.approx([float(change.norm().log()) for change in changes], abs=1e-3)
-        assert row[-2:].tolist() == pytest.approx([b - a for a, b in zip(*told, strict=True)], abs=1e-3)
-        for place, vector in enumerate((*changes, means[0][0])):
-            assert torch.corrcoef(torch.stack((row[16 * place : 16 * (place + 1)], vector)))[0, 1] > 0.9999
+        assert row[-2:].tolist() == pytest.approx([b - a for a, b in zip(*log_likelihoods, strict=True)], abs=1e-3)
+        for number, vector in enumerate((*changes, means[0][0])):
+            assert torch.corrcoef(torch.stack((row[16 * number : 16 * (number + 1)], vector)))[0, 1] > 0.9999
 
 
 def test_features_do_not_depend_on_the_batch(model, pairs):
@@ -130,8 +130,8 @@ def test_windows_hold_the_variant_in_their_middle_and_n_beyond_the_contig(tmp_pa
         left = int(start[index]) - (20 - int(ref_length[index])) // 2
         expected = "".join(sequence[i] if 0 <= i < 50 else "N" for i in range(left, left + 20))
         assert decode(reference) == expected
-        place = int(start[index]) - left
-        assert decode(alternate) == expected[:place] + alt[index] + expected[place + int(ref_length[index]) :]
+        offset = int(start[index]) - left
+        assert decode(alternate) == expected[:offset] + alt[index] + expected[offset + int(ref_length[index]) :]
     assert (window(store, alleles, 2, 20) == N).sum() == 18
 
 
@@ -277,8 +277,8 @@ def test_a_run_learns_reports_and_keeps_genes_apart(mode, folder, genome, table,
     out = folder / f"run-{mode}"
     arguments = ["--variants", table, "--genome", genome, "--checkpoint", checkpoint, "--length", 32, "--mode", mode]
     assert run(*arguments, "--epochs", 20, "--batch_size", 32, "--learning_rate", "3e-2", "--out", out) == 0
-    told = capsys.readouterr().out
-    assert "no gene in two splits" in told
+    message = capsys.readouterr().out
+    assert "no gene in two splits" in message
     summary = json.loads((out / "summary.json").read_text())
     found = summary["variants"]
     assert found["all"]["auroc"]["value"] > 0.9, found["all"]
@@ -310,11 +310,11 @@ BAD = {
 
 @pytest.mark.parametrize("case", BAD)
 def test_bad_flags(case, genome, table, checkpoint, tmp_path, capsys):
-    changes, told = BAD[case]
+    changes, message = BAD[case]
     arguments = ["--variants", table, "--genome", genome, "--checkpoint", checkpoint, "--out", tmp_path / "run"]
     assert run(*arguments, *changes) == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: ") and error.count("\n") == 1 and told in error
+    assert error.startswith("error: ") and error.count("\n") == 1 and message in error
     assert not (tmp_path / "run").exists()
 
 
@@ -331,30 +331,30 @@ BAD_TABLES = {
 
 @pytest.mark.parametrize("case", BAD_TABLES)
 def test_bad_tables(case, genome, checkpoint, tmp_path, capsys):
-    content, told = BAD_TABLES[case]
+    content, message = BAD_TABLES[case]
     (tmp_path / "v.tsv").write_text(content)
     arguments = ["--variants", tmp_path / "v.tsv", "--genome", genome, "--checkpoint", checkpoint]
     assert run(*arguments, "--out", tmp_path / "run") == 2
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 HEADER = b"contig\tpos\tref\talt\tlabel\n"
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "told"),
+    ("name", "content", "message"),
     [
         ("v.tsv.gz", gzip.compress(HEADER + b"c0\t3\tA\tC\tB\n" * 2000, mtime=0)[:-9], "damaged gzip"),
         ("v.tsv", HEADER + b"c0\t3\tA\tC\t\xff\n", "binary data, expected text in UTF-8"),
     ],
     ids=["truncated", "binary"],
 )
-def test_damaged_tables(name, content, told, genome, checkpoint, tmp_path, capsys):
+def test_damaged_tables(name, content, message, genome, checkpoint, tmp_path, capsys):
     (tmp_path / name).write_bytes(content)
     arguments = ["--variants", tmp_path / name, "--genome", genome, "--checkpoint", checkpoint]
     assert run(*arguments, "--out", tmp_path / "run") == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: ") and error.count("\n") == 1 and told in error
+    assert error.startswith("error: ") and error.count("\n") == 1 and message in error
 
 
 def test_a_gene_in_two_splits_is_refused(table, genome, checkpoint, tmp_path, capsys):

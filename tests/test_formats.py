@@ -1,4 +1,4 @@
-"""Files of November 2026 are read, and runs that were stopped then go on to the same end: `fixtures/formats-2026-11`.
+"""Files of November 2026 are read, and stopped runs are resumed to the same end: `fixtures/formats-2026-11`.
 
 The same bits where torch, its instructions and the processor are those of the recording, else within 1e-4; the test's
 name says which of the two it was.
@@ -22,21 +22,21 @@ INFO = ["info/pretrained", "info/finetuned", "info/json"]
 
 def check(cases, tolerance):
     now = golden.record(cases, quiet=True)
-    found = {case: list(differences(RECORDED.pieces[case], now.pieces[case], **tolerance)) for case in cases}
+    found = {case: list(differences(RECORDED.outputs[case], now.outputs[case], **tolerance)) for case in cases}
     assert not any(found.values()), "\n".join(f"{case}: {line}" for case, lines in found.items() for line in lines)
 
 
 @HOW
 @pytest.mark.timeout(900)
-def test_stopped_runs_go_on_to_the_same_weights_metrics_and_validation(tolerance):
+def test_stopped_runs_resume_to_the_same_weights_metrics_and_validation(tolerance):
     for case in RESUMED:
         assert any(name.endswith("safetensors:/backbone.embedding.weight") for name in weights_of(case)), case
-        assert {"metrics.csv", "summary.json"} <= RECORDED.pieces[case].keys()
+        assert {"metrics.csv", "summary.json"} <= RECORDED.outputs[case].keys()
     check(RESUMED, tolerance)
 
 
 def weights_of(case):
-    return [name.replace("safetensors:", "safetensors:/") for name in RECORDED.pieces[case] if "safetensors" in name]
+    return [name.replace("safetensors:", "safetensors:/") for name in RECORDED.outputs[case] if "safetensors" in name]
 
 
 @HOW
@@ -46,7 +46,7 @@ def test_models_stores_and_cards_are_read(tolerance):
 
 
 def test_a_recording_has_every_case_of_the_formats():
-    assert set(RECORDED.pieces) == {*RESUMED, *READ, *INFO}
+    assert set(RECORDED.outputs) == {*RESUMED, *READ, *INFO}
     assert {case for case in golden.CASES if case.startswith("formats/")} == {*RESUMED, *READ}
 
 

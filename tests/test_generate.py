@@ -74,11 +74,13 @@ def test_blocks_and_passes_change_nothing(inference: Inference, monkeypatch: pyt
     prompts = [encode(text) for text in ("ACGTA", "GGGTC", "AC", "TTTTT", "ACGTA", "G")]
     sampling = Sampling(seed=5, temperature=0.7, top_k=3)
     whole = Generator(inference, sampling).generate(prompts, range(6), 30)
-    told: list[tuple[int, int]] = []
+    reported: list[tuple[int, int]] = []
     for name, value in (("BLOCK", 8), ("PROMPT_BASES", 8), ("PROMPT_CHUNK", 3)):
         monkeypatch.setattr(generation, name, value)
-    assert (Generator(inference, sampling).generate(prompts, range(6), 30, lambda *at: told.append(at)) == whole).all()
-    assert told == [(8, 30), (16, 30), (24, 30), (30, 30)]
+    assert (
+        Generator(inference, sampling).generate(prompts, range(6), 30, lambda *at: reported.append(at)) == whole
+    ).all()
+    assert reported == [(8, 30), (16, 30), (24, 30), (30, 30)]
 
 
 def test_matrices_in_bf16_are_those_of_autocast(checkpoint: Path) -> None:
@@ -125,7 +127,7 @@ class TestCommandLine:
         ("flags", "message"),
         [
             (["--prompt", "ACGQ"], "--prompt: 'Q' at position 4 is no nucleotide; expected A, C, G, T, N"),
-            (["--prompt", ""], "--prompt: empty; a causal model needs at least one base to go on from"),
+            (["--prompt", ""], "--prompt: empty; a causal model needs at least one base to continue from"),
             ([], "give a prompt by --prompt BASES, or prompts by --prompts FASTA (one of the two)"),
             (["--prompt", "A", "--top_k", "5"], "--top_k: 5 is above 4"),
             (["--prompt", "A", "--temperature", "-1"], "--temperature: -1.0 is neither 0 nor at least 1e-06"),

@@ -31,17 +31,17 @@ FOUND = [
 ]
 
 
-@pytest.mark.parametrize(("asked", "genome", "found"), FOUND)
-def test_every_style(asked, genome, found):
+@pytest.mark.parametrize(("name", "genome", "found"), FOUND)
+def test_every_style(name, genome, found):
     names = ContigNames([*genome, "other"])
-    assert names.find(asked) == found
-    assert names.find(asked) == found  # from what it remembers
-    assert names.by_other_name == ({asked: found} if found not in (None, asked) else {})
-    assert names.told() == (f"{asked} is {found}" if names.by_other_name else "")
+    assert names.find(name) == found
+    assert names.find(name) == found  # from what it remembers
+    assert names.by_other_name == ({name: found} if found not in (None, name) else {})
+    assert names.matched() == (f"{name} is {found}" if names.by_other_name else "")
 
 
 @pytest.mark.parametrize(
-    ("asked", "genome"),
+    ("name", "genome"),
     [
         ("chr1", ["1", "Chr1"]),
         ("chrMT", ["M", "chrM"]),
@@ -49,6 +49,6 @@ def test_every_style(asked, genome, found):
         ("GENE", ["a|GENE", "b|GENE"]),
     ],
 )
-def test_two_could_be_meant(asked, genome):
-    with pytest.raises(InputError, match=f"contig '{asked}' could be {genome[0]}".replace("|", r"\|")):
-        ContigNames(genome).find(asked)
+def test_two_could_be_meant(name, genome):
+    with pytest.raises(InputError, match=f"contig '{name}' could be {genome[0]}".replace("|", r"\|")):
+        ContigNames(genome).find(name)

@@ -34,16 +34,21 @@ def store(tmp_path: Path) -> TokenStore:
     return write_genome(tmp_path)
 
 
-def turned(pairs: list[tuple[int, int]]) -> list[tuple[int, int]]:
+def on_other_strand(pairs: list[tuple[int, int]]) -> list[tuple[int, int]]:
     return [(len(PLUS) - b, len(PLUS) - a) for a, b in pairs]
 
 
 @pytest.mark.parametrize("style", ["gff3", "gtf"])
 def test_sites_are_where_the_sequence_has_them(store: TokenStore, tmp_path: Path, style: str) -> None:
-    told = "ID=e;Parent=t1;gene=abc" if style == "gff3" else 'gene_id "g"; transcript_id "t1"; gene_name "abc";'
+    attributes = "ID=e;Parent=t1;gene=abc" if style == "gff3" else 'gene_id "g"; transcript_id "t1"; gene_name "abc";'
     text = ""
-    for contig, strand, turn in (("chrP", "+", list), ("M1", "-", turned)):  # M1 is the file's name for chrM1
-        text += gff(contig, strand, turn(EXONS), "exon", told) + gff(contig, strand, turn(EXONS), "CDS", told)
+    for contig, strand, convert in (
+        ("chrP", "+", list),
+        ("M1", "-", on_other_strand),
+    ):  # M1 is the file's name for chrM1
+        text += gff(contig, strand, convert(EXONS), "exon", attributes) + gff(
+            contig, strand, convert(EXONS), "CDS", attributes
+        )
     path = tmp_path / f"a.{style}"
     path.write_text(text)
     genes = read_genes(path, store)
@@ -56,9 +61,9 @@ def test_sites_are_where_the_sequence_has_them(store: TokenStore, tmp_path: Path
         assert len(found.position) == (2 if kind == "start codon" else 4)
         for contig, position, reverse in zip(*found, strict=True):
             whole = store.read(contig, 0, len(PLUS)) & 0x7F
-            place = len(PLUS) - 1 - position if reverse else position
+            offset = len(PLUS) - 1 - position if reverse else position
             read = decode(reverse_complement(whole) if reverse else whole)
-            assert read[place - before : place - before + len(after)] == after, (kind, contig, position)
+            assert read[offset - before : offset - before + len(after)] == after, (kind, contig, position)
     assert [gene.contig for gene in read_genes(path, store, Interval("chrP", 20, 22))] == ["chrP"]
     assert read_genes(path, store, Interval("chrP", 8, 16)) == []
 
@@ -73,7 +78,7 @@ def test_sites_of_several_transcripts_count_once() -> None:
     assert longest_transcripts([two, one]) == [one]
 
 
-def test_bad_annotation_is_told_in_one_line(store: TokenStore, tmp_path: Path) -> None:
+def test_bad_annotation_is_reported_in_one_line(store: TokenStore, tmp_path: Path) -> None:
     path = tmp_path / "bad.gff3"
     path.write_text("chrP\tx\texon\t1\t500\t.\t+\t.\tID=e\n")
     with pytest.raises(InputError, match="line 1: end 500 is beyond contig chrP"):

@@ -64,9 +64,9 @@ def test_the_same_bases_as_from_the_store(tmp_path, kind):
             sparse = genome.read_sparse(contig.name, np.array([[start, end]]))
             assert sparse.size == contig.length
             assert sparse[start:end].tolist() == store.read_sparse(contig.name, np.empty((0, 2)))[start:end].tolist()
-        places = random.integers(0, contig.length, 9)
+        positions = random.integers(0, contig.length, 9)
         where = np.full(9, number)
-        assert genome.tokens_at(where, places).tolist() == store.tokens_at(where, places).tolist()
+        assert genome.tokens_at(where, positions).tolist() == store.tokens_at(where, positions).tolist()
     again = pickle.loads(pickle.dumps(genome))
     assert again.read("chr2", 0, 4).tolist() == genome.read("chr2", 0, 4).tolist()
 
@@ -79,9 +79,9 @@ def test_a_genome_is_like_a_dictionary_of_strings(fasta):
     assert genome["2"] == genome["chr2", :] == "acgT" and genome["chr2", -2:] == "gT" and genome["chr2", 2:2] == ""
     assert genome.length("MT") == 77 and "MT" in genome and "chr9" not in genome and 1 not in genome
     assert genome.read("chr2", 0, 4).tolist() == [128, 129, 130, 3]
-    for place in (slice(0, 5), slice(3, 2), slice(-9, 2), slice(0, 4, 2)):
+    for part in (slice(0, 5), slice(3, 2), slice(-9, 2), slice(0, 4, 2)):
         with pytest.raises(InputError):
-            genome["chr2", place]
+            genome["chr2", part]
     with pytest.raises(KeyError, match="no contig 'chr9'; the contigs are chr1, chr2, chrM"):
         genome["chr9"]
     store = open_genome(fasta)
@@ -112,14 +112,14 @@ def test_an_old_index_is_built_again(fasta):
     write(fasta, {"chr1": "TTTTT", "chr3": "A" * 70})
     with pytest.raises(InputError, match="was changed while it is in use"):
         before.read("chr1", 0, 3)
-    os.utime(fasta, (1, 1))  # older than the index, as a copy that keeps its time: the size tells
+    os.utime(fasta, (1, 1))  # older than the index, as a copy that keeps its time: the size shows it
     assert [c.name for c in IndexedGenome(fasta).contigs] == ["chr1", "chr3"]
     write(fasta, {"chr1": "TTTTT", "chr4": "C" * 70})
     os.utime(index, (1, 1))
     assert [c.name for c in IndexedGenome(fasta).contigs] == ["chr1", "chr4"]
 
 
-def test_an_index_that_lies_is_told(fasta):
+def test_an_index_that_lies_is_reported(fasta):
     IndexedGenome(fasta)
     index = fasta.with_name("g.fa.fai")
     lines = index.read_text().splitlines()
@@ -144,7 +144,7 @@ def test_in_a_folder_that_is_read_only_the_index_lies_in_the_cache(fasta, tmp_pa
     assert len(list((tmp_path / "cache").rglob("*.fai"))) == 1
 
 
-def test_a_letter_that_is_no_nucleotide_is_told(tmp_path):
+def test_a_letter_that_is_no_nucleotide_is_reported(tmp_path):
     (tmp_path / "p.fa").write_text(">p\nACGT!CGT\n")
     genome = IndexedGenome(tmp_path / "p.fa")
     assert genome.read("p", 0, 4).size == 4
@@ -191,8 +191,8 @@ def test_every_job_gives_the_same_files_by_index_and_by_store(tmp_path, capsys, 
             open_genome(fasta)
         flags = (*words, "--checkpoint", tmp_path / "model", "--genome", fasta, "--out", folder / name)
         assert cli.run(main, [str(word) for word in flags]) == 0
-        told = capsys.readouterr().out
-        assert how in told and "2 is chr2" in told
+        reported = capsys.readouterr().out
+        assert how in reported and "2 is chr2" in reported
         files = sorted(path for path in folder.iterdir() if path.suffix != ".json")
         written.append([(path.name, contents(path)) for path in files])
         assert fasta.with_name("g.fa.dnamamba").exists() == (how == "token store")

@@ -1,4 +1,4 @@
-"""Packed rows: every short sequence once an epoch, whole, at its place; rows a function of (seed, epoch, index)."""
+"""Packed windows: every short sequence once an epoch, whole, in order; windows a function of (seed, epoch, index)."""
 
 from collections import Counter
 
@@ -82,7 +82,7 @@ def test_rows_are_a_function_of_seed_epoch_and_index(store: TokenStore) -> None:
 
 def test_beyond_the_epoch(store: TokenStore) -> None:
     packed = plan(store)
-    with pytest.raises(IndexError, match="rows 0 to"):
+    with pytest.raises(IndexError, match="windows 0 to"):
         packed.batch(0, np.array([packed.epoch_size(0)]))
 
 
@@ -90,7 +90,7 @@ def test_nothing_short_is_the_plain_plan(store: TokenStore) -> None:
     intervals = (Interval("c0", 0, 1000),)
     windows = WindowPlan(store, intervals, LENGTH, 0, random_phase=True)
     packed = PackedPlan(windows, intervals, 0.1)
-    assert packed.packed_rows == 0 and packed.epoch_size(0) == windows.epoch_size(0)
+    assert packed.packed_windows == 0 and packed.epoch_size(0) == windows.epoch_size(0)
     assert {tuple(row) for row in packed.batch(0, np.arange(5))[2].tolist()} == {(0,) * (LENGTH + 1)}
 
 

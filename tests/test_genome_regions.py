@@ -64,7 +64,7 @@ def test_samtools_takes_the_same_bases(fasta, store, tmp_path, text, expected):
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("chr1:0-10", "--region: chr1:0-10: bases are counted from 1"),
         ("chr1:10-9", "--region: chr1:10-9: the start lies behind the end"),
@@ -79,10 +79,10 @@ def test_samtools_takes_the_same_bases(fasta, store, tmp_path, text, expected):
         ("", "--region: "),
     ],
 )
-def test_what_is_no_region(store, text, told):
+def test_what_is_no_region(store, text, message):
     with pytest.raises(InputError) as caught:
         parse_region(text, store)
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_one_way_to_say_where(store, tmp_path):

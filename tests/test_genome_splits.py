@@ -273,7 +273,7 @@ def test_the_proof_is_exact(items, context):
 def test_errors_of_make_splits(store, tmp_path):
     with pytest.raises(InputError, match=r"length 60000 is too long.*chr1, has 60000"):
         make_splits(store, select_contigs(store), context_length=60_000)
-    with pytest.raises(InputError, match="no room for a window"):
+    with pytest.raises(InputError, match="no interval for a window"):
         make_splits(store, select_contigs(store), context_length=40_000)
     with pytest.raises(InputError, match=r"'chrM'.*left out"):
         make_splits(store, select_contigs(store), context_length=10, validation=["chrM"])

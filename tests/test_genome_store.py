@@ -62,7 +62,7 @@ def test_reading_outside_of_a_contig(fasta, contig, start, end):
         open_genome(fasta).read(contig, start, end)
 
 
-def test_unknown_contigs_are_told_what_there_is(fasta):
+def test_unknown_contigs_are_answered_by_what_there_is(fasta):
     with pytest.raises(InputError, match="no contig '1'; the contigs are chr1, chr2, chr3"):
         open_genome(fasta).contig("1")
 
@@ -74,7 +74,7 @@ def test_runs_counts_and_checksums_over_all_boundaries(tmp_path_factory, contigs
     path = folder / "g.fa"
     path.write_text("".join(f">c{i}\n{sequence}\n" for i, sequence in enumerate(contigs)))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(store_module, "read_genome", lambda p, r: _in_pieces(p, r, block))
+        patch.setattr(store_module, "read_genome", lambda p, r: _in_blocks(p, r, block))
         patch.setattr(store_format, "BLOCK_BYTES", block)
         patch.setattr(store_module, "BLOCK_BYTES", block)
         store = open_genome(path)
@@ -96,7 +96,7 @@ def test_runs_counts_and_checksums_over_all_boundaries(tmp_path_factory, contigs
     np.testing.assert_array_equal(store.n_before(positions), expected)
 
 
-def _in_pieces(path, on_read, size):
+def _in_blocks(path, on_read, size):
     from dnamamba.genome.reader import SequenceBlock, read_genome
 
     for item in read_genome(path, on_read):
@@ -173,16 +173,16 @@ def test_several_files_and_duplicates(tmp_path, fasta):
     assert not [path for path in tmp_path.iterdir() if ".tmp" in path.name or path.name.endswith(".lock")]
 
 
-def test_explicit_place(tmp_path, fasta):
-    place = tmp_path / "deep" / "store"
-    assert open_genome(fasta, store=place).path == place
+def test_explicit_folder(tmp_path, fasta):
+    folder = tmp_path / "deep" / "store"
+    assert open_genome(fasta, store=folder).path == folder
     assert not fasta.with_name("genome.fa.dnamamba").exists()
     change(fasta, FASTA + b"A")
-    assert open_genome(fasta, store=place).contig("chr3").length == 2
+    assert open_genome(fasta, store=folder).contig("chr3").length == 2
     other = tmp_path / "other.fa"
     other.write_text(">a\nACGT\n")
     with pytest.raises(InputError, match=r"another genome \(genome\.fa\)"):
-        open_genome(other, store=place)
+        open_genome(other, store=folder)
     with pytest.raises(InputError, match="exists and is no token store"):
         open_genome(fasta, store=tmp_path)
 
@@ -266,9 +266,9 @@ def damage(file: Path, how: str) -> None:
     + [("index.json", h) for h in ("magic", "half", "empty")],
 )
 def test_damage_seen_at_opening(fasta, name, how):
-    place = open_genome(fasta).path
-    damage(place / name, how)
-    for genome in (fasta, place):
+    folder = open_genome(fasta).path
+    damage(folder / name, how)
+    for genome in (fasta, folder):
         with pytest.raises(InputError, match=r"damaged.*delete the store to have it rebuilt"):
             open_genome(genome)
 
@@ -293,11 +293,11 @@ def test_parts_of_two_stores_are_refused(fasta, tmp_path):
 
 
 def test_other_format_versions(fasta):
-    place = open_genome(fasta).path
-    index = json.loads((place / "index.json").read_text())
-    (place / "index.json").write_text(json.dumps({**index, "version": 0}))
+    folder = open_genome(fasta).path
+    index = json.loads((folder / "index.json").read_text())
+    (folder / "index.json").write_text(json.dumps({**index, "version": 0}))
     with pytest.raises(InputError, match="format 0"):
-        open_genome(place)
+        open_genome(folder)
     assert open_genome(fasta).bases == index["bases"]  # the source is there: built again
 
 
@@ -363,7 +363,7 @@ def test_progress_reaches_the_end(fasta):
     assert calls[-1] == (len(FASTA), len(FASTA))
 
 
-def test_the_room_is_light():
+def test_genome_modules_import_little():
     import subprocess
     import sys
 

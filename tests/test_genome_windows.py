@@ -72,7 +72,7 @@ def test_permute_mixes_and_depends_on_the_key():
         assert abs(np.corrcoef(np.arange(size), one)[0, 1]) < 0.02
         assert abs(np.corrcoef(one[:-1], one[1:])[0, 1]) < 0.02
     assert (order == other).mean() < 0.001
-    # Each place is reached from everywhere: the mean over keys of one index is the middle.
+    # Each position is reached from everywhere: the mean over keys of one index is the middle.
     means = np.mean([permute(np.arange(50), 50, key) for key in range(400)], axis=0)
     assert np.abs(means - 24.5).max() < 4
 
@@ -141,7 +141,7 @@ def test_every_base_is_covered_over_epochs(store):
             seen[window.start : window.end] += 1
     assert (seen[10:] > 0).all()
     assert (seen[:10] == 0).all()
-    # The phase is uniform: away from the ends every place is seen alike (twice where windows meet).
+    # The phase is uniform: away from the ends every position is seen alike (twice where windows meet).
     assert seen[120:660].min() > 0.9 * seen[120:660].max() - 30
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import golden
 import numpy as np
 import pytest
-from golden_values import Piece, Recording, contents, differences, load, machine, piece, save
+from golden_values import Output, Recording, contents, differences, load, machine, reduced, save
 
 RECORDED = load(Path(__file__).parent / "golden" / "verbs.npz")
 SAME_MACHINE = machine() == RECORDED.machine
@@ -23,28 +23,28 @@ def test_verbs_write_what_they_wrote(tolerance):
     cases = golden.chosen(FAST)
     assert {case.split("/")[0] for case in cases} == {case.split("/")[0] for case in golden.CASES} - {"formats"}
     now = golden.record(cases, quiet=True)
-    found = {case: list(differences(RECORDED.pieces[case], now.pieces[case], **tolerance)) for case in cases}
+    found = {case: list(differences(RECORDED.outputs[case], now.outputs[case], **tolerance)) for case in cases}
     assert not any(found.values()), "\n".join(f"{case}: {line}" for case, lines in found.items() for line in lines)
 
 
 def test_a_recording_has_every_case():
-    assert set(RECORDED.pieces) == {case for case in golden.CASES if not case.startswith("formats/")}
+    assert set(RECORDED.outputs) == {case for case in golden.CASES if not case.startswith("formats/")}
 
 
-def pieces(limit=golden.KEPT, **values) -> dict[str, Piece]:
-    return {name: piece(value, limit) for name, value in values.items()}
+def outputs(limit=golden.KEPT, **values) -> dict[str, Output]:
+    return {name: reduced(value, limit) for name, value in values.items()}
 
 
 def test_one_bit_is_a_difference():
     values = np.linspace(1, 2, 1000, dtype=np.float32)
     changed = values.copy()
     changed[-1] = np.nextafter(changed[-1], np.float32(9))
-    (line,) = differences(pieces(a=values), pieces(a=changed))
+    (line,) = differences(outputs(a=values), outputs(a=changed))
     assert "largest difference 2.38e-07, relative 1.19e-07, of 2" in line
-    assert list(differences(pieces(a=values), pieces(a=changed), rtol=1e-6)) == []
+    assert list(differences(outputs(a=values), outputs(a=changed), rtol=1e-6)) == []
     changed[1] = 7  # not among those kept
     changed[-1] = values[-1]
-    (line,) = differences(pieces(limit=3, a=values), pieces(limit=3, a=changed))
+    (line,) = differences(outputs(limit=3, a=values), outputs(limit=3, a=changed))
     assert "not in the values that were kept" in line
 
 
@@ -63,28 +63,28 @@ def test_one_bit_is_a_difference():
     ],
 )
 def test_what_is_a_difference(old, new, exact, within):
-    assert len(list(differences(pieces(a=old), pieces(a=new)))) == exact
-    assert len(list(differences(pieces(a=old), pieces(a=new), rtol=1e-4, atol=1e-5))) == within
-    assert list(differences(pieces(a=old), pieces(a=old))) == []
+    assert len(list(differences(outputs(a=old), outputs(a=new)))) == exact
+    assert len(list(differences(outputs(a=old), outputs(a=new), rtol=1e-4, atol=1e-5))) == within
+    assert list(differences(outputs(a=old), outputs(a=old))) == []
 
 
 def test_files_that_come_and_go_are_differences(tmp_path):
     (tmp_path / "table.csv").write_text("step,seconds\n1,0.5\n")
-    before = {name: piece(value, 9) for name, value in contents(tmp_path, tmp_path).items()}
+    before = {name: reduced(value, 9) for name, value in contents(tmp_path, tmp_path).items()}
     (tmp_path / "table.csv").write_text("step,seconds\n1,0.7\n")
     (tmp_path / "run.json").write_text('{"a": [1, 2], "seconds": 3}')
-    now = {name: piece(value, 9) for name, value in contents(tmp_path, tmp_path).items()}
+    now = {name: reduced(value, 9) for name, value in contents(tmp_path, tmp_path).items()}
     assert list(differences(before, now)) == ["run.json: is new"]
     assert list(differences(now, before)) == ["run.json: is missing"]
     assert now["run.json"].kept == ["/a/0: 1", "/a/1: 2"]
 
 
 def test_a_recording_comes_back_from_its_file(tmp_path):
-    made = pieces(text=["a", "ü 1.5"], some=np.arange(2000.0), flags=np.array([True, False]), none=np.zeros((0, 3)))
-    save(Recording(machine(), {"one": made, "two": pieces(some=np.arange(5.0))}), tmp_path / "file.npz")
+    made = outputs(text=["a", "ü 1.5"], some=np.arange(2000.0), flags=np.array([True, False]), none=np.zeros((0, 3)))
+    save(Recording(machine(), {"one": made, "two": outputs(some=np.arange(5.0))}), tmp_path / "file.npz")
     back = load(tmp_path / "file.npz")
     assert back.machine == machine()
-    for case, kept in (("one", made), ("two", pieces(some=np.arange(5.0)))):
-        assert list(differences(kept, back.pieces[case])) == []
+    for case, kept in (("one", made), ("two", outputs(some=np.arange(5.0)))):
+        assert list(differences(kept, back.outputs[case])) == []
         for name in kept:
-            np.testing.assert_array_equal(back.pieces[case][name].kept, kept[name].kept)
+            np.testing.assert_array_equal(back.outputs[case][name].kept, kept[name].kept)

@@ -82,7 +82,7 @@ def python_blocks(document):
 
 
 def wrong_calls(source):
-    """What a documented piece of Python asks of `dnamamba` that is not there: names, methods, arguments.
+    """What a documented example uses of `dnamamba` that is not there: names, methods, arguments.
 
     Variables are followed as far as documents need it: what `load`, `pretrain`, `finetune` and `Run.model` give.
     """
@@ -267,6 +267,41 @@ def test_a_class_has_a_name_of_its_own():
         modules.setdefault(name, []).append(module)
     assert len(modules) > 100
     assert {name: found for name, found in modules.items() if len(found) > 1} == {}
+
+
+def defined_names(folder):
+    """(module, name) of all that the modules below this folder define: modules, classes, functions, arguments,
+    variables and attributes."""
+    for path in sorted((ROOT / folder).rglob("*.py")):
+        module = str(path.relative_to(ROOT))
+        yield module, path.stem
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef | ast.FunctionDef):
+                yield module, node.name
+            elif isinstance(node, ast.arg):
+                yield module, node.arg
+            elif isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Store):
+                yield module, node.id if isinstance(node, ast.Name) else node.attr
+            elif isinstance(node, ast.alias) and node.asname:
+                yield module, node.asname
+
+
+def unwanted(name):
+    """Whether one of the words of a name is among those that CONTRIBUTING says not to use."""
+    words = "told|tells?|conjoin(ed|s)?|believed?|mend(s|ed)?|stretch(es)?|pieces?|turned|asked|beside|house|rooms?"
+    parts = re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", name)
+    return name != "conjoin" and any(re.fullmatch(words, part.lower()) for part in parts)  # the name of a flag
+
+
+def test_names_do_without_the_words_not_to_use():
+    names = list(defined_names("dnamamba"))
+    assert len(names) > 5000
+    assert [found for found in names if unwanted(found[1])] == []
+
+
+def test_an_unwanted_word_is_found():
+    wrong = ["told", "is_turned", "StrandStretch", "_pieces", "conjoin_strands", "Asked", "mend"]
+    assert [name for name in [*wrong, "conjoin", "masked", "returned", "untold"] if unwanted(name)] == wrong
 
 
 def test_version_stands_in_one_voice():

@@ -1,4 +1,4 @@
-"""The waist through which every question to a model goes: batches, chunks, pooling, likelihoods, loading."""
+"""The waist through which every use of a model goes: batches, chunks, pooling, likelihoods, loading."""
 
 import numpy as np
 import pytest
@@ -57,7 +57,7 @@ def test_a_stream_in_chunks_is_the_whole_pass(chunk):
         torch.testing.assert_close(found.ssm_state, expected.ssm_state, rtol=1e-4, atol=1e-4)
 
 
-def test_a_stream_goes_on_from_a_state():
+def test_a_stream_continues_from_a_state():
     model = tiny_model()
     tokens = torch.randint(0, 4, (2, 40), dtype=torch.uint8)
     with torch.no_grad():
@@ -112,8 +112,8 @@ def test_the_log_likelihood_of_what_is_no_base_is_missing():
     found = next_base_log_likelihood(logits, targets)
     assert found.dtype == torch.float32 and torch.equal(found.isnan(), targets >= BASES)
     log_p = torch.log_softmax(logits.detach().double(), -1)
-    for place in (targets < BASES).nonzero().tolist():
-        assert found[tuple(place)].item() == pytest.approx(log_p[(*place, int(targets[tuple(place)]))].item(), abs=1e-6)
+    for index in (targets < BASES).nonzero().tolist():
+        assert found[tuple(index)].item() == pytest.approx(log_p[(*index, int(targets[tuple(index)]))].item(), abs=1e-6)
     assert torch.equal(found.nan_to_num(0), -next_base_nll(logits, targets).nan_to_num(0))
     torch.where(targets < BASES, found, 0.0).sum().backward()
     assert logits.grad.isfinite().all() and (logits.grad[0, 4:] == 0).all() and logits.grad[1].abs().sum() > 0

@@ -20,8 +20,8 @@ from dnamamba.alphabet import BASES, COMPLEMENT, TOKEN_BITS, encode
 from dnamamba.analysis.likelihood import contig_tracks, track_files
 from dnamamba.analysis.likelihood import job as likelihood_job
 from dnamamba.analysis.likelihood.compute import STRANDS, likelihood_table
-from dnamamba.analysis.likelihood.strand_rows import TRACKS
 from dnamamba.analysis.likelihood.strand_tiles import StrandTiling
+from dnamamba.analysis.likelihood.strand_values import TRACKS
 from dnamamba.formats.checkpoint import save_checkpoint, save_classifier
 from dnamamba.genome.intervals import Interval
 from dnamamba.genome.store import open_genome
@@ -114,8 +114,8 @@ def plain_tracks(predict, sequence):
 def assert_tracks(table, expected):
     assert table.columns == ["contig", "position", "ref", *(f"{s}_{t}" for s in STRANDS for t in TRACKS)]
     for name in expected:
-        told = table[name].fill_null(math.nan).to_numpy()
-        np.testing.assert_allclose(told, expected[name], atol=2e-5, err_msg=name)  # NaN where NaN is
+        found = table[name].fill_null(math.nan).to_numpy()
+        np.testing.assert_allclose(found, expected[name], atol=2e-5, err_msg=name)  # NaN where NaN is
 
 
 @pytest.mark.parametrize("batch_tokens", [6, 14, 101, 100_000])
@@ -157,9 +157,9 @@ def test_missing_is_missing_and_nothing_else_is(inference, store, contigs):
 @pytest.mark.parametrize("batch_tokens", [70, 5000])
 def test_regions_do_not_change_the_values(inference, store, contigs, tiling, batch_tokens):
     all_of_it = likelihood_table(inference, store, whole(contigs), tiling)
-    asked = [Interval("chr2", *p) for p in ((420, 421), (0, 1), (3, 9), (31, 33), (90, 97), (95, 100), (500, 509))]
-    asked += [Interval("chr10", 0, 1), Interval("chr10", 130, 131), Interval("chr1", 0, 1), Interval("chr3", 1, 3)]
-    table = likelihood_table(inference, store, asked, tiling, batch_tokens=batch_tokens)
+    intervals = [Interval("chr2", *p) for p in ((420, 421), (0, 1), (3, 9), (31, 33), (90, 97), (95, 100), (500, 509))]
+    intervals += [Interval("chr10", 0, 1), Interval("chr10", 130, 131), Interval("chr1", 0, 1), Interval("chr3", 1, 3)]
+    table = likelihood_table(inference, store, intervals, tiling, batch_tokens=batch_tokens)
     expected = pl.concat(
         all_of_it.filter((pl.col("contig") == name) & pl.col("position").is_between(start, end, closed="left"))
         for name, start, end in [
@@ -172,11 +172,11 @@ def test_regions_do_not_change_the_values(inference, store, contigs, tiling, bat
 
 
 def test_the_reverse_complement_swaps_the_strands(inference, store, contigs, tmp_path):
-    turned = "".join(reversed(contigs["chr10"].translate(str.maketrans("ACGT", "TGCA"))))
-    (tmp_path / "turned.fa").write_text(f">chr10\n{turned}\n")
+    complement = "".join(reversed(contigs["chr10"].translate(str.maketrans("ACGT", "TGCA"))))
+    (tmp_path / "complement.fa").write_text(f">chr10\n{complement}\n")
     where, tiling = whole(contigs, "chr10"), StrandTiling(40, 20)
     here = likelihood_table(inference, store, where, tiling)
-    there = likelihood_table(inference, open_genome(tmp_path / "turned.fa"), where, tiling).reverse()
+    there = likelihood_table(inference, open_genome(tmp_path / "complement.fa"), where, tiling).reverse()
     letters = {"p_A": "p_T", "p_C": "p_G", "p_G": "p_C", "p_T": "p_A"}
     swapped = {
         f"{strand}_{track}": there[f"{other}_{letters.get(track, track)}"].fill_null(math.nan).to_numpy()
@@ -196,7 +196,7 @@ def test_context_matters(inference, store, contigs):
         assert (here["forward_log_likelihood"] - there["forward_log_likelihood"]).abs().max() > 0.01
 
 
-def test_every_base_is_told_once_and_with_enough_context():
+def test_every_base_is_described_once_and_with_enough_context():
     rng = np.random.default_rng(5)
     length = 509
     for _ in range(300):
@@ -204,26 +204,26 @@ def test_every_base_is_told_once_and_with_enough_context():
         overlap = int(rng.integers(0, context))
         cuts = np.sort(rng.choice(length + 1, 2 * int(rng.integers(1, 5)), replace=False)).reshape(-1, 2)
         for reverse in (False, True):
-            rows = StrandTiling(context, overlap).stretches(reverse, cuts, length)
-            told = [base for row in rows for base in range(row.first, row.end)]
-            assert len(set(told)) == len(told)
-            in_contig = {length - 1 - base if reverse else base for base in told}
+            tiles = StrandTiling(context, overlap).tiles(reverse, cuts, length)
+            described = [base for tile in tiles for base in range(tile.first, tile.end)]
+            assert len(set(described)) == len(described)
+            in_contig = {length - 1 - base if reverse else base for base in described}
             wanted = {base for start, end in cuts.tolist() for base in range(start, end)}
             assert wanted - in_contig <= {length - 1 if reverse else 0}  # nothing predicts a strand's first base
-            for row in rows:
-                assert row.start < row.first < row.end <= row.start + context + 1
-                assert row.start == 0 or row.first - row.start > overlap
+            for tile in tiles:
+                assert tile.start < tile.first < tile.end <= tile.start + context + 1
+                assert tile.start == 0 or tile.first - tile.start > overlap
 
 
 def test_tiles_without_wanted_bases_are_not_read():
     tiling = StrandTiling(100, 50)
     pairs = np.array([[10, 12], [9_000, 9_010]])
-    assert tiling.stretches(False, pairs, 10_000) == [
+    assert tiling.tiles(False, pairs, 10_000) == [
         (False, 0, 10, 12),
         (False, 8900, 9000, 9001),
         (False, 8950, 9001, 9010),
     ]
-    assert sum(row.end - row.start for row in tiling.stretches(True, pairs, 10_000)) <= 300
+    assert sum(tile.end - tile.start for tile in tiling.tiles(True, pairs, 10_000)) <= 300
 
 
 def run(folder, checkpoint, fasta, *flags):
@@ -322,8 +322,8 @@ def test_all_formats_at_once_on_many_bases(tmp_path):
 
 
 @pytest.mark.parametrize("failure", [KeyboardInterrupt, OSError(28, "No space left on device")])
-@pytest.mark.parametrize("place", ["put", "values"])
-def test_failure_leaves_no_files(checkpoint, fasta, tmp_path, monkeypatch, failure, place):
+@pytest.mark.parametrize("method", ["put", "values"])
+def test_failure_leaves_no_files(checkpoint, fasta, tmp_path, monkeypatch, failure, method):
     (tmp_path / "out.npz").write_text("old")
     calls = 0
 
@@ -334,8 +334,8 @@ def test_failure_leaves_no_files(checkpoint, fasta, tmp_path, monkeypatch, failu
             raise failure
         return original(self, *arguments)
 
-    original = getattr(contig_tracks.ContigTracks, place)
-    monkeypatch.setattr(contig_tracks.ContigTracks, place, fail)
+    original = getattr(contig_tracks.ContigTracks, method)
+    monkeypatch.setattr(contig_tracks.ContigTracks, method, fail)
     code = run(tmp_path, checkpoint, fasta, "--format", "npz,parquet,bigwig,bedgraph", "--overwrite")
     assert code == (cli.INTERRUPTED if failure is KeyboardInterrupt else cli.USER_ERROR)
     assert [path.name for path in tmp_path.iterdir()] == ["out.npz"]
@@ -350,14 +350,14 @@ def bad(folder, checkpoint):
         "protein.fa": ">p\nMKLV!\n",
         "empty.bed": "# nothing\n",
         "far.bed": "chr2\t1\t9999\n",
-        "turned.bed": "chr2\t9\t3\n",
+        "start_after_end.bed": "chr2\t9\t3\n",
         "other.bed": "77\t1\t3\n",
     }
     for name, text in files.items():
         (folder / name).write_text(text)
     (folder / "binary.bed").write_bytes(b"\xff\xfe\x00")
     model = LanguageModel(preset("demo", n_layer=1, d_model=8, d_state=2))
-    save_checkpoint(model, folder / "untold", {})
+    save_checkpoint(model, folder / "no_length", {})
     save_checkpoint(model, folder / "alphabet", {})
     (folder / "alphabet" / "tokens.json").write_text(json.dumps({"A": 0}))
     save_classifier(SequenceClassifier(model.config, HeadConfig("multiclass", ("a", "b"))), folder / "classifier", {})
@@ -365,7 +365,7 @@ def bad(folder, checkpoint):
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "message"),
     [
         ("--format bigwigs", "--format: unknown 'bigwigs', expected one or several of bigwig, bedgraph, parquet, npz"),
         ("--format ,", "--format: expected one or several of bigwig"),
@@ -385,7 +385,7 @@ def bad(folder, checkpoint):
         ("--region chr2:1-5 --regions DIR/empty.bed", "--region and --regions both say where"),
         ("--regions DIR/empty.bed", "DIR/empty.bed: no intervals"),
         ("--regions DIR/far.bed", "DIR/far.bed, line 1: chr2:1-9999 ends beyond the contig"),
-        ("--regions DIR/turned.bed", "DIR/turned.bed, line 1: chr2:9-3 must have start < end"),
+        ("--regions DIR/start_after_end.bed", "DIR/start_after_end.bed, line 1: chr2:9-3 must have start < end"),
         ("--regions DIR/other.bed", "DIR/other.bed, line 1: the genome has no contig '77'; the contigs are chr"),
         ("--regions DIR/binary.bed", "DIR/binary.bed: binary data, expected BED"),
         ("--regions DIR/absent.bed", "DIR/absent.bed: no such file; expected BED"),
@@ -393,7 +393,7 @@ def bad(folder, checkpoint):
         ("--genome DIR/empty.fa", "DIR/empty.fa: "),
         ("--genome DIR/protein.fa", "DIR/protein.fa"),
         ("--genome DIR/absent.fa", "DIR/absent.fa: no such file"),
-        ("--checkpoint DIR/untold", "DIR/untold: does not say what length it was trained at; give --context"),
+        ("--checkpoint DIR/no_length", "DIR/no_length: does not say what length it was trained at; give --context"),
         ("--checkpoint DIR/alphabet", "DIR/alphabet/tokens.json: another alphabet"),
         ("--checkpoint DIR/classifier", "DIR/classifier: a fine-tuned classifier"),
         ("--checkpoint DIR/absent", "DIR/absent: no such folder"),
@@ -404,19 +404,19 @@ def bad(folder, checkpoint):
         ("--regiones x", "unknown flag --regiones; did you mean --regions"),
     ],
 )
-def test_bad_input_is_told_in_one_line(bad, tmp_path, checkpoint, fasta, capsys, flags, told):
+def test_bad_input_is_reported_in_one_line(bad, tmp_path, checkpoint, fasta, capsys, flags, message):
     if "gpu" in flags and torch.cuda.is_available():
         pytest.skip("there is a GPU")
     (bad / "taken.forward.log_likelihood.bw").write_text("mine")
     here = str(bad)
     assert run(tmp_path, checkpoint, fasta, *flags.replace("DIR", here).split()) == cli.USER_ERROR
     errors = capsys.readouterr().err.splitlines()
-    assert len(errors) == 1 and told.replace("DIR", here) in errors[0]
+    assert len(errors) == 1 and message.replace("DIR", here) in errors[0]
     assert not any(tmp_path.iterdir())
     assert (bad / "taken.forward.log_likelihood.bw").read_text() == "mine"
 
 
-def test_missing_library_is_told_before_the_work(checkpoint, fasta, tmp_path, monkeypatch, capsys):
+def test_missing_library_is_reported_before_the_work(checkpoint, fasta, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(track_files.importlib.util, "find_spec", lambda name: None)
     assert run(tmp_path, checkpoint, fasta, "--format", "bigwig,bedgraph") == cli.USER_ERROR
     assert "--format bedgraph: needs polars, which is not installed" in capsys.readouterr().err
@@ -441,15 +441,15 @@ def test_the_edge_of_an_assembly_gap_of_chromosome_20(checkpoint, tmp_path):
 
 
 @pytest.mark.gpu
-def test_the_gpu_tells_the_same(checkpoint, fasta, store, contigs):
+def test_the_gpu_gives_the_same(checkpoint, fasta, store, contigs):
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
     for precision, tolerance in (("fp32", 1e-3), ("bf16", 0.05)):
         inference = load_for_inference(checkpoint, "gpu", precision)
         reference = load_for_inference(checkpoint, "cpu", "fp32")
         for tiling in (UNLIMITED, StrandTiling(64, 32)):
-            told = likelihood_table(inference, store, whole(contigs), tiling, batch_tokens=128)
+            found = likelihood_table(inference, store, whole(contigs), tiling, batch_tokens=128)
             expected = likelihood_table(reference, store, whole(contigs), tiling)
-            for name in (name for name in told.columns if "_p_" in name):
-                assert (told[name].is_null() == expected[name].is_null()).all()
-                assert (told[name] - expected[name]).abs().max() < tolerance
+            for name in (name for name in found.columns if "_p_" in name):
+                assert (found[name].is_null() == expected[name].is_null()).all()
+                assert (found[name] - expected[name]).abs().max() < tolerance

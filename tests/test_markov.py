@@ -74,16 +74,16 @@ def test_equals_the_dictionary_model(both_strands, arrays, windows, order):
 
 
 def test_blocks_of_the_training_data_do_not_show():
-    """Counts are the same whether read in one piece or in blocks whose contexts lie in the block before."""
+    """Counts are the same whether read at once or in blocks whose contexts lie in the block before."""
     generator = np.random.default_rng(0)
     array = generator.integers(0, 4, 5000).astype(np.uint8)
     array[[70, 71, 2500]] = 4
-    pieces = markov._empty_counts(5)
+    counts = markov._empty_counts(5)
     for block in markov._blocks([array], 37):
-        markov._count(pieces, block, 5, both_strands=True)
+        markov._count(counts, block, 5, both_strands=True)
     whole = markov._empty_counts(5)
     markov._count(whole, markov._ArrayBlock(array, 0, array.size), 5, both_strands=True)
-    for a, b in zip(pieces, whole, strict=True):
+    for a, b in zip(counts, whole, strict=True):
         np.testing.assert_array_equal(a, b)
     assert sum(int(part.sum()) for part in whole) == 2 * (5000 - 3)
 

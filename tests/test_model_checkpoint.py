@@ -45,7 +45,7 @@ def test_what_is_saved_is_loaded(tmp_path, overrides):
     ]  # fmt: skip
 
 
-def test_nothing_is_overwritten_unless_told(saved):
+def test_nothing_is_overwritten_unless_allowed(saved):
     folder, model = saved
     with pytest.raises(InputError, match="exists already"):
         save_checkpoint(make_model(), folder, {})

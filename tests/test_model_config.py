@@ -87,10 +87,10 @@ def test_configuration_does_not_load_torch():
 
 def test_every_field_is_a_flag_with_its_docstring():
     parser = verbs.parser("pretrain")
-    told = " ".join(parser.format_help().split())
+    reported = " ".join(parser.format_help().split())
     for name, text in attribute_docstrings(ModelConfig).items():
-        assert f"--model.{name}" in told
-        assert text[:30] in told, name
+        assert f"--model.{name}" in reported
+        assert text[:30] in reported, name
     flags = ["--model.preset", "1.4m", "--model.d_conv", "3", "--model.dt_rank", "broadcast"]
     settings = parser.parse([*flags, "--model.conv_bias", "false"]).model
     assert model_config(settings) == preset("1.4m", d_conv=3, dt_rank="broadcast", conv_bias=False)

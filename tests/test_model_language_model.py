@@ -88,8 +88,8 @@ def test_chunks_equal_the_whole_pass_values_and_gradients(model, cuts):
     model.zero_grad()
 
     state, nll_sum, counted = None, torch.zeros(()), 0
-    for piece, piece_targets in zip(inputs.split(cuts, dim=1), targets.split(cuts, dim=1), strict=True):
-        sums = model.loss(piece, piece_targets, state)
+    for chunk, chunk_targets in zip(inputs.split(cuts, dim=1), targets.split(cuts, dim=1), strict=True):
+        sums = model.loss(chunk, chunk_targets, state)
         state, nll_sum, counted = sums.state, nll_sum + sums.nll_sum, counted + sums.counted
     nll_sum.backward()
     torch.testing.assert_close(nll_sum, whole.nll_sum, atol=1e-4, rtol=1e-5)
@@ -108,11 +108,11 @@ def test_packed_sequences_equal_separate_ones(model):
     start = tree_map(torch.randn_like, model.init_state(1))
     packed = model(tokens, start, ids)
     first = 0
-    for index, piece in enumerate(tokens.split(lengths, dim=1)):
-        alone = model(piece, start if index == 0 else None)  # the given state belongs to the first sequence
-        logits = packed.logits[:, first : first + piece.shape[1]]
+    for index, segment in enumerate(tokens.split(lengths, dim=1)):
+        alone = model(segment, start if index == 0 else None)  # the given state belongs to the first sequence
+        logits = packed.logits[:, first : first + segment.shape[1]]
         torch.testing.assert_close(logits, alone.logits, atol=1e-5, rtol=1e-5)
-        first += piece.shape[1]
+        first += segment.shape[1]
     assert_states_close(packed.state, alone.state, atol=1e-5, rtol=1e-5)  # the returned one to the last
 
 
@@ -161,7 +161,7 @@ def test_bf16_autocast_stays_close_to_fp32(residual_in_fp32):
     assert (grad - exact_grad).norm() < 0.05 * exact_grad.norm()
 
 
-def test_the_head_in_pieces_equals_the_head_at_once(monkeypatch):
+def test_the_head_in_parts_equals_the_head_at_once(monkeypatch):
     model = make_model()
     hidden = torch.randn(3, 11, 24).bfloat16().requires_grad_()
     (expected,) = torch.autograd.grad(model.base_logits(hidden).square().sum(), hidden)

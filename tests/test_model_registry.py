@@ -1,4 +1,4 @@
-"""A mixer is a file and a line: a toy one trains, is saved and loaded; what models can do is asked in one place."""
+"""A mixer is a file and a line: a toy one trains, is saved and loaded; what models can do is checked in one module."""
 
 import copy
 import hashlib
@@ -10,7 +10,7 @@ import torch.nn as nn
 
 from dnamamba.errors import InputError
 from dnamamba.formats import load_checkpoint
-from dnamamba.formats.checkpoint import save_checkpoint
+from dnamamba.formats.checkpoint import read_card, save_checkpoint
 from dnamamba.inference.sampling import _with_matrices_in
 from dnamamba.model.abilities import Ability, require
 from dnamamba.model.config import ModelConfig, preset
@@ -18,6 +18,7 @@ from dnamamba.model.language_model import LanguageModel
 from dnamamba.model.mixers import MIXERS
 from dnamamba.model.mixers.mixer import Mixer
 from dnamamba.model.parameters import parameter_groups, training_flops_per_token
+from dnamamba.runs.card import card_lines
 
 TINY = {"n_layer": 3, "d_model": 8}
 
@@ -71,6 +72,7 @@ def test_a_registered_mixer_trains_is_saved_and_loaded(tmp_path):
     loaded, _ = load_checkpoint(tmp_path / "model")
     assert loaded.config.mixer == "running_sum"
     assert torch.equal(loaded(batch.inputs).logits, model(batch.inputs).logits)
+    assert ("model", "3 blocks x 8: running_sum") in card_lines(read_card(tmp_path / "model"))
 
 
 def test_a_mixer_answers_for_its_parameters():

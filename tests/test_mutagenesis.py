@@ -35,7 +35,7 @@ def folder(tmp_path_factory):
 def checkpoint(folder):
     model = tiny_model()
     save_checkpoint(model, folder / "model", {"settings": {"length": 400}})
-    save_checkpoint(model, folder / "untold", {})
+    save_checkpoint(model, folder / "no_length", {})
     save_classifier(SequenceClassifier(model.config, HeadConfig("multiclass", ("a", "b"))), folder / "classifier", {})
     return folder / "model"
 
@@ -62,23 +62,23 @@ def store(fasta):
     return open_genome(fasta)
 
 
-def plain_scores(inference, tokens, place):
-    """ln p over the base at `place` and SUFFIX bases after it, for the four bases there, minus the reference's."""
+def plain_scores(inference, tokens, position):
+    """ln p over the base at `position` and SUFFIX bases after it, for the four bases there, minus the reference's."""
     rows = np.repeat(tokens[None], 4, 0)
-    rows[:, place] = range(4)
+    rows[:, position] = range(4)
     with torch.inference_mode():
         log_p = torch.log_softmax(inference.model(torch.from_numpy(rows)).logits.double(), -1).numpy()[:, :-1]
-    told = np.take_along_axis(log_p, np.minimum(rows[:, 1:], 3).astype(int)[..., None], -1)[..., 0]
-    told[rows[:, 1:] > 3] = 0
-    sums = told[:, place - 1 : place + SUFFIX].sum(1)
-    return sums - sums[tokens[place]]
+    log_likelihood = np.take_along_axis(log_p, np.minimum(rows[:, 1:], 3).astype(int)[..., None], -1)[..., 0]
+    log_likelihood[rows[:, 1:] > 3] = 0
+    sums = log_likelihood[:, position - 1 : position + SUFFIX].sum(1)
+    return sums - sums[tokens[position]]
 
 
 def plain_matrix(inference, tokens):
     found = np.full((tokens.size, 4), np.nan)
-    for place in range(1, tokens.size):
-        if tokens[place] < 4:
-            found[place] = plain_scores(inference, tokens, place)
+    for position in range(1, tokens.size):
+        if tokens[position] < 4:
+            found[position] = plain_scores(inference, tokens, position)
     return found
 
 
@@ -134,9 +134,9 @@ def test_files_and_score(checkpoint, fasta, inference, store, sequence, tmp_path
 
     # The same changes as a VCF, scored by `score`.
     lines = ["##fileformat=VCFv4.2", "#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO"]
-    for place in (25, 33, 59):
-        ref = sequence[place].upper()
-        lines.append(f"chr1\t{place + 1}\t.\t{ref}\t{','.join(sorted(set('ACGT') - {ref}))}\t.\t.\t.")
+    for position in (25, 33, 59):
+        ref = sequence[position].upper()
+        lines.append(f"chr1\t{position + 1}\t.\t{ref}\t{','.join(sorted(set('ACGT') - {ref}))}\t.\t.\t.")
     (tmp_path / "same.vcf").write_text("\n".join(lines) + "\n")
     words = ["--checkpoint", checkpoint, "--genome", fasta, "--vcf", tmp_path / "same.vcf", "--suffix", SUFFIX]
     assert cli.run(score.main, [str(word) for word in (*words, "--out", tmp_path / "same.tsv")]) == 0
@@ -144,8 +144,8 @@ def test_files_and_score(checkpoint, fasta, inference, store, sequence, tmp_path
     assert len(scored) == 9
     for row in scored.iter_rows(named=True):
         for name in ("llr", "llr_forward", "llr_reverse"):
-            told = archive[name][row["start"] - 25, "ACGT".index(row["alt"])]
-            assert row[name] == pytest.approx(told, abs=5e-5)
+            value = archive[name][row["start"] - 25, "ACGT".index(row["alt"])]
+            assert row[name] == pytest.approx(value, abs=5e-5)
 
 
 def test_importance_is_the_mean_loss_of_the_changes():
@@ -159,8 +159,8 @@ def test_pictures_of_any_region(tmp_path, length, kind):
     llr = {"numbers": np.random.default_rng(1).normal(size=(length, 4)), "missing": np.full((length, 4), np.nan)}
     values = llr.get(kind, np.zeros((length, 4)))
     columns = {f"llr_{base}": pl.Series(values[:, i]).fill_nan(None) for i, base in enumerate("ACGT")}
-    place = {"contig": ["c"] * length, "position": range(5, 5 + length), "ref": list(random_bases(length, 2))}
-    plot_mutagenesis(pl.DataFrame({**place, **columns}), tmp_path / "x.png")
+    bases = {"contig": ["c"] * length, "position": range(5, 5 + length), "ref": list(random_bases(length, 2))}
+    plot_mutagenesis(pl.DataFrame({**bases, **columns}), tmp_path / "x.png")
     assert imread(tmp_path / "x.png").shape[0] == 600
 
 
@@ -175,7 +175,7 @@ def test_failure_leaves_no_files(checkpoint, fasta, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "message"),
     [
         ("--region chr1:100-121", "--region: chr1:100-121 reaches beyond the contig, which has 120 bases"),
         ("--region chr1:0-5", "--region: chr1:0-5: bases are counted from 1"),
@@ -193,18 +193,18 @@ def test_failure_leaves_no_files(checkpoint, fasta, tmp_path, monkeypatch):
         ("--check -1", "--check: -1 is below 0"),
         ("--genome DIR/absent.fa", "DIR/absent.fa: no such file"),
         ("--genome DIR/empty.fa", "DIR/empty.fa: "),
-        ("--checkpoint DIR/untold", "DIR/untold: does not say what length it was trained at; give --context"),
+        ("--checkpoint DIR/no_length", "DIR/no_length: does not say what length it was trained at; give --context"),
         ("--checkpoint DIR/classifier", "DIR/classifier: a fine-tuned classifier"),
         ("--out DIR/absent/x", "there is no folder DIR/absent"),
         ("--out DIR/taken", "DIR/taken.png: exists already"),
     ],
 )
-def test_bad_input_is_told_in_one_line(folder, checkpoint, fasta, tmp_path, capsys, flags, told):
+def test_bad_input_is_reported_in_one_line(folder, checkpoint, fasta, tmp_path, capsys, flags, message):
     (folder / "empty.fa").write_text("")
     (folder / "n.fa").write_text(">chr1\nACGTNNNNACGT\n")
     (folder / "taken.png").write_text("mine")
     assert run(checkpoint, fasta, tmp_path / "out", *flags.replace("DIR", str(folder)).split()) == cli.USER_ERROR
     errors = capsys.readouterr().err.splitlines()
-    assert len(errors) == 1 and told.replace("DIR", str(folder)) in errors[0]
+    assert len(errors) == 1 and message.replace("DIR", str(folder)) in errors[0]
     assert not any(tmp_path.iterdir())
     assert (folder / "taken.png").read_text() == "mine"

@@ -110,8 +110,8 @@ def users_genome(folder: Path) -> None:
         strand = "+-"[number % 2]
         for first, last in ((0, 120), (400, 520), (800, 920)):
             for kind in ("exon", "CDS"):
-                place = f"{start + first + 1}\t{start + last}\t.\t{strand}\t."
-                lines.append(f"chrU\tx\t{kind}\t{place}\tParent=t{number};gene=GENE{number}\n")
+                interval = f"{start + first + 1}\t{start + last}\t.\t{strand}\t."
+                lines.append(f"chrU\tx\t{kind}\t{interval}\tParent=t{number};gene=GENE{number}\n")
     letters[2_100:2_300] = np.char.lower(letters[2_100:2_300])
     letters[3_400:3_420] = "N"
     (folder / "user.fa").write_text(f">chrU\n{''.join(letters)}\n>chrV\n{''.join(rng.choice(list('ACGT'), 3000))}\n")

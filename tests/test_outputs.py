@@ -1,4 +1,4 @@
-"""Outputs whole or not at all, and what a disk that takes no more is told as."""
+"""Outputs whole or not at all, and what a disk that takes no more is reported as."""
 
 import os
 import resource
@@ -37,9 +37,9 @@ def test_a_disk_that_takes_no_more_is_one_line_and_leaves_nothing(tmp_path, name
         text=True,
     )
     assert ended.returncode == 2, ended.stderr
-    told = "is the disk full" if name == "x.vcf.gz" else "File too large"
+    reported = "is the disk full" if name == "x.vcf.gz" else "File too large"
     assert ended.stderr.splitlines()[-1].startswith(f"error: {tmp_path}: ")
-    assert told in ended.stderr
+    assert reported in ended.stderr
     assert "Traceback" not in ended.stderr
     assert os.listdir(tmp_path) == []
 
@@ -68,7 +68,7 @@ def test_an_error_of_ours_passes_as_it_is(tmp_path):
     assert raised.value.errno is None and raised.value.filename is None
 
 
-def test_a_folder_that_takes_no_file_is_told_at_once():
+def test_a_folder_that_takes_no_file_is_reported_at_once():
     if not Path("/proc/version").exists():
         pytest.skip("no /proc here: as root every other folder can be written")
     with pytest.raises(InputError, match=r"^/proc: no file can be written there"):

@@ -143,18 +143,18 @@ def test_homologous_loci_are_split_by_name_and_joined(tmp_path):
         )
     finally:
         make_species_splits.SLACK = before
-    places = list(csv.DictReader((out / "pieces.tsv").read_text().splitlines(), delimiter="\t"))
-    assert sorted(place["record"] for place in places) == sorted(loci)  # each once
-    assert {place["split"] for place in places} == {"train", "validation", "test"}
+    rows = list(csv.DictReader((out / "loci.tsv").read_text().splitlines(), delimiter="\t"))
+    assert sorted(row["record"] for row in rows) == sorted(loci)  # each once
+    assert {row["split"] for row in rows} == {"train", "validation", "test"}
     for name in ("ape", "man"):
         store = open_genome(out / f"{name}.fa.gz")
         ends = {}
-        for place in places:
-            start, end = int(place[f"{name}_start"]), int(place[f"{name}_end"])
-            assert start == ends.get(place["contig"], 0)  # no base between the pieces
-            ends[place["contig"]] = end
-            joined = decode(store.read(place["contig"], start, end))
-            assert joined == sequences[name, place["record"]].replace("N", "")
+        for row in rows:
+            start, end = int(row[f"{name}_start"]), int(row[f"{name}_end"])
+            assert start == ends.get(row["contig"], 0)  # no base between the loci
+            ends[row["contig"]] = end
+            joined = decode(store.read(row["contig"], start, end))
+            assert joined == sequences[name, row["record"]].replace("N", "")
         assert ends == {contig.name: contig.length for contig in store.contigs}
         assert not (store.tokens & TOKEN_BITS == 4).any()
         for split in ("train", "validation", "test"):
@@ -173,7 +173,7 @@ BAD_TABLES = {
 
 
 @pytest.mark.parametrize("table", BAD_TABLES)
-def test_unusable_tables_are_told_in_one_line(tmp_path, capsys, table):
+def test_unusable_tables_are_reported_in_one_line(tmp_path, capsys, table):
     from make_species_splits import main
 
     for name in ("a", "b"):
@@ -241,7 +241,7 @@ def test_each_folder_is_a_task(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("out: x\nlenghts: [8]", "unknown key 'lenghts'"),
         ("lengths: [8]", "`out:`"),
@@ -250,10 +250,10 @@ def test_each_folder_is_a_task(tmp_path, monkeypatch):
         ("out: $NOT_SET_ANYWHERE/x", "$NOT_SET_ANYWHERE/x: the environment variable"),
     ],
 )
-def test_unusable_workflows_are_told(text, told):
+def test_unusable_workflows_are_reported(text, message):
     with pytest.raises(InputError) as error:
         plan_of(text)
-    assert told in str(error.value)
+    assert message in str(error.value)
 
 
 # Steps
@@ -342,7 +342,7 @@ def test_results_are_collected_and_loci_resampled_over_species(tmp_path, monkeyp
     assert rows[0]["groups"] == "2" and (rows[0]["low"], rows[0]["high"]) == ("0.0000", "1.0000")
 
 
-def test_published_results_stand_beside(tmp_path, monkeypatch):
+def test_published_results_stand_next_to_ours(tmp_path, monkeypatch):
     from collect import collect, make_plan
 
     monkeypatch.chdir(tmp_path)
@@ -400,7 +400,7 @@ def test_snakemake_plans_each_workflow(workflow, workplace):
 
 @pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.stem)
 def test_the_flags_of_each_workflow_are_known(workflow, workplace, monkeypatch):
-    """Every command parses: a misspelt key would be told after hours of pretraining."""
+    """Every command parses: a misspelt key would be found after hours of pretraining."""
     import plan
     import simple_models
 

@@ -11,7 +11,7 @@ import torch
 from dnamamba import cli, info, predict
 from dnamamba.alphabet import encode
 from dnamamba.finetuning.predictions import predict_logits
-from dnamamba.finetuning.queries import Asked, in_blocks
+from dnamamba.finetuning.queries import Queries, in_blocks
 from dnamamba.formats.checkpoint import save_checkpoint, save_classifier
 from dnamamba.genome.sequences import NamedSequence
 from dnamamba.inference.device import Compute
@@ -93,9 +93,9 @@ def test_batch_size_padding_and_chunks_change_nothing(tmp_path, expected, micro_
 
 def test_a_long_sequence_goes_through_in_chunks(model):
     tokens = encode(random_dna(40_000, 1))
-    asked = Asked([NamedSequence("long", "long", 0, len(tokens), False, tokens)])
+    queries = Queries([NamedSequence("long", "long", 0, len(tokens), False, tokens)])
     whole, chunked = (
-        predict_logits(model, asked, Compute(torch.device("cpu"), "fp32", micro)) for micro in (40_000, 1024)
+        predict_logits(model, queries, Compute(torch.device("cpu"), "fp32", micro)) for micro in (40_000, 1024)
     )
     torch.testing.assert_close(chunked, whole, rtol=0, atol=1e-5)
 
@@ -107,10 +107,10 @@ def test_intervals_of_a_genome_on_both_strands(tmp_path, model):
     (tmp_path / "in.bed").write_text("chr1\t100\t350\tx\t0\t-\nchr1\t100\t350\n")
     flags = ["--input", tmp_path / "in.bed", "--genome", tmp_path / "genome.fa", "--window", 100]
     rows = predicted(tmp_path, "out.csv", *flags)
-    places = [(row["name"], int(row["start"]), int(row["end"]), row["strand"]) for row in rows]
+    intervals = [(row["name"], int(row["start"]), int(row["end"]), row["strand"]) for row in rows]
     minus = [(250, 350), (150, 250), (100, 150)]
     plus = [(100, 200), (200, 300), (300, 350)]
-    assert places == [("chr1", *p, "-") for p in minus] + [("chr1", *p, "+") for p in plus]
+    assert intervals == [("chr1", *p, "-") for p in minus] + [("chr1", *p, "+") for p in plus]
     texts = [other[500 - end : 500 - start] for start, end in minus] + [genome[start:end] for start, end in plus]
     with torch.no_grad():
         logits = [classify(model, torch.from_numpy(encode(s))[None], torch.tensor([len(s)])) for s in texts]
@@ -120,14 +120,14 @@ def test_intervals_of_a_genome_on_both_strands(tmp_path, model):
 def test_windows_cover_a_sequence_without_gap_or_overlap(tmp_path, model):
     (tmp_path / "in.fa").write_text(f">a\n{random_dna(250, 2)}NN\n>b\nACG\n")
     rows = predicted(tmp_path, "out.csv", "--input", tmp_path / "in.fa", "--window", 100)
-    places = [(row["name"], int(row["start"]), int(row["end"])) for row in rows]
-    assert places == [("a", 0, 100), ("a", 100, 200), ("a", 200, 252), ("b", 0, 3)]
+    intervals = [(row["name"], int(row["start"]), int(row["end"])) for row in rows]
+    assert intervals == [("a", 0, 100), ("a", 100, 200), ("a", 200, 252), ("b", 0, 3)]
     assert [float(row["n_share"]) for row in rows] == pytest.approx([0, 0, 2 / 52, 0])
 
 
 def test_sequences_are_held_in_blocks():
     queries = [NamedSequence("", "", 0, 30_000_000, False, np.zeros(30_000_000, np.uint8)) for _ in range(5)]
-    assert [len(asked) for asked in in_blocks(iter(queries))] == [3, 2]
+    assert [len(block) for block in in_blocks(iter(queries))] == [3, 2]
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, model, capsys, monke
     assert after == before and (tmp_path / "taken.csv").read_text() == "mine"
 
 
-def test_overwriting_is_asked_for(tmp_path, model):
+def test_overwriting_takes_a_flag(tmp_path, model):
     (tmp_path / "in.fa").write_text(">a\nACGT\n")
     (tmp_path / "out.csv").write_text("old")
     assert len(predicted(tmp_path, "out.csv", "--input", tmp_path / "in.fa", "--overwrite")) == 1

@@ -140,7 +140,7 @@ def test_resume_goes_beyond_the_end(whole_run: Path, tmp_path: Path) -> None:
     assert json.loads((out / "summary.json").read_text())["tokens"] == 14 * 1024
 
 
-def test_a_run_of_an_earlier_version_is_told_apart(
+def test_a_run_of_an_earlier_version_is_recognised(
     whole_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Its checkpoints do not say how many bases were read."""
@@ -300,7 +300,7 @@ def test_config_file_and_flags(fasta: Path, tmp_path: Path) -> None:
     assert json.loads((out / "summary.json").read_text())["markov_bits_per_base"] is None
 
 
-def test_sigterm_saves_and_tells_how_to_go_on(fasta: Path, whole_run: Path, tmp_path: Path) -> None:
+def test_sigterm_saves_and_says_how_to_resume(fasta: Path, whole_run: Path, tmp_path: Path) -> None:
     out = tmp_path / "preempted"
     command = [sys.executable, "-m", "dnamamba.pretrain", "--genome", str(fasta), *QUICK, "--max_steps", "12"]
     command += ["--log_every", "2", "--validation_every", "100", "--out", str(out)]
@@ -342,7 +342,7 @@ def test_a_gradient_out_of_line_is_not_applied(fasta: Path, tmp_path: Path, caps
 
 
 def test_windows_without_a_base_do_not_divide_by_zero(tmp_path: Path) -> None:
-    """Batches of N alone have nothing to count: the run goes on, and weights stay finite."""
+    """Batches of N alone have nothing to count: the run continues, and weights stay finite."""
     fasta = tmp_path / "gaps.fa"
     fasta.write_text(">chr1\n" + "N" * 60_000 + "ACGTTGCA" * 5000 + "N" * 60_000 + "\n")
     out = tmp_path / "run"

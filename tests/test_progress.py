@@ -1,4 +1,4 @@
-"""A long job tells how far it is, on stderr, where there is no terminal."""
+"""A long job reports how far it is, on stderr, where there is no terminal."""
 
 from types import SimpleNamespace
 
@@ -8,12 +8,12 @@ from dnamamba.runs import progress
 from dnamamba.runs.progress import by_count, job_bar
 
 
-def test_a_job_tells_its_share_and_the_time_left(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+def test_a_job_reports_its_share_and_the_time_left(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     seconds = iter([0.0, 5.0, 11.0, 12.0, 30.0])
     monkeypatch.setattr(progress, "time", SimpleNamespace(perf_counter=lambda: next(seconds)))
-    with job_bar("reading", "B") as tell:
+    with job_bar("reading", "B") as report:
         for done in (500, 1000, 1100, 1500):
-            tell(done, 3000)
+            report(done, 3000)
     shown = capsys.readouterr()
     assert shown.out == "", "results may go there"
     assert shown.err.splitlines() == [
@@ -27,15 +27,15 @@ def test_nothing_done_or_no_total_leaves_the_time_open(
 ):
     seconds = iter([0.0, 11.0, 30.0])
     monkeypatch.setattr(progress, "time", SimpleNamespace(perf_counter=lambda: next(seconds)))
-    with job_bar("fetching", "B") as tell:
-        tell(0, 10)
-        tell(5, 0)
+    with job_bar("fetching", "B") as report:
+        report(0, 10)
+        report(5, 0)
     assert capsys.readouterr().err.splitlines() == ["fetching 0 of 10 B  ETA ?", "fetching 5 of ? B  ETA ?"]
 
 
 def test_counts_add_up():
-    told = []
-    advance = by_count(lambda done, total: told.append((done, total)), 6)
+    reported = []
+    advance = by_count(lambda done, total: reported.append((done, total)), 6)
     for count in (1, 2, 3):
         advance(count)
-    assert told == [(1, 6), (3, 6), (6, 6)]
+    assert reported == [(1, 6), (3, 6), (6, 6)]

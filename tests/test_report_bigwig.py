@@ -76,12 +76,12 @@ def test_zoom_levels_and_summary(path, data):
             for start, end, record in theirs.zoom_records(zoom, name):
                 assert start >= last and end - start <= zoom and start // zoom == (end - 1) // zoom
                 last = end
-                piece = values[start:end]
-                piece = piece[~np.isnan(piece)].astype(np.float64)
-                assert record["bases_covered"] == piece.size
-                assert record["min_val"] == piece.min() and record["max_val"] == piece.max()
-                assert record["sum"] == pytest.approx(piece.sum(), rel=1e-5, abs=1e-5)
-                assert record["sum_squares"] == pytest.approx((piece**2).sum(), rel=1e-5)
+                part = values[start:end]
+                part = part[~np.isnan(part)].astype(np.float64)
+                assert record["bases_covered"] == part.size
+                assert record["min_val"] == part.min() and record["max_val"] == part.max()
+                assert record["sum"] == pytest.approx(part.sum(), rel=1e-5, abs=1e-5)
+                assert record["sum_squares"] == pytest.approx((part**2).sum(), rel=1e-5)
                 count += record["bases_covered"]
             assert count == (~np.isnan(values)).sum()
 

@@ -59,21 +59,21 @@ def test_running_mean_is_that_of_the_values_there() -> None:
     values[[3, 17, 18, 19]] = np.nan
     for window in (1, 2, 5, 51):
         found = running_mean(values, window)
-        for place in range(40):
-            first = max(place - window // 2, 0)
-            around = values[first : place - window // 2 + window]
-            expected = np.nan if np.isnan(values[place]) else np.nanmean(around)
-            np.testing.assert_allclose(found[place], expected, atol=1e-12)
+        for index in range(40):
+            first = max(index - window // 2, 0)
+            around = values[first : index - window // 2 + window]
+            expected = np.nan if np.isnan(values[index]) else np.nanmean(around)
+            np.testing.assert_allclose(found[index], expected, atol=1e-12)
 
 
-def test_missing_stretches() -> None:
+def test_missing_intervals() -> None:
     missing = np.array([True, False, False, True, True])
     assert runs_of(np.arange(10, 15), missing) == [(10, 11), (13, 15)]
 
 
 def test_genes_that_overlap_get_rows_of_their_own() -> None:
     rows = pack_rows(gene_table(GENES), 0, 2000)
-    assert {name: place[0] for name, place in rows.items()} == {"ALPHA": 0, "BETA": 1}  # GAMMA lies outside
+    assert {name: drawn[0] for name, drawn in rows.items()} == {"ALPHA": 0, "BETA": 1}  # GAMMA lies outside
     assert rows["BETA"][1:] == (380, 1200)
 
 
@@ -142,10 +142,10 @@ def test_principal_components() -> None:
     rng = np.random.default_rng(2)
     hidden = rng.normal(size=(200, 2)) * (5, 1)
     vectors = hidden @ np.linalg.qr(rng.normal(size=(6, 2)))[0].T * 3 + rng.normal(size=6)
-    places, share = principal_components(vectors)
-    assert places.shape == (200, 2)
+    coordinates, share = principal_components(vectors)
+    assert coordinates.shape == (200, 2)
     assert share.sum() == pytest.approx(1)
-    assert abs(np.corrcoef(places[:, 0], hidden[:, 0])[0, 1]) > 0.9
+    assert abs(np.corrcoef(coordinates[:, 0], hidden[:, 0])[0, 1]) > 0.9
     assert principal_components(np.ones((3, 1)))[0].shape == (3, 2)
 
 

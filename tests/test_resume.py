@@ -1,4 +1,4 @@
-"""What a run goes on with: its files may move, what is in them may not change; settings of older versions."""
+"""What a run is resumed with: its files may move, what is in them may not change; settings of older versions."""
 
 import json
 import shutil
@@ -48,22 +48,22 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def place(begun: Path, tmp_path: Path) -> Path:
+def folder(begun: Path, tmp_path: Path) -> Path:
     """A copy whose config.yaml names the files of the copy."""
-    here = tmp_path / "place"
+    here = tmp_path / "moved"
     shutil.copytree(begun, here, symlinks=True)
     config = here / "run" / "config.yaml"
     config.write_text(config.read_text().replace(str(begun), str(here)))
     return here
 
 
-def go_on(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+def resume(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     """What a resumed run says at its beginning; it stops before the first step."""
     capsys.readouterr()
     code = cli.run(pretrain.main, ["--resume", "--dry_run", *map(str, arguments)])
-    told = capsys.readouterr()
-    assert code == (2 if told.err.startswith("error") else 0), told
-    return told.err
+    reported = capsys.readouterr()
+    assert code == (2 if reported.err.startswith("error") else 0), reported
+    return reported.err
 
 
 def without_checkpoints(run: Path) -> None:
@@ -72,74 +72,74 @@ def without_checkpoints(run: Path) -> None:
 
 
 @pytest.mark.parametrize("stopped", ["after a checkpoint", "before the first checkpoint"])
-def test_files_may_move_and_be_named_in_any_way(place, tmp_path, monkeypatch, capsys, stopped):
+def test_files_may_move_and_be_named_in_any_way(folder, tmp_path, monkeypatch, capsys, stopped):
     if stopped == "before the first checkpoint":
-        without_checkpoints(place / "run")
-    run, genome, table = place / "run", place / "genome.fa", place / "validation.bed"
-    assert go_on(capsys, "--out", run) == ""
-    (place / "link.fa").symlink_to(genome)
-    assert go_on(capsys, "--out", run, "--genome", place / "link.fa") == ""
-    monkeypatch.chdir(place)
-    assert go_on(capsys, "--out", "run", "--genome", "genome.fa", "--validation", "validation.bed") == ""
+        without_checkpoints(folder / "run")
+    run, genome, table = folder / "run", folder / "genome.fa", folder / "validation.bed"
+    assert resume(capsys, "--out", run) == ""
+    (folder / "link.fa").symlink_to(genome)
+    assert resume(capsys, "--out", run, "--genome", folder / "link.fa") == ""
+    monkeypatch.chdir(folder)
+    assert resume(capsys, "--out", "run", "--genome", "genome.fa", "--validation", "validation.bed") == ""
     monkeypatch.undo()
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     for path in (run, genome, table):
         path.rename(elsewhere / path.name)
     moved = ["--out", elsewhere / "run", "--genome", elsewhere / "genome.fa"]
-    assert go_on(capsys, *moved, "--validation", elsewhere / "validation.bed") == ""
+    assert resume(capsys, *moved, "--validation", elsewhere / "validation.bed") == ""
 
 
-def test_a_genome_that_is_gone_goes_on_from_its_store(place, capsys):
-    (place / "genome.fa").unlink()
-    store = place / "genome.fa.dnamamba"
-    told = go_on(capsys, "--out", place / "run")
-    assert told == f"{place / 'genome.fa'}: no such file; using its token store {store}\n"
+def test_a_genome_that_is_gone_is_resumed_from_its_store(folder, capsys):
+    (folder / "genome.fa").unlink()
+    store = folder / "genome.fa.dnamamba"
+    reported = resume(capsys, "--out", folder / "run")
+    assert reported == f"{folder / 'genome.fa'}: no such file; using its token store {store}\n"
 
 
 @pytest.mark.parametrize("stopped", ["after a checkpoint", "before the first checkpoint"])
-def test_other_bases_or_splits_are_refused(place, capsys, stopped):
-    run = place / "run"
+def test_other_bases_or_splits_are_refused(folder, capsys, stopped):
+    run = folder / "run"
     if stopped == "before the first checkpoint":
         without_checkpoints(run)
-    (place / "other.bed").write_text("chr1\t0\t3000\n")
-    for changed in (["--validation", place / "other.bed"], []):
+    (folder / "other.bed").write_text("chr1\t0\t3000\n")
+    for changed in (["--validation", folder / "other.bed"], []):
         if not changed:
-            (place / "genome.fa").write_text(f">chr1\n{bases(20_000, seed=1)}\n")
-        told = go_on(capsys, "--out", run, *changed)
-        assert "a resumed run keeps its data, but a genome file" in told and told.count("\n") == 1
+            (folder / "genome.fa").write_text(f">chr1\n{bases(20_000, seed=1)}\n")
+        reported = resume(capsys, "--out", run, *changed)
+        assert "a resumed run keeps its data, but a genome file" in reported and reported.count("\n") == 1
 
 
-def test_without_any_fingerprint_the_names_of_files_decide(place, capsys):
+def test_without_any_fingerprint_the_names_of_files_decide(folder, capsys):
     """A run of an earlier version that was stopped before its first checkpoint."""
-    run = place / "run"
+    run = folder / "run"
     without_checkpoints(run)
     (run / "data.json").unlink()
-    assert go_on(capsys, "--out", run) == ""
-    (place / "link.fa").symlink_to(place / "genome.fa")
-    told = go_on(capsys, "--out", run, "--genome", place / "link.fa")
-    assert "changed: --genome (was [" in told and told.count("\n") == 1
+    assert resume(capsys, "--out", run) == ""
+    (folder / "link.fa").symlink_to(folder / "genome.fa")
+    reported = resume(capsys, "--out", run, "--genome", folder / "link.fa")
+    assert "changed: --genome (was [" in reported and reported.count("\n") == 1
 
 
-def test_a_setting_younger_than_the_run_is_as_it_was(place, capsys):
-    config = place / "run" / "config.yaml"
+def test_a_setting_younger_than_the_run_is_as_it_was(folder, capsys):
+    config = folder / "run" / "config.yaml"
     stored = yaml.safe_load(config.read_text())
     for name in ("weight_decay", "pack", "micro_tokens"):
         del stored[name]
     del stored["model"]["discretization"]
     config.write_text(yaml.safe_dump(stored))
-    assert go_on(capsys, "--out", place / "run") == ""
-    told = go_on(capsys, "--out", place / "run", "--pack", "--weight_decay", 0.2, "--model.discretization", "zoh")
-    assert "--pack (was False, now True)" in told
-    assert "--weight_decay (was 0.1, now 0.2)" in told
-    assert "--model.discretization (was None, now 'zoh')" in told
+    assert resume(capsys, "--out", folder / "run") == ""
+    reported = resume(capsys, "--out", folder / "run", "--pack", "--weight_decay", 0.2, "--model.discretization", "zoh")
+    assert "--pack (was False, now True)" in reported
+    assert "--weight_decay (was 0.1, now 0.2)" in reported
+    assert "--model.discretization (was None, now 'zoh')" in reported
 
 
-def test_a_setting_that_is_no_longer_there_is_named_with_its_version(place, capsys):
-    config = place / "run" / "config.yaml"
+def test_a_setting_that_is_no_longer_there_is_named_with_its_version(folder, capsys):
+    config = folder / "run" / "config.yaml"
     config.write_text(config.read_text() + "shuffle: true\n")
-    told = go_on(capsys, "--out", place / "run")
-    assert "config.yaml: unknown setting 'shuffle', written by dnamamba 0.1.0" in told and told.count("\n") == 1
+    reported = resume(capsys, "--out", folder / "run")
+    assert "config.yaml: unknown setting 'shuffle', written by dnamamba 0.1.0" in reported and reported.count("\n") == 1
 
 
 def test_a_setting_says_what_it_was_before_it_was_there(tmp_path):
@@ -173,27 +173,29 @@ def tuned(tmp_path, monkeypatch):
     return tmp_path
 
 
-def tune_on(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+def resume_tuning(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     capsys.readouterr()
     code = cli.run(finetune.main, ["--resume", "--dry_run", *map(str, arguments)])
-    told = capsys.readouterr().err
-    assert code == (2 if told else 0), told
-    return told
+    reported = capsys.readouterr().err
+    assert code == (2 if reported else 0), reported
+    return reported
 
 
-def test_a_fine_tuning_goes_on_wherever_its_files_lie(tuned, monkeypatch, capsys):
-    assert tune_on(capsys, "--out", tuned / "run") == ""
+def test_a_fine_tuning_is_resumed_wherever_its_files_lie(tuned, monkeypatch, capsys):
+    assert resume_tuning(capsys, "--out", tuned / "run") == ""
     (tuned / "link").symlink_to(tuned / "lm")
     (tuned / "table").symlink_to(tuned / "data")
-    assert tune_on(capsys, "--out", tuned / "run", "--checkpoint", tuned / "link", "--data", tuned / "table") == ""
+    assert (
+        resume_tuning(capsys, "--out", tuned / "run", "--checkpoint", tuned / "link", "--data", tuned / "table") == ""
+    )
     monkeypatch.chdir(tuned)
-    assert tune_on(capsys, "--out", "run", "--checkpoint", "lm", "--data", "data") == ""
+    assert resume_tuning(capsys, "--out", "run", "--checkpoint", "lm", "--data", "data") == ""
     elsewhere = tuned / "elsewhere"
     elsewhere.mkdir()
     for name in ("run", "lm", "data"):
         (tuned / name).rename(elsewhere / name)
     moved = ["--out", elsewhere / "run", "--checkpoint", elsewhere / "lm"]
-    assert tune_on(capsys, *moved, "--data", elsewhere / "data") == ""
+    assert resume_tuning(capsys, *moved, "--data", elsewhere / "data") == ""
 
 
 def test_a_fine_tuning_refuses_other_data_and_other_weights(tuned, capsys):
@@ -202,19 +204,21 @@ def test_a_fine_tuning_refuses_other_data_and_other_weights(tuned, capsys):
     save_checkpoint(
         LanguageModel(ModelConfig(n_layer=1, d_model=16, d_state=4)), other, {"settings": {}, "genomes": []}
     )
-    told = tune_on(capsys, "--out", tuned / "run", "--checkpoint", other)
-    assert "other data than the run began with (pretrained_weights)" in told and told.count("\n") == 1
+    reported = resume_tuning(capsys, "--out", tuned / "run", "--checkpoint", other)
+    assert "other data than the run began with (pretrained_weights)" in reported and reported.count("\n") == 1
     table = tuned / "data" / "train.csv"
     table.write_text(table.read_text() + "ACGTACGTACGT,a\n")
-    told = tune_on(capsys, "--out", tuned / "run")
-    assert "other data than the run began with (splits)" in told and told.count("\n") == 1
+    reported = resume_tuning(capsys, "--out", tuned / "run")
+    assert "other data than the run began with (splits)" in reported and reported.count("\n") == 1
 
 
 def test_weights_without_a_fingerprint_are_known_by_their_name(tuned, capsys):
     recorded = json.loads((tuned / "run" / "data.json").read_text())
     (tuned / "run" / "data.json").write_text(json.dumps({**recorded, "pretrained_weights": None}))
     (tuned / "link").symlink_to(tuned / "lm")
-    assert "changed: --checkpoint (was " in tune_on(capsys, "--out", tuned / "run", "--checkpoint", tuned / "link")
+    assert "changed: --checkpoint (was " in resume_tuning(
+        capsys, "--out", tuned / "run", "--checkpoint", tuned / "link"
+    )
 
 
 def test_genomes_of_species_may_move(tmp_path, monkeypatch, capsys):
@@ -230,7 +234,7 @@ def test_genomes_of_species_may_move(tmp_path, monkeypatch, capsys):
     new.mkdir()
     for name in ("one.fa", "two.fa", "two.tsv"):
         (tmp_path / name).rename(new / name)
-    assert tune_on(capsys, "--out", tmp_path / "run", "--species", new / "two.tsv") == ""
+    assert resume_tuning(capsys, "--out", tmp_path / "run", "--species", new / "two.tsv") == ""
     (new / "one.fa").write_text(f">chr1\n{bases(20_000, 9)}\n")
-    told = tune_on(capsys, "--out", tmp_path / "run", "--species", new / "two.tsv")
-    assert "other data than the run began with (species)" in told
+    reported = resume_tuning(capsys, "--out", tmp_path / "run", "--species", new / "two.tsv")
+    assert "other data than the run began with (species)" in reported

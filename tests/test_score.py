@@ -1,4 +1,4 @@
-"""Zero-shot variant scores: equal to whole windows computed plainly, symmetric, in order, and told when impossible."""
+"""Zero-shot variant scores: equal to whole windows computed plainly, symmetric, in order; reasons where impossible."""
 
 import shutil
 import subprocess
@@ -104,8 +104,8 @@ def log_likelihoods(model, tokens):
     with torch.inference_mode():
         logits = model(torch.from_numpy(tokens.copy())[None]).logits[0].double()
     logp = torch.log_softmax(logits, 1).numpy()
-    told = np.where(tokens[1:] < 4, logp[np.arange(len(tokens) - 1), np.minimum(tokens[1:], 3)], 0.0)
-    return np.concatenate(([np.nan], told))
+    log_likelihood = np.where(tokens[1:] < 4, logp[np.arange(len(tokens) - 1), np.minimum(tokens[1:], 3)], 0.0)
+    return np.concatenate(([np.nan], log_likelihood))
 
 
 def plain_scores(model, sequence, start, ref_length, alt, exact=False):
@@ -118,9 +118,9 @@ def plain_scores(model, sequence, start, ref_length, alt, exact=False):
     before, ref, after = sequence[tile:start], sequence[start : start + ref_length], sequence[start + ref_length : end]
     parts = []
     for allele in (alt, ref):
-        told = log_likelihoods(model, np.concatenate((before, allele, after)))
+        found = log_likelihoods(model, np.concatenate((before, allele, after)))
         cut = len(before) + len(allele)
-        parts.append((told[len(before) : cut].sum(), told[cut:].sum()))
+        parts.append((found[len(before) : cut].sum(), found[cut:].sum()))
     return parts[0][0] - parts[1][0], parts[0][1] - parts[1][1]
 
 
@@ -138,10 +138,12 @@ def test_scores_are_those_of_whole_windows(inference, store, records, exact):
         alt = encode(alleles.alt[allele])
         got = (scores.forward.at[allele], scores.forward.after[allele])
         assert got == pytest.approx(plain_scores(inference.model, sequence, start, ref_length, alt, exact), abs=2e-4)
-        turned = len(sequence) - start - ref_length
+        other_start = len(sequence) - start - ref_length
         sequence, alt = COMPLEMENT[sequence[::-1]], COMPLEMENT[alt[::-1]]
         got = (scores.reverse.at[allele], scores.reverse.after[allele])
-        assert got == pytest.approx(plain_scores(inference.model, sequence, turned, ref_length, alt, exact), abs=2e-4)
+        assert got == pytest.approx(
+            plain_scores(inference.model, sequence, other_start, ref_length, alt, exact), abs=2e-4
+        )
 
 
 def test_how_the_work_is_cut_changes_nothing(inference, store, records):
@@ -167,8 +169,8 @@ def test_a_score_does_not_depend_on_the_other_records(inference, store, folder, 
 
 
 def test_the_reverse_complement_of_everything_swaps_the_strands(inference, folder, contigs, store, records):
-    turned = {name: decode(COMPLEMENT[encode(s)[::-1]]) for name, s in contigs.items()}
-    other = open_genome(write_fasta(folder / "turned.fa", turned))
+    complements = {name: decode(COMPLEMENT[encode(s)[::-1]]) for name, s in contigs.items()}
+    other = open_genome(write_fasta(folder / "complements.fa", complements))
     alleles = check(records, store, CONTEXT).alleles
     lengths = np.array([len(contigs[c.name]) for c in store.contigs])[alleles.contig]
     mirrored = replace(
@@ -218,14 +220,14 @@ def test_spelling_of_an_allele_does_not_matter(inference, store, contigs, folder
 
 def test_tiles_are_fixed_and_leave_half_a_context_to_the_left():
     start = np.arange(1000)
-    place = Tiling(CONTEXT, SUFFIX).place(start, np.ones(1000, np.int64), np.full(1000, 1000))
-    assert (place.tile_start + place.offset == start).all()
-    assert (place.offset[start >= CONTEXT // 2] >= CONTEXT // 2).all()
-    assert (place.offset < CONTEXT).all()
-    assert (place.tile_start % (CONTEXT // 2) == 0).all()
-    assert (place.end - place.offset == np.minimum(1 + SUFFIX, 1000 - start)).all()
-    assert (place.exact_end >= place.end).all()
-    assert (place.exact_end + place.tile_start <= 1000).all()
+    tiled = Tiling(CONTEXT, SUFFIX).locate(start, np.ones(1000, np.int64), np.full(1000, 1000))
+    assert (tiled.tile_start + tiled.offset == start).all()
+    assert (tiled.offset[start >= CONTEXT // 2] >= CONTEXT // 2).all()
+    assert (tiled.offset < CONTEXT).all()
+    assert (tiled.tile_start % (CONTEXT // 2) == 0).all()
+    assert (tiled.end - tiled.offset == np.minimum(1 + SUFFIX, 1000 - start)).all()
+    assert (tiled.exact_end >= tiled.end).all()
+    assert (tiled.exact_end + tiled.tile_start <= 1000).all()
 
 
 def test_the_truncation_is_measured_on_the_same_alleles(inference, store, records):
@@ -233,9 +235,9 @@ def test_the_truncation_is_measured_on_the_same_alleles(inference, store, record
     suffix = score_alleles(inference, store, alleles, plan(check=10))
     exact = score_alleles(inference, store, alleles, plan(exact=True))
     sampled = np.linspace(0, len(alleles) - 1, 10).round().astype(int)
-    for told, whole in ((suffix.truncation.truncated, suffix), (suffix.truncation.exact, exact)):
+    for scores, whole in ((suffix.truncation.truncated, suffix), (suffix.truncation.exact, exact)):
         expected = np.concatenate((whole.forward.llr[sampled], whole.reverse.llr[sampled]))
-        np.testing.assert_allclose(np.sort(told), np.sort(expected), atol=1e-4)
+        np.testing.assert_allclose(np.sort(scores), np.sort(expected), atol=1e-4)
     assert np.abs(suffix.truncation.truncated - suffix.truncation.exact).max() > 1e-4
 
 
@@ -336,8 +338,8 @@ def test_every_record_comes_out_in_order_scored_or_with_a_reason(command, mixed,
     outs = [tmp_path / name for name in ("out.vcf.gz", "out.parquet", "out.tsv")]
     for out in outs:
         assert run(*command, "--vcf", path, "--out", out) == 0
-    told = capsys.readouterr().out
-    assert "1 is chr1" in told and "1:10 REF" in told and "times fewer than four windows an allele" in told
+    message = capsys.readouterr().out
+    assert "1 is chr1" in message and "1:10 REF" in message and "times fewer than four windows an allele" in message
 
     table = polars.read_parquet(outs[1])
     other = polars.read_csv(outs[2], separator="\t", schema=table.schema)
@@ -423,7 +425,7 @@ def test_default_suffix_grows_with_the_context(context, suffix):
 
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_is_one_line_and_code_2(case, command, contigs, fasta, tmp_path, capsys):
-    rows, changes, told = BAD[case]
+    rows, changes, message = BAD[case]
     if case == "gpu" and torch.cuda.is_available():
         pytest.skip("a GPU is here")
     path = write_vcf(tmp_path / "in.vcf", rows(contigs) if rows else shifted(contigs, 0))
@@ -433,11 +435,11 @@ def test_bad_input_is_one_line_and_code_2(case, command, contigs, fasta, tmp_pat
         given[1] = str(tmp_path / given[1])
     assert run(*command, "--vcf", path, "--out", out, *given) == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: ") and error.count("\n") == 1 and told in error
+    assert error.startswith("error: ") and error.count("\n") == 1 and message in error
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in.vcf"]
 
 
-def test_outputs_are_not_replaced_unasked(command, contigs, tmp_path, capsys):
+def test_outputs_are_not_replaced_without_a_flag(command, contigs, tmp_path, capsys):
     path = write_vcf(tmp_path / "in.vcf", shifted(contigs, 0)[:3])
     out = tmp_path / "out.tsv"
     out.write_text("mine")
@@ -449,7 +451,7 @@ def test_outputs_are_not_replaced_unasked(command, contigs, tmp_path, capsys):
     assert out.read_text().startswith("record\t")
 
 
-def test_few_mismatches_are_told_and_left_out(command, contigs, tmp_path, capsys):
+def test_few_mismatches_are_reported_and_left_out(command, contigs, tmp_path, capsys):
     rows = shifted(contigs, 0)
     rows[5] = ("chr1", 100, "ACGT".replace(contigs["chr1"][99], "")[0], contigs["chr1"][99])
     path = write_vcf(tmp_path / "in.vcf", rows)
@@ -467,12 +469,12 @@ def test_an_interrupted_job_leaves_nothing(command, contigs, tmp_path, monkeypat
         calls.append(1)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("dnamamba.analysis.variants.scores.score_rows", interrupted)
+    monkeypatch.setattr("dnamamba.analysis.variants.scores.score_resumed", interrupted)
     assert run(*command, "--vcf", path, "--out", tmp_path / "out.vcf") == cli.INTERRUPTED
     assert calls and sorted(p.name for p in tmp_path.iterdir()) == ["in.vcf"]
 
 
-def test_a_checkpoint_that_does_not_tell_its_length_needs_context(command, folder, tmp_path, contigs, capsys):
+def test_a_checkpoint_that_does_not_say_its_length_needs_context(command, folder, tmp_path, contigs, capsys):
     torch.manual_seed(0)
     save_checkpoint(LanguageModel(preset("demo", n_layer=1, d_model=8, d_state=2)), tmp_path / "model", {})
     path = write_vcf(tmp_path / "in.vcf", shifted(contigs, 0)[:3])
@@ -483,7 +485,7 @@ def test_a_checkpoint_that_does_not_tell_its_length_needs_context(command, folde
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "told"),
+    ("name", "content", "message"),
     [
         ("tokens.json", '{"A": 0, "B": 1}', "another alphabet than this program's"),
         ("config.json", '{"model_type": "caduceus"}', "made by another program"),
@@ -491,12 +493,12 @@ def test_a_checkpoint_that_does_not_tell_its_length_needs_context(command, folde
         ("model.safetensors", "x", "damaged"),
     ],
 )
-def test_checkpoints_of_other_kinds_are_refused(command, checkpoint, contigs, tmp_path, capsys, name, content, told):
+def test_checkpoints_of_other_kinds_are_refused(command, checkpoint, contigs, tmp_path, capsys, name, content, message):
     other = shutil.copytree(checkpoint, tmp_path / "model")
     (other / name).write_text(content)
     path = write_vcf(tmp_path / "in.vcf", shifted(contigs, 0)[:3])
     assert run(*command, "--checkpoint", other, "--vcf", path, "--out", tmp_path / "out.vcf") == 2
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_help_needs_no_torch():

@@ -78,7 +78,7 @@ def parser():
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "message"),
     [
         ("--lenght 3", "unknown flag --lenght; did you mean --length? (see --help)"),
         ("--lenght=3", "unknown flag --lenght; did you mean --length? (see --help)"),
@@ -108,15 +108,15 @@ def parser():
         ("--config", "--config: expected one argument"),
     ],
 )
-def test_bad_flags_are_told_in_one_line(parser, line, told):
+def test_bad_flags_are_reported_in_one_line(parser, line, message):
     with pytest.raises(InputError) as error:
         parser.parse(line.split())
-    assert str(error.value).startswith(told)
+    assert str(error.value).startswith(message)
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         (b"lenght: 3\n", "unknown key 'lenght'; did you mean length?"),
         (b"model:\n  wdith: 3\n", "unknown key 'model.wdith'; did you mean model.width?"),
@@ -130,12 +130,12 @@ def test_bad_flags_are_told_in_one_line(parser, line, told):
         (b"\xff\xfe\x00\x01", "not a text file"),
     ],
 )
-def test_bad_yaml_is_told_with_its_file(parser, tmp_path, content, told):
+def test_bad_yaml_is_reported_with_its_file(parser, tmp_path, content, message):
     config = tmp_path / "run.yaml"
     config.write_bytes(content)
     with pytest.raises(InputError) as error:
         parser.parse(["--config", str(config)])
-    assert str(error.value).startswith(f"{config}: {told}")
+    assert str(error.value).startswith(f"{config}: {message}")
     assert "\n" not in str(error.value)
 
 
@@ -187,15 +187,15 @@ def test_what_has_to_be_given():
         parser.parse(["--out", "y"])
 
 
-def test_help_tells_texts_and_defaults_without_types(parser, capsys):
+def test_help_shows_texts_and_defaults_without_types(parser, capsys):
     with pytest.raises(SystemExit) as end:
         parser.parse(["--help"])
     assert end.value.code == 0
-    told = " ".join(capsys.readouterr().out.split())
-    assert "usage: test [--flag VALUE ...]" in told
-    assert "files" in told and "100 % of it (0.5)" in told and "Context in bases. (1024)" in told
-    assert "null" not in told
-    assert "type:" not in told
+    message = " ".join(capsys.readouterr().out.split())
+    assert "usage: test [--flag VALUE ...]" in message
+    assert "files" in message and "100 % of it (0.5)" in message and "Context in bases. (1024)" in message
+    assert "null" not in message
+    assert "type:" not in message
 
 
 def test_attribute_docstrings_become_help_a_class_own_over_its_bases():

@@ -28,7 +28,7 @@ class Killed(BaseException):
 
 
 def crash_at(patch: pytest.MonkeyPatch, number: int) -> Callable[[], bool]:
-    """Dies before the `number`-th change of the file system; gives a function that tells whether it came to that."""
+    """Dies before the `number`-th change of the file system; gives a function that says whether it came to that."""
     changes = 0
 
     def dying(change: Callable[..., Any]) -> Callable[..., Any]:
@@ -49,13 +49,13 @@ def crash_at(patch: pytest.MonkeyPatch, number: int) -> Callable[[], bool]:
 
 
 def run_steps(folder: Path, model: LanguageModel, last: int) -> None:
-    """What `RunControl` does around the keeper: go on from the last checkpoint, save after each step."""
+    """What `RunControl` does around the keeper: resume from the last checkpoint, save after each step."""
     first, best = 0, None
     if (folder / "last").exists():
         state = json.loads((folder / "last" / TRAINER_STATE).read_text())
         first, best = state["step"], state["best_step"]
     keeper = CheckpointKeeper(folder, keep=2, provenance={})
-    keeper.mend(best)
+    keeper.fix_links(best)
     for step in range(first + 1, last + 1):
         best = step if IMPROVED[step - 1] else best
         content = json.dumps({"step": step, "best_step": best})
@@ -64,7 +64,7 @@ def run_steps(folder: Path, model: LanguageModel, last: int) -> None:
 
 
 def test_a_kill_before_any_change_of_the_disk_loses_nothing(tmp_path: Path) -> None:
-    """Step 4 (a new best; an old one goes) is saved, killed at each point in turn, and gone on with."""
+    """Step 4 (a new best; an old one goes) is saved, killed at each point in turn, and resumed from."""
     model = LanguageModel(preset("demo", n_layer=1, d_model=16, d_state=4))
     number = 0
     while True:
@@ -112,8 +112,8 @@ def test_a_run_folder_has_its_settings_or_does_not_exist(tmp_path: Path) -> None
 def kill_test(table: Path, kills: int) -> list[str]:
     """The rows of the table of `pipelines/kill_test.py`."""
     command = [sys.executable, ROOT / "pipelines" / "kill_test.py", "--kills", str(kills), "--out", table]
-    places = os.pathsep.join([str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")])
-    environment = os.environ | {"PYTHONPATH": places}
+    folders = os.pathsep.join([str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"PYTHONPATH": folders}
     done = subprocess.run(
         [*map(str, command), "--scratch", str(table.parent)], env=environment, capture_output=True, text=True
     )

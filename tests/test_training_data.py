@@ -79,10 +79,10 @@ def test_length_warmup_doubles_up_to_the_length() -> None:
 
 
 @given(sizes, st.integers(1, 5), st.integers(0, 40))
-def test_stream_pieces_are_whole(sizes: Any, count: int, first: int) -> None:
-    pieces = SampleStream(cast(Any, CountingPlan(sizes))).locate(first, count)
-    assert sum(len(indices) for _, indices in pieces) == count
-    assert [epoch for epoch, _ in pieces] == sorted({epoch for epoch, _ in pieces})
+def test_stream_ranges_are_whole(sizes: Any, count: int, first: int) -> None:
+    ranges = SampleStream(cast(Any, CountingPlan(sizes))).locate(first, count)
+    assert sum(len(indices) for _, indices in ranges) == count
+    assert [epoch for epoch, _ in ranges] == sorted({epoch for epoch, _ in ranges})
 
 
 @given(st.integers(1, 200), st.integers(1, 9), st.integers(1, 5))

@@ -14,7 +14,7 @@ from dnamamba import cli, pretrain
 from dnamamba.errors import InputError
 from dnamamba.genome.windows import Window
 from dnamamba.training.data import Stage, StepDataset
-from dnamamba.training.mixture import PERIOD, MixturePlan, pattern, places
+from dnamamba.training.mixture import PERIOD, MixturePlan, pattern, shares
 from dnamamba.training.mixture_file import read_mixture
 
 QUICK = ["--model.preset", "demo", "--model.n_layer", "1", "--model.d_model", "16", "--model.d_state", "4"]
@@ -46,8 +46,8 @@ weights = st.lists(st.floats(0.05, 20), min_size=1, max_size=5)
 
 @given(weights)
 @settings(deadline=None)
-def test_every_stretch_of_the_pattern_has_each_genome_by_its_weight(weights: list[float]) -> None:
-    counts = places(weights)
+def test_every_part_of_the_pattern_has_each_genome_by_its_weight(weights: list[float]) -> None:
+    counts = shares(weights)
     assert counts.sum() == PERIOD
     assert np.abs(counts / PERIOD - np.array(weights) / sum(weights)).max() <= 1 / PERIOD
     order = pattern(counts)
@@ -73,7 +73,7 @@ def test_a_step_is_computed_and_each_genome_goes_through_its_own_epochs(
     step = sample // windows
     read = [StepDataset([Stage(0, mixture, windows)], rank, world)[step].tokens.tolist() for rank in range(world)]
 
-    order = np.tile(pattern(places(weights)), 5)[: (step + 1) * windows]
+    order = np.tile(pattern(shares(weights)), 5)[: (step + 1) * windows]
     earlier = np.bincount(order[: step * windows], minlength=len(weights))
     streams = [itertools.islice(stream(plan), int(skip), None) for plan, skip in zip(plans, earlier, strict=True)]
     assert list(itertools.chain(*read)) == [next(streams[genome]) for genome in order[step * windows :].tolist()]

@@ -1,4 +1,4 @@
-"""Training on packed rows: the losses and gradients of the sequences by themselves, and a run that resumes exactly."""
+"""Training on packed windows: losses and gradients of the sequences by themselves, and a run that resumes exactly."""
 
 import json
 from pathlib import Path
@@ -77,7 +77,7 @@ def train(*arguments: object) -> int:
 def test_a_packed_run_resumes_exactly(
     kind: str, fasta: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Over the border of an epoch, in micro-batches, gone on with by a loader process."""
+    """Over the border of an epoch, in micro-batches, continued by a loader process."""
     mixture = tmp_path / "mixture.yaml"
     mixture.write_text(f"a: {{genome: {fasta}, weight: 1}}\nb: {{genome: {fasta}, weight: 2, contigs: c0}}\n")
     source = ["--genome", fasta, "--contigs", "*"] if kind == "genome" else ["--mixture", mixture]

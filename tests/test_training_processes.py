@@ -30,7 +30,7 @@ STEP = {
     "SLURM_STEP_NODELIST": "localhost",
     "SLURM_NODEID": "0",
 }
-"""What srun tells each of two tasks on this machine."""
+"""What srun says to each of two tasks on this machine."""
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
@@ -38,36 +38,36 @@ TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "
 def no_process_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever a test learns from its variables is taken back; those of the machine do not count."""
     for name in [*VARIABLES, "MASTER_PORT", *(name for name in os.environ if name.startswith("SLURM_"))]:
-        monkeypatch.setenv(name, "")  # so that what `place` sets is undone
+        monkeypatch.setenv(name, "")  # so that what `process_rank` sets is undone
         monkeypatch.delenv(name)
 
 
-def tell(patch: pytest.MonkeyPatch, **variables: object) -> None:
+def set_variables(patch: pytest.MonkeyPatch, **variables: object) -> None:
     for name, value in variables.items():
         patch.setenv(name, str(value))
 
 
 def test_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert process_rank() == (0, None, None)
-    tell(monkeypatch, SLURM_JOB_ID=7, SLURM_NTASKS=4, SLURM_PROCID=0, SLURM_LOCALID=0)
+    set_variables(monkeypatch, SLURM_JOB_ID=7, SLURM_NTASKS=4, SLURM_PROCID=0, SLURM_LOCALID=0)
     assert process_rank() == (0, None, None), "a shell of salloc, or a batch script: nobody has started four of us"
 
 
 def test_torchrun_on_two_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
-    tell(monkeypatch, RANK=3, LOCAL_RANK=1, GROUP_RANK=1, WORLD_SIZE=4, LOCAL_WORLD_SIZE=2)
+    set_variables(monkeypatch, RANK=3, LOCAL_RANK=1, GROUP_RANK=1, WORLD_SIZE=4, LOCAL_WORLD_SIZE=2)
     assert process_rank() == (3, 4, 2)
 
 
 def test_a_step_of_srun_on_two_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
-    tell(monkeypatch, **STEP | {"SLURM_STEP_NUM_TASKS": 8, "SLURM_STEP_TASKS_PER_NODE": "4(x2)"})
-    tell(monkeypatch, SLURM_STEP_NODELIST="gpu[03,07-09],x1", SLURM_PROCID=6, SLURM_LOCALID=2, SLURM_NODEID=1)
+    set_variables(monkeypatch, **STEP | {"SLURM_STEP_NUM_TASKS": 8, "SLURM_STEP_TASKS_PER_NODE": "4(x2)"})
+    set_variables(monkeypatch, SLURM_STEP_NODELIST="gpu[03,07-09],x1", SLURM_PROCID=6, SLURM_LOCALID=2, SLURM_NODEID=1)
     assert process_rank() == (6, 8, 4)
     assert (os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]) == ("gpu03", str(15_000 + 3_456))
-    assert process_rank() == (6, 8, 4), "also when asked again"
+    assert process_rank() == (6, 8, 4), "also when called again"
 
 
 def test_uneven_steps_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    tell(monkeypatch, **STEP | {"SLURM_STEP_NUM_TASKS": 3, "SLURM_STEP_TASKS_PER_NODE": "2,1"})
+    set_variables(monkeypatch, **STEP | {"SLURM_STEP_NUM_TASKS": 3, "SLURM_STEP_TASKS_PER_NODE": "2,1"})
     with pytest.raises(InputError, match="--ntasks-per-node"):
         process_rank()
 
@@ -75,7 +75,7 @@ def test_uneven_steps_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_devices_are_as_many_as_were_started(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = PretrainSettings(accelerator="cpu", out=Path("run"))
     assert resolve(settings).devices == 1
-    tell(monkeypatch, LOCAL_RANK=0, WORLD_SIZE=2, LOCAL_WORLD_SIZE=2)
+    set_variables(monkeypatch, LOCAL_RANK=0, WORLD_SIZE=2, LOCAL_WORLD_SIZE=2)
     assert resolve(settings).devices == 2
     settings.devices = 4
     with pytest.raises(InputError, match="2 processes"):
@@ -178,7 +178,7 @@ def gone(pid: int) -> bool:
 def test_a_dying_rank_ends_the_run(
     starter: str, dies: int, how: str, peers: str, seconds: float, alone: Path, tmp_path: Path
 ) -> None:
-    """Soon, with its name, without orphans, and one process goes on as if nothing had been."""
+    """Soon, with its name, without orphans, and one process continues as if nothing had been."""
     script, pids, out = tmp_path / "one_dies.py", tmp_path / "pids", tmp_path / "run"
     script.write_text(ONE_DIES)
     pids.mkdir()
@@ -203,7 +203,7 @@ def test_a_dying_rank_ends_the_run(
     assert code == (-signal.SIGKILL if (starter, dies) == ("devices", 0) else 1), said
     if starter == "devices" and dies == 1:
         what = "was killed by SIGKILL" if how == "killed" else "ended with exit code 1"
-        assert f"{what}, so the run ends; go on with: python -m dnamamba.pretrain --resume" in said
+        assert f"{what}, so the run ends; continue with: python -m dnamamba.pretrain --resume" in said
         assert said.count("Traceback") == (how == "raises"), said
     elif starter == "devices":
         assert "error: rank 1 ends with the process that started it" in said
@@ -229,12 +229,12 @@ def test_a_signal_stops_both_ranks_with_a_checkpoint(alone: Path, tmp_path: Path
     said = processes[0].communicate(timeout=60)[0]
     assert processes[1].communicate(timeout=60)[0] == ""
     assert [process.returncode for process in processes] == [128 + signal.SIGTERM, 0]
-    assert "go on with: python -m dnamamba.pretrain --resume" in said
+    assert "continue with: python -m dnamamba.pretrain --resume" in said
 
 
 @pytest.mark.slow
 def test_the_measurements_for_two_gpus_run_on_the_cpu(tmp_path: Path) -> None:
-    """`pipelines/two_gpus.py` with a tiny model on gloo: a device session is no place to find its faults."""
+    """`pipelines/two_gpus.py` with a tiny model on gloo: a device session is not where to find its faults."""
     out = tmp_path / "two_gpus.json"
     script = Path(__file__).resolve().parent.parent / "pipelines" / "two_gpus.py"
     command = [sys.executable, script, "--accelerator", "cpu", "--seconds", "1", "--scratch", tmp_path, "--out", out]

@@ -39,7 +39,7 @@ LENGTH = 45
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> TokenStore:
-    """Two contigs with N, soft-masked stretches and many CG; a third that no annotation knows."""
+    """Two contigs with N, soft-masked intervals and many CG; a third that no annotation knows."""
     generator = np.random.default_rng(5)
     text = []
     for name, size in (("chr1", 700), ("chr2", 300), ("chr3", 200)):
@@ -183,11 +183,11 @@ def test_a_broken_model_shows(store: TokenStore, model: LanguageModel) -> None:
 
 def test_cpg_reads_the_same_on_both_strands() -> None:
     tokens = torch.randint(0, 5, (20, 40), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
-    turned = in_cpg(NextBase().prepare_batch(tokens, torch.ones(20, dtype=torch.bool)))
+    reverse = in_cpg(NextBase().prepare_batch(tokens, torch.ones(20, dtype=torch.bool)))
     plain = in_cpg(NextBase().prepare_batch(tokens))
     # Of the window's 40 bases, targets are the last 39, or read on the other strand the first 39, backwards.
     assert plain.any()
-    assert torch.equal(plain[:, :-1], turned[:, :-1].flip(1))
+    assert torch.equal(plain[:, :-1], reverse[:, :-1].flip(1))
 
 
 def test_annotation_labels_turn_with_the_window(annotation: Annotation) -> None:

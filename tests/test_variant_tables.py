@@ -59,7 +59,7 @@ def test_effects_are_those_on_the_protein(store: TokenStore, reverse: bool) -> N
             assert effect == ("splice site" if at_splice else expected), position
             continue
         after = protein(store, gene, position, "ACGT"[base])
-        changes = [(a, b, place) for place, (a, b) in enumerate(zip(before, after, strict=True)) if a != b]
+        changes = [(a, b, index) for index, (a, b) in enumerate(zip(before, after, strict=True)) if a != b]
         if effect == "start lost":
             first = range(1217, 1220) if reverse else range(1010, 1013)
             assert position in first

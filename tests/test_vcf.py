@@ -1,4 +1,4 @@
-"""VCF text in and out: every line as it was, fields added, valid to htslib's readers; what is no VCF is told so."""
+"""VCF text in and out: every line as it was, fields added, valid to htslib's readers; what is no VCF is refused."""
 
 import gzip
 from pathlib import Path
@@ -158,17 +158,17 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_what_is_no_vcf_is_told_with_its_line(tmp_path, case):
-    content, told = BAD[case]
+def test_what_is_no_vcf_is_reported_with_its_line(tmp_path, case):
+    content, message = BAD[case]
     path = written(tmp_path, content)
     with pytest.raises(InputError) as error:
         read_vcf(path)
     assert str(error.value).startswith(str(path))
-    assert told in str(error.value)
+    assert message in str(error.value)
 
 
 @pytest.mark.parametrize("keep", [-28, -29, -200])
-def test_a_bgzip_file_cut_off_is_told_even_between_blocks(tmp_path, keep):
+def test_a_bgzip_file_cut_off_is_reported_even_between_blocks(tmp_path, keep):
     path = tmp_path / "in.vcf.gz"
     with pysam.BGZFile(str(path), "w") as file:
         file.write((HEADER + COLUMNS + "\n".join(RECORDS * 5000) + "\n").encode())
@@ -182,7 +182,7 @@ def test_missing_file(tmp_path):
         read_vcf(tmp_path / "absent.vcf")
 
 
-def test_progress_tells_bytes(tmp_path):
+def test_progress_is_in_bytes(tmp_path):
     path = written(tmp_path, HEADER + COLUMNS + (RECORDS[0] + "\n") * 70_000)
     seen = []
     read_vcf(path, lambda done, total: seen.append((done, total)))

@@ -2,8 +2,8 @@
 
 Sequences are `str` (any case, U is read as T), one or a list of them; genomes are paths of FASTA files, GenBank files
 or token stores, or an open one. Regions are written as samtools takes them (`chr20:1,000,001-1,010,000`, 1-based, both
-ends included), or are (contig, start, end), 0-based and half-open, or a BED file. What is asked of one sequence or
-region comes as one answer; what is asked of several, as a list in their order.
+ends included), or are (contig, start, end), 0-based and half-open, or a BED file. A call for one sequence or
+region gives one value; a call for several, a list in their order.
 """
 
 import os
@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from dnamamba.alphabet import TOKEN_BITS, UNK, decode, encode
-from dnamamba.analysis.embedding.compute import Pool, embed_stretches, position_offsets
+from dnamamba.analysis.embedding.compute import Pool, embed_sequences, position_offsets
 from dnamamba.analysis.generation.job import check_temperature
 from dnamamba.analysis.generation.settings import GenerateSettings
 from dnamamba.analysis.likelihood.compute import likelihood_table
 from dnamamba.analysis.likelihood.job import tiling_for
 from dnamamba.analysis.likelihood.sequences import likelihoods_of_sequences
-from dnamamba.analysis.likelihood.strand_rows import TRACKS
+from dnamamba.analysis.likelihood.strand_values import TRACKS
 from dnamamba.analysis.variants.mutagenesis import saturate, saturation_table
 from dnamamba.analysis.variants.plan import plan_for
 from dnamamba.analysis.variants.score_output import combine, scored_table
@@ -60,7 +60,7 @@ Strand = Literal["forward", "reverse", "mean"]
 def load(
     checkpoint: str | os.PathLike[str], *, device: Accelerator = "auto", precision: Precision | None = None
 ) -> "Model":
-    """A trained model, ready to be asked.
+    """A trained model, ready to be used.
 
     Args:
         checkpoint: a run folder (its best checkpoint by validation is taken) or a checkpoint folder, of a pretrained
@@ -70,7 +70,7 @@ def load(
             as small differences of likelihoods want.
 
     Raises:
-        InputError: no checkpoint there, a damaged one, or no GPU where one was asked for.
+        InputError: no checkpoint there, a damaged one, or no GPU where one was wanted.
     """
     return Model(Path(checkpoint), device, precision or "fp32")
 
@@ -188,8 +188,8 @@ class Model:
         """
         store = _open(genome)
         tiling = tiling_for(self._inference, context, None)
-        places = _intervals(regions, store)
-        return likelihood_table(self._inference, store, places, tiling, strands, tracks, batch_tokens)
+        intervals = _intervals(regions, store)
+        return likelihood_table(self._inference, store, intervals, tiling, strands, tracks, batch_tokens)
 
     def embed(
         self,
@@ -212,15 +212,15 @@ class Model:
         >>> model.embed(["ACGTTGCA", "GGGTTTCCC"]).shape
         (2, 64)
         """
-        stretches = self._stretches(sequences, genome, regions)
-        for stretch in stretches:
-            if not len(stretch):
-                raise InputError(f"{stretch.name}: has no bases; there is nothing to embed")
+        named = self._named_sequences(sequences, genome, regions)
+        for each in named:
+            if not len(each):
+                raise InputError(f"{each.name}: has no bases; there is nothing to embed")
         width = self._inference.model.config.d_model
-        offsets = position_offsets(stretches)
-        out = np.empty((int(offsets[-1]) if pool == "position" else len(stretches), width), np.float32)
+        offsets = position_offsets(named)
+        out = np.empty((int(offsets[-1]) if pool == "position" else len(named), width), np.float32)
         batch = batch_tokens or self._inference.compute.micro_tokens
-        embed_stretches(self._inference, stretches, pool, out, batch_tokens=batch, both_strands=both_strands)
+        embed_sequences(self._inference, named, pool, out, batch_tokens=batch, both_strands=both_strands)
         if pool == "position":
             return _one_or_all(np.split(out, offsets[1:-1]), sequences, regions)
         return out[0] if _is_one(sequences, regions) else out
@@ -236,7 +236,7 @@ class Model:
         seed: int = 0,
         batch: int = 64,
     ) -> Any:
-        """Goes on from a prompt by `length` bases: a `str` of A, C, G, T without the prompt; for several prompts or
+        """Continues a prompt by `length` bases: a `str` of A, C, G, T without the prompt; for several prompts or
         `samples` a list, the samples of a prompt together.
 
         Args:
@@ -255,7 +255,7 @@ class Model:
         check_temperature(temperature)
         prompts = [_tokens(text, f"prompt {number}") for number, text in enumerate(_several(prompt), 1)]
         if not all(len(tokens) for tokens in prompts):
-            raise InputError("prompt: empty; a causal model needs at least one base to go on from")
+            raise InputError("prompt: empty; a causal model needs at least one base to continue from")
         rows = [tokens for tokens in prompts for _ in range(samples)]
         generator = Generator(self._inference, Sampling(temperature, top_k, seed))
         found: list[str] = []
@@ -350,9 +350,9 @@ class Model:
         loaded = self._loaded
         if batch_tokens is not None:
             loaded = replace(loaded, compute=replace(loaded.compute, micro_tokens=batch_tokens))
-        return prediction_table(loaded, self._stretches(sequences, genome, regions))
+        return prediction_table(loaded, self._named_sequences(sequences, genome, regions))
 
-    def _stretches(
+    def _named_sequences(
         self, sequences: Sequences | None, genome: GenomeLike | None, regions: Regions | None
     ) -> list[NamedSequence]:
         if _are_sequences(sequences, genome, regions):
@@ -361,7 +361,7 @@ class Model:
             return [NamedSequence(f"{n}", f"{n}", 0, tokens.size, False, tokens) for n, tokens in enumerate(found, 1)]
         assert genome is not None and regions is not None
         store = _open(genome)
-        return [NamedSequence(str(place), *place, False, store.read(*place)) for place in _intervals(regions, store)]
+        return [NamedSequence(str(each), *each, False, store.read(*each)) for each in _intervals(regions, store)]
 
     def _tracks(
         self,
@@ -382,16 +382,16 @@ class Model:
             return likelihoods_of_sequences(inference, tokens, tiling, strand, tracks, batch_tokens)
         assert genome is not None and regions is not None
         store = _open(genome)
-        places = _intervals(regions, store)
-        table = likelihood_table(inference, store, places, tiling, [strand], tracks, batch_tokens)
-        return [_rows_of(table, place, [f"{strand}_{track}" for track in tracks]) for place in places]
+        intervals = _intervals(regions, store)
+        table = likelihood_table(inference, store, intervals, tiling, [strand], tracks, batch_tokens)
+        return [_rows_of(table, each, [f"{strand}_{track}" for track in tracks]) for each in intervals]
 
 
-def _rows_of(table: "polars.DataFrame", place: Interval, columns: list[str]) -> np.ndarray:
+def _rows_of(table: "polars.DataFrame", interval: Interval, columns: list[str]) -> np.ndarray:
     import polars as pl
 
-    here = (pl.col("contig").cast(pl.String) == place.contig) & (pl.col("position") >= place.start)
-    rows = table.filter(here & (pl.col("position") < place.end)).select(columns)
+    here = (pl.col("contig").cast(pl.String) == interval.contig) & (pl.col("position") >= interval.start)
+    rows = table.filter(here & (pl.col("position") < interval.end)).select(columns)
     return rows.select(pl.all().fill_null(float("nan"))).to_numpy().T
 
 
@@ -421,8 +421,8 @@ def _tokens(text: str, where: str) -> np.ndarray:
     """(bases,) uint8 of a sequence; U is T. Raises `InputError` for a letter that is no nucleotide code."""
     tokens = encode(text.replace("U", "T").replace("u", "t")) & np.uint8(TOKEN_BITS)
     if (tokens == UNK).any():
-        place = int(np.flatnonzero(tokens == UNK)[0])
-        raise InputError(f"{where}: {text[place]!r} at position {place + 1} is no nucleotide code (IUPAC)")
+        position = int(np.flatnonzero(tokens == UNK)[0])
+        raise InputError(f"{where}: {text[position]!r} at position {position + 1} is no nucleotide code (IUPAC)")
     return tokens
 
 

@@ -30,7 +30,7 @@ class Run:
         """summary.json: the result. Raises `InputError` for a run that is not finished."""
         path = self.folder / "summary.json"
         if not path.is_file():
-            raise InputError(f"{self.folder}: not finished, there is no summary.json; go on with resume=True")
+            raise InputError(f"{self.folder}: not finished, there is no summary.json; continue with resume=True")
         return json.loads(path.read_text("utf-8"))
 
     @property

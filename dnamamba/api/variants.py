@@ -32,15 +32,15 @@ def records_of(variants: Variants) -> tuple[Records, list[str]]:
 def _of_frame(frame: "polars.DataFrame") -> tuple[Records, list[str]]:
     named = {name.lower(): name for name in frame.columns}
     contig = next((named[name] for name in CONTIG_COLUMNS if name in named), None)
-    place = next((name for name in (*POSITION_COLUMNS, *START_COLUMNS) if name in named), None)
+    position = next((name for name in (*POSITION_COLUMNS, *START_COLUMNS) if name in named), None)
     ref, alt = named.get("ref"), named.get("alt")
-    if contig is None or place is None or ref is None or alt is None:
+    if contig is None or position is None or ref is None or alt is None:
         raise InputError(
             f"variants: the frame has the columns {', '.join(frame.columns)}; expected contig (or chrom), pos (from 1) "
             "or start (from 0), ref and alt"
         )
-    first = 0 if place in START_COLUMNS else 1
-    rows = zip(*(frame[name].to_list() for name in (contig, named[place], ref, alt)), strict=True)
+    first = 0 if position in START_COLUMNS else 1
+    rows = zip(*(frame[name].to_list() for name in (contig, named[position], ref, alt)), strict=True)
     records, ids = _of_tuples((c, p + 1 - first if isinstance(p, int) else p, r, a) for c, p, r, a in rows)
     return records, [str(name) for name in frame["id"].to_list()] if "id" in frame.columns else ids
 

@@ -1,6 +1,6 @@
 """The demo genome: the complete chromosome of *Escherichia coli* K-12 MG1655, one contig of 4,639,675 bases.
 
-Provenance, licence and checksums stand in `data/README.md` of the repository and in `NOTICE` beside this file.
+Provenance, licence and checksums stand in `data/README.md` of the repository and in `NOTICE` next to this file.
 """
 
 from importlib.resources import files

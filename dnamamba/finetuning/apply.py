@@ -11,7 +11,7 @@ import torch
 from dnamamba.alphabet import BASES
 from dnamamba.errors import InputError
 from dnamamba.finetuning.predictions import predict_logits
-from dnamamba.finetuning.queries import Asked, in_blocks, read_queries
+from dnamamba.finetuning.queries import Queries, in_blocks, read_queries
 from dnamamba.finetuning.settings import PredictSettings
 from dnamamba.genome.indexed import described
 from dnamamba.genome.sequences import NamedSequence, open_for_sequences
@@ -49,18 +49,18 @@ def predict(settings: PredictSettings) -> None:
     columns: PredictionColumns = {name: [] for name in column_names(head)}
     longest = bases = 0
     for path in settings.input:
-        for asked in in_blocks(read_queries(path, genome, settings.sequence_column, settings.window)):
+        for queries in in_blocks(read_queries(path, genome, settings.sequence_column, settings.window)):
             try:
-                values = predict_values(inference, asked)
+                values = predict_values(inference, queries)
             except torch.OutOfMemoryError:
                 raise InputError(
                     f"out of memory: give less than --micro_tokens {inference.compute.micro_tokens}"
                 ) from None
-            add_rows(columns, asked, values, head)
-            longest, bases = max(longest, int(asked.lengths.max())), bases + int(asked.lengths.sum())
+            add_rows(columns, queries, values, head)
+            longest, bases = max(longest, int(queries.lengths.max())), bases + int(queries.lengths.sum())
             print(f"   progress {len(columns['name']):,} sequences, {si(bases)}bases", flush=True)
-    if genome is not None and (told := genome.names.told()):
-        print(f"   contigs  {told}")
+    if genome is not None and (matched := genome.names.matched()):
+        print(f"   contigs  {matched}")
     if not columns["name"]:
         raise InputError(f"{', '.join(map(str, settings.input))}: no sequences")
     trained = inference.provenance.get("length")
@@ -84,14 +84,14 @@ def prediction_table(
 
     head = inference.model.head_config
     columns: PredictionColumns = {name: [] for name in column_names(head)}
-    asked = Asked(list(sequences))
-    add_rows(columns, asked, predict_values(inference, asked), head)
+    queries = Queries(list(sequences))
+    add_rows(columns, queries, predict_values(inference, queries), head)
     return polars.DataFrame(columns)
 
 
-def predict_values(inference: Inference[SequenceClassifier], asked: Asked) -> np.ndarray:
+def predict_values(inference: Inference[SequenceClassifier], queries: Queries) -> np.ndarray:
     """(queries, outputs) fp32: probabilities, or the values of a regression."""
-    logits = predict_logits(inference.model, asked, inference.compute)
+    logits = predict_logits(inference.model, queries, inference.compute)
     return inference.model.predictions(logits).cpu().numpy()
 
 
@@ -102,9 +102,9 @@ def column_names(head: HeadConfig) -> list[str]:
     return ["name", "start", "end", "strand", "n_share", *predicted, *(f"{prefix}_{name}" for name in head.names)]
 
 
-def add_rows(columns: PredictionColumns, asked: Asked, values: np.ndarray, head: HeadConfig) -> None:
+def add_rows(columns: PredictionColumns, queries: Queries, values: np.ndarray, head: HeadConfig) -> None:
     """Appends one row a sequence."""
-    for sequence, row in zip(asked.sequences, values, strict=True):
+    for sequence, row in zip(queries.sequences, values, strict=True):
         n_share = float((sequence.tokens() >= BASES).mean())
         cells: list[Any] = [sequence.contig, sequence.start, sequence.end, sequence.strand, n_share]
         if head.kind == "multiclass":

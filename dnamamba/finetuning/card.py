@@ -17,7 +17,7 @@ def classifier_card(
     pretraining: dict[str, Any] | None,
     result: TrialResult,
     test: dict[str, float],
-    beside: dict[str, dict[str, float]],
+    baselines: dict[str, dict[str, float]],
     devices: list[str],
 ) -> dict[str, Any]:
     """provenance.json of a classifier: task, data and splits, selection, metrics, command, and whose weights it began
@@ -33,7 +33,7 @@ def classifier_card(
         **result.candidate._asdict(),
         "epoch": result.epoch,
         "metrics": {"dev": dev, "test": test},
-        "baselines": beside,
+        "baselines": baselines,
         "written": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         **environment(devices),
         "pretraining": pretraining,

@@ -1,4 +1,4 @@
-"""A classifier asked about many sequences: batches by bases, long ones in chunks, on one device."""
+"""A classifier's predictions for many sequences: batches by bases, long ones in chunks, on one device."""
 
 from collections.abc import Iterator
 from typing import Protocol
@@ -18,7 +18,7 @@ from dnamamba.model.tokens import reverse_complement
 
 
 class Sequences(Protocol):
-    """What can be asked about."""
+    """What predictions are made for."""
 
     @property
     def lengths(self) -> np.ndarray:
@@ -27,7 +27,7 @@ class Sequences(Protocol):
     def __len__(self) -> int: ...
 
     def padded(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(rows, longest of them) uint8 tokens padded on the right, and the lengths (rows,) int64."""
+        """(sequences, longest of them) uint8 tokens padded on the right, and the lengths (sequences,) int64."""
 
 
 @torch.no_grad()
@@ -40,15 +40,20 @@ def predict_logits(model: SequenceClassifier, examples: Sequences, compute: Comp
 
 
 def pool_all(
-    model: SequenceClassifier, examples: Sequences, compute: Compute, strands: Strands, *, turned: bool = False
+    model: SequenceClassifier,
+    examples: Sequences,
+    compute: Compute,
+    strands: Strands,
+    *,
+    reverse_complemented: bool = False,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """(rows, their features fp32 as `head_features` gives them) until every example was there once; with
-    `turned` of their reverse complements."""
+    `reverse_complemented` of their reverse complements."""
     was_training = model.training
     model.eval()
     for rows in batches_by_length(examples.lengths, compute.micro_tokens):
         tokens, lengths = map(compute.put, examples.padded(rows))
-        if turned:
+        if reverse_complemented:
             tokens = reverse_complement(tokens, lengths)
         with torch.no_grad(), compute.autocast():
             features = head_features(model, tokens, lengths, strands, compute.micro_tokens)

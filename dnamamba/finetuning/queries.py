@@ -1,4 +1,4 @@
-"""What a classifier is asked about: sequences of files, whole or in windows, some at a time."""
+"""What a classifier predicts for: sequences of files, whole or in windows, some at a time."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +13,7 @@ BLOCK_BASES = 1 << 26
 """Sequence held at a time."""
 
 
-class Asked:
+class Queries:
     """Some sequences, as `predict_logits` wants them: padded only within a batch."""
 
     def __init__(self, sequences: list[NamedSequence]) -> None:
@@ -24,7 +24,7 @@ class Asked:
         return len(self.sequences)
 
     def padded(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(rows, longest of them) uint8 and lengths."""
+        """(sequences, longest of them) uint8 and lengths."""
         return pad([self.sequences[row].tokens() for row in rows.tolist()])
 
 
@@ -40,7 +40,7 @@ def read_queries(
                 yield sequence.window(first, window)
 
 
-def in_blocks(sequences: Iterator[NamedSequence]) -> Iterator[Asked]:
+def in_blocks(sequences: Iterator[NamedSequence]) -> Iterator[Queries]:
     """Not all of a genome's windows at once."""
     held: list[NamedSequence] = []
     bases = 0
@@ -48,7 +48,7 @@ def in_blocks(sequences: Iterator[NamedSequence]) -> Iterator[Asked]:
         held.append(sequence)
         bases += len(sequence)
         if bases >= BLOCK_BASES:
-            yield Asked(held)
+            yield Queries(held)
             held, bases = [], 0
     if held:
-        yield Asked(held)
+        yield Queries(held)

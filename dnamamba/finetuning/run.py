@@ -1,4 +1,4 @@
-"""A fine-tuning run from settings to summary: the one place that knows the order of things.
+"""A fine-tuning run from settings to summary: the one module that knows the order of things.
 
 RUN/
     config.yaml, environment.json    settings as resolved; versions, commit, command
@@ -28,7 +28,7 @@ import torch
 import yaml
 
 from dnamamba.errors import InputError
-from dnamamba.finetuning.baselines.beside import simple_models
+from dnamamba.finetuning.baselines.simple import simple_models
 from dnamamba.finetuning.card import classifier_card
 from dnamamba.finetuning.metrics import SELECT_BY, bootstrap_by_group, evaluate, over_seeds
 from dnamamba.finetuning.predictions import predict_logits
@@ -56,7 +56,7 @@ TASKS: dict[str, Callable[[ResolvedFinetuneSettings], Task]] = {
     "sequences": sequences.build,
     "variants": variants.build,
 }
-"""What `--task` takes. A task is its data: train, dev and test, the target and what is to be told of them."""
+"""What `--task` takes. A task is its data: train, dev and test, the target and what is reported of them."""
 TEST_READ = "test_read.json"
 
 
@@ -88,7 +88,7 @@ def finetune(requested: FinetuneSettings) -> Path:
         return folder.path
     config_text = yaml.safe_dump(as_plain(replace(settings, resume=False)), sort_keys=False)
     if settings.resume:
-        folder.mend()
+        folder.clean_up()
         write_atomically(folder.config, config_text)
     else:
         folder.create(config_text)
@@ -102,12 +102,12 @@ def finetune(requested: FinetuneSettings) -> Path:
         chosen = _train(settings, task, start, compute, folder)
         _finish(settings, task, start, compute, folder, chosen)
     except KeyboardInterrupt:
-        print(f"   stopped  go on from the last finished epoch with --resume --out {folder.path}", flush=True)
+        print(f"   stopped  continue from the last finished epoch with --resume --out {folder.path}", flush=True)
         raise
     except torch.OutOfMemoryError:
         raise InputError(
             f"{compute.device}: out of memory: give less than --micro_tokens {settings.micro_tokens}, or "
-            f"--model.activation_checkpointing true; go on with --resume --out {folder.path}"
+            f"--model.activation_checkpointing true; continue with --resume --out {folder.path}"
         ) from None
     return folder.path
 
@@ -129,7 +129,7 @@ def _refuse_other_data(path: Path, recorded: dict[str, Any] | None, now: dict[st
 
 
 def _without_paths(facts: dict[str, Any]) -> dict[str, Any]:
-    """The facts of a task that tell what is in its files, without those that tell where they are."""
+    """The facts of a task that say what is in its files, without those that say where they are."""
     kept = {name: found for name, found in facts.items() if name not in ("data", "genome")}
     if "species" in kept:
         kept["species"] = {
@@ -190,9 +190,9 @@ def _train(
         result = trial.run(lambda: start.model(task, candidate, seed), lambda row: _report(row, trial.epochs, metric))
         finished.append(result)
         _write_metrics(folder, [row for done in finished for row in done.rows])
-        told = f"seed {seed}, learning rate {candidate.learning_rate:g}, conjoin {candidate.conjoin}"
+        label = f"seed {seed}, learning rate {candidate.learning_rate:g}, conjoin {candidate.conjoin}"
         best = f"best dev {metric} {result.dev[metric]:.4f} at epoch {result.epoch}"
-        print(f"{told}: {best}, {clock(result.seconds)}", flush=True)
+        print(f"{label}: {best}, {clock(result.seconds)}", flush=True)
         return result
 
     candidates = [Candidate(rate, use) for use in settings.conjoin for rate in settings.learning_rate]
@@ -238,7 +238,7 @@ def _finish(
     if not record.exists():
         folder.write_json(TEST_READ, {"read_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "selection": selection})
     test = task.test.read(selection)
-    beside = simple_models(task, test, settings.kmer)
+    baselines = simple_models(task, test, settings.kmer)
 
     scores, predictions, on_dev = [], [], []
     for result in chosen:
@@ -249,7 +249,9 @@ def _finish(
         if task.measure:
             on_dev.append(model.predictions(predict_logits(model, task.dev, compute)).cpu().numpy())
         scores.append(evaluate(values, test.labels, task.target))
-        card = classifier_card(settings, task, start.pretraining, result, scores[-1], beside, [_device_name(compute)])
+        card = classifier_card(
+            settings, task, start.pretraining, result, scores[-1], baselines, [_device_name(compute)]
+        )
         save_classifier(model, folder.path / f"seed-{result.seed}" / "checkpoint", card, overwrite=True)
     best = max(chosen, key=lambda result: result.rank(metric))
     _link(folder.checkpoints / "best", Path("..", f"seed-{best.seed}", "checkpoint"))
@@ -270,7 +272,7 @@ def _finish(
         "test": over_seeds(scores),
         "test_intervals": _intervals(task.target, test, predictions),
         "test_without_overlap": _without_overlap(task, test, predictions),
-        "baselines": beside,
+        "baselines": baselines,
         "seconds": sum(result.seconds for result in chosen),
         "test_read_at": json.loads(record.read_text("utf-8"))["read_at"],
         **task.facts,
@@ -310,12 +312,12 @@ def _write_predictions(
     predicted = ["predicted"] if target.kind == "multiclass" else []
     writer.writerow(["seed", "contig", "start", "end", "group", *truth, *predicted, *outputs])
     for result, values in zip(chosen, predictions, strict=True):
-        for place, label, row in zip(test.origins, test.labels, values, strict=True):
+        for origin, label, row in zip(test.origins, test.labels, values, strict=True):
             if target.kind == "multiclass":
                 known = [target.names[label], target.names[int(row.argmax())]]
             else:
                 known = [f"{number:g}" for number in label]
-            writer.writerow([result.seed, *place, *known, *(f"{number:.6g}" for number in row)])
+            writer.writerow([result.seed, *origin, *known, *(f"{number:.6g}" for number in row)])
     write_atomically(path, text.getvalue())
 
 
@@ -378,7 +380,7 @@ def _print_result(summary: dict[str, Any], folder: RunFolder, best: TrialResult)
             print(f"{name:>10}  {measure} {value:.4f} [{low:.4f}, {high:.4f}], 95 % from resampling {groups:,} groups")
     for name, found in summary["baselines"].items():
         shown = "GC, N and length alone" if name == "composition" else name
-        print(f"    beside  {shown}: {', '.join(f'{key} {value:.4f}' for key, value in found.items())}")
+        print(f"  baseline  {shown}: {', '.join(f'{key} {value:.4f}' for key, value in found.items())}")
     print(f"   results  {folder.summary}, {folder.path / 'test_predictions.csv'}")
     print(f"checkpoint  {folder.path / f'seed-{best.seed}' / 'checkpoint'}")
 

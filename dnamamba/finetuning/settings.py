@@ -1,4 +1,4 @@
-"""Everything a fine-tuning run can be told, with its unit and default. Torch-free, so that `--help` is instant.
+"""Everything a fine-tuning run can be given, with its unit and default. Torch-free, so that `--help` is instant.
 
 The attribute docstrings are the command line's help. `None` means "choose for me"; `dnamamba.finetuning.resolve` fills
 those in, and the run folder's config.yaml holds what was chosen.
@@ -48,8 +48,8 @@ class FinetuneSettings(ComputeOptions, MicroTokensOptions, OptimiserOptions, Run
     examples: int | None = setting(None, at_least=1)
     """species: windows an epoch. Default: 16384, fewer where they would exceed 33 Mbases, at least 256."""
     evaluation_examples: int | None = setting(None, at_least=1)
-    """species: windows of each species in dev and in test. Default: as many as there are places a quarter of --length
-    apart, at most 1024, and at most 16 (dev) and 64 (test) Mbases in all."""
+    """species: windows of each species in dev and in test. Default: as many as there are positions a quarter of
+    --length apart, at most 1024, and at most 16 (dev) and 64 (test) Mbases in all."""
 
     variants: Path | None = setting(None, on_resume="files")
     """variants: VCF, whose INFO fields are columns, or TSV or CSV with contig (or chrom), pos (1-based; or start,
@@ -102,16 +102,16 @@ class FinetuneSettings(ComputeOptions, MicroTokensOptions, OptimiserOptions, Run
     """Stop a seed after this many epochs without a new best on dev; 0 never does."""
     seeds: int = setting(1, at_least=1, on_resume="free")
     """Trainings with different seeds (head, order, strands; from scratch all weights): results are their mean and
-    standard deviation. A run that goes on may have more or fewer until the test split was read."""
+    standard deviation. A resumed run may have more or fewer until the test split was read."""
     seed: int = setting(0, at_least=0)
     """The first of them."""
 
     kmer: int | None = setting(None, at_least=0, at_most=8)
-    """Length of k-mers of the regression trained beside, on the same data; 0 leaves it out. Default: 6 for species, 5
-    for sequences, none for variants. A regression on GC, N and length alone is always there for classes."""
+    """Length of k-mers of the regression trained as a baseline, on the same data; 0 leaves it out. Default: 6 for
+    species, 5 for sequences, none for variants. A regression on GC, N and length alone is always there for classes."""
 
     resume: bool = setting(False, on_resume="free")
-    """Go on with the run in --out: finished seeds stay, an unfinished one continues from its last epoch."""
+    """Resume the run in --out: finished seeds stay, an unfinished one continues from its last epoch."""
     dry_run: bool = setting(False, on_resume="free")
     """Show the data, its classes, splits and overlaps, and the model; then stop."""
 
@@ -130,13 +130,13 @@ class ResolvedFinetuneSettings(FinetuneSettings):
 
 @dataclass(kw_only=True)
 class PredictSettings(ComputeOptions, MicroTokensOptions, OverwriteOptions):
-    """Asks a fine-tuned model about sequences: a table with the probability of each class."""
+    """Predicts with a fine-tuned model: a table with the probability of each class."""
 
     checkpoint: Path | None = None
     """Fine-tuned checkpoint, or the run folder of a fine-tuning (its best seed on dev)."""
     input: list[Path] | None = None
     """FASTA, CSV, TSV or Parquet files of sequences, one or many; or BED files of intervals on --genome, whose column 6
-    tells the strand."""
+    is the strand."""
     genome: list[Path] | None = None
     """The genome of the BED files: FASTA or token store."""
     sequence_column: str | None = None

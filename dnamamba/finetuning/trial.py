@@ -2,7 +2,7 @@
 
 A trial's folder, RUN/trials/seed-0-lr-0.001-test/, holds last.ckpt (all that the next epoch needs; gone when the trial
 is finished) and, when it is finished, best.safetensors and trial.json. Every draw is a function of (seed, epoch,
-index), so that a resumed trial goes on as if nothing had happened.
+index), so that a resumed trial continues as if nothing had happened.
 """
 
 import json
@@ -44,7 +44,7 @@ LAST, BEST, RESULT = "last.ckpt", "best.safetensors", "trial.json"
 
 EpochRow = dict[str, float | int | str]
 Features = Callable[[ExampleBatch, Tensor, np.ndarray, int], Tensor]
-"""(batch, which rows to turn, their indices, epoch) → what the head sees, fp32."""
+"""(batch, which ones are reverse-complemented, their indices, epoch) → what the head sees, fp32."""
 
 
 class StrandUse(NamedTuple):
@@ -117,7 +117,7 @@ class Trial:
         self.folder = trials / f"seed-{seed}-{candidate}"
         self.strands = candidate.strands.training
         wanted = settings.reverse_complement
-        self.turns = self.strands == "one" if wanted is None else wanted and self.strands != "mean"
+        self.shows_both_strands = self.strands == "one" if wanted is None else wanted and self.strands != "mean"
         """Whether training shows the other strand at random: it makes no difference to the mean of both."""
         self.steps_per_epoch = math.ceil(task.train.size / settings.batch_size)
         self.steps = settings.steps or settings.epochs * self.steps_per_epoch
@@ -150,7 +150,7 @@ class Trial:
             loss, seen = self._train_epoch(model, optimizer, state, step_features)
             trained = time.perf_counter()
             if not math.isfinite(loss) or not all(map(_is_finite, model.parameters())):
-                self._tell_divergence(state)
+                self._report_divergence(state)
                 break
             logits = predict_logits(model, self.task.dev, self.compute)
             shown = self._labels(labels)
@@ -177,7 +177,7 @@ class Trial:
             report(row)
         return self._finish(state)
 
-    def _tell_divergence(self, state: "_State") -> None:
+    def _report_divergence(self, state: "_State") -> None:
         """The best epoch so far stays the result; raises `Diverged` if there is none."""
         what = f"seed {self.seed}, learning rate {self.candidate.learning_rate:g}: numbers are no longer finite"
         if state.best is None:
@@ -194,7 +194,7 @@ class Trial:
         """Examples → what the head sees: computed, or of a probe looked up."""
         fixed = self.task.train
         if self.settings.mode == "probe" and isinstance(fixed, FixedSet):
-            known = [self._pooled(model, fixed, turned) for turned in (False, True)[: 1 + self.turns]]
+            known = [self._pooled(model, fixed, reverse) for reverse in (False, True)[: 1 + self.shows_both_strands]]
 
             def look_up(batch: ExampleBatch, flags: Tensor, indices: np.ndarray, epoch: int) -> Tensor:
                 rows = self.compute.put(fixed.rows(self.seed, epoch, indices))
@@ -210,9 +210,9 @@ class Trial:
 
         return compute
 
-    def _pooled(self, model: SequenceClassifier, fixed: FixedSet, turned: bool) -> Tensor:
+    def _pooled(self, model: SequenceClassifier, fixed: FixedSet, reverse: bool) -> Tensor:
         features = torch.empty(fixed.size, model.head.in_features, device=self.compute.device)
-        for rows, part in pool_all(model, fixed.examples, self.compute, self.strands, turned=turned):
+        for rows, part in pool_all(model, fixed.examples, self.compute, self.strands, reverse_complemented=reverse):
             features[rows] = part
         return features
 
@@ -261,7 +261,7 @@ class Trial:
         rows = max(self.compute.micro_tokens // (width * passes), 1)
         for micro in np.array_split(indices, math.ceil(len(indices) / rows)):
             batch = self.task.train.batch(self.seed, epoch, micro, length)
-            flags = strand_flags(self.seed, epoch, micro) & self.turns
+            flags = strand_flags(self.seed, epoch, micro) & self.shows_both_strands
             logits = model.logits(features(batch, self.compute.put(flags), micro, epoch))
             loss = loss_sum(logits, self._labels(batch.labels), self.task.target)
             (loss / len(indices)).backward()

@@ -1,7 +1,7 @@
 """Formats of trained models on disk: dnamamba's own checkpoint folders (`checkpoint`). Those of others (Hugging Face,
 mamba-ssm, Caduceus) are to be read here too: a reader is a file here and a line in `READERS`.
 
-Whoever wants a language model asks `load_checkpoint`, whatever the format.
+Whoever wants a language model calls `load_checkpoint`, whatever the format.
 """
 
 from collections.abc import Callable

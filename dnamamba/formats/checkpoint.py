@@ -7,7 +7,7 @@
     provenance.json     where the weights come from (data, splits, command, commit, metrics: the caller's words), and
                         the sha256 of model.safetensors, config.json and classifier.json
 
-A classifier's folder has besides
+A classifier's folder also has
 
     classifier.json     `HeadConfig`: the kind of task, the classes' names in order, the pooling
 
@@ -53,7 +53,7 @@ Model = TypeVar("Model", bound=nn.Module)
 def save_checkpoint(
     model: LanguageModel, folder: Path | str, provenance: dict[str, Any], *, overwrite: bool = False
 ) -> None:
-    """Write the folder whole or not at all: into a temporary folder beside it, synced to disk, then renamed.
+    """Write the folder whole or not at all: into a temporary folder next to it, synced to disk, then renamed.
 
     `provenance` is any JSON object. An existing `folder` is an `InputError` unless `overwrite`; then the old one stays
     until the new one is complete. One process writes (rank 0). A disk that is full or read-only raises `OSError`.

@@ -25,8 +25,8 @@ T = TypeVar("T")
 
 def format_needed(objects: Iterable[Any]) -> int:
     """The lowest format that can say what these dataclasses say."""
-    told = [each for value in objects for each in fields(value) if getattr(value, each.name) != _older(each)]
-    return max(LEAST_WRITTEN, *map(since, told))
+    said = [each for value in objects for each in fields(value) if getattr(value, each.name) != _older(each)]
+    return max(LEAST_WRITTEN, *map(since, said))
 
 
 def _older(field: Field) -> Any:

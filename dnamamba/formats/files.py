@@ -52,7 +52,7 @@ def sha256(path: Path) -> str:
 
 
 def sibling(folder: Path, purpose: str) -> Path:
-    """A hidden folder beside `folder`, on the same disk."""
+    """A hidden folder next to `folder`, on the same disk."""
     return folder.with_name(f".{folder.name}.{purpose}")
 
 

@@ -20,7 +20,7 @@ REASONS = {
     "beyond_contig": "POS or REF reach beyond the contig",
     "ref_mismatch": "REF is not what the genome has there",
     "ref_not_acgt": "REF or the genome has N or another ambiguous base there",
-    "symbolic": "a symbolic allele such as <DEL>: its bases are not told",
+    "symbolic": "a symbolic allele such as <DEL>: its bases are not given",
     "spanning_deletion": "the allele * of a deletion that another record describes",
     "breakend": "a breakend",
     "alt_not_acgt": "ALT has other letters than A, C, G, T",
@@ -45,11 +45,11 @@ class Alleles:
     contig: np.ndarray
     """(alleles,) int32: index into the store's contigs, −1 where it has none"""
     start: np.ndarray
-    """(alleles,) int64: 0-based place of the first base that differs, where there is no reason"""
+    """(alleles,) int64: 0-based position of the first base that differs, where there is no reason"""
     ref_length: np.ndarray
     """(alleles,) int64: reference bases replaced; 0 for an insertion"""
     alt: list[str]
-    """The bases put in their place; "" for a deletion"""
+    """The bases that replace them; "" for a deletion"""
     reason: np.ndarray
     """(alleles,) uint8: a code of `REASON_NAMES`, 0 where the allele can be scored"""
 
@@ -111,7 +111,7 @@ def check(records: Records, store: GenomeView, longest: int) -> Checked:
 
 
 def trim(ref: str, alt: str) -> tuple[int, int, str]:
-    """Bases shared at the start, reference bases that differ, alternate bases in their place.
+    """Bases shared at the start, reference bases that differ, alternate bases that replace them.
 
     The shared end goes first, so that a deletion or insertion in a repeat stays at its left end, where VCF puts it.
     """
@@ -134,7 +134,7 @@ def refuse_mismatches(
     hint: str = "; --max_mismatches raises the limit",
 ) -> list[str]:
     """One line a mismatch of the first few; raises `InputError` with a hint for more than `limit` of the records."""
-    told = [_mismatch(records, store, checked, record) for record in checked.mismatches[:MISMATCHES_SHOWN].tolist()]
+    shown = [_mismatch(records, store, checked, record) for record in checked.mismatches[:MISMATCHES_SHOWN].tolist()]
     if len(records) and not any(checked.contigs):
         wanted = ", ".join(records.contigs[:3])
         raise InputError(
@@ -144,9 +144,9 @@ def refuse_mismatches(
     if checked.compared and len(checked.mismatches) > limit * checked.compared:
         raise InputError(
             f"{name}: REF is not the genome's in {len(checked.mismatches):,} of {checked.compared:,} records, more "
-            f"than {limit:.0%} ({'; '.join(told)}): {_hint(records, store, checked)}{hint}"
+            f"than {limit:.0%} ({'; '.join(shown)}): {_hint(records, store, checked)}{hint}"
         )
-    return told
+    return shown
 
 
 def _check_references(records: Records, store: GenomeView, contig: np.ndarray) -> np.ndarray:
@@ -204,7 +204,7 @@ def _mismatch(records: Records, store: GenomeView, checked: Checked, record: int
 
 
 def _hint(records: Records, store: GenomeView, checked: Checked) -> str:
-    """Positions off by one are told from another assembly: would most single-base REFs fit one base further?"""
+    """Positions off by one, or another assembly? Would most single-base REFs fit one base further?"""
     shifted = {-1: 0, 1: 0}
     tried = 0
     for record in checked.mismatches[:10_000].tolist():

@@ -22,7 +22,7 @@ class ContigNames:
     def __init__(self, names: Iterable[str]) -> None:
         self.names = tuple(names)
         self.by_other_name: dict[str, str] = {}
-        """Other name -> contig: whatever `find` has matched so far, for a job to tell."""
+        """Other name -> contig: whatever `find` has matched so far, for a job to report."""
         self._exact = frozenset(self.names)
         self._missing: set[str] = set()
 
@@ -45,7 +45,7 @@ class ContigNames:
         """What to say after "no contig NAME": how the contigs are called."""
         return f"; the contigs are {', '.join(self.names[:4])}{', …' if len(self.names) > 4 else ''}"
 
-    def told(self) -> str:
+    def matched(self) -> str:
         """What `find` has matched by another name, in one line; "" for nothing."""
         return some([f"{name} is {contig}" for name, contig in self.by_other_name.items()])
 
@@ -84,9 +84,9 @@ class ContigNames:
         return index
 
 
-def some(told: Sequence[str]) -> str:
+def some(texts: Sequence[str]) -> str:
     """The first three, and how many more there are."""
-    return ", ".join(told[:3]) + (f" and {len(told) - 3} more" if len(told) > 3 else "")
+    return ", ".join(texts[:3]) + (f" and {len(texts) - 3} more" if len(texts) > 3 else "")
 
 
 def _without_chr(name: str) -> str:

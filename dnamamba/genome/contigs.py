@@ -74,7 +74,7 @@ class ContigSelection(NamedTuple):
 
 
 class Duplicate(NamedTuple):
-    """Two stretches with the same bases."""
+    """Two intervals with the same bases."""
 
     first: Interval
     second: Interval
@@ -140,9 +140,9 @@ def is_chromosome(contig: Contig) -> bool:
 
 
 def _parts(name: str) -> list[str]:
-    """The pieces of names like `gi|9626243|ref|NC_001416.1|` and `Umaydis:chr01:1:+:2476500`; none of a plain name."""
-    pieces = re.split(r"[|:]", name)
-    return [piece for piece in pieces if len(piece) > 2] if len(pieces) > 1 else []
+    """The parts of names like `gi|9626243|ref|NC_001416.1|` and `Umaydis:chr01:1:+:2476500`; none of a plain name."""
+    parts = re.split(r"[|:]", name)
+    return [part for part in parts if len(part) > 2] if len(parts) > 1 else []
 
 
 _PSEUDO_AUTOSOMAL = {

@@ -73,16 +73,16 @@ def _of_gene(store: TokenStore, gene: Gene, start: np.ndarray, alt: np.ndarray) 
     if gene.reverse:
         positions, tokens, alt = positions[::-1], reverse_complement(tokens), 3 - alt
     order = np.argsort(positions)
-    place = order[np.minimum(np.searchsorted(positions, start, sorter=order), positions.size - 1)]
+    index = order[np.minimum(np.searchsorted(positions, start, sorter=order), positions.size - 1)]
     whole = positions.size // CODON
-    coding = np.flatnonzero((positions[place] == start) & (place // CODON < whole))
-    codons = tokens[: whole * CODON].reshape(-1, CODON)[place[coding] // CODON]
+    coding = np.flatnonzero((positions[index] == start) & (index // CODON < whole))
+    codons = tokens[: whole * CODON].reshape(-1, CODON)[index[coding] // CODON]
     changed = codons.copy()
-    changed[np.arange(coding.size), place[coding] % CODON] = alt[coding]
+    changed[np.arange(coding.size), index[coding] % CODON] = alt[coding]
     before, after = (np.array(list(translate(rows.ravel())), "<U1") for rows in (codons, changed))
     kind = np.where(before == after, EFFECTS.index("synonymous"), EFFECTS.index("missense"))
     kind[(after == "*") & (before != "*")] = EFFECTS.index("nonsense")
     kind[(before == "*") & (after != "*")] = EFFECTS.index("stop lost")
-    kind[place[coding] // CODON == 0] = EFFECTS.index("start lost")
+    kind[index[coding] // CODON == 0] = EFFECTS.index("start lost")
     level[coding] = kind
     return level

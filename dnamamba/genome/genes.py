@@ -1,4 +1,4 @@
-"""Transcripts with their exons and strand, and the places where their sequence says something: splice sites, starts.
+"""Transcripts with their exons and strand, and the sites where their sequence says something: splice sites, starts.
 
 `read_genes` reads GFF3 and GTF; `open_reading_frames` finds candidates where there is no annotation, as in a bacterium.
 """
@@ -43,7 +43,7 @@ class Gene(NamedTuple):
 
 
 class Sites(NamedTuple):
-    """Places of one kind; each counts once, however many transcripts have it."""
+    """Sites of one kind; each counts once, however many transcripts have it."""
 
     contig: np.ndarray
     """(k,) str"""
@@ -55,7 +55,7 @@ class Sites(NamedTuple):
 
 
 def sites(genes: Iterable[Gene], kind: SiteKind) -> Sites:
-    """All places of a kind, sorted."""
+    """All sites of a kind, sorted."""
     found = set()
     for gene in genes:
         pairs = (gene.coding[-1:] if gene.reverse else gene.coding[:1]) if kind == "start codon" else gene.exons
@@ -102,7 +102,7 @@ def read_genes(path: Path, store: TokenStore, within: Interval | None = None) ->
 
 
 def open_reading_frames(store: TokenStore, interval: Interval, least: int = 300) -> list[Gene]:
-    """Stretches of at least `least` bases from a start codon to the first stop codon in frame, on both strands, the
+    """Intervals of at least `least` bases from a start codon to the first stop codon in frame, on both strands, the
     longest for each stop codon; of those that overlap by more than half of the shorter the longer one stays. Candidates
     for genes of a bacterium, not an annotation.
     """
@@ -134,7 +134,7 @@ def open_reading_frames(store: TokenStore, interval: Interval, least: int = 300)
 
 
 def repeats(store: TokenStore, interval: Interval) -> np.ndarray:
-    """(k, 2) int64: the soft-masked stretches of an interval (lower case in the FASTA), 0-based half-open."""
+    """(k, 2) int64: the soft-masked parts of an interval (lower case in the FASTA), 0-based half-open."""
     masked = store.read(interval.contig, interval.start, interval.end) >= SOFT_MASK_BIT
     changes = np.flatnonzero(np.diff(np.concatenate(([False], masked, [False])).astype(np.int8)))
     return changes.reshape(-1, 2).astype(np.int64) + interval.start
@@ -162,7 +162,7 @@ def _codons(tokens: np.ndarray) -> np.ndarray:
     """(length,) int64: the codon that begins at each base as a number, −1 where it has an N or the end comes first."""
     wide = np.full(tokens.size, -1, np.int64)
     if tokens.size >= CODON:
-        parts = [tokens[place : tokens.size - CODON + 1 + place].astype(np.int64) for place in range(CODON)]
+        parts = [tokens[phase : tokens.size - CODON + 1 + phase].astype(np.int64) for phase in range(CODON)]
         code = parts[0] * 16 + parts[1] * 4 + parts[2]
         wide[: code.size] = np.where(np.max(parts, axis=0) < 4, code, -1)
     return wide

@@ -37,13 +37,13 @@ class Genome:
         """(end − start,) uint8 tokens, soft mask in bit 7. Raises `InputError` outside of the contig."""
         return self.source.read(self._name(contig), start, end)
 
-    def __getitem__(self, place: str | tuple[str, slice]) -> str:
+    def __getitem__(self, region: str | tuple[str, slice]) -> str:
         """The bases of a contig, or of `contig, start:end`: lower case where the file has it, N for other codes.
 
         As with Python's strings, an open side is the contig's end and a negative number counts from there; but an end
         beyond the contig is an `InputError`.
         """
-        contig, part = (place, slice(None)) if isinstance(place, str) else place
+        contig, part = (region, slice(None)) if isinstance(region, str) else region
         length = self.length(contig)
         if part.step not in (None, 1):
             raise InputError(f"{contig}: a step of {part.step} is not possible, expected start:end")

@@ -1,7 +1,8 @@
-"""A FASTA read by its index (.fai, pyfaidx): for small questions, which need no token store of the whole genome.
+"""A FASTA read by its index (.fai, pyfaidx): for small queries, which need no token store of the whole genome.
 
-Plain text and bgzip are read; gzip and GenBank have no places to jump to. The index lies beside the FASTA, or in the
-user's cache where that folder is read-only. It is built again when the FASTA is newer or of another size than it says.
+Plain text and bgzip are read; gzip and GenBank have no positions to jump to. The index lies next to the FASTA, or in
+the user's cache where that folder is read-only. It is built again when the FASTA is newer or of another
+size than it says.
 """
 
 import contextlib
@@ -94,7 +95,7 @@ class IndexedGenome:
 
     def read_sparse(self, contig: str, spans: np.ndarray) -> np.ndarray:
         """(length,) uint8 tokens of a contig, of which only those of `spans`, (k, 2) int64, are there."""
-        tokens = np.zeros(self.contig(contig).length, np.uint8)  # memory that is not written takes no room
+        tokens = np.zeros(self.contig(contig).length, np.uint8)  # memory that is not written takes no space
         for start, end in spans.tolist():
             tokens[start:end] = self.read(contig, start, end)
         return tokens
@@ -102,8 +103,8 @@ class IndexedGenome:
     def tokens_at(self, contig: np.ndarray, position: np.ndarray) -> np.ndarray:
         """(k,) uint8 tokens of single bases: `contig` (k,) indices into `contigs`, `position` (k,) int64 in them."""
         names = [self.contigs[index].name for index in contig.tolist()]
-        places = zip(names, position.tolist(), strict=True)
-        return np.array([self.read(name, place, place + 1)[0] for name, place in places], np.uint8)
+        pairs = zip(names, position.tolist(), strict=True)
+        return np.array([self.read(name, start, start + 1)[0] for name, start in pairs], np.uint8)
 
     def n_count(self, contig: str, start: int, end: int) -> int:
         """How many of a contig's bases [start, end), 0-based half-open, are N."""
@@ -160,7 +161,7 @@ def _kind(path: Path) -> str | None:
             start = file.read(18)
     except OSError:
         return None
-    named_packed = path.name.lower().endswith((".gz", ".bgz"))  # by which pyfaidx tells them
+    named_packed = path.name.lower().endswith((".gz", ".bgz"))  # by which pyfaidx distinguishes them
     if start[:1] == b">" and not named_packed:
         return "fasta"
     return "bgzip" if start[:2] == b"\x1f\x8b" and start[12:14] == b"BC" and named_packed else None
@@ -179,11 +180,11 @@ def _open(path: Path, index: Path) -> Any:
 
 def _index_for(path: Path, kind: str) -> Path:
     """Where the index is, or is to be built. What is there and not current is removed."""
-    places = [path.with_name(f"{path.name}.fai"), cache_name([path]).with_suffix(".fai")]
-    for index in places:
+    candidates = [path.with_name(f"{path.name}.fai"), cache_name([path]).with_suffix(".fai")]
+    for index in candidates:
         if _is_current(index, path, kind):
             return index
-    index = next((place for place in places if is_writable(place.parent)), places[-1])
+    index = next((path for path in candidates if is_writable(path.parent)), candidates[-1])
     with contextlib.suppress(OSError):
         for stale in (index, Path(_gzi(index))):
             stale.unlink(missing_ok=True)

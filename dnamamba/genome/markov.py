@@ -313,7 +313,7 @@ def _read_cache(path: Path, key: dict) -> MarkovScore | None:
 
 
 def _write_cache(path: Path, content: dict) -> None:
-    """Written beside and moved into place, so that a reader never sees half a file."""
+    """Written under another name and renamed, so that a reader never sees half a file."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".part", delete=False) as file:

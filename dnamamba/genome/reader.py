@@ -20,7 +20,7 @@ from dnamamba.alphabet import ASCII_TO_TOKEN, IUPAC_AMBIGUOUS, SOFT_MASK_BIT, N
 from dnamamba.errors import InputError
 
 READ_BYTES = 4 << 20
-"""Decompressed bytes handled at once: large enough for numpy, small beside any machine's memory."""
+"""Decompressed bytes handled at once: large enough for numpy, small for any machine's memory."""
 MAX_HEADER = 1 << 20
 """A longer header line is no FASTA header."""
 
@@ -51,7 +51,7 @@ _BGZIP_EOF = bytes.fromhex("1f8b08040000000000ff0600424302001b000300000000000000
 
 
 class SequenceBlock(NamedTuple):
-    """A stretch of one record, in file order. Every record begins with a block whose `first` is set, perhaps empty."""
+    """A part of one record, in file order. Every record begins with a block whose `first` is set, perhaps empty."""
 
     name: str
     description: str
@@ -75,7 +75,7 @@ class SourceFile(NamedTuple):
 
 
 class HashingFile(io.RawIOBase):
-    """A binary file that takes the SHA-256 of what is read; `on_read` is told the number of bytes of each read."""
+    """A binary file that takes the SHA-256 of what is read; `on_read` gets the number of bytes of each read."""
 
     def __init__(self, path: Path, on_read: Callable[[int], None] | None = None) -> None:
         self.path = path
@@ -107,7 +107,7 @@ class HashingFile(io.RawIOBase):
 def read_genome(path: Path, on_read: Callable[[int], None] | None = None) -> Iterator[SequenceBlock | SourceFile]:
     """Streams the blocks of one genome file, and as the last item the `SourceFile` that identifies what was read.
 
-    `on_read` is told the number of bytes (of the file, so compressed ones) that each read took.
+    `on_read` gets the number of bytes (of the file, so compressed ones) that each read took.
     Raises `InputError` if the file is missing, empty, truncated, binary, or no nucleotide FASTA or GenBank.
     """
     try:
@@ -147,11 +147,11 @@ def _read_stream(path: Path, raw: HashingFile) -> Iterator[SequenceBlock]:
         kind = "truncated" if isinstance(error, EOFError) else "damaged"
         raise InputError(f"{path}: the gzip data are {kind} {position}; fetch the file again") from None
     finally:
-        buffered.detach()  # or its end would close `raw`, whose hash is still to be asked for
+        buffered.detach()  # or its end would close `raw`, whose hash is still to be taken
 
 
 def _check_bgzip_end(path: Path) -> None:
-    """A bgzip file cut between two of its blocks is valid gzip: only the missing end mark tells."""
+    """A bgzip file cut between two of its blocks is valid gzip: only the missing end mark shows it."""
     with path.open("rb") as file:
         file.seek(-min(len(_BGZIP_EOF), path.stat().st_size), io.SEEK_END)
         if file.read() != _BGZIP_EOF:

@@ -48,7 +48,7 @@ def parse_region(text: str, store: GenomeView) -> Interval:
 def read_regions(
     store: GenomeView, regions: Sequence[str] | None, bed: Path | None, contigs: list[str] | None = None
 ) -> list[Interval]:
-    """The regions a user asked for, in their order: given by text, or in a BED file, or else the contigs as a whole.
+    """The regions that a user gave, in their order: given by text, or in a BED file, or else the contigs as a whole.
 
     `contigs` are names or patterns, None the primary ones (`select_contigs`). `InputError` for two of them at a time
     and for a BED file without intervals.

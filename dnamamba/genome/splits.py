@@ -94,17 +94,17 @@ def make_splits(
     drawn = {"test": test_fraction} if not sets else {}
     drawn |= {} if "validation" in sets else {"validation": validation_fraction}
     for split, fraction in drawn.items():
-        room = usable
+        available = usable
         for taken in sets.values():
-            room = _less(room, _widened(taken, context_length, store))
-        sets[split] = _draw(store, room, total(usable), fraction, context_length, block_size, f"{seed}/blocks")
+            available = _less(available, _widened(taken, context_length, store))
+        sets[split] = _draw(store, available, total(usable), fraction, context_length, block_size, f"{seed}/blocks")
     sets.setdefault("test", {})
     if "train" not in sets:
         rest = usable
         for taken in sets.values():
             rest = _less(rest, _widened(taken, context_length, store))
         sets["train"] = rest
-    _check_room(sets, chosen, context_length, drawn)
+    _check_windows_fit(sets, chosen, context_length, drawn)
     ordered = {
         split: to_intervals({c.name: sets[split][c.name] for c in chosen if c.name in sets[split]}) for split in SPLITS
     }
@@ -160,28 +160,28 @@ def _explicit(store: TokenStore, usable: ByContig, split: str, items: Sequence[s
             if not matched:
                 raise InputError(f"the contigs of the {split} split, {str(item)!r}, are left out; choose them too")
             intervals += [Interval(contig.name, 0, contig.length) for contig in matched]
-    asked = by_contig(intervals)
-    for name in asked.keys() - usable.keys():
+    given = by_contig(intervals)
+    for name in given.keys() - usable.keys():
         raise InputError(f"the {split} split lies on contig {name!r}, which is left out; choose it too")
-    return {name: subtract(pairs, subtract(pairs, usable[name])) for name, pairs in asked.items()}
+    return {name: subtract(pairs, subtract(pairs, usable[name])) for name, pairs in given.items()}
 
 
 def _draw(
     store: TokenStore,
-    room: ByContig,
+    available: ByContig,
     genome_bases: int,
     fraction: float,
     context_length: int,
     block_size: int | None,
     key: str,
 ) -> ByContig:
-    """Blocks of `room` with `fraction` of its bases other than N, in an order fixed by (key, contig, start)."""
+    """Blocks of `available` with `fraction` of its bases other than N, in an order fixed by (key, contig, start)."""
     if fraction <= 0:
         return {}
     wanted = fraction * genome_bases
     size = block_size or int(max(wanted / BLOCKS_A_SPLIT, min(4 * context_length, wanted), context_length + 1))
     candidates = []
-    for name, pairs in room.items():
+    for name, pairs in available.items():
         offset = store.contig(name).offset
         for start, end in pairs.tolist():
             # The blocks share an interval's bases evenly, so that none is lost at its end.
@@ -202,7 +202,7 @@ def _draw(
     return {name: merge(np.array(pairs, np.int64)) for name, pairs in drawn.items()}
 
 
-def _check_room(
+def _check_windows_fit(
     sets: dict[str, ByContig], chosen: Sequence[Contig], context_length: int, drawn: dict[str, float]
 ) -> None:
     """Each split must hold at least one window of context_length + 1 bases (a test split may be empty)."""
@@ -218,6 +218,6 @@ def _check_room(
                 f"contig, {contig.name}, has {contig.length}; give a smaller --length"
             )
         raise InputError(
-            f"the {split} split has no room for a window of {context_length} + 1 bases (its longest interval has "
+            f"the {split} split has no interval for a window of {context_length} + 1 bases (its longest interval has "
             f"{longest}); give a smaller --length, or intervals for it"
         )

@@ -1,6 +1,6 @@
 """The token store of a genome: opened in milliseconds, built from its FASTA when there is none or the source changed.
 
-The store (its files: `store_format`) lies beside the first genome file, in the user's cache folder where that is
+The store (its files: `store_format`) lies next to the first genome file, in the user's cache folder where that is
 read-only, or where the user says. It is written under a temporary name and renamed when complete, by one builder at a
 time, so that a store that exists is a whole one. Header and sizes are checked at opening, the blocks by `verify`.
 """
@@ -66,7 +66,7 @@ class TokenStore:
         )
         self._block_crcs: list[int] = index["block_crc32"]
         self.all_n_runs = np.asarray(index["n_runs"], np.int64).reshape(-1, 2)
-        """(k, 2) int64: the stretches of N of all contigs, [start, end) among `tokens`, ascending."""
+        """(k, 2) int64: the runs of N of all contigs, [start, end) among `tokens`, ascending."""
         self._n_cumulative = np.concatenate(([0], np.cumsum(self.all_n_runs[:, 1] - self.all_n_runs[:, 0])))
         self._by_name = {contig.name: contig for contig in self.contigs}
         self.names = ContigNames(self._by_name)
@@ -83,7 +83,7 @@ class TokenStore:
 
     @property
     def tokens(self) -> np.ndarray:
-        """(bases,) uint8, read-only: all contigs one after another, mapped by the process that asks."""
+        """(bases,) uint8, read-only: all contigs one after another, mapped by the process that reads."""
         if self._tokens is None or self._process != os.getpid():
             self._check_file()
             file = self.path / TOKENS_FILE
@@ -118,7 +118,7 @@ class TokenStore:
         return self.tokens[offsets[contig] + position]
 
     def n_runs(self, contig: str) -> np.ndarray:
-        """(k, 2) int64: the contig's maximal stretches of N, 0-based half-open, ascending."""
+        """(k, 2) int64: the contig's maximal runs of N, 0-based half-open, ascending."""
         record = self.contig(contig)
         first, last = np.searchsorted(self.all_n_runs[:, 0], (record.offset, record.offset + record.length))
         return self.all_n_runs[first:last] - record.offset
@@ -169,7 +169,7 @@ def open_genome(
     their store is there: a line on stderr says so.
 
     Built, and built again when a source has changed: its size or time differ, and then its SHA-256. `store` is where it
-    lies; without it the first of: beside the first file, the user's cache folder. Raises `InputError` for unusable
+    lies; without it the first of: next to the first file, the user's cache folder. Raises `InputError` for unusable
     files, duplicate contigs (over all files), a damaged store, and where a store cannot be written.
     """
     files = [Path(paths)] if isinstance(paths, str | Path) else [Path(path) for path in paths]
@@ -179,7 +179,7 @@ def open_genome(
     if given_stores:
         if len(files) > 1 or store is not None:
             raise InputError(
-                f"{given_stores[0]}: a token store stands alone: no other genome files, no --store beside it"
+                f"{given_stores[0]}: a token store stands alone: no other genome files, no --store with it"
             )
         opened = TokenStore(files[0])
     else:
@@ -193,8 +193,8 @@ def current_store(files: Sequence[Path], store: Path | None = None) -> TokenStor
     """The token store that `open_genome` would open, None where it would have to build one or to complain."""
     paths = [Path(path) for path in files]
     if paths and all(path.is_file() for path in paths):
-        places = [store] if store is not None else [_store_name(paths), cache_name(paths)]
-        return next((opened for place in places if (opened := _open_current(place, paths)) is not None), None)
+        folders = [store] if store is not None else [_store_name(paths), cache_name(paths)]
+        return next((opened for folder in folders if (opened := _open_current(folder, paths)) is not None), None)
     return open_genome(paths, store) if len(paths) == 1 and (paths[0] / INDEX_FILE).exists() else None
 
 
@@ -203,22 +203,22 @@ def _open_or_build(files: list[Path], explicit: Path | None, progress: OnProgres
         if path.is_dir():
             raise InputError(f"{path}: a folder that is no token store; give a FASTA or GenBank file")
     gone = next((path for path in files if not path.exists()), None)
-    places = [explicit] if explicit is not None else [_store_name(files), cache_name(files)]
-    for place in places:
-        if (opened := _open_current(place, files)) is not None:
+    folders = [explicit] if explicit is not None else [_store_name(files), cache_name(files)]
+    for folder in folders:
+        if (opened := _open_current(folder, files)) is not None:
             if gone is not None:
                 if explicit is not None:
-                    _check_same_genome(place, files)
-                print(f"{gone}: no such file; using its token store {place}", file=sys.stderr)
+                    _check_same_genome(folder, files)
+                print(f"{gone}: no such file; using its token store {folder}", file=sys.stderr)
             return opened
     if gone is not None:
         raise InputError(f"{gone}: no such file; give a FASTA (plain, gzip, bgzip) or GenBank file")
-    place = next((place for place in places if is_writable(place.parent)), places[0])
-    return _build(place, files, explicit is not None, progress)
+    folder = next((folder for folder in folders if is_writable(folder.parent)), folders[0])
+    return _build(folder, files, explicit is not None, progress)
 
 
 def _store_name(files: list[Path]) -> Path:
-    """Beside the first file: FILE.dnamamba, or for several files FILE.and-K-more-HASH.dnamamba."""
+    """Next to the first file: FILE.dnamamba, or for several files FILE.and-K-more-HASH.dnamamba."""
     if len(files) == 1:
         return files[0].with_name(f"{files[0].name}.dnamamba")
     names = "\0".join(str(path.resolve()) for path in files)
@@ -241,12 +241,12 @@ def is_writable(folder: Path) -> bool:
     return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK) and bool(folder.stat().st_mode & anyone)
 
 
-def _open_current(place: Path, files: list[Path]) -> TokenStore | None:
-    """The store at `place` if it is the one of these files as they are now, but for those that are gone; None if it
+def _open_current(folder: Path, files: list[Path]) -> TokenStore | None:
+    """The store at `folder` if it is the one of these files as they are now, but for those that are gone; None if it
     has to be built."""
-    if not (place / INDEX_FILE).exists() or read_json(place)["version"] != FORMAT_VERSION:
+    if not (folder / INDEX_FILE).exists() or read_json(folder)["version"] != FORMAT_VERSION:
         return None
-    store = TokenStore(place)
+    store = TokenStore(folder)
     if len(store.source) != len(files):
         return None
     renewed = []
@@ -264,61 +264,61 @@ def _open_current(place: Path, files: list[Path]) -> TokenStore | None:
         renewed.append({**recorded, "mtime_ns": now.st_mtime_ns})
     if renewed != store.source:
         with contextlib.suppress(OSError):  # where the store is read-only, the next opening hashes again
-            write_index(place, {**read_index(place), "source": renewed})
+            write_index(folder, {**read_index(folder), "source": renewed})
     return store
 
 
-def _build(place: Path, files: list[Path], is_explicit: bool, progress: OnProgress | None) -> TokenStore:
+def _build(folder: Path, files: list[Path], is_explicit: bool, progress: OnProgress | None) -> TokenStore:
     from filelock import FileLock
 
-    if place.exists() and not (place / INDEX_FILE).exists():
-        raise InputError(f"{place}: exists and is no token store; move it away, or give another --store")
-    lock = place.with_name(f"{place.name}.lock")
+    if folder.exists() and not (folder / INDEX_FILE).exists():
+        raise InputError(f"{folder}: exists and is no token store; move it away, or give another --store")
+    lock = folder.with_name(f"{folder.name}.lock")
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(lock):
             try:
                 # Whoever held the lock before may have built it.
-                return _open_current(place, files) or _build_locked(place, files, is_explicit, progress)
+                return _open_current(folder, files) or _build_locked(folder, files, is_explicit, progress)
             finally:
                 lock.unlink(missing_ok=True)  # under the lock: whoever waits for it sees that its file is gone
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             size = sum(path.stat().st_size for path in files)
             raise InputError(
-                f"{place}: the disk is full; a token store takes 1 byte a base (the source has {size / 1e6:.0f} MB, "
+                f"{folder}: the disk is full; a token store takes 1 byte a base (the source has {size / 1e6:.0f} MB, "
                 "about 4 times as many bases if compressed); free space, or give another --store"
             ) from None
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
-            raise InputError(f"{place}: cannot be written: {error.strerror}; give another --store") from None
+            raise InputError(f"{folder}: cannot be written: {error.strerror}; give another --store") from None
         raise
 
 
-def _build_locked(place: Path, files: list[Path], is_explicit: bool, progress: OnProgress | None) -> TokenStore:
-    for left_over in place.parent.glob(f"{glob.escape(place.name)}.tmp-*"):  # of a builder that was killed
+def _build_locked(folder: Path, files: list[Path], is_explicit: bool, progress: OnProgress | None) -> TokenStore:
+    for left_over in folder.parent.glob(f"{glob.escape(folder.name)}.tmp-*"):  # of a builder that was killed
         shutil.rmtree(left_over, ignore_errors=True)
-    if is_explicit and place.exists():
-        _check_same_genome(place, files)
-    temporary = Path(tempfile.mkdtemp(prefix=f"{place.name}.tmp-", dir=place.parent))
+    if is_explicit and folder.exists():
+        _check_same_genome(folder, files)
+    temporary = Path(tempfile.mkdtemp(prefix=f"{folder.name}.tmp-", dir=folder.parent))
     complete = temporary / "store"
     try:
         complete.mkdir()
         with TokenWriter(complete) as writer:
             sources = _copy(files, writer, progress)
             writer.finish([source._asdict() for source in sources])
-        if place.exists():
-            place.rename(temporary / "replaced")  # readers keep what they have mapped
-        complete.rename(place)
+        if folder.exists():
+            folder.rename(temporary / "replaced")  # readers keep what they have mapped
+        complete.rename(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return TokenStore(place)
+    return TokenStore(folder)
 
 
-def _check_same_genome(place: Path, files: list[Path]) -> None:
+def _check_same_genome(folder: Path, files: list[Path]) -> None:
     """A store given by --store is replaced when its source changed, never by another genome's."""
-    recorded = [Path(source["path"]).name for source in read_json(place).get("source", [])]
+    recorded = [Path(source["path"]).name for source in read_json(folder).get("source", [])]
     if recorded != [path.name for path in files]:
-        raise InputError(f"{place}: the token store of another genome ({', '.join(recorded)}); give another --store")
+        raise InputError(f"{folder}: the token store of another genome ({', '.join(recorded)}); give another --store")
 
 
 def _copy(files: list[Path], writer: TokenWriter, progress: OnProgress | None) -> list[SourceFile]:

@@ -1,6 +1,6 @@
 """The files of a token store: a genome tokenised once into a memory-mapped file, 1 byte a base.
 
-A store is a folder, `hg38.fa.gz.dnamamba` beside `hg38.fa.gz`, of two files that are only ever written together:
+A store is a folder, `hg38.fa.gz.dnamamba` next to `hg38.fa.gz`, of two files that are only ever written together:
 
     tokens.bin    4096 bytes of header (magic, version, bases, fingerprint), then one uint8 token a base, contig after
                   contig: A 0, C 1, G 2, T 3, N 4, bit 7 set where the source is soft-masked

@@ -41,7 +41,7 @@ class Records:
     contig: np.ndarray
     """(records,) int32: index into `contigs`"""
     start: np.ndarray
-    """(records,) int64: 0-based; −1 for POS 0, the place before a contig's first base"""
+    """(records,) int64: 0-based; −1 for POS 0, the position before a contig's first base"""
     ref: list[str]
     """As written"""
     alt: list[str]
@@ -77,7 +77,7 @@ class Line(NamedTuple):
     number: int
     """From 1"""
     columns: list[bytes]
-    """CHROM POS ID REF ALT and the rest of the line, in one piece and without its end: QUAL FILTER INFO …"""
+    """CHROM POS ID REF ALT and the rest of the line, together and without its end: QUAL FILTER INFO …"""
 
 
 def read_vcf(path: Path, progress: OnProgress | None = None) -> Records:
@@ -308,7 +308,7 @@ def _malformed(path: Path, line: Line) -> str:
 
 @contextmanager
 def _create(path: Path) -> Iterator[Callable[[bytes], object]]:
-    """What writes a piece of text to a new file, as bgzip if its name says so."""
+    """What writes text to a new file, as bgzip if its name says so."""
     if path.suffix not in (".gz", ".bgz"):
         with path.open("wb") as file:
             yield file.write

@@ -1,4 +1,4 @@
-"""What small questions ask of a genome: answered by a token store, or by a FASTA's index (`indexed`)."""
+"""What small queries read of a genome, from a token store, or by a FASTA's index (`indexed`)."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -2,7 +2,7 @@
 
 A plan tiles its intervals: consecutive windows of an interval begin L bases apart, inputs are bases [0, L) and targets
 [1, L + 1), so neighbours share one base and every target is predicted once. In training each epoch shifts the tiles of
-each interval by its own random phase, so that over epochs every base of the split is seen and at every place of the
+each interval by its own random phase, so that over epochs every base of the split is seen and at every position of the
 window; the order of an epoch is a seeded permutation that is computed, never stored. No state: workers, resuming and
 the number of devices change nothing.
 """
@@ -118,7 +118,7 @@ class WindowPlan:
         return Window(self.intervals[intervals[0]].contig, start, start + self.length + 1, flag)
 
     def windows(self, epoch: int, index: int) -> list[Window]:
-        """All windows of a row: this one. Plans that put several into a row have the same method."""
+        """All segments of a window: the whole. Plans that pack several into a window have the same method."""
         return [self.window(epoch, index)]
 
     def read(self, epoch: int, index: int) -> np.ndarray:
@@ -179,7 +179,7 @@ class WindowPlan:
         tiles = self._tiles(epoch)
         size = tiles.size
         if len(indices) and not (indices.min() >= 0 and indices.max() < size):
-            raise IndexError(f"epoch {epoch} has windows 0 to {size - 1}; asked for {indices.min()} to {indices.max()}")
+            raise IndexError(f"epoch {epoch} has windows 0 to {size - 1}; wanted {indices.min()} to {indices.max()}")
         order = permute(indices, size, hash_key(self.seed, epoch, 2)) if self.random_phase else indices
         numbers = order + np.searchsorted(tiles.skipped_shift, order, side="right")
         return self._tile_starts(numbers, tiles.first, tiles.tile)
@@ -212,9 +212,9 @@ def permute(indices: np.ndarray, size: int, key: int) -> np.ndarray:
     while outside.any():
         left: np.ndarray = values[outside] % a
         right: np.ndarray = values[outside] // a
-        for turn in range(3):
-            left = (left + hash_bits(right, key, turn, 4) % a) % a
-            right = (right + hash_bits(left, key, turn, 5) % b) % b
+        for round_number in range(3):
+            left = (left + hash_bits(right, key, round_number, 4) % a) % a
+            right = (right + hash_bits(left, key, round_number, 5) % b) % b
         values[outside] = left + right * a
         outside = values >= size
     return values.astype(np.int64)

@@ -8,15 +8,15 @@ from dnamamba.alphabet import PAD
 
 
 def batches_by_length(lengths: np.ndarray, tokens: int, at_least: int = 1) -> Iterator[np.ndarray]:
-    """Rows of like length together, the longest first; rows of one length keep their order.
+    """Sequences of like length together, the longest first; those of one length keep their order.
 
     Args:
-        lengths: (rows,) integers, in bases.
-        tokens: at most so many bases a batch, padding included, unless `at_least` rows have more.
-        at_least: rows of a batch, as far as there are any left.
+        lengths: (sequences,) integers, in bases.
+        tokens: at most so many bases a batch, padding included, unless `at_least` sequences have more.
+        at_least: sequences of a batch, as far as there are any left.
 
     Yields:
-        (rows of the batch,) int64 indices, each index once in all.
+        (sequences of the batch,) int64 indices, each index once in all.
     """
     order = np.argsort(-lengths, kind="stable")
     while order.size:

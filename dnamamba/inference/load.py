@@ -1,4 +1,4 @@
-"""A trained model made ready to be asked: loaded, on its device, without gradients, in a chosen precision."""
+"""A trained model made ready to use: loaded, on its device, without gradients, in a chosen precision."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager

@@ -16,8 +16,8 @@ from dnamamba.model.tokens import reverse_complement
 def pool_mean(
     chunks: Iterable[Chunk], lengths: Tensor, *, bases_only: bool = False, dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """(batch, d_model): the mean hidden state over each row's first `lengths` (batch,) positions; with `bases_only`
-    over A, C, G, T alone, NaN where there are none. Summed in `dtype`."""
+    """(batch, d_model): the mean hidden state over each sequence's first `lengths` (batch,) positions; with
+    `bases_only` over A, C, G, T alone, NaN where there are none. Summed in `dtype`."""
     total, count = None, torch.zeros_like(lengths)
     for chunk in chunks:
         position = torch.arange(chunk.begin, chunk.end, device=lengths.device)
@@ -32,7 +32,7 @@ def pool_mean(
 
 
 def pool_last(chunks: Iterable[Chunk], lengths: Tensor, *, dtype: torch.dtype = torch.float32) -> Tensor:
-    """(batch, d_model): the hidden state of each row's last position; `lengths` (batch,) int64, at least 1."""
+    """(batch, d_model): the hidden state of each sequence's last position; `lengths` (batch,) int64, at least 1."""
     total = None
     rows = torch.arange(len(lengths), device=lengths.device)
     for chunk in chunks:
@@ -49,9 +49,9 @@ def strand_features(model: SequenceClassifier, tokens: Tensor, lengths: Tensor, 
     """(batch, features) fp32 of the strand that is given, as the head's pooling says.
 
     Args:
-        tokens: (batch, length) uint8 without the soft-mask bit, each row padded on the right; the padding changes
+        tokens: (batch, length) uint8 without the soft-mask bit, each padded on the right; the padding changes
             nothing, for the model is causal and padding is never pooled.
-        lengths: (batch,) int64, bases of each row, at least 1.
+        lengths: (batch,) int64, bases of each sequence, at least 1.
         chunk: positions that go through the model at a time, states handed on; None takes all at once. The result is
             the same but for rounding.
     """

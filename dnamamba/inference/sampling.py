@@ -1,7 +1,7 @@
 """Sampling sequences from a model: one base after the other, O(1) memory and work a base.
 
 The prompt goes through the parallel forward pass, in chunks, to the recurrent state; then every base is one `step`. The
-randomness is a function of (seed, sequence, position), so a sequence does not depend on which others are sampled beside
+randomness is a function of (seed, sequence, position), so a sequence does not depend on which others are sampled with
 it (beyond the rounding of its logits).
 """
 
@@ -26,7 +26,7 @@ PROMPT_CHUNK = 16_384
 PROMPT_BASES = 262_144
 """Bases of all prompts in one forward pass: the memory that it takes."""
 STEPS_A_GRAPH = 8
-"""Bases a replay of the CUDA graph: the host's share of a replay is small beside them."""
+"""Bases a replay of the CUDA graph: the host's share of a replay is small next to them."""
 BLOCK = 1024
 """Bases of each sequence between two looks at the device; a multiple of `STEPS_A_GRAPH`."""
 

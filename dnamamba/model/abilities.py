@@ -46,7 +46,7 @@ def require(model: HasAbilities, ability: Ability, verb: str) -> None:
     missing = ability & ~model.abilities
     if not missing:
         return
-    told = " and ".join(text for each, text in _LACKING.items() if each in missing)
+    lacks = " and ".join(text for each, text in _LACKING.items() if each in missing)
     mixers = [name for name in MIXERS if (missing & _OF_MIXERS) in mixer_abilities(name)]
     objectives = [name for name in OBJECTIVES if (missing & ~_OF_MIXERS) in objective_class(name).abilities]
     would_do = []
@@ -54,7 +54,7 @@ def require(model: HasAbilities, ability: Ability, verb: str) -> None:
         would_do.append(f"mixer {' or '.join(mixers)}")
     if missing & ~_OF_MIXERS:
         would_do.append(f"objective {' or '.join(objectives)}")
-    raise InputError(f"dnamamba {verb}: this model {told}; take one with {' and '.join(would_do)}")
+    raise InputError(f"dnamamba {verb}: this model {lacks}; take one with {' and '.join(would_do)}")
 
 
 _OF_MIXERS = Ability.CAUSAL | Ability.CARRIES_STATE

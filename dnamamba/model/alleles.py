@@ -1,8 +1,8 @@
 """Features of a variant: the same window with the reference and with the alternate allele, through one backbone.
 
-A variant is one row of tokens, `CLS reference-window SEP alternate-window`, so that it travels like any other sequence.
-Its reverse complement as a row holds both windows' reverse complements in the other order, with CLS at the end: that
-tells which window is which. Both windows begin and end with the same bases of the reference.
+A variant is one sequence of tokens, `CLS reference-window SEP alternate-window`, so that it travels like any other
+sequence. Its reverse complement holds both windows' reverse complements in the other order, with CLS at the end: that
+says which window is which. Both windows begin and end with the same bases of the reference.
 """
 
 import torch
@@ -26,15 +26,15 @@ def allele_width(config: ModelConfig) -> int:
 
 
 def split_alleles(tokens: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows (batch, length) → windows (2, batch, width) uint8, reference first, PAD behind; their lengths (2, batch)."""
+    """(batch, length) → windows (2, batch, width) uint8, reference first, PAD behind; their lengths (2, batch)."""
     position = torch.arange(tokens.shape[1], device=tokens.device)
     separator = (tokens == SEP).int().argmax(1)
-    is_turned = tokens[:, 0] != CLS
-    first = torch.where(is_turned, 0, 1)
+    is_reverse = tokens[:, 0] != CLS
+    first = torch.where(is_reverse, 0, 1)
     begins = torch.stack((first, separator + 1))
-    ends = torch.stack((separator, lengths - is_turned.long()))
-    # As they stand in the row; of a turned one the alternate stands first.
-    begins, ends = (torch.where(is_turned, both.flip(0), both) for both in (begins, ends))
+    ends = torch.stack((separator, lengths - is_reverse.long()))
+    # As they stand in the sequence; of a reverse-complemented one the alternate stands first.
+    begins, ends = (torch.where(is_reverse, both.flip(0), both) for both in (begins, ends))
     sizes = ends - begins
     width = int(sizes.max())
     source = (begins[..., None] + position[:width]).clamp(max=tokens.shape[1] - 1)
@@ -43,7 +43,7 @@ def split_alleles(tokens: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def allele_features(backbone: Backbone, tokens: Tensor, lengths: Tensor) -> Tensor:
-    """(batch, 3 · d_model + 4) fp32 of rows as this module's head describes them.
+    """(batch, 3 · d_model + 4) fp32 of sequences as this module's head describes them.
 
     The difference of the alleles' mean embeddings over the first bases from the variant on and over all to the window's
     end, each as its direction and the log of its length; the reference's mean embedding near the variant; the
@@ -65,7 +65,7 @@ def allele_features(backbone: Backbone, tokens: Tensor, lengths: Tensor) -> Tens
 
 
 def _mean(hidden: Tensor, where: Tensor) -> Tensor:
-    """(2, batch, length, d_model) over the places `where` (2, batch, length)."""
+    """(2, batch, length, d_model) over the positions `where` (2, batch, length)."""
     return (hidden * where[..., None]).sum(2) / where.sum(2).clamp(min=1)[..., None]
 
 

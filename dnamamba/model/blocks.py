@@ -68,7 +68,7 @@ class MambaBlock(nn.Module):
         self.block = Block(ModelConfig(d_model=d_model, n_layer=1, **options))
 
     def forward(self, x: Tensor, sequence_ids: Tensor | None = None) -> Tensor:
-        """x (batch, length, d_model); `sequence_ids` (batch, length) int32 packs several sequences into a row."""
+        """x (batch, length, d_model); `sequence_ids` (batch, length) int32 packs several segments into a window."""
         return self.scan(x, None, sequence_ids)[0]
 
     def scan(self, x: Tensor, state: Any = None, sequence_ids: Tensor | None = None) -> tuple[Tensor, Any]:

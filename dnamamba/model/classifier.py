@@ -22,7 +22,7 @@ from dnamamba.model.language_model import Backbone, LanguageModel
 
 @dataclass(frozen=True)
 class HeadConfig:
-    """What a classifier's checkpoint says besides its backbone: classifier.json."""
+    """What a classifier's checkpoint says apart from its backbone: classifier.json."""
 
     kind: Kind
     """multiclass: one of `names` (two are binary); multilabel: any of them; regression: a number for each."""

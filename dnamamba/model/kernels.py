@@ -1,4 +1,4 @@
-"""What the rest of the application may ask about the kernels; only the model itself calls them."""
+"""What the rest of the application may know about the kernels; only the model itself calls them."""
 
 import torch
 

@@ -36,7 +36,7 @@ class LMOutput(NamedTuple):
     hidden: Tensor
     """(batch, length, d_model), after the final norm: the embedding of each position"""
     logits: Tensor | None
-    """(batch, length, 4) fp32: scores of the next base being A, C, G, T; None when not asked for"""
+    """(batch, length, 4) fp32: scores of the next base being A, C, G, T; None when not wanted"""
     state: ModelState
     """after the last position; hand it to the next chunk of the same sequences"""
 
@@ -106,7 +106,7 @@ class LanguageModel(nn.Module):
         self.lm_head = nn.Linear(config.d_model, config.vocabulary_size, bias=False)
         self.objective: Objective = objective_class(config.objective)()
         self.abilities: Ability = mixer_abilities(config.mixer) | self.objective.abilities
-        """What verbs may ask of this model (`dnamamba.model.abilities.require`)."""
+        """What verbs may need of this model (`dnamamba.model.abilities.require`)."""
         if self.objective.needs not in self.abilities:
             raise InputError(f"model.mixer: {config.mixer} sees what the objective {config.objective} wants predicted")
         self._initialise_weights()
@@ -141,8 +141,8 @@ class LanguageModel(nn.Module):
         Args:
             tokens: (batch, length) uint8 or int64 token ids, without the soft-mask bit.
             state: as returned by the chunk before, or by `init_state`; None starts afresh.
-            sequence_ids: (batch, length) int32 for packed rows: nothing crosses a change of id; `state` belongs to the
-                first id, the returned one to the last.
+            sequence_ids: (batch, length) int32 for packed windows: nothing crosses a change of id; `state` belongs to
+                the first id, the returned one to the last.
             logits: False leaves the head out (embeddings, states alone).
         """
         hidden, new_state = self.backbone(tokens, state, sequence_ids)
@@ -157,12 +157,12 @@ class LanguageModel(nn.Module):
         """hidden (…, d_model) → logits (…, 4), always in fp32: bf16 would round each by up to 0.4 %."""
         if hidden.dtype == torch.float32:
             return self._head(hidden)
-        # Piece by piece, and recomputed in the backward pass: no fp32 copy of all hidden states is made or kept.
-        pieces = hidden.flatten(0, -2).split(_HEAD_POSITIONS)
+        # Part by part, and recomputed in the backward pass: no fp32 copy of all hidden states is made or kept.
+        parts = hidden.flatten(0, -2).split(_HEAD_POSITIONS)
         if torch.is_grad_enabled():
-            outputs = [checkpoint(self._head, p, use_reentrant=False, preserve_rng_state=False) for p in pieces]
+            outputs = [checkpoint(self._head, part, use_reentrant=False, preserve_rng_state=False) for part in parts]
         else:
-            outputs = [self._head(piece) for piece in pieces]
+            outputs = [self._head(part) for part in parts]
         return torch.cat(outputs).view(*hidden.shape[:-1], BASES)
 
     def _head(self, hidden: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Questions to ask of a model's parameters as a whole."""
+"""What is counted or grouped over all of a model's parameters."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from dnamamba.model.mixers.mixer import Mixer
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Optimiser groups: matrices decay, everything that sets a scale or a time constant does not.
 
-    Without decay: vectors (biases, norm weights, Mamba's D) and what a mixer names besides (its A_log). Decayed:
+    Without decay: vectors (biases, norm weights, Mamba's D) and what a mixer names, too (its A_log). Decayed:
     projections, convolution taps and the embedding with the head tied to it, as mamba-ssm's marks (`_no_weight_decay`)
     leave them.
     """

@@ -44,11 +44,11 @@ def changes(settings: ModelSettings) -> dict[str, Any]:
 
 
 def model_config(settings: ModelSettings) -> ModelConfig:
-    """The preset with the changes that were asked for. Raises `InputError`."""
+    """The preset with the changes that were given. Raises `InputError`."""
     return preset(settings.preset or "", **changes(settings))
 
 
 def model_name(settings: ModelSettings) -> str:
     """For people and folders: `1.4m`, or `1.4m with d_state 8` where it is not the preset itself."""
-    told = ", ".join(f"{name} {value}" for name, value in changes(settings).items())
-    return f"{settings.preset} with {told}" if told else str(settings.preset)
+    changed = ", ".join(f"{name} {value}" for name, value in changes(settings).items())
+    return f"{settings.preset} with {changed}" if changed else str(settings.preset)

@@ -18,14 +18,14 @@ class PreparedBatch(NamedTuple):
     soft_mask: Tensor
     """bool, True where the target was lower case in the source (repeats)"""
     sequence_ids: Tensor | None = None
-    """int32, of the inputs, for packed rows; None where a row is one sequence"""
+    """int32, of the inputs, for packed windows; None where a window is one sequence"""
 
 
 def on_strand(
     tokens: Tensor, reverse_complement: Tensor | None, sequence_ids: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
     """Stored windows (batch, length) uint8, those where `reverse_complement` (batch,) is True read on the other strand,
-    with their soft mask; and their sequences' ids, (batch, length) or None, turned with them."""
+    with their soft mask; and their sequences' ids, (batch, length) or None, reversed with them."""
     assert tokens.dtype == torch.uint8, f"token windows are uint8, got {tokens.dtype}"
     if reverse_complement is None:
         return tokens, sequence_ids
@@ -48,16 +48,16 @@ def soft_masked(tokens: Tensor) -> Tensor:
 
 
 def reverse_complement(tokens: Tensor, lengths: Tensor, where: Tensor | None = None) -> Tensor:
-    """The other strand of right-padded rows, padding again on the right.
+    """The other strand of right-padded sequences, padding again on the right.
 
     Args:
         tokens: (batch, length) uint8 without the soft-mask bit.
-        lengths: (batch,) bases of each row.
-        where: (batch,) bool, the rows to turn; None turns all.
+        lengths: (batch,) bases of each sequence.
+        where: (batch,) bool, the sequences to reverse-complement; None takes all.
     """
     position = torch.arange(tokens.shape[1], device=tokens.device)
     source = lengths[:, None] - 1 - position
-    turned = tokens.gather(1, source.clamp(min=0))
-    turned = torch.where(turned < BASES, (BASES - 1) - turned, turned)
-    turned = torch.where(source >= 0, turned, tokens)  # the padding stays
-    return turned if where is None else torch.where(where[:, None], turned, tokens)
+    complement = tokens.gather(1, source.clamp(min=0))
+    complement = torch.where(complement < BASES, (BASES - 1) - complement, complement)
+    complement = torch.where(source >= 0, complement, tokens)  # the padding stays
+    return complement if where is None else torch.where(where[:, None], complement, tokens)

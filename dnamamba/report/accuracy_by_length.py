@@ -1,4 +1,4 @@
-"""How well sequences are told apart, by their length: a line a model, from a table of results."""
+"""How well the classes of sequences are distinguished, by length: a line a model, from a table of results."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ def plot_accuracy_by_length(
             and high, the ends of an interval. Rows without a length or an accuracy are left out.
         chance: accuracy of guessing, drawn as a line.
     """
-    from matplotlib.figure import Figure  # not pyplot: no display is asked for, no state is kept
+    from matplotlib.figure import Figure  # not pyplot: no display is needed, no state is kept
     from matplotlib.ticker import FixedLocator, NullLocator
 
     models: dict[str, list[Mapping[str, str]]] = {}

@@ -39,9 +39,9 @@ _HEADER = struct.Struct("<IHHQQQHHQQIQ")
 _ZOOM_HEADER = struct.Struct("<IIQQ")
 _SUMMARY = struct.Struct("<Qdddd")
 _SECTION = struct.Struct("<IIIIIBBH")
-_PLACE = np.dtype([("contig", "<u4"), ("start", "<u4"), ("end_contig", "<u4"), ("end", "<u4")])
-_LEAF = np.dtype([("place", _PLACE), ("offset", "<u8"), ("size", "<u8")])
-_INNER = np.dtype([("place", _PLACE), ("offset", "<u8")])
+_INTERVAL = np.dtype([("contig", "<u4"), ("start", "<u4"), ("end_contig", "<u4"), ("end", "<u4")])
+_LEAF = np.dtype([("interval", _INTERVAL), ("offset", "<u8"), ("size", "<u8")])
+_INNER = np.dtype([("interval", _INTERVAL), ("offset", "<u8")])
 _RECORD = np.dtype(
     [("contig", "<u4"), ("start", "<u4"), ("end", "<u4"), ("bases", "<u4")]
     + [(name, "<f4") for name in ("min", "max", "sum", "sum_squares")]
@@ -75,7 +75,7 @@ class Bins(NamedTuple):
 
 
 class _Blocks:
-    """Compressed blocks one after another in a file, and their places for the index."""
+    """Compressed blocks one after another in a file, and their intervals for the index."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self.file = file
@@ -192,8 +192,8 @@ class BigWigWriter:
             data = self._file.tell()
             self._file.write(struct.pack("<I", zoom.records))
             zoom.blocks.file.seek(0)
-            while piece := zoom.blocks.file.read(1 << 20):
-                self._file.write(piece)
+            while block := zoom.blocks.file.read(1 << 20):
+                self._file.write(block)
             zoom_index = self._file.tell()
             zoom_headers += _ZOOM_HEADER.pack(size, 0, data, zoom_index)
             self._file.write(_index(zoom.blocks.leaves(data + 4), ZOOM_ITEMS, zoom_index))
@@ -218,7 +218,7 @@ class BigWigWriter:
 
 
 def _runs(positions: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Stretches of neighbouring positions."""
+    """Runs of neighbouring positions."""
     bounds = np.concatenate(([0], np.flatnonzero(np.diff(positions) != 1) + 1, [positions.size])).tolist()
     return itertools.pairwise(bounds)
 
@@ -242,7 +242,7 @@ def _contig_tree(names: list[str], lengths: Mapping[str, int], offset: int) -> b
 def _index(leaves: np.ndarray, items_per_slot: int, offset: int) -> bytes:
     """The R tree of blocks. `offset` is where it begins in the file."""
     root = _around(leaves, np.array([0]), np.array([len(leaves) - 1])) if len(leaves) else np.zeros(1, _INNER)
-    header = struct.pack("<IIQ", INDEX_MAGIC, BLOCK_SIZE, len(leaves)) + root["place"].tobytes()
+    header = struct.pack("<IIQ", INDEX_MAGIC, BLOCK_SIZE, len(leaves)) + root["interval"].tobytes()
     header += struct.pack("<QII", offset, items_per_slot, 0)
     return header + _tree(leaves, _around, offset + len(header))
 
@@ -251,7 +251,7 @@ def _around(below: np.ndarray, first: np.ndarray, last: np.ndarray) -> np.ndarra
     """Nodes around those from `first` to `last`, which are in order and do not overlap."""
     nodes = np.zeros(len(first), _INNER)
     for name, index in (("contig", first), ("start", first), ("end_contig", last), ("end", last)):
-        nodes["place"][name] = below["place"][name][index]
+        nodes["interval"][name] = below["interval"][name][index]
     return nodes
 
 

@@ -23,18 +23,18 @@ def plot_embedding_map(
         table: the column `label`, and the numbers of the embedding.
         columns: the columns that hold these, a number each, or the one that holds a list or an array.
     """
-    from matplotlib.figure import Figure  # not pyplot: no display is asked for, no state is kept
+    from matplotlib.figure import Figure  # not pyplot: no display is needed, no state is kept
 
     vectors = np.asarray(table[columns[0]].to_list() if len(columns) == 1 else table.select(columns).to_numpy(), float)
     labels = table[label].cast(str).fill_null("none").to_numpy()
-    places, share = principal_components(vectors)
+    coordinates, share = principal_components(vectors)
     names = sorted(set(labels.tolist()))
     figure = Figure(figsize=(7.5, 5.5), layout="constrained")
     axes = figure.subplots()
     for number, name in enumerate(names):
         chosen = labels == name
         axes.scatter(
-            places[chosen, 0], places[chosen, 1], s=14, alpha=0.6, linewidths=0, color=f"C{number % 10}",
+            coordinates[chosen, 0], coordinates[chosen, 1], s=14, alpha=0.6, linewidths=0, color=f"C{number % 10}",
             marker=_MARKERS[number // 10 % len(_MARKERS)], label=f"{name} ({int(chosen.sum()):,})",
         )  # fmt: skip
     axes.set(
@@ -57,6 +57,6 @@ def principal_components(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     _, sizes, axes = np.linalg.svd(centred, full_matrices=False)
     axes = axes[:2] * np.sign(axes[:2][np.arange(len(axes[:2])), np.abs(axes[:2]).argmax(1)])[:, None]
     power = sizes**2 / max((sizes**2).sum(), 1e-30)
-    places = centred @ axes.T
-    lacking = 2 - places.shape[1]
-    return np.pad(places, ((0, 0), (0, lacking))), np.pad(power[:2], (0, 2 - len(power[:2])))
+    coordinates = centred @ axes.T
+    lacking = 2 - coordinates.shape[1]
+    return np.pad(coordinates, ((0, 0), (0, lacking))), np.pad(power[:2], (0, 2 - len(power[:2])))

@@ -25,7 +25,7 @@ def pack_rows(genes: "polars.DataFrame", low: int, high: int) -> Rows:
     """Where to draw each gene, so that no two overlap in a row, names included; those outside [low, high) are left
     out. `genes`: see `draw_genes`."""
     ends: list[float] = []
-    placed: Rows = {}
+    drawn: Rows = {}
     import polars as pl
 
     spans = genes.group_by("gene", maintain_order=True).agg(pl.col("start").min(), pl.col("end").max())
@@ -39,8 +39,8 @@ def pack_rows(genes: "polars.DataFrame", low: int, high: int) -> Rows:
         row = next((number for number, reach in enumerate(ends) if reach <= left), len(ends))
         reach = max(min(end, high), left + named) + 0.005 * (high - low)
         ends[row : row + 1] = [reach]
-        placed[gene] = (row, start, end)
-    return placed
+        drawn[gene] = (row, start, end)
+    return drawn
 
 
 def draw_genes(
@@ -57,8 +57,8 @@ def draw_genes(
         axes.plot([max(start, low), min(end, high)], [row, row], color=GENE_COLOUR, linewidth=0.8, zorder=1)
         label = f"← {gene}" if reverse[gene] else f"{gene} →"
         at_edge = max(start, low) + _CHARACTER * (len(gene) + 3) * (high - low) > high
-        place, side = (min(end, high), "right") if at_edge else (max(start, low), "left")
-        axes.text(place, row - 0.28, label, fontsize=7, va="bottom", ha=side)
+        position, side = (min(end, high), "right") if at_edge else (max(start, low), "left")
+        axes.text(position, row - 0.28, label, fontsize=7, va="bottom", ha=side)
     for gene, kind, start, end in genes.select("gene", "kind", "start", "end").iter_rows():
         if gene in rows and end > low and start < high:
             height = _CODING if kind == "coding" else _EXON
@@ -70,7 +70,7 @@ def draw_genes(
 
 
 def draw_repeats(axes: "Axes", repeats: "polars.DataFrame", low: int, high: int) -> None:
-    """Soft-masked stretches as boxes in one row. `repeats`: columns start, end (0-based half-open)."""
+    """Soft-masked intervals as boxes in one row. `repeats`: columns start, end (0-based half-open)."""
     for start, end in repeats.select("start", "end").iter_rows():
         if end > low and start < high:
             _box(axes, max(start, low), min(end, high), 0, 0.6, REPEAT_COLOUR, 0)
@@ -87,7 +87,7 @@ def position_axis(axes: "Axes", contig: str, low: int, high: int) -> None:
     axes.set_xlim(low, high)
     ticks = MaxNLocator(nbins=7, integer=True).tick_values(low + 1, high)
     axes.xaxis.set_major_locator(FixedLocator([tick - 1 for tick in ticks if low < tick <= high]))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda place, _: f"{round(place) + 1:,}"))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda position, _: f"{round(position) + 1:,}"))
     axes.set_xlabel(f"position on {contig} (bp, from 1)")
 
 
@@ -105,6 +105,6 @@ def _bare(axes: "Axes") -> None:
 
 
 def runs_of(positions: np.ndarray, missing: np.ndarray) -> list[tuple[int, int]]:
-    """Stretches [start, end) of positions (ascending, a step of 1) that are missing."""
+    """Intervals [start, end) of positions (ascending, a step of 1) that are missing."""
     edges = np.flatnonzero(np.diff(np.concatenate(([False], missing, [False])).astype(np.int8)))
     return [(int(positions[a]), int(positions[b - 1]) + 1) for a, b in edges.reshape(-1, 2)]

@@ -17,7 +17,7 @@ def plot_learning_curve(
             validation_bits_per_base.
         markov: bits per base of the best Markov model on the same validation windows, drawn as a line.
     """
-    from matplotlib.figure import Figure  # not pyplot: no display is asked for, no state is kept
+    from matplotlib.figure import Figure  # not pyplot: no display is needed, no state is kept
 
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()

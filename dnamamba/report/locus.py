@@ -38,7 +38,7 @@ def plot_locus(
         repeats: start, end of the repeats; None draws no row for them.
         window: bases of the running mean.
     """
-    from matplotlib.figure import Figure  # not pyplot: no display is asked for, no state is kept
+    from matplotlib.figure import Figure  # not pyplot: no display is needed, no state is kept
 
     position = track["position"].to_numpy()
     low, high = int(position[0]), int(position[-1]) + 1

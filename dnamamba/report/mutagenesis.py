@@ -23,13 +23,13 @@ def plot_mutagenesis(table: "polars.DataFrame", path: Path) -> None:
     Below, llr of each change, red where it is less likely than the reference; the reference is dotted, N is grey.
 
     Args:
-        table: a row a base of one stretch of a contig: contig, position (0-based; the axis shows 1-based positions, as
+        table: a row a base of one interval of a contig: contig, position (0-based; the axis shows 1-based positions, as
             genome browsers do), ref, and llr_A, llr_C, llr_G, llr_T in nats: 0 for the reference base, null where there
             is none.
     """
     import polars as pl
     from matplotlib.colors import TwoSlopeNorm
-    from matplotlib.figure import Figure  # not pyplot: no display is asked for, no state is kept
+    from matplotlib.figure import Figure  # not pyplot: no display is needed, no state is kept
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     contig, start = table["contig"][0], int(table["position"][0])
@@ -62,12 +62,12 @@ def plot_mutagenesis(table: "polars.DataFrame", path: Path) -> None:
     heat.set_facecolor("lightgrey")
     if length <= LETTERS_UP_TO:
         rows = {letter: row for row, letter in enumerate("ACGT")}
-        there = [place for place, letter in enumerate(letters) if letter in rows]
-        heat.plot(there, [rows[letters[place]] for place in there], ".", color="black", markersize=3)
+        there = [position for position, letter in enumerate(letters) if letter in rows]
+        heat.plot(there, [rows[letters[position]] for position in there], ".", color="black", markersize=3)
     heat.set_yticks(range(4), "ACGT")
     heat.set(xlim=(-0.5, length - 0.5), xlabel=f"position on {contig} (1-based)")
     heat.xaxis.set_major_locator(MaxNLocator(nbins=10, integer=True))
-    heat.xaxis.set_major_formatter(FuncFormatter(lambda place, _: f"{start + 1 + round(place):,}"))
+    heat.xaxis.set_major_formatter(FuncFormatter(lambda position, _: f"{start + 1 + round(position):,}"))
     figure.colorbar(picture, ax=heat, label="llr (nats)", extend="both", pad=0.01)
     save_png(figure, path)
 
@@ -87,10 +87,10 @@ def _draw_letters(axes: "Axes", letters: np.ndarray, height: np.ndarray) -> None
 
     font = FontProperties(family="DejaVu Sans", weight="bold")
     glyphs = {letter: TextPath((0, 0), letter, size=1, prop=font) for letter in "ACGT"}
-    for place, (letter, size) in enumerate(zip(letters.tolist(), height.tolist(), strict=True)):
+    for position, (letter, size) in enumerate(zip(letters.tolist(), height.tolist(), strict=True)):
         if letter not in glyphs or not np.isfinite(size) or size == 0:
             continue
         box = glyphs[letter].get_extents()
         move = Affine2D().translate(-box.x0, -box.y0).scale(0.9 / box.width, size / box.height)
-        shape = glyphs[letter].transformed(move.translate(place - 0.45, 0))
+        shape = glyphs[letter].transformed(move.translate(position - 0.45, 0))
         axes.add_patch(PathPatch(shape, facecolor=COLOURS[letter], linewidth=0))

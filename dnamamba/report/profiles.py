@@ -1,4 +1,4 @@
-"""Averages around the same place in many genes: splice sites, start codons."""
+"""Averages around the same site in many genes: splice sites, start codons."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,7 +29,7 @@ def plot_profiles(
             (sites with a value there).
         marks: site -> offset -> the letter that is (nearly) always there; written on the axis.
     """
-    from matplotlib.figure import Figure  # not pyplot: no display is asked for, no state is kept
+    from matplotlib.figure import Figure  # not pyplot: no display is needed, no state is kept
     from matplotlib.ticker import MaxNLocator
 
     kinds = table["site"].unique(maintain_order=True).to_list()
@@ -44,9 +44,9 @@ def plot_profiles(
             axes.fill_between(offset, mean - 2 * error, mean + 2 * error, color=colour, alpha=0.2, linewidth=0)
             axes.plot(offset, mean, ".-", color=colour, linewidth=1, markersize=3, label=measure)
         axes.axvline(-0.5, color="black", linewidth=0.7, linestyle=":")
-        for place, text in _words((marks or {}).get(kind, {})):
+        for position, text in _words((marks or {}).get(kind, {})):
             axes.annotate(
-                text, (place, 0), xycoords=("data", "axes fraction"), xytext=(0, 3),
+                text, (position, 0), xycoords=("data", "axes fraction"), xytext=(0, 3),
                 textcoords="offset points", ha="center", fontsize=8, fontweight="bold", color="tab:red",
             )  # fmt: skip
         count = int(np.max(rows["count"].to_numpy(), initial=0))

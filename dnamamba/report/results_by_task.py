@@ -14,7 +14,7 @@ def plot_results_by_task(rows: Sequence[Mapping[str, str]], path: Path, *, title
         rows: cells as text, missing ones empty; needs the columns task, model and one called as the metric, and may
             have `METRIC_std`, drawn as an error bar. Rows without a value are left out.
     """
-    from matplotlib.figure import Figure  # not pyplot: no display is asked for, no state is kept
+    from matplotlib.figure import Figure  # not pyplot: no display is needed, no state is kept
 
     shown = [row for row in rows if row[metric] and math.isfinite(float(row[metric]))]
     tasks = list(dict.fromkeys(row["task"] for row in shown))
@@ -24,10 +24,10 @@ def plot_results_by_task(rows: Sequence[Mapping[str, str]], path: Path, *, title
     width = 0.8 / max(len(models), 1)
     for number, model in enumerate(models):
         own = {row["task"]: row for row in shown if row["model"] == model}
-        places = [tasks.index(task) + (number - (len(models) - 1) / 2) * width for task in own]
+        centres = [tasks.index(task) + (number - (len(models) - 1) / 2) * width for task in own]
         values = [float(row[metric]) for row in own.values()]
         spread = [float(row.get(f"{metric}_std") or 0) for row in own.values()]
-        bars = axes.bar(places, values, width, yerr=spread, label=model, alpha=0.85, capsize=2)
+        bars = axes.bar(centres, values, width, yerr=spread, label=model, alpha=0.85, capsize=2)
         axes.bar_label(bars, [f"{value:.2f}" for value in values], padding=2, fontsize=7)
     axes.set_xticks(range(len(tasks)), tasks, rotation=20, ha="right")
     axes.axhline(0, color="black", linewidth=0.8)

@@ -1,4 +1,4 @@
-"""How well scores tell two classes apart, and whether predicted probabilities are to be believed."""
+"""How well scores distinguish two classes, and whether predicted probabilities are calibrated."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,7 +29,7 @@ def plot_roc_and_calibration(
         positive, negative: what the labels 1 and 0 are called.
     """
     import polars as pl
-    from matplotlib.figure import Figure  # not pyplot: no display is asked for, no state is kept
+    from matplotlib.figure import Figure  # not pyplot: no display is needed, no state is kept
     from sklearn.metrics import roc_auc_score, roc_curve
 
     known = table.filter(pl.col("score").is_not_null() & pl.col("score").cast(pl.Float64).is_not_nan())

@@ -23,7 +23,7 @@ def plot_validation_by_class(
         rows: as in validation_by_class.csv, cells as text; needs the columns group, class, bits_per_base and bases.
         markov: bits per base of the best Markov model over all windows, drawn as a line.
     """
-    from matplotlib.figure import Figure  # not pyplot: no display is asked for, no state is kept
+    from matplotlib.figure import Figure  # not pyplot: no display is needed, no state is kept
     from matplotlib.ticker import FixedLocator, NullLocator
 
     groups: dict[str, list[Mapping[str, str]]] = {}

@@ -36,7 +36,7 @@ def plot_variant_landscape(
         order: of the classes; those drawn last lie on top. Default: the largest first.
     """
     import polars as pl
-    from matplotlib.figure import Figure  # not pyplot: no display is asked for, no state is kept
+    from matplotlib.figure import Figure  # not pyplot: no display is needed, no state is kept
 
     known = variants.filter(pl.col(score).is_not_null() & pl.col(score).cast(pl.Float64).is_not_nan())
     start = known["start"].to_numpy()

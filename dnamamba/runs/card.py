@@ -2,6 +2,9 @@
 
 from typing import Any
 
+from dnamamba.model.config import ModelConfig
+from dnamamba.model.mixers import mixer_class
+
 
 def card_lines(card: dict[str, Any]) -> list[tuple[str, str]]:
     """Labelled lines for people, of what `dnamamba.formats.checkpoint.read_card` gives. What an older or foreign
@@ -22,7 +25,7 @@ def card_lines(card: dict[str, Any]) -> list[tuple[str, str]]:
         *_data_lines(provenance.get("data", {})),
         ("selected", _selection(provenance)),
         *((split, _metrics(found)) for split, found in provenance.get("metrics", {}).items()),
-        *((f"beside: {name}", _metrics(found)) for name, found in provenance.get("baselines", {}).items()),
+        *((f"baseline: {name}", _metrics(found)) for name, found in provenance.get("baselines", {}).items()),
         *_origin_lines(provenance),
     ]
     if provenance.get("pretraining"):
@@ -33,8 +36,8 @@ def card_lines(card: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _model_lines(config: dict[str, Any]) -> list[tuple[str, str]]:
-    sizes = f"Mamba, {config['n_layer']} blocks x {config['d_model']}, {config['d_state']} states a channel"
-    return [("model", f"{sizes}, {config['discretization']} discretization")]
+    mixer = mixer_class(config["mixer"]).describe(ModelConfig(**config))
+    return [("model", f"{config['n_layer']} blocks x {config['d_model']}: {mixer}")]
 
 
 def _pretraining_lines(provenance: dict[str, Any]) -> list[tuple[str, str]]:

@@ -42,8 +42,8 @@ METRICS = (
     "data_wait_fraction",
     "peak_memory_gib",
 )
-"""Columns of metrics.csv. `tokens` are the bases read so far, N too, the padding of packed rows not. `seconds` is
-training time without validation, summed over the pieces of a resumed run.
+"""Columns of metrics.csv. `tokens` are the bases read so far, N too, the padding of packed windows not. `seconds` is
+training time without validation, summed over the resumptions of a run.
 
 `peak_fraction` is the model's floating-point operations a second (`dnamamba.model.parameters.training_flops_per_token`,
 no recomputation counted) over the devices' dense bf16 peak; empty on CPUs, in fp32, and for chips whose peak is not in
@@ -71,14 +71,14 @@ class RunFolder:
         self.validation_plot = path / "validation_by_class.png"
 
     def refuse_existing(self) -> None:
-        """Asked before the long work begins, so that nobody waits for an answer like this. Raises `InputError`."""
+        """Called before the long work begins, so that nobody waits for an answer like this. Raises `InputError`."""
         if self.path.exists() or self.path.is_symlink():
             raise InputError(
-                f"{self.path}: the run folder exists; choose another --out, or go on with that run by --resume"
+                f"{self.path}: the run folder exists; choose another --out, or resume that run by --resume"
             )
 
     def create(self, config: str) -> None:
-        """With its config.yaml or not at all, so that `--resume` can go on with whatever run folder there is.
+        """With its config.yaml or not at all, so that `--resume` can continue whatever run folder there is.
 
         Raises `InputError` when it exists or cannot be made.
         """
@@ -91,8 +91,8 @@ class RunFolder:
         except OSError as error:
             raise InputError(f"{self.path}: cannot make the run folder ({error.strerror}); choose --out") from None
 
-    def mend(self) -> None:
-        """Removes what a killed process left half-written beside the files of the run."""
+    def clean_up(self) -> None:
+        """Removes what a killed process left half-written among the files of the run."""
         for left_over in self.path.glob(".*.partial*"):
             left_over.unlink()
 
@@ -146,7 +146,7 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def environment(devices: list[str]) -> dict[str, Any]:
-    """What a number needs beside it to be reproduced: versions, commit, machine, the devices' names, command."""
+    """What is needed to reproduce a number: versions, commit, machine, the devices' names, command."""
     versions = {"dnamamba": __version__}
     for name in _PACKAGES:
         try:

@@ -68,7 +68,7 @@ def clock(seconds: float) -> str:
 
 @contextmanager
 def job_bar(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
-    """Gives a function to be told (done, total) now and then: a bar on a terminal, elsewhere a line every few seconds.
+    """Gives a function of (done, total) to call now and then: a bar on a terminal, elsewhere a line every few seconds.
 
     Both go to stderr. A job of a few seconds leaves no line; `total` is 0 where it is not known.
     """
@@ -76,7 +76,7 @@ def job_bar(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
     began = line = time.perf_counter()
     with tqdm(desc=what, unit=unit, unit_scale=True, leave=False, disable=not on_terminal) as bar:
 
-        def tell(done: int, total: int) -> None:
+        def report(done: int, total: int) -> None:
             nonlocal line
             bar.total = total
             bar.update(done - bar.n)
@@ -87,16 +87,16 @@ def job_bar(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
                 share = f"{si(done).strip()} of {si(total).strip() if total else '?'} {unit}"
                 print(f"{what} {share}  ETA {left}", file=sys.stderr, flush=True)
 
-        yield tell
+        yield report
 
 
-def by_count(tell: Callable[[int, int], None], total: int) -> Callable[[int], None]:
+def by_count(report: Callable[[int, int], None], total: int) -> Callable[[int], None]:
     """The function of `job_bar` for a job that knows how much it has just done, not how much in all."""
     done = 0
 
     def advance(count: int) -> None:
         nonlocal done
         done += count
-        tell(done, total)
+        report(done, total)
 
     return advance

@@ -1,4 +1,4 @@
-"""Going on with a run: which settings it had, which of them may change on the way, and whether its data are the same.
+"""Resuming a run: which settings it had, which of them may change on the way, and whether its data are the same.
 
 What may change is said at each setting (`on_resume` of `dnamamba.settings.fields.setting`). Files are known by the
 fingerprints of what is in them, which the run has recorded, never by their names: run folder, genomes, tables and
@@ -33,7 +33,7 @@ def stored_values(parser: Parser[Any], out: Path | None) -> tuple[Path, dict[str
     """The config.yaml of the run folder `out` and its settings by their dotted names. `InputError` without such a
     run."""
     if out is None:
-        raise InputError("--resume: name the run folder to go on with by --out")
+        raise InputError("--resume: name the run folder to resume by --out")
     config = RunFolder(out).config
     if not config.is_file():
         raise InputError(f"{out}: no run to resume there (config.yaml is missing)")
@@ -50,7 +50,7 @@ def stored_settings(config: Path, settings: type) -> dict[str, Any]:
         if name not in names:
             raise InputError(
                 f"{config}: unknown setting {name!r}, written by dnamamba {_version(config.parent)}; "
-                "go on with that version, or begin a new run"
+                "resume it with that version, or begin a new run"
             )
     return found
 
@@ -68,20 +68,20 @@ def refuse_changes(
     """Raises `InputError` naming the settings that a resumed run must keep but that differ from its config.yaml.
 
     Args:
-        requested, resolved: the settings now, as asked for and with every default filled in. What the file does not
-            name is younger than the run, and must be asked for as it was before it could be.
-        kept: settings that may not change either, though their fields allow it; `why` tells what for.
+        requested, resolved: the settings now, as given and with every default filled in. What the file does not
+            name is younger than the run, and must be given as it was before it could be.
+        kept: settings that may not change either, though their fields allow it; `why` says what for.
         files: compare the names of files too: where the run has recorded no fingerprints, they are all there is.
     """
     names = named_fields(type(requested))
     stored = stored_settings(config, type(requested))
-    asked, now = (flat(as_plain(each), names) for each in (requested, resolved))
+    given, now = (flat(as_plain(each), names) for each in (requested, resolved))
     changed = []
     for name, known in names.items():
         may_differ = known.on_resume == "free" or (known.on_resume == "files" and not files)
         if may_differ and name not in kept:
             continue
-        before, after = (stored[name], now[name]) if name in stored else (plain(known.absent), asked[name])
+        before, after = (stored[name], now[name]) if name in stored else (plain(known.absent), given[name])
         if before != after:
             changed.append(f"--{name} (was {before!r}, now {after!r})")
     if changed:
@@ -94,8 +94,8 @@ def recorded_splits(folder: RunFolder) -> str | None:
     from dnamamba.formats.checkpoint import PROVENANCE  # torch, which this module's other users need not wait for
 
     last = folder.last_checkpoint()
-    place = folder.path / DATA if last is None else last / PROVENANCE
-    return json.loads(place.read_text("utf-8"))["splits"] if place.is_file() else None
+    source = folder.path / DATA if last is None else last / PROVENANCE
+    return json.loads(source.read_text("utf-8"))["splits"] if source.is_file() else None
 
 
 def refuse_other_splits(folder: RunFolder, recorded: str | None, fingerprint: str) -> None:

@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple, get_type_hints
 from dnamamba.errors import InputError
 
 OnResume = Literal["same", "free", "files"]
-"""What becomes of a setting when a run goes on. same: it must not change. free: it may. files: it names files, which
+"""What becomes of a setting when a run is resumed. same: it must not change. free: it may. files: it names files, which
 may have moved; whether they are the same is decided by the fingerprints of what is in them."""
 
 
@@ -54,7 +54,7 @@ def setting(
 
 @dataclass(kw_only=True)
 class Settings:
-    """What a verb can be told. Making one checks the bounds of its fields: `InputError` names the flag."""
+    """What a verb takes. Making one checks the bounds of its fields: `InputError` names the flag."""
 
     def __post_init__(self) -> None:
         for each in fields(self):

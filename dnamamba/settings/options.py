@@ -10,7 +10,7 @@ from dnamamba.settings.fields import Settings, setting
 
 @dataclass(kw_only=True)
 class PretrainedModelOptions(Settings):
-    """The language model that is asked."""
+    """The language model that is used."""
 
     checkpoint: Path
     """Checkpoint or run folder of a pretrained model."""
@@ -21,13 +21,13 @@ class StoreOptions(Settings):
     """Where a genome's tokens are kept."""
 
     store: Path | None = setting(None, on_resume="free")
-    """Where the genome's token store lies. Default: beside the first genome file; if that is read-only, in the user's
+    """Where the genome's token store lies. Default: next to the first genome file; if that is read-only, in the user's
     cache."""
 
 
 @dataclass(kw_only=True)
 class GenomeOptions(StoreOptions):
-    """The genome that a question is about."""
+    """The genome that a verb reads."""
 
     genome: list[Path]
     """FASTA (plain, gzip, bgzip), GenBank or token store files; several files are one genome."""
@@ -43,7 +43,7 @@ class OverwriteOptions(Settings):
 
 @dataclass(kw_only=True)
 class BatchTokensOptions(Settings):
-    """How much the model reads at once when it is asked."""
+    """How much the model reads at once when it is used."""
 
     batch_tokens: int | None = setting(None, at_least=1)
     """Bases in one pass through the model; lower it when memory runs out. The result does not depend on it beyond
@@ -91,12 +91,12 @@ class OptimiserOptions(Settings):
 
 @dataclass(kw_only=True)
 class RunOptions(Settings):
-    """A run folder, which a run fills and goes on with."""
+    """A run folder, which a run fills and is resumed from."""
 
     out: Path | None = setting(None, on_resume="free")
     """Run folder, which must not exist. Default: a new one below runs/, named by data, model, length and time."""
     resume: bool = setting(False, on_resume="free")
-    """Go on with the run in --out from its last checkpoint."""
+    """Resume the run in --out from its last checkpoint."""
     dry_run: bool = setting(False, on_resume="free")
     """Show what the run will do, and stop."""
     seed: int = setting(0, at_least=0)

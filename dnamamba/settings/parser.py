@@ -56,7 +56,7 @@ class Parser(argparse.ArgumentParser, Generic[T]):
             self.add_argument(f"--{name}", **options)
 
     def parse(self, arguments: Sequence[str] | None = None, stored: tuple[Path, Mapping[str, Any]] | None = None) -> T:
-        """The settings that `arguments` (None: `sys.argv[1:]`) tell; `stored`, a file and what it says, lies below
+        """The settings that `arguments` (None: `sys.argv[1:]`) give; `stored`, a file and what it says, lies below
         them and below `--config`. Raises `InputError`."""
         try:
             namespace, unknown = self.parse_known_args(
@@ -99,7 +99,7 @@ class Parser(argparse.ArgumentParser, Generic[T]):
         return found
 
     def error(self, message: str) -> NoReturn:
-        """What argparse tells of no flag."""
+        """What argparse says of no flag."""
         raise InputError(message)
 
     def _refuse_unknown(self, token: str) -> NoReturn:
@@ -167,7 +167,7 @@ def _converted(where: str, hint: Any, value: Any) -> Any:
             return _as(kind, value)
         except ValueError:
             continue
-    expected = " or ".join(map(_told, _kinds(hint)))
+    expected = " or ".join(map(_expected, _kinds(hint)))
     raise InputError(f"{where}: expected {expected}, got {value!r}")
 
 
@@ -186,7 +186,7 @@ def _as(kind: Any, value: Any) -> Any:
     raise ValueError
 
 
-def _told(kind: Any) -> str:
+def _expected(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return f"one of {', '.join(map(repr, get_args(kind)))}"
     return {NoneType: "null", Path: "a path", str: "a text", bool: "true or false"}.get(kind, kind.__name__)

@@ -93,7 +93,7 @@ class RunControl(L.Callback):
 
     def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if trainer.is_global_zero:
-            self.keeper.mend(self.best_step)  # here: a run that was killed at its very end does not train again
+            self.keeper.fix_links(self.best_step)  # here: a run that was killed at its very end does not train again
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         first = trainer.global_step
@@ -135,7 +135,9 @@ class RunControl(L.Callback):
             self._refuse_faults(trainer, module)
             self._save(trainer, module, step, best=False)
         if stop and self.stopped_by is None:
-            self.stopped_by = signal.SIGTERM  # another rank was told: no rank may take this for the end of the run
+            self.stopped_by = (
+                signal.SIGTERM
+            )  # another rank got the signal: no rank may take this for the end of the run
         if stop or self.out_of_patience:
             trainer.should_stop = True
         self._step_ended = time.perf_counter()
@@ -151,7 +153,7 @@ class RunControl(L.Callback):
         return trainer.strategy.reduce_boolean_decision(self.stopped_by is not None, all=False)
 
     def _refuse_faults(self, trainer: L.Trainer, module: PretrainModule) -> None:
-        """The host waits for the device here, so this is asked only where it waits anyway."""
+        """The host waits for the device here, so this is called only where it waits anyway."""
         fault = int(module.first_fault)
         if fault < 0:
             return
@@ -167,7 +169,7 @@ class RunControl(L.Callback):
         )
         if self.on_fault == "stop":
             raise InputError(
-                f"{message}; begin a new run with a lower --learning_rate, or go on without such steps by "
+                f"{message}; begin a new run with a lower --learning_rate, or continue without such steps by "
                 "--resume --on_fault skip"
             )
         self._progress.say(f"warning: {message}")

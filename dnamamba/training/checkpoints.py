@@ -20,7 +20,7 @@ class CheckpointKeeper:
     """Writes `step-00000100/`, then turns the links `last` and `best` to it, then removes what is no longer needed.
 
     A crash at any point leaves the links on complete folders: a folder gets its name only when all its files are on
-    disk, and a link changes by a rename. What it may leave besides, `mend` puts right before the run goes on.
+    disk, and a link changes by a rename. What else it may leave, `fix_links` puts right before the run is resumed.
     """
 
     def __init__(self, folder: Path, *, keep: int, provenance: dict[str, Any]) -> None:
@@ -51,14 +51,14 @@ class CheckpointKeeper:
             shutil.rmtree(partial, ignore_errors=True)
             raise InputError(
                 f"{target}: the checkpoint could not be written ({error.strerror}); the one before it is intact: "
-                "make room and go on with --resume"
+                "free some and continue with --resume"
             ) from error
         self.saved_step = step
 
-    def mend(self, best_step: int | None) -> None:
+    def fix_links(self, best_step: int | None) -> None:
         """What a crash left undone: half-written and surplus checkpoints go, `best` leads to that of `best_step` again.
 
-        Rank 0 calls this once before a run goes on; `best_step` comes from the checkpoint that it goes on from.
+        Rank 0 calls this once before a run is resumed; `best_step` comes from the checkpoint that it is resumed from.
         """
         for left_over in self.folder.glob(".*"):
             if left_over.is_symlink():

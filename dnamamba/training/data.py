@@ -27,26 +27,26 @@ class WindowBatch(NamedTuple):
     reverse_complement: Tensor
     """(windows,) bool: windows to be reverse-complemented on the device, before the shift."""
     sequence_ids: Tensor | None = None
-    """(windows, length + 1) int32 for packed rows (`--pack`): the sequences in a row; None where each is one window."""
+    """(windows, length + 1) int32 for packed windows (`--pack`): the segment of each base; None without."""
 
 
 class SamplePlan(Protocol):
-    """What to read in which order: `WindowPlan`, `PackedPlan` (packed rows), `MixturePlan` (several genomes)."""
+    """What to read in which order: `WindowPlan`, `PackedPlan` (packed windows), `MixturePlan` (several genomes)."""
 
     def epoch_size(self, epoch: int) -> int:
         """Rows of an epoch."""
 
     def batch(self, epoch: int, indices: np.ndarray) -> tuple[np.ndarray, ...]:
-        """The fields of a `WindowBatch` for the rows at `indices` of an epoch."""
+        """The fields of a `WindowBatch` for the windows at `indices` of an epoch."""
 
     def windows(self, epoch: int, index: int) -> list[Window]:
-        """Where a row's sequences lie."""
+        """Where a window's segments lie."""
 
 
 class SampleStream:
     """The endless sequence of training samples: epoch 0's windows, then epoch 1's, …
 
-    Sample numbers are global (0-based); `locate` tells which (epoch, index) a range of them is.
+    Sample numbers are global (0-based); `locate` gives which (epoch, index) a range of them is.
     """
 
     def __init__(self, plan: SamplePlan) -> None:
@@ -57,15 +57,15 @@ class SampleStream:
         """(epoch, indices (k,) int64) of the samples [first, first + count), in order, epoch by epoch."""
         while self._starts[-1] < first + count:
             self._starts.append(self._starts[-1] + self.plan.epoch_size(len(self._starts) - 1))
-        pieces = []
+        ranges = []
         epoch = int(np.searchsorted(self._starts, first, side="right")) - 1
         while count > 0:
             taken = min(count, self._starts[epoch + 1] - first)
             if taken:
                 index = first - self._starts[epoch]
-                pieces.append((epoch, np.arange(index, index + taken)))
+                ranges.append((epoch, np.arange(index, index + taken)))
             first, count, epoch = first + taken, count - taken, epoch + 1
-        return pieces
+        return ranges
 
 
 class Stage(NamedTuple):
@@ -88,7 +88,7 @@ class StepDataset(Dataset[WindowBatch]):
         self.streams = [SampleStream(stage.plan) for stage in stages]
         self.rank, self.world_size = rank, world_size
 
-    def _pieces(self, step: int) -> tuple[SamplePlan, list[tuple[int, np.ndarray]]]:
+    def _located(self, step: int) -> tuple[SamplePlan, list[tuple[int, np.ndarray]]]:
         number = bisect.bisect_right([stage.first_step for stage in self.stages], step) - 1
         stage = self.stages[number]
         share = stage.windows_per_step // self.world_size
@@ -96,20 +96,20 @@ class StepDataset(Dataset[WindowBatch]):
         return stage.plan, self.streams[number].locate(first, share)
 
     def __getitem__(self, step: int) -> WindowBatch:
-        plan, pieces = self._pieces(step)
-        batches = [plan.batch(epoch, indices) for epoch, indices in pieces]
+        plan, ranges = self._located(step)
+        batches = [plan.batch(epoch, indices) for epoch, indices in ranges]
         parts = batches[0] if len(batches) == 1 else map(np.concatenate, zip(*batches, strict=True))
         return WindowBatch(*map(torch.from_numpy, parts))
 
     def windows(self, step: int) -> list[Window]:
         """Where this rank's windows of a step lie: for messages that must name them."""
-        plan, pieces = self._pieces(step)
-        rows = [(epoch, int(index)) for epoch, indices in pieces for index in indices]
+        plan, ranges = self._located(step)
+        rows = [(epoch, int(index)) for epoch, indices in ranges for index in indices]
         return [window for row in rows for window in plan.windows(*row)]
 
 
 class StepSampler(Sampler[int]):
-    """Step numbers from the trainer's current one (so that a resumed run goes on where it was) to the last.
+    """Step numbers from the trainer's current one (so that a resumed run continues where it was) to the last.
 
     Without a length on purpose: Lightning then counts nothing by it, and the trainer's `max_steps` ends the run.
     """
@@ -149,7 +149,7 @@ class FixedWindows(Dataset[WindowBatch]):
         return WindowBatch(torch.from_numpy(tokens), torch.from_numpy(flags))
 
     def windows(self, item: int) -> list[Window]:
-        """Where the rows of an item lie."""
+        """Where the windows of an item lie."""
         return [self.plan.window(0, int(index)) for index in self.batches[item]]
 
 

@@ -72,8 +72,10 @@ def _short(train: WindowPlan | PackedPlan) -> str:
     """What becomes of the contigs and intervals that are shorter than a window."""
     if isinstance(train, PackedPlan):
         bases = sum(interval.length for interval in train.sequences)
-        share = bases / (train.packed_rows * (train.length + 1)) if bases else 0.0
-        return f"{len(train.sequences):,} short sequences in {train.packed_rows:,} of these rows, {share:.0%} full"
+        share = bases / (train.packed_windows * (train.length + 1)) if bases else 0.0
+        return (
+            f"{len(train.sequences):,} short sequences in {train.packed_windows:,} of these windows, {share:.0%} full"
+        )
     return f"{si(train.short_bases)}b of the training split in none: --pack takes them in" if train.short_bases else ""
 
 

@@ -1,7 +1,7 @@
 """Several genomes as one plan of samples: which genome comes when is computed, never drawn.
 
-The samples of a mixture follow a fixed pattern of PERIOD places, repeated for ever; each genome has as many of them as
-its weight asks for, spread evenly. So the genome of sample s, and the number of that genome's samples before it, follow
+The samples of a mixture follow a fixed pattern of PERIOD samples, repeated for ever; each genome has as many of them as
+its weight says, spread evenly. So the genome of sample s, and the number of that genome's samples before it, follow
 from s alone, and each genome's samples are the endless stream of its own epochs: nothing to store, and neither resuming
 nor workers nor devices change anything.
 """
@@ -15,11 +15,11 @@ from dnamamba.genome.windows import Window
 from dnamamba.training.data import SamplePlan, SampleStream
 
 PERIOD = 1 << 14
-"""Places of the pattern: weights are rounded to this fraction of the samples."""
+"""Samples of the pattern: weights are rounded to this fraction of the samples."""
 
 
-def places(weights: Sequence[float]) -> np.ndarray:
-    """(genomes,) int64: places of each genome in a period, by largest remainder, so that they add up to PERIOD.
+def shares(weights: Sequence[float]) -> np.ndarray:
+    """(genomes,) int64: samples of each genome in a period, by largest remainder, so that they add up to PERIOD.
 
     Raises `InputError` when a genome would not get any.
     """
@@ -34,7 +34,7 @@ def places(weights: Sequence[float]) -> np.ndarray:
 
 
 def pattern(counts: np.ndarray) -> np.ndarray:
-    """(PERIOD,) int64 genome numbers: the k-th of n places of a genome lies as near as can be to (k + ½) / n."""
+    """(PERIOD,) int64 genome numbers: the k-th of n samples of a genome lies as near as can be to (k + ½) / n."""
     wanted = np.concatenate([(np.arange(n) + 0.5) / n for n in counts])
     return np.repeat(np.arange(len(counts)), counts)[np.argsort(wanted, kind="stable")]
 
@@ -49,11 +49,11 @@ class MixturePlan:
     def __init__(self, names: Sequence[str], plans: Sequence[SamplePlan], weights: Sequence[float]) -> None:
         self.names = list(names)
         self.streams = [SampleStream(plan) for plan in plans]
-        self.places = places(weights)
-        self._pattern = pattern(self.places)
-        # The place's number among those of its own genome.
+        self.shares = shares(weights)
+        self._pattern = pattern(self.shares)
+        # The sample's number among those of its own genome.
         self._number = np.empty(PERIOD, np.int64)
-        for genome, count in enumerate(self.places):
+        for genome, count in enumerate(self.shares):
             self._number[self._pattern == genome] = np.arange(count)
 
     def epoch_size(self, epoch: int) -> int:
@@ -62,9 +62,9 @@ class MixturePlan:
     def batch(self, epoch: int, indices: np.ndarray) -> tuple[np.ndarray, ...]:
         """What the genomes' plans give, for consecutive `indices`: rows of all genomes, mixed as the pattern says."""
         positions, batches = [], []
-        for genome, own, pieces in self._pieces(epoch, indices):
+        for genome, own, ranges in self._located(epoch, indices):
             positions.append(own)
-            batches += [self.streams[genome].plan.batch(own_epoch, piece) for own_epoch, piece in pieces]
+            batches += [self.streams[genome].plan.batch(own_epoch, numbers) for own_epoch, numbers in ranges]
         if len(batches) == 1:
             return batches[0]
         order = np.argsort(np.concatenate(positions))
@@ -72,17 +72,17 @@ class MixturePlan:
 
     def windows(self, epoch: int, index: int) -> list[Window]:
         """Where a sample lies; contigs are called GENOME/CONTIG."""
-        [(genome, _, [(own_epoch, piece)])] = self._pieces(epoch, np.array([index]))
-        windows = self.streams[genome].plan.windows(own_epoch, int(piece[0]))
+        [(genome, _, [(own_epoch, numbers)])] = self._located(epoch, np.array([index]))
+        windows = self.streams[genome].plan.windows(own_epoch, int(numbers[0]))
         return [window._replace(contig=f"{self.names[genome]}/{window.contig}") for window in windows]
 
-    def _pieces(self, epoch: int, indices: np.ndarray) -> list[tuple[int, np.ndarray, list[tuple[int, np.ndarray]]]]:
+    def _located(self, epoch: int, indices: np.ndarray) -> list[tuple[int, np.ndarray, list[tuple[int, np.ndarray]]]]:
         """A genome each: its number, its positions among `indices`, and (epoch, indices) of its own windows."""
         assert (np.diff(indices) == 1).all()
         genomes = self._pattern[indices]
         found = []
         for genome in np.unique(genomes).tolist():
             own = np.flatnonzero(genomes == genome)
-            first = epoch * int(self.places[genome]) + int(self._number[indices[own[0]]])
+            first = epoch * int(self.shares[genome]) + int(self._number[indices[own[0]]])
             found.append((genome, own, self.streams[genome].locate(first, len(own))))
         return found

@@ -105,15 +105,15 @@ class PretrainModule(L.LightningModule):
         windows = max(self.micro_tokens // prepared.inputs.shape[1], 1)
         parts = [part.split(windows) for part in (prepared.inputs, prepared.targets, weights)]
         ids = prepared.sequence_ids
-        pieces = list(zip(*parts, [None] * len(parts[0]) if ids is None else ids.split(windows), strict=True))
+        micro_batches = list(zip(*parts, [None] * len(parts[0]) if ids is None else ids.split(windows), strict=True))
         strategy = self.trainer.strategy
-        for number, (piece_inputs, piece_targets, piece_weights, piece_ids) in enumerate(pieces, start=1):
-            synchronise_later = isinstance(strategy, DDPStrategy) and number < len(pieces)
+        for number, (micro_inputs, micro_targets, micro_weights, micro_ids) in enumerate(micro_batches, start=1):
+            synchronise_later = isinstance(strategy, DDPStrategy) and number < len(micro_batches)
             with strategy.block_backward_sync() if synchronise_later else nullcontext():  # type: ignore[attr-defined]
-                loss = self.model.loss(piece_inputs, piece_targets, sequence_ids=piece_ids)
+                loss = self.model.loss(micro_inputs, micro_targets, sequence_ids=micro_ids)
                 weighted = loss.nll_sum
                 if self.soft_mask_weight != 1.0:
-                    weighted = (torch.where(piece_weights > 0, loss.nll, 0.0) * piece_weights).sum()
+                    weighted = (torch.where(micro_weights > 0, loss.nll, 0.0) * micro_weights).sum()
                 self.manual_backward(weighted * scale)
             nll += loss.nll_sum.detach()
 

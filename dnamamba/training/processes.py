@@ -37,7 +37,7 @@ STARTED_BY = "DNAMAMBA_STARTED_BY"
 
 
 class ProcessRank(NamedTuple):
-    """Where this process stands."""
+    """Which of the processes that train together this is."""
 
     rank: int
     """0 for the first process of all, and for one that is alone."""
@@ -48,7 +48,7 @@ class ProcessRank(NamedTuple):
 
 
 def process_rank() -> ProcessRank:
-    """As the environment tells it. Raises `InputError` for a SLURM step with unequal numbers of tasks on its nodes."""
+    """As the environment says. Raises `InputError` for a SLURM step with unequal numbers of tasks on its nodes."""
     _adopt_slurm_step()
     if "LOCAL_RANK" not in os.environ:
         return ProcessRank(0, None, None)
@@ -72,16 +72,16 @@ def _adopt_slurm_step() -> None:
         raise InputError(f"srun: {per_node} tasks on the nodes; give each node as many by --ntasks-per-node")
     first_host = re.sub(r"^([^,\[]*)\[(\w+)[^\]]*\]", r"\1\2", os.environ["SLURM_STEP_NODELIST"]).split(",")[0]
     job, step = int(os.environ["SLURM_JOB_ID"]), int(os.environ["SLURM_STEP_ID"])
-    told = {
+    variables = {
         "LOCAL_RANK": os.environ["SLURM_LOCALID"],
         "NODE_RANK": os.environ["SLURM_NODEID"],
         "WORLD_SIZE": str(tasks),
         "LOCAL_WORLD_SIZE": found[1],
         "MASTER_ADDR": os.environ.get("MASTER_ADDR", first_host),
-        # The same in all tasks, and another one for each step that may run beside this on the node.
+        # The same in all tasks, and another one for each step that may run on the same node.
         "MASTER_PORT": os.environ.get("MASTER_PORT", str(15_000 + (job + step) % 10_000)),
     }
-    os.environ.update(told)
+    os.environ.update(variables)
 
 
 @contextmanager
@@ -112,7 +112,7 @@ def _in_company(devices: int, advice: str) -> Iterator[None]:
     elif devices == 1:
         yield
     else:
-        told = {
+        variables = {
             "LOCAL_RANK": "0",
             "NODE_RANK": "0",
             "WORLD_SIZE": str(devices),
@@ -120,12 +120,12 @@ def _in_company(devices: int, advice: str) -> Iterator[None]:
             "MASTER_PORT": str(_free_port()),
             STARTED_BY: str(os.getpid()),
         }
-        os.environ.update(told)
+        os.environ.update(variables)
         try:
             with _Started(devices, advice):
                 yield
         finally:
-            for name in told:
+            for name in variables:
                 os.environ.pop(name, None)
 
 

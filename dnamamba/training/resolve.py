@@ -26,13 +26,13 @@ WARMUP_FROM = 1024
 """Shortest windows of the length warm-up, as in the paper."""
 
 RUN_FOLDER_VARIABLE = "DNAMAMBA_RUN_FOLDER"
-"""Tells the processes that the first one starts for the other devices which run folder it chose."""
+"""For the processes that the first one starts for the other devices: which run folder it chose."""
 
 
 def resolve(settings: PretrainSettings) -> ResolvedPretrainSettings:
     """Every `None` that stands for a default filled in, paths made absolute. Raises `InputError`."""
     is_demo = settings.genome is None and settings.mixture is None
-    _refuse_beside_mixture(settings)
+    _refuse_with_mixture(settings)
     compute = choose_compute(settings.accelerator, settings.precision)
     length = _or(settings.length, DEMO_LENGTH if is_demo else LENGTH)
     here = process_rank()
@@ -108,7 +108,7 @@ def _or(value: Any, default: Any) -> Any:
     return default if value is None else value
 
 
-def _refuse_beside_mixture(settings: PretrainSettings) -> None:
+def _refuse_with_mixture(settings: PretrainSettings) -> None:
     if settings.mixture is None:
         return
     for name in ("genome", "contigs", "train", "validation", "test", "exclude", "annotation", "store"):
@@ -133,13 +133,13 @@ def _check_together(settings: ResolvedPretrainSettings) -> None:
 def _check_devices(settings: ResolvedPretrainSettings, here: ProcessRank) -> None:
     if here.world_size not in (None, settings.devices):
         raise InputError(
-            f"--devices: {settings.devices} asked for, but torchrun or srun started {here.world_size} processes; "
+            f"--devices: {settings.devices} wanted, but torchrun or srun started {here.world_size} processes; "
             "leave the flag out, or give that number"
         )
     wanted = here.local_size or settings.devices
     if settings.accelerator == "gpu" and wanted > (seen := torch.cuda.device_count()):
         hint = "; srun's --gpus-per-task hides the others, use --gpus-per-node" if seen and here.local_size else ""
-        raise InputError(f"--devices: {wanted} asked for on this machine, torch sees {seen}{hint}")
+        raise InputError(f"--devices: {wanted} wanted on this machine, torch sees {seen}{hint}")
 
 
 def _run_folder(wanted: Path | None, settings: ResolvedPretrainSettings, here: ProcessRank) -> Path:

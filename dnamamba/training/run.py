@@ -1,4 +1,4 @@
-"""A pretraining run from settings to summary: the one place that knows the order of things."""
+"""A pretraining run from settings to summary: the one module that knows the order of things."""
 
 import logging
 import math
@@ -43,7 +43,7 @@ from dnamamba.training.validation import perplexity, report_lines
 def pretrain(requested: PretrainSettings) -> Path:
     """Trains, validates and summarises; returns the run folder.
 
-    Raises `InputError` for everything that the user can mend, and `SystemExit` with 128 + the signal's number when one
+    Raises `InputError` for everything that the user can fix, and `SystemExit` with 128 + the signal's number when one
     stopped the run early (after saving a checkpoint).
     """
     settings = resolve(requested)
@@ -75,7 +75,7 @@ def pretrain(requested: PretrainSettings) -> Path:
         # As the run's settings, whoever started it this time: `--config` may take them to a new run.
         config_text = yaml.safe_dump(as_plain(replace(settings, resume=False, profile=False)), sort_keys=False)
         if settings.resume:
-            folder.mend()
+            folder.clean_up()
             write_atomically(folder.config, config_text)
         else:
             folder.create(config_text)
@@ -88,7 +88,7 @@ def pretrain(requested: PretrainSettings) -> Path:
         print_header(settings, config, model, prepared)
 
     os.environ[RUN_FOLDER_VARIABLE] = str(folder.path)  # for the processes that this one starts
-    with together(settings.devices, f"go on with: {_resume_command(folder)}"):
+    with together(settings.devices, f"continue with: {_resume_command(folder)}"):
         makes_the_group = settings.devices > 1 and not torch.distributed.is_initialized()
         control = _train(settings, model, prepared, folder)
         if makes_the_group:
@@ -98,7 +98,7 @@ def pretrain(requested: PretrainSettings) -> Path:
             folder.path
         )  # code 0 also when a signal stopped the run: else torchrun and srun would take this for a crash
     if control.stopped_by is not None:
-        print(f"stopped by {control.stopped_by.name}; go on with: {_resume_command(folder)}")
+        print(f"stopped by {control.stopped_by.name}; continue with: {_resume_command(folder)}")
         raise SystemExit(128 + control.stopped_by)
     _finish(settings, prepared, folder, control)
     return folder.path
@@ -243,7 +243,7 @@ def _finish(settings: ResolvedPretrainSettings, prepared: Prepared, folder: RunF
     print(f"   results  {folder.learning_curve}, {folder.validation_plot}, {folder.summary}")
     print(f"checkpoint  {folder.checkpoints / ('best' if control.best_step else 'last')}")
     if control.out_of_patience:
-        print(f"      next  go on all the same: {_resume_command(folder)} --patience 0")
+        print(f"      next  continue all the same: {_resume_command(folder)} --patience 0")
     elif not settings.length_warmup:
         print(f"      next  train longer: {_resume_command(folder)} --max_steps {2 * settings.max_steps}")
 

@@ -1,4 +1,4 @@
-"""Everything a pretraining run can be told, with its unit and default. Torch-free, so that `--help` is instant.
+"""Everything a pretraining run can be given, with its unit and default. Torch-free, so that `--help` is instant.
 
 The attribute docstrings are the command line's help. `None` means "choose for me"; `resolve` in
 `dnamamba.training.resolve` fills those in, and the run folder's config.yaml holds what was chosen. Free on resume is
@@ -39,7 +39,7 @@ class PretrainSettings(ComputeOptions, MicroTokensOptions, OptimiserOptions, Run
     max_n_fraction: float = setting(0.1, between=(0, 1))
     """Skip windows with more than this fraction of N."""
     pack: bool = False
-    """Train on contigs and intervals shorter than --length too, several in a row of that length."""
+    """Train on contigs and intervals shorter than --length too, several in one window of that length."""
     reverse_complement: bool = True
     """Show each training window as its reverse complement half of the time."""
 
@@ -57,8 +57,8 @@ class PretrainSettings(ComputeOptions, MicroTokensOptions, OptimiserOptions, Run
     tokens: int | None = setting(None, at_least=1, on_resume="free")
     """Bases to train on, in place of --max_steps."""
     max_steps: int | None = setting(None, at_least=1, on_resume="free")
-    """Optimiser steps. Default: 10000 (600 for the demo: under 3 minutes on 2 cores). When a run goes on, another
-    number stretches the rest of the learning-rate schedule."""
+    """Optimiser steps. Default: 10000 (600 for the demo: under 3 minutes on 2 cores). When a run is resumed, another
+    number rescales the rest of the learning-rate schedule."""
     learning_rate: float | None = setting(None, above=0)
     """Peak learning rate. Default: 0.008 as in the Mamba paper."""
     final_learning_rate: float = setting(0.01, between=(0, 1))
@@ -78,11 +78,11 @@ class PretrainSettings(ComputeOptions, MicroTokensOptions, OptimiserOptions, Run
     """Steps between rows of metrics.csv. Default: a hundredth of --max_steps, between 1 and 50."""
 
     save_every: int | None = setting(None, at_least=1, on_resume="free")
-    """Steps between checkpoints, besides those after each validation. Default: only those and --save_minutes."""
+    """Steps between checkpoints, apart from those after each validation. Default: only those and --save_minutes."""
     save_minutes: float = setting(10.0, above=0, on_resume="free")
     """Minutes after which a checkpoint is written at the next row of metrics.csv."""
     keep: int = setting(2, at_least=1, on_resume="free")
-    """Checkpoints to keep, besides the best by validation."""
+    """Checkpoints to keep, apart from the best by validation."""
     on_fault: Literal["stop", "skip"] = setting("stop", on_resume="free")
     """What to do after a step whose gradient is not finite or an outlier; such a step is never applied."""
     gradient_outlier: float = setting(100.0, above=0, on_resume="free")

@@ -23,9 +23,9 @@ BasesRead = Callable[[int], None]
 
 
 @torch.inference_mode()
-def embed_stretches(
+def embed_sequences(
     inference: Inference[LanguageModel],
-    stretches: Sequence[NamedSequence],
+    sequences: Sequence[NamedSequence],
     pool: Pool,
     out: np.ndarray,
     *,
@@ -36,16 +36,16 @@ def embed_stretches(
     """Fills `out` with hidden states after the final norm.
 
     Args:
-        out: fp32; (stretches, d_model) for `mean` (over A, C, G, T; NaN without any) and `last`; for `position`
-            (bases of all stretches, d_model), one stretch after another, each in the order that it is read in.
+        out: fp32; (sequences, d_model) for `mean` (over A, C, G, T; NaN without any) and `last`; for `position`
+            (bases of all sequences, d_model), one sequence after another, each in the order that it is read in.
         both_strands: the mean with the reverse complement's embedding; of the same base with `position`.
     """
-    offsets = position_offsets(stretches)
+    offsets = position_offsets(sequences)
     lengths = np.diff(offsets)
     share = 0.5 if both_strands else 1.0
     with inference.autocast():
         for batch in batches_by_length(lengths, batch_tokens):
-            members = [stretches[index] for index in batch]
+            members = [sequences[index] for index in batch]
             for other in (False, True) if both_strands else (False,):
                 chunks = _chunks(inference, members, other, batch_tokens, progress)
                 if pool == "position":
@@ -62,9 +62,9 @@ def embed_stretches(
                     out[batch] = out[batch] + pooled if other else pooled
 
 
-def position_offsets(stretches: Sequence[NamedSequence]) -> np.ndarray:
-    """(stretches + 1,) int64: where each begins among all positions."""
-    return np.concatenate(([0], np.cumsum([len(stretch) for stretch in stretches], dtype=np.int64)))
+def position_offsets(sequences: Sequence[NamedSequence]) -> np.ndarray:
+    """(sequences + 1,) int64: where each begins among all positions."""
+    return np.concatenate(([0], np.cumsum([len(sequence) for sequence in sequences], dtype=np.int64)))
 
 
 def _pooled(chunks: Iterator[Chunk], lengths: Tensor, pool: Pool) -> Tensor:
@@ -90,10 +90,10 @@ def _chunks(
     batch_tokens: int,
     progress: BasesRead | None,
 ) -> Iterator[Chunk]:
-    """The members' hidden states, PAD behind each row."""
-    tokens = torch.from_numpy(padded([stretch.tokens(other) for stretch in members]))
-    pieces = tokens.split(max(batch_tokens // len(members), 1), dim=1)
-    for chunk in stream(inference.model.backbone, (piece.to(inference.device) for piece in pieces)):
+    """The members' hidden states, PAD behind each."""
+    tokens = torch.from_numpy(padded([sequence.tokens(other) for sequence in members]))
+    chunks = tokens.split(max(batch_tokens // len(members), 1), dim=1)
+    for chunk in stream(inference.model.backbone, (chunk.to(inference.device) for chunk in chunks)):
         yield chunk
         if progress is not None:
-            progress(sum(max(min(len(stretch), chunk.end) - chunk.begin, 0) for stretch in members))
+            progress(sum(max(min(len(sequence), chunk.end) - chunk.begin, 0) for sequence in members))

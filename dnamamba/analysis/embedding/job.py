@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dnamamba.alphabet import TOKEN_TO_ASCII
-from dnamamba.analysis.embedding.compute import Pool, embed_stretches, position_offsets
+from dnamamba.analysis.embedding.compute import Pool, embed_sequences, position_offsets
 from dnamamba.analysis.embedding.settings import EmbedSettings
 from dnamamba.errors import InputError
 from dnamamba.genome.indexed import described
@@ -32,63 +32,63 @@ PART = 1 << 16
 
 
 def embed(settings: EmbedSettings) -> None:
-    """Embeds what the settings say. Raises `InputError` for whatever the user can mend."""
+    """Embeds what the settings say. Raises `InputError` for whatever the user can fix."""
     _check_settings(settings)
     store = None
     if settings.genome:
         with job_bar("reading the genome", "B") as progress:
             store = open_for_sequences(settings.input, settings.genome, settings.store, progress)
-    stretches = [sequence for path in settings.input for sequence in read_sequences(path, store)]
+    sequences = [sequence for path in settings.input for sequence in read_sequences(path, store)]
     inference = load_for_inference(settings.checkpoint, settings.accelerator, settings.precision)
     require(inference.model, Ability.CAUSAL | Ability.CARRIES_STATE, "embed")
-    for label, text in _header(settings, inference, store, stretches):
+    for label, text in _header(settings, inference, store, sequences):
         print(f"{label:>10}  {text}", flush=True)
 
     width = inference.model.config.d_model
-    bases = sum(map(len, stretches))
-    rows = bases if settings.pool == "position" else len(stretches)
+    bases = sum(map(len, sequences))
+    rows = bases if settings.pool == "position" else len(sequences)
     passes = 2 if settings.both_strands else 1
     # In a file and not in memory: an embedding a position is a thousand bytes a base.
-    beside = settings.out.absolute().parent
-    with whole_file(settings.out) as partial, tempfile.TemporaryDirectory(dir=beside, prefix=".dnamamba-") as name:
+    folder = settings.out.absolute().parent
+    with whole_file(settings.out) as partial, tempfile.TemporaryDirectory(dir=folder, prefix=".dnamamba-") as name:
         array = _array_on_disk(Path(name) / "embedding.npy", (rows, width))
         began = time.perf_counter()
-        with job_bar("embedding", "b") as tell:
-            embed_stretches(
+        with job_bar("embedding", "b") as report:
+            embed_sequences(
                 inference,
-                stretches,
+                sequences,
                 settings.pool,
                 array,
                 batch_tokens=settings.batch_tokens or inference.compute.micro_tokens,
                 both_strands=settings.both_strands,
-                progress=by_count(tell, passes * bases),
+                progress=by_count(report, passes * bases),
             )
         seconds = time.perf_counter() - began
         if settings.out.suffix == ".npz":
-            _write_npz(Path(name), array, stretches, settings.pool, partial)
+            _write_npz(Path(name), array, sequences, settings.pool, partial)
         else:
-            _write_parquet(Path(name), array, stretches, settings.pool, partial)
+            _write_parquet(Path(name), array, sequences, settings.pool, partial)
         del array
     print(f"  embedded  {si(passes * bases)}b in {seconds:.1f} s, {si(passes * bases / seconds)}b/s")
     print(f"   written  {settings.out}: {rows:,} embeddings of {width} numbers")
 
 
 def _array_on_disk(path: Path, shape: tuple[int, int]) -> np.ndarray:
-    """A new fp32 array in a file. Raises `OSError` where the disk has no room for it."""
+    """A new fp32 array in a file. Raises `OSError` where the disk has no space for it."""
     array = np.lib.format.open_memmap(path, "w+", np.float32, shape)
     if hasattr(os, "posix_fallocate"):  # not on macOS
-        # All its room at once: a disk that fills up under a mapped file ends the process by SIGBUS.
+        # All its space at once: a disk that fills up under a mapped file ends the process by SIGBUS.
         with path.open("r+b") as file:
             os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
     return array
 
 
-def _write_npz(folder: Path, array: np.ndarray, stretches: Sequence[NamedSequence], pool: Pool, path: Path) -> None:
+def _write_npz(folder: Path, array: np.ndarray, sequences: Sequence[NamedSequence], pool: Pool, path: Path) -> None:
     """name, contig, start, end, strand of the sequences; embedding; offset of each sequence's first position."""
     array.flush()  # type: ignore[attr-defined]
-    columns: dict[str, Any] = {name: np.array(values) for name, values in _columns(stretches).items()}
+    columns: dict[str, Any] = {name: np.array(values) for name, values in _columns(sequences).items()}
     if pool == "position":
-        columns["offset"] = position_offsets(stretches)
+        columns["offset"] = position_offsets(sequences)
     for name, values in columns.items():
         np.save(folder / f"{name}.npy", values)
     # Not compressed: numbers like these hardly shrink.
@@ -101,36 +101,36 @@ def _write_npz(folder: Path, array: np.ndarray, stretches: Sequence[NamedSequenc
                 shutil.copyfileobj(source, to, 16 << 20)
 
 
-def _write_parquet(folder: Path, array: np.ndarray, stretches: Sequence[NamedSequence], pool: Pool, path: Path) -> None:
+def _write_parquet(folder: Path, array: np.ndarray, sequences: Sequence[NamedSequence], pool: Pool, path: Path) -> None:
     """A row a sequence, or a row a position; `embedding` is an array of d_model fp32."""
     import polars
 
     kind = polars.Array(polars.Float32, array.shape[1])
-    table = polars.DataFrame(_columns(stretches))
+    table = polars.DataFrame(_columns(sequences))
     parts = folder / "parts"
     parts.mkdir()
     for first in range(0, len(array), PART):
         last = min(first + PART, len(array))
-        rows = table[first:last] if pool != "position" else _positions(table, stretches, first, last)
+        rows = table[first:last] if pool != "position" else _positions(table, sequences, first, last)
         part = rows.with_columns(polars.Series("embedding", array[first:last], dtype=kind))
         part.write_parquet(parts / f"{first:012d}.parquet", compression="lz4")
     polars.scan_parquet(parts / "*.parquet").sink_parquet(path)  # polars appends to no Parquet file
 
 
 def _positions(
-    table: "polars.DataFrame", stretches: Sequence[NamedSequence], first: int, last: int
+    table: "polars.DataFrame", sequences: Sequence[NamedSequence], first: int, last: int
 ) -> "polars.DataFrame":
     """name, contig, strand, position (0-based, of the forward strand) and base (of the strand that is read) of rows."""
     import polars
 
-    offsets = position_offsets(stretches)
+    offsets = position_offsets(sequences)
     number = np.searchsorted(offsets, np.arange(first, last), side="right") - 1
     position, letters = [], []
     for index in range(int(number[0]), int(number[-1]) + 1):
-        stretch, offset = stretches[index], int(offsets[index])
+        sequence, offset = sequences[index], int(offsets[index])
         here = slice(max(first - offset, 0), last - offset)
-        position.append(np.arange(stretch.start, stretch.end)[:: -1 if stretch.reverse else 1][here])
-        letters.append(TOKEN_TO_ASCII[stretch.tokens()[here]])
+        position.append(np.arange(sequence.start, sequence.end)[:: -1 if sequence.reverse else 1][here])
+        letters.append(TOKEN_TO_ASCII[sequence.tokens()[here]])
     return table[number].select(
         "name",
         "contig",
@@ -140,13 +140,13 @@ def _positions(
     )
 
 
-def _columns(stretches: Sequence[NamedSequence]) -> dict[str, list[Any]]:
+def _columns(sequences: Sequence[NamedSequence]) -> dict[str, list[Any]]:
     return {
-        "name": [stretch.name for stretch in stretches],
-        "contig": [stretch.contig for stretch in stretches],
-        "start": [stretch.start for stretch in stretches],
-        "end": [stretch.end for stretch in stretches],
-        "strand": [stretch.strand for stretch in stretches],
+        "name": [sequence.name for sequence in sequences],
+        "contig": [sequence.contig for sequence in sequences],
+        "start": [sequence.start for sequence in sequences],
+        "end": [sequence.end for sequence in sequences],
+        "strand": [sequence.strand for sequence in sequences],
     }
 
 
@@ -162,9 +162,9 @@ def _check_settings(settings: EmbedSettings) -> None:
 
 
 def _header(
-    settings: EmbedSettings, inference: Inference, store: GenomeView | None, stretches: Sequence[NamedSequence]
+    settings: EmbedSettings, inference: Inference, store: GenomeView | None, sequences: Sequence[NamedSequence]
 ) -> list[tuple[str, str]]:
-    lengths = [len(stretch) for stretch in stretches]
+    lengths = [len(sequence) for sequence in sequences]
     strands = "mean of both strands" if settings.both_strands else "the strand that is given"
     lines = [
         *inference.header(),
@@ -178,8 +178,8 @@ def _header(
     if store is not None:
         files = ", ".join(map(str, settings.genome or []))
         lines.insert(-2, ("genome", f"{files}: {len(store.contigs)} contigs, {si(store.bases)}b, {described(store)}"))
-        if told := store.names.told():
-            lines.insert(-2, ("contigs", told))
+        if matched := store.names.matched():
+            lines.insert(-2, ("contigs", matched))
     trained = inference.trained_length
     if trained is not None and max(lengths) > trained:
         lines.append(("note", f"some sequences are longer than the {trained:,} bases that the model was trained at"))

@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     import polars
 
 TRIES = 50
-"""Places tried for a window before a genome is given up as too short or too full of N"""
+"""Positions tried for a window before a genome is given up as too short or too full of N"""
 
 
 def species_windows(species: Path, *, length: int, windows: int, seed: int = 0) -> "polars.DataFrame":
-    """`windows` windows of each species without N, at random places of the contigs named or the primary ones, forward
-    strand: species, contig, start, end (0-based, half-open), sequence.
+    """`windows` windows of each species without N, at random positions of the contigs named or the primary ones,
+    forward strand: species, contig, start, end (0-based, half-open), sequence.
 
     Args:
         species: TSV with the columns name and fasta, perhaps contigs, as `dnamamba finetune --task species` takes it.
@@ -31,13 +31,13 @@ def species_windows(species: Path, *, length: int, windows: int, seed: int = 0) 
     rows = []
     for row in read_species(species):
         store = open_genome(row.fasta)
-        for contig, start in _places(store, row, length, windows, seed):
+        for contig, start in _starts(store, row, length, windows, seed):
             tokens = store.read(contig, start, start + length) & np.uint8(TOKEN_BITS)
             rows.append((row.name, contig, start, start + length, decode(tokens)))
     return polars.DataFrame(rows, schema=["species", "contig", "start", "end", "sequence"], orient="row")
 
 
-def _places(store: TokenStore, species: SpeciesRow, length: int, windows: int, seed: int) -> list[tuple[str, int]]:
+def _starts(store: TokenStore, species: SpeciesRow, length: int, windows: int, seed: int) -> list[tuple[str, int]]:
     contigs = [contig for contig in select_contigs(store, species.contigs).chosen if contig.length >= length]
     random = np.random.default_rng(hash_key(seed, *species.name.encode()))
     sizes = np.array([contig.length - length + 1 for contig in contigs], float)

@@ -31,7 +31,7 @@ class Prompt(NamedTuple):
 
 
 def run_generation(settings: GenerateSettings) -> None:
-    """Samples and writes; progress and speed go to stderr. Raises `InputError` for what the user can mend."""
+    """Samples and writes; progress and speed go to stderr. Raises `InputError` for what the user can fix."""
     check_temperature(settings.temperature)
     if settings.out is not None:
         refuse_existing([settings.out], settings.overwrite)
@@ -47,11 +47,11 @@ def run_generation(settings: GenerateSettings) -> None:
         for first in range(0, len(rows), settings.batch):
             batch = rows[first : first + settings.batch]
 
-            def tell(done: int, _: int, count: int = len(batch), before: int = first) -> None:
+            def report(done: int, _: int, count: int = len(batch), before: int = first) -> None:
                 update(before * settings.length + count * done, len(rows) * settings.length)
 
             sampled = generator.generate(
-                [prompt.tokens for _, prompt in batch], [number for number, _ in batch], settings.length, tell
+                [prompt.tokens for _, prompt in batch], [number for number, _ in batch], settings.length, report
             )
             for (number, prompt), tokens in zip(batch, sampled, strict=True):
                 whole = np.concatenate([prompt.tokens, tokens]) if settings.with_prompt else tokens
@@ -67,9 +67,11 @@ def read_prompts(settings: GenerateSettings) -> list[Prompt]:
         raise InputError("give a prompt by --prompt BASES, or prompts by --prompts FASTA (one of the two)")
     if settings.prompt is not None:
         tokens = encode(settings.prompt)
-        for place in np.flatnonzero(tokens == UNK):
-            letter = settings.prompt[place]
-            raise InputError(f"--prompt: {letter!r} at position {place + 1} is no nucleotide; expected A, C, G, T, N")
+        for position in np.flatnonzero(tokens == UNK):
+            letter = settings.prompt[position]
+            raise InputError(
+                f"--prompt: {letter!r} at position {position + 1} is no nucleotide; expected A, C, G, T, N"
+            )
         found = {"sampled": [tokens]}
     else:
         assert settings.prompts is not None
@@ -83,7 +85,7 @@ def read_prompts(settings: GenerateSettings) -> list[Prompt]:
     for prompt in prompts:
         if not len(prompt.tokens):
             where = "--prompt" if settings.prompts is None else f"{settings.prompts}, record {prompt.name!r}"
-            raise InputError(f"{where}: empty; a causal model needs at least one base to go on from")
+            raise InputError(f"{where}: empty; a causal model needs at least one base to continue from")
     return prompts
 
 

@@ -1,4 +1,4 @@
-"""What `python -m dnamamba.generate` can be told. Torch-free, so that `--help` is instant."""
+"""What `python -m dnamamba.generate` takes. Torch-free, so that `--help` is instant."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ class GenerateSettings(ExactComputeOptions, OverwriteOptions, PretrainedModelOpt
     """Sequences sampled from a pretrained model, base by base, as FASTA."""
 
     prompt: str | None = None
-    """Bases to go on from (A, C, G, T, N), at least one: a causal model has no prediction before the first base."""
+    """Bases to continue from (A, C, G, T, N), at least one: a causal model has no prediction before the first base."""
     prompts: Path | None = None
     """FASTA or GenBank file with prompts, one a record, in place of --prompt."""
     length: int = setting(1000, at_least=1)

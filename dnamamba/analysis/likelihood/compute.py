@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from dnamamba.analysis.likelihood.contig_tracks import Column, ContigTracks
-from dnamamba.analysis.likelihood.strand_rows import TRACKS, StrandStretch, describe_strands
 from dnamamba.analysis.likelihood.strand_tiles import StrandTiling
+from dnamamba.analysis.likelihood.strand_values import TRACKS, StrandTile, describe_strands
 from dnamamba.analysis.likelihood.track_files import table_of, table_schema
 from dnamamba.genome.intervals import Interval, merge
 from dnamamba.genome.regions import merged_regions
@@ -50,20 +50,18 @@ def likelihood_table(
     tables = [pl.DataFrame(schema=schema)]
     for name, pairs in wanted.items():
         contig = store.contig(name)
-        stretches = [
-            stretch for strand in computed for stretch in tiling.stretches(strand == "reverse", pairs, contig.length)
-        ]
-        tokens = store.read_sparse(name, spans_read(stretches, pairs, contig.length))
+        tiles = [tile for strand in computed for tile in tiling.tiles(strand == "reverse", pairs, contig.length)]
+        tokens = store.read_sparse(name, spans_read(tiles, pairs, contig.length))
         with ContigTracks(name, tokens, pairs, computed, tracks, Path(tempfile.gettempdir())) as filled:
             batch = batch_tokens or BATCH_TOKENS[inference.device.type]
-            fill_tracks(inference, filled, tokens, stretches, batch, LikelihoodSums())
+            fill_tracks(inference, filled, tokens, tiles, batch, LikelihoodSums())
             tables += [table_of(filled, block, columns, schema) for block in filled.blocks()]
     return pl.concat(tables)
 
 
-def spans_read(stretches: Sequence[StrandStretch], pairs: np.ndarray, length: int) -> np.ndarray:
-    """(k, 2) int64: what is read of a contig, merged: the stretches of both strands and the wanted bases."""
-    read = [(length - part.end, length - part.start) if part.reverse else (part.start, part.end) for part in stretches]
+def spans_read(tiles: Sequence[StrandTile], pairs: np.ndarray, length: int) -> np.ndarray:
+    """(k, 2) int64: what is read of a contig, merged: the tiles of both strands and the wanted bases."""
+    read = [(length - part.end, length - part.start) if part.reverse else (part.start, part.end) for part in tiles]
     return merge(np.concatenate((np.array(read, np.int64).reshape(-1, 2), pairs)))
 
 
@@ -94,7 +92,7 @@ def fill_tracks(
     inference: Inference[LanguageModel],
     tracks: ContigTracks,
     tokens: np.ndarray,
-    stretches: Sequence[StrandStretch],
+    tiles: Sequence[StrandTile],
     batch_tokens: int,
     sums: LikelihoodSums,
     progress: Callable[[int], None] | None = None,
@@ -103,7 +101,7 @@ def fill_tracks(
 
     Args:
         tokens: (length,) uint8 of the contig.
-        stretches: of both strands, or of one, from `StrandTiling.stretches`; together they tell of each wanted base
+        tiles: of both strands, or of one, from `StrandTiling.tiles`; together they describe each wanted base
             once.
         batch_tokens, progress: see `describe_strands`.
     """
@@ -112,7 +110,7 @@ def fill_tracks(
             tracks.put(strand, first, np.full((len(tracks.tracks), 1), np.nan, np.float32))
     summed = tracks.tracks.index("log_likelihood") if "log_likelihood" in tracks.tracks else None
     with inference.autocast():
-        for found in describe_strands(inference, tokens, stretches, tracks.tracks, batch_tokens, progress):
+        for found in describe_strands(inference, tokens, tiles, tracks.tracks, batch_tokens, progress):
             strand = "reverse" if found.reverse else "forward"
             tracks.put(strand, found.start, found.values)
             if summed is not None:

@@ -1,7 +1,7 @@
 """The tracks of one contig while they are made: filled strand by strand, read in the order of the genome.
 
 The reverse strand comes from the contig's end, and the mean needs both strands; a chromosome's tracks are gigabytes. So
-they lie in a nameless file beside the output, which goes with the process however it ends.
+they lie in a nameless file on the output's disk, which goes with the process however it ends.
 """
 
 import os
@@ -63,9 +63,9 @@ class ContigTracks:
             if low >= end:
                 break
             a, b = max(low, start), min(high, end)
-            place = int(self._ends[index]) - (high - a)
+            index = int(self._ends[index]) - (high - a)
             for track, line in enumerate(np.ascontiguousarray(values[:, a - start : b - start])):
-                _write(self._file.fileno(), line, self._offset(strand, track, place))
+                _write(self._file.fileno(), line, self._offset(strand, track, index))
             self._missing[strand] -= b - a
 
     def assert_complete(self) -> None:

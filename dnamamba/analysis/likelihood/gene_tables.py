@@ -46,8 +46,8 @@ def rows_within(table: "polars.DataFrame", interval: Interval, column: str = "po
 
 def in_bits(track: "polars.DataFrame", strand: str = "mean") -> "polars.DataFrame":
     """From the nats of `dnamamba likelihood`'s table, in bits above guessing: contig, position, `gain` = 2 + log₂ p of
-    the reference base and, where the table has the entropy, `information` = 2 − entropy: what the model believes to
-    know of the base. Over many bases the two are equal for a model that believes what is true."""
+    the reference base and, where the table has the entropy, `information` = 2 − entropy: the bits that its
+    probabilities hold. Over many bases the two are equal for a calibrated model."""
     import polars as pl
 
     columns = {"gain": 2 + pl.col(f"{strand}_log_likelihood") / math.log(2)}
@@ -68,14 +68,14 @@ def classes_of(
     genes = list(genes)
     for contig in np.unique(contigs).tolist():
         rows = np.flatnonzero(contigs == contig)
-        place = positions[rows]
+        position = positions[rows]
         level = np.zeros(len(rows), np.int8)
         for number, pairs_of in ((1, _span), (2, _exons), (3, _coding)):
             pairs = [pairs_of(gene) for gene in genes if gene.contig == contig]
-            level[_inside(place, np.concatenate(pairs) if pairs else np.empty((0, 2), np.int64))] = number
+            level[_inside(position, np.concatenate(pairs) if pairs else np.empty((0, 2), np.int64))] = number
         names = np.array(order)[level].astype("<U32")
         if repeats is not None and len(masked := repeats.get(contig, np.empty((0, 2), np.int64))):
-            inside = _inside(place, masked) & (level < 2)
+            inside = _inside(position, masked) & (level < 2)
             names[inside] = np.char.add(names[inside], ", repeat")
         out[rows] = names
     return out
@@ -143,21 +143,21 @@ def profile_table(
     return pl.concat(parts)
 
 
-def values_around(values: "polars.DataFrame", column: str, places: Sites, flank: int) -> np.ndarray:
+def values_around(values: "polars.DataFrame", column: str, sites: Sites, flank: int) -> np.ndarray:
     """(sites, 2·flank) float64: the column at offsets −flank … flank − 1 of each site in reading direction; NaN where
     the table has no such base or no value."""
     import polars as pl
 
     offsets = np.arange(-flank, flank)
-    wanted = places.position[:, None] + np.where(places.reverse, -1, 1)[:, None] * offsets
+    wanted = sites.position[:, None] + np.where(sites.reverse, -1, 1)[:, None] * offsets
     out = np.full(wanted.shape, np.nan)
-    for contig in np.unique(places.contig).tolist():
+    for contig in np.unique(sites.contig).tolist():
         own = values.filter(pl.col("contig").cast(pl.String) == contig)
         position = own["position"].to_numpy()
         if not position.size:
             continue
         numbers = own[column].cast(pl.Float64).fill_null(float("nan")).to_numpy()
-        rows = np.flatnonzero(places.contig == contig)
+        rows = np.flatnonzero(sites.contig == contig)
         index = np.minimum(np.searchsorted(position, wanted[rows]), position.size - 1)
         out[rows] = np.where(position[index] == wanted[rows], numbers[index], np.nan)
     return out

@@ -24,8 +24,8 @@ from dnamamba.analysis.likelihood.compute import (
 )
 from dnamamba.analysis.likelihood.contig_tracks import Column, ContigTracks
 from dnamamba.analysis.likelihood.settings import LikelihoodSettings
-from dnamamba.analysis.likelihood.strand_rows import TRACKS, StrandStretch
 from dnamamba.analysis.likelihood.strand_tiles import StrandTiling
+from dnamamba.analysis.likelihood.strand_values import TRACKS, StrandTile
 from dnamamba.analysis.likelihood.track_files import Write, open_files, refuse_missing_libraries
 from dnamamba.errors import InputError
 from dnamamba.genome.indexed import IndexedGenome, described, open_for
@@ -59,7 +59,7 @@ class Choice(NamedTuple):
 
 
 def run_likelihood(settings: LikelihoodSettings) -> None:
-    """Computes and writes what the settings say. Raises `InputError` for whatever the user can mend."""
+    """Computes and writes what the settings say. Raises `InputError` for whatever the user can fix."""
     choice = choose(settings)
     if not settings.genome:
         raise InputError("--genome: give a FASTA file, GenBank file or token store")
@@ -78,8 +78,8 @@ def run_likelihood(settings: LikelihoodSettings) -> None:
     inference = load_for_inference(settings.checkpoint, settings.accelerator, settings.precision)
     tiling = tiling_for(inference, settings.context, settings.overlap)
     batch_tokens = settings.batch_tokens or BATCH_TOKENS[inference.device.type]
-    rows = {name: _rows(tiling, choice, pairs, store.contig(name).length) for name, pairs in wanted.items()}
-    to_read = sum(row.end - row.start - 1 for of_contig in rows.values() for row in of_contig)
+    tiles = {name: _tiles(tiling, choice, pairs, store.contig(name).length) for name, pairs in wanted.items()}
+    to_read = sum(tile.end - tile.start - 1 for of_contig in tiles.values() for tile in of_contig)
     for label, text in _header(settings, inference, store, wanted, tiling, to_read):
         print(f"{label:>10}  {text}", flush=True)
 
@@ -91,7 +91,7 @@ def run_likelihood(settings: LikelihoodSettings) -> None:
         names = [(stack.enter_context(whole_file(path)), open_it) for path, open_it in files]
         card_name = stack.enter_context(whole_file(card))
         compute_seconds, write_seconds = _compute_and_write(
-            settings, choice, inference, store, wanted, rows, names, batch_tokens, sums
+            settings, choice, inference, store, wanted, tiles, names, batch_tokens, sums
         )
         card_name.write_text(json.dumps(_card(settings, choice, tiling, inference, store, sums), indent=2) + "\n")
     speed = f"{si(to_read)}b in {compute_seconds:.1f} s, {si(to_read / compute_seconds)}b/s{_peak_memory(inference)}"
@@ -107,7 +107,7 @@ def run_likelihood(settings: LikelihoodSettings) -> None:
 
 
 def _open(settings: LikelihoodSettings, progress: Callable[[int, int], None]) -> TokenStore | IndexedGenome:
-    """By its index if only some regions are asked for."""
+    """By its index if only some regions are wanted."""
     if not settings.region and settings.regions is None:
         return open_genome(settings.genome, settings.store, progress=progress)
 
@@ -123,23 +123,23 @@ def _compute_and_write(
     inference: Inference,
     store: GenomeView,
     wanted: ByContig,
-    rows: dict[str, list[StrandStretch]],
+    tiles: dict[str, list[StrandTile]],
     names: Sequence[tuple[Path, Callable[[Path], AbstractContextManager[Write]]]],
     batch_tokens: int,
     sums: LikelihoodSums,
 ) -> tuple[float, float]:
     """Contig by contig; seconds of computing and of writing."""
     compute_seconds = write_seconds = 0.0
-    to_read = sum(row.end - row.start - 1 for of_contig in rows.values() for row in of_contig)
-    with contextlib.ExitStack() as writers, job_bar("likelihood", "b") as tell:
-        advance = by_count(tell, to_read)
+    to_read = sum(tile.end - tile.start - 1 for of_contig in tiles.values() for tile in of_contig)
+    with contextlib.ExitStack() as writers, job_bar("likelihood", "b") as report:
+        advance = by_count(report, to_read)
         writes = [writers.enter_context(open_it(name)) for name, open_it in names]
         for name, pairs in wanted.items():
-            tokens = store.read_sparse(name, spans_read(rows[name], pairs, store.contig(name).length))
+            tokens = store.read_sparse(name, spans_read(tiles[name], pairs, store.contig(name).length))
             folder = settings.out.absolute().parent
             with ContigTracks(name, tokens, pairs, choice.computed, choice.tracks, folder) as tracks:
                 began = time.perf_counter()
-                fill_tracks(inference, tracks, tokens, rows[name], batch_tokens, sums, advance)
+                fill_tracks(inference, tracks, tokens, tiles[name], batch_tokens, sums, advance)
                 computed = time.perf_counter()
                 _write_all(tracks, writes)
                 compute_seconds += computed - began
@@ -200,8 +200,8 @@ def check_bases(store: GenomeView, wanted: ByContig) -> None:
     raise InputError("nothing to compute: the chosen regions have no base but N and contigs' ends")
 
 
-def _rows(tiling: StrandTiling, choice: Choice, pairs: np.ndarray, length: int) -> list[StrandStretch]:
-    return [row for strand in choice.computed for row in tiling.stretches(strand == "reverse", pairs, length)]
+def _tiles(tiling: StrandTiling, choice: Choice, pairs: np.ndarray, length: int) -> list[StrandTile]:
+    return [tile for strand in choice.computed for tile in tiling.tiles(strand == "reverse", pairs, length)]
 
 
 def _among(flag: str, given: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
@@ -227,7 +227,7 @@ def _header(
     lines = [
         *inference.header(),
         ("genome", f"{files}: {len(store.contigs)} contigs, {si(store.bases)}b, {described(store)}"),
-        *([("contigs", told)] if (told := store.names.told()) else []),
+        *([("contigs", matched)] if (matched := store.names.matched()) else []),
         ("regions", f"{si(bases)}b in {regions:,} on {len(wanted):,} contigs, {si(to_read)}b to read"),
         ("context", _describe(tiling)),
     ]
@@ -257,7 +257,7 @@ def _card(
     store: GenomeView,
     sums: LikelihoodSums,
 ) -> dict[str, Any]:
-    """What the tracks are and where they come from: the formats themselves have no room for it."""
+    """What the tracks are and where they come from: the formats themselves have no field for it."""
     return {
         "dnamamba": __version__,
         "checkpoint": str(inference.checkpoint.absolute()),

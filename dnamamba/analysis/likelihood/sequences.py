@@ -6,8 +6,8 @@ import numpy as np
 import torch
 
 from dnamamba.analysis.likelihood.compute import BATCH_TOKENS, strands_to_read
-from dnamamba.analysis.likelihood.strand_rows import StrandStretch, describe_strands
 from dnamamba.analysis.likelihood.strand_tiles import StrandTiling
+from dnamamba.analysis.likelihood.strand_values import StrandTile, describe_strands
 from dnamamba.inference.load import Inference
 
 
@@ -24,24 +24,24 @@ def likelihoods_of_sequences(
     Args:
         sequences: (bases,) uint8 tokens each; sequences of like length go through the model together.
         strand: forward, reverse or mean.
-        tracks: some of `strand_rows.TRACKS`.
+        tracks: some of `strand_values.TRACKS`.
     """
     lengths = np.array([len(sequence) for sequence in sequences], np.int64)
     ends = np.cumsum(lengths)
     # One after another, as one strand: a tile never reads beyond its own sequence.
     joined = np.concatenate([*sequences, np.empty(0, np.uint8)])
     computed = strands_to_read([strand])
-    stretches = []
+    tiles = []
     for end, length in zip(ends.tolist(), lengths.tolist(), strict=True):
         for reverse in (name == "reverse" for name in computed):
             shift = joined.size - end if reverse else end - length
             whole = np.array([[0, length]], np.int64)
-            for tile in tiling.stretches(reverse, whole, length):
-                stretches.append(StrandStretch(reverse, *(place + shift for place in tile[1:])))
+            for tile in tiling.tiles(reverse, whole, length):
+                tiles.append(StrandTile(reverse, *(position + shift for position in tile[1:])))
     values = {name: np.full((len(tracks), joined.size), np.nan, np.float32) for name in computed}
     batch = batch_tokens or BATCH_TOKENS[inference.device.type]
     with torch.inference_mode(), inference.autocast():
-        for reverse, start, found in describe_strands(inference, joined, stretches, tracks, batch):
+        for reverse, start, found in describe_strands(inference, joined, tiles, tracks, batch):
             values["reverse" if reverse else "forward"][:, start : start + found.shape[1]] = found
     whole_strand = (values["forward"] + values["reverse"]) / 2 if strand == "mean" else values[strand]
     return np.split(whole_strand, ends[:-1], axis=1) if len(sequences) else []

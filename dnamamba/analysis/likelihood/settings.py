@@ -1,4 +1,4 @@
-"""What `python -m dnamamba.likelihood` can be told. Torch-free, so that `--help` is instant."""
+"""What `python -m dnamamba.likelihood` takes. Torch-free, so that `--help` is instant."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +29,7 @@ class LikelihoodSettings(ComputeOptions, BatchTokensOptions, OverwriteOptions, G
 
     region: list[str] | None = None
     """Regions as samtools takes them, 1-based with both ends: chr20:1,000,001-2,000,000. Values are those of the whole
-    genome: the bases beside a region are read as its context."""
+    genome: the bases around a region are read as its context."""
     regions: Path | None = None
     """BED file of regions, in place of --region."""
     contigs: list[str] | None = None

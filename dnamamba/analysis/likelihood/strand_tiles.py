@@ -1,6 +1,6 @@
-"""Which stretches of a strand are read for which of its bases, so that each is told with enough context before it.
+"""Which tiles of a strand are read for which of its bases, so that each has enough context before it.
 
-Tile i of a strand reads the bases from i · stride on, stride = context − overlap, and tells of the `stride` bases (the
+Tile i of a strand reads the bases from i · stride on, stride = context − overlap, and describes the `stride` bases (the
 first tile of all) up to `context` bases after its start: those have more than `overlap` and at most `context` bases
 of the tile before them. Where tiles lie depends on the contig alone: a region's values are those of the whole genome.
 """
@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dnamamba.analysis.likelihood.strand_rows import StrandStretch
+from dnamamba.analysis.likelihood.strand_values import StrandTile
 
 
 class StrandTiling(NamedTuple):
@@ -19,8 +19,8 @@ class StrandTiling(NamedTuple):
     overlap: int
     """Below `context`"""
 
-    def stretches(self, reverse: bool, pairs: np.ndarray, length: int) -> list[StrandStretch]:
-        """The stretches that tell of the bases in `pairs` of a contig of `length` bases, each once, but the strand's
+    def tiles(self, reverse: bool, pairs: np.ndarray, length: int) -> list[StrandTile]:
+        """The tiles that describe the bases in `pairs` of a contig of `length` bases, each once, but the strand's
         first.
 
         `pairs` (k, 2) int64: merged intervals in the contig's coordinates. Tiles without wanted bases are left out, and
@@ -36,7 +36,7 @@ class StrandTiling(NamedTuple):
         if not len(starts):
             return []
         if self.context is None:
-            return [StrandStretch(reverse, 0, int(starts[0]), int(ends[-1]))]
+            return [StrandTile(reverse, 0, int(starts[0]), int(ends[-1]))]
         tiles = np.unique(
             np.concatenate([np.arange(a, b + 1) for a, b in zip(*self._tile_of(starts, ends), strict=True)])
         )
@@ -48,19 +48,19 @@ class StrandTiling(NamedTuple):
         end = np.minimum(ends[before], share_end)
         stride = self.context - self.overlap
         return [
-            StrandStretch(reverse, *tile)
+            StrandTile(reverse, *tile)
             for tile in zip((tiles * stride).tolist(), first.tolist(), end.tolist(), strict=True)
         ]
 
     def _tile_of(self, starts: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """First and last tile that tell of bases in [starts, ends)."""
+        """First and last tile that describe bases in [starts, ends)."""
         assert self.context is not None
         stride = self.context - self.overlap
         first, last = ((base - self.overlap - 1) // stride for base in (starts, ends - 1))
         return np.maximum(first, 0), np.maximum(last, 0)
 
     def _share(self, tiles: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Bases that each tile tells of: from, to."""
+        """Bases that each tile describes: from, to."""
         assert self.context is not None
         start = tiles * (self.context - self.overlap)
         return np.where(tiles == 0, 1, start + self.overlap + 1), start + self.context + 1

@@ -171,7 +171,7 @@ _LIBRARIES = {"bigwig": (), "bedgraph": ("polars", "pysam"), "parquet": ("polars
 
 
 def refuse_missing_libraries(formats: Sequence[str]) -> None:
-    """Asked before the long work begins."""
+    """Called before the long work begins."""
     for kind in formats:
         for library in _LIBRARIES[kind]:
             if importlib.util.find_spec(library) is None:

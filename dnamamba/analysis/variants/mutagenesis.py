@@ -47,7 +47,7 @@ class Saturation(NamedTuple):
 
 
 def mutagenesis(settings: MutagenesisSettings) -> Saturation:
-    """Computes and writes as the settings say. Raises `InputError` for whatever the user can mend."""
+    """Computes and writes as the settings say. Raises `InputError` for whatever the user can fix."""
     formats = check_settings(settings)
     paths = {kind: settings.out.with_name(f"{settings.out.name}.{kind}") for kind in formats}
     refuse_existing(list(paths.values()), settings.overwrite)
@@ -63,8 +63,8 @@ def mutagenesis(settings: MutagenesisSettings) -> Saturation:
     for label, text in _header(settings, inference, store, region, plan):
         print(f"{label:>10}  {text}", flush=True)
     began = time.perf_counter()
-    with job_bar("mutagenesis", "changes, each strand counted") as tell:
-        found = saturate(inference, store, region, plan, tell)
+    with job_bar("mutagenesis", "changes, each strand counted") as report:
+        found = saturate(inference, store, region, plan, report)
     seconds = time.perf_counter() - began
     write(found, paths)
     for label, text in _summary(found, seconds, paths):
@@ -78,12 +78,12 @@ def saturate(
     """Every change of a region. The values are those that `score_alleles` gives the same variants in a VCF."""
     tokens = store.read(region.contig, region.start, region.end) & TOKEN_BITS
     index = next(index for index, contig in enumerate(store.contigs) if contig.name == region.contig)
-    alleles, place, base = all_changes(tokens, index, region.start)
+    alleles, offset, base = all_changes(tokens, index, region.start)
     scores = score_alleles(inference, store, alleles, plan, progress)
     matrices = []
     for strand in (scores.forward, scores.reverse):
         matrix = np.full((tokens.size, BASES), np.nan, np.float32)
-        matrix[place, base] = strand.llr
+        matrix[offset, base] = strand.llr
         # A base is itself as likely as itself, where its changes have a score.
         known = np.flatnonzero((~np.isnan(matrix)).any(1))
         matrix[known, tokens[known]] = 0.0
@@ -93,18 +93,18 @@ def saturate(
 
 
 def all_changes(tokens: np.ndarray, contig: int, start: int) -> tuple[Alleles, np.ndarray, np.ndarray]:
-    """The three other bases at each base of a region, with their places in it and their tokens, (alleles,) int64."""
-    place, base = np.nonzero((tokens[:, None] < BASES) & (tokens[:, None] != np.arange(BASES)))
-    count = place.size
+    """The three other bases at each base of a region, with their positions in it and their tokens, (alleles,) int64."""
+    offset, base = np.nonzero((tokens[:, None] < BASES) & (tokens[:, None] != np.arange(BASES)))
+    count = offset.size
     alleles = Alleles(
         first=np.arange(count + 1),
         contig=np.full(count, contig, np.int32),
-        start=start + place,
+        start=start + offset,
         ref_length=np.ones(count, np.int64),
         alt=[LETTERS[token] for token in base.tolist()],
         reason=np.zeros(count, np.uint8),
     )
-    return alleles, place, base
+    return alleles, offset, base
 
 
 def saturation_table(found: Saturation) -> "polars.DataFrame":
@@ -135,8 +135,8 @@ def write(found: Saturation, paths: dict[str, Path]) -> None:
     sequence = decode(found.tokens)
     matrices = {"llr": found.llr, "llr_forward": found.llr_forward, "llr_reverse": found.llr_reverse}
     if "npz" in paths:
-        place = {"contig": np.array(region.contig), "start": np.array(region.start), "sequence": np.array(sequence)}
-        write_arrays({**place, **matrices}, paths["npz"])
+        interval = {"contig": np.array(region.contig), "start": np.array(region.start), "sequence": np.array(sequence)}
+        write_arrays({**interval, **matrices}, paths["npz"])
     if tables := [paths[kind] for kind in ("parquet", "tsv") if kind in paths]:
         table = saturation_table(found)
         for path in tables:
@@ -168,7 +168,7 @@ def _header(
     lines = [
         *inference.header(),
         ("genome", f"{files}: {len(store.contigs)} contigs, {si(store.bases)}b, {described(store)}"),
-        *([("contigs", told)] if (told := store.names.told()) else []),
+        *([("contigs", matched)] if (matched := store.names.matched()) else []),
         ("region", f"{region.contig}:{region.start + 1:,}-{region.end:,}, {region.length:,} bases"),
         (
             "tiles",
@@ -205,10 +205,10 @@ def _summary(found: Saturation, seconds: float, paths: dict[str, Path]) -> list[
 def _lowest(found: Saturation, count: int = 3) -> str:
     """The least likely changes, as HGVS would write them on the contig."""
     filled = np.where(np.isnan(found.llr), np.inf, found.llr)
-    told = []
+    shown = []
     for flat in np.argsort(filled, axis=None)[:count].tolist():
-        place, base = divmod(flat, BASES)
-        if np.isfinite(filled[place, base]):
-            change = f"{LETTERS[found.tokens[place]]}>{LETTERS[base]}"
-            told.append(f"{found.region.contig}:{found.region.start + place + 1}{change} {filled[place, base]:.2f}")
-    return ", ".join(told)
+        offset, base = divmod(flat, BASES)
+        if np.isfinite(filled[offset, base]):
+            change = f"{LETTERS[found.tokens[offset]]}>{LETTERS[base]}"
+            shown.append(f"{found.region.contig}:{found.region.start + offset + 1}{change} {filled[offset, base]:.2f}")
+    return ", ".join(shown)

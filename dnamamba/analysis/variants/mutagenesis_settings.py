@@ -1,4 +1,4 @@
-"""What `python -m dnamamba.mutagenesis` can be told. Torch-free, so that `--help` is instant."""
+"""What `python -m dnamamba.mutagenesis` takes. Torch-free, so that `--help` is instant."""
 
 from dataclasses import dataclass
 from pathlib import Path

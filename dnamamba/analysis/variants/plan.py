@@ -47,7 +47,7 @@ def plan_for(
 
 
 def plan_of(settings: ScoreSettings | MutagenesisSettings, inference: Inference) -> ScorePlan:
-    """`plan_for` what both verbs can be told. Raises as it does."""
+    """`plan_for` what both verbs take. Raises as it does."""
     return plan_for(
         inference,
         context=settings.context,

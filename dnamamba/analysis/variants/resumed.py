@@ -13,8 +13,8 @@ from dnamamba.inference.load import Inference
 from dnamamba.model.language_model import LanguageModel
 
 
-class AlleleRows(NamedTuple):
-    """Alleles in coordinates of the sequences that they change; (rows,) int64 each."""
+class AlleleSequences(NamedTuple):
+    """Alleles in coordinates of the sequences that they change; (alleles,) int64 each."""
 
     sequence: np.ndarray
     """Which one of the kept sequences"""
@@ -25,16 +25,16 @@ class AlleleRows(NamedTuple):
     end: np.ndarray
     """Where the reference bases end that are scored after the allele"""
     alt: list[np.ndarray]
-    """uint8 tokens put in their place"""
+    """uint8 tokens that replace them"""
 
-    def take(self, index: np.ndarray) -> "AlleleRows":
-        """Some of the rows."""
+    def take(self, index: np.ndarray) -> "AlleleSequences":
+        """Some of them."""
         sequence, offset, ref_length, end = (column[index] for column in self[:4])
-        return AlleleRows(sequence, offset, ref_length, end, [self.alt[row] for row in index.tolist()])
+        return AlleleSequences(sequence, offset, ref_length, end, [self.alt[each] for each in index.tolist()])
 
 
 class AlleleScores(NamedTuple):
-    """(rows,) float64, nats"""
+    """(alleles,) float64, nats"""
 
     at: np.ndarray
     """ln p(alternate) − ln p(reference) of the replaced bases; NaN where one of them is no base"""
@@ -43,40 +43,40 @@ class AlleleScores(NamedTuple):
     bases: np.ndarray
     """int64: how many of those count"""
     distance: np.ndarray
-    """Mean Euclidean distance of their final embeddings; NaN if not asked for, or without such bases"""
+    """Mean Euclidean distance of their final embeddings; NaN if not wanted, or without such bases"""
     tokens: int
     """Bases that went through the model"""
 
 
 @torch.inference_mode()
-def score_rows(
+def score_resumed(
     inference: Inference[LanguageModel],
     kept: KeptStates,
-    rows: AlleleRows,
+    alleles: AlleleSequences,
     batch_tokens: int,
     distances: bool = False,
 ) -> AlleleScores:
-    """Every row from the last state before it: the bases up to it, the alternate allele, the reference up to `end`.
+    """Every allele from the last state before it: the bases up to it, the alternate allele, the reference up to `end`.
 
-    Rows of like length go together, at most `batch_tokens` at once (and at least one row). `distances` runs the
+    Sequences of like length go together, at most `batch_tokens` at once (and at least one). `distances` runs the
     reference in the same batch too.
     """
-    count = len(rows.alt)
-    begin = kept.before(rows.offset)
-    alt_length = np.fromiter((allele.size for allele in rows.alt), np.int64, count)
-    length = rows.end - begin - rows.ref_length + alt_length
+    count = len(alleles.alt)
+    begin = kept.before(alleles.offset)
+    alt_length = np.fromiter((allele.size for allele in alleles.alt), np.int64, count)
+    length = alleles.end - begin - alleles.ref_length + alt_length
     # ln p of the sequences' bases as sums from their starts; float64, so that differences of sums keep their digits.
     sums = kept.log_likelihood.nan_to_num(0.0).double().cumsum(1)
     at, after, distance = (np.full(count, np.nan) for _ in range(3))
     bases, tokens_run = np.zeros(count, np.int64), 0
     for batch in batches_by_length(length, batch_tokens):
-        part = rows.take(batch)
+        part = alleles.take(batch)
         tokens = _tokens(kept, part, begin[batch], int(length[batch].max()))
         state = kept.start(part.sequence, begin[batch])
         with inference.autocast():
             output = inference.model(tokens, state)
         tokens_run += tokens.numel()
-        position = _RowPositions(kept, part, begin[batch], alt_length[batch], tokens.shape[1])
+        position = _Positions(kept, part, begin[batch], alt_length[batch], tokens.shape[1])
         log_likelihood = torch.full(tokens.shape, torch.nan, device=tokens.device)
         log_likelihood[:, 1:] = inference.model.objective.log_likelihood(output.logits[:, :-1], tokens[:, 1:])
         reference = kept.log_likelihood[position.sequence[:, None], position.reference]
@@ -101,18 +101,18 @@ def score_rows(
     return AlleleScores(at, after, bases, distance, tokens_run)
 
 
-class _RowPositions:
-    """For every position of a batch of rows, what it is; (rows, length) each."""
+class _Positions:
+    """For every position of a batch of alleles, what it is; (alleles, length) each."""
 
     def __init__(
-        self, kept: KeptStates, rows: AlleleRows, begin: np.ndarray, alt_length: np.ndarray, length: int
+        self, kept: KeptStates, alleles: AlleleSequences, begin: np.ndarray, alt_length: np.ndarray, length: int
     ) -> None:
         device = kept.tokens.device
         offset, ref_length, end, start, alt = (
             torch.from_numpy(column).to(device)[:, None]
-            for column in (rows.offset, rows.ref_length, rows.end, begin, alt_length)
+            for column in (alleles.offset, alleles.ref_length, alleles.end, begin, alt_length)
         )
-        self.sequence = torch.from_numpy(rows.sequence).to(device)
+        self.sequence = torch.from_numpy(alleles.sequence).to(device)
         position = (
             torch.arange(length, device=device)[None] + start
         )  # in coordinates of the sequence without the change
@@ -122,12 +122,12 @@ class _RowPositions:
         self.reference: Tensor = shifted.clamp(0, kept.tokens.shape[1] - 1)
 
 
-def _tokens(kept: KeptStates, rows: AlleleRows, begin: np.ndarray, length: int) -> Tensor:
-    """(rows, length) uint8 on the device: each row's bases from its state on, PAD behind."""
-    tokens = np.full((len(rows.alt), length), PAD, np.uint8)
+def _tokens(kept: KeptStates, alleles: AlleleSequences, begin: np.ndarray, length: int) -> Tensor:
+    """(alleles, length) uint8 on the device: each one's bases from its state on, PAD behind."""
+    tokens = np.full((len(alleles.alt), length), PAD, np.uint8)
     reference = kept.host
     for row, sequence, start, offset, ref_length, end, alt in zip(
-        tokens, *(column.tolist() for column in (rows.sequence, begin, *rows[1:4])), rows.alt, strict=True
+        tokens, *(column.tolist() for column in (alleles.sequence, begin, *alleles[1:4])), alleles.alt, strict=True
     ):
         text = reference[sequence]
         row[: offset - start] = text[start:offset]

@@ -25,7 +25,7 @@ STRANDS = 2
 
 
 def score(settings: ScoreSettings) -> None:
-    """Scores a VCF as the settings say. Raises `InputError` for whatever the user can mend."""
+    """Scores a VCF as the settings say. Raises `InputError` for whatever the user can fix."""
     _check_settings(settings)
     with job_bar("reading the VCF", "B") as progress:
         records = vcf.read_vcf(settings.vcf, progress)
@@ -88,7 +88,7 @@ def _header(
             f"{len(records):,} records, {len(checked.alleles):,} alternate alleles, "
             f"{int((checked.alleles.reason == 0).sum()):,} to score",
         ),
-        ("contigs", store.names.told()),
+        ("contigs", store.names.matched()),
         ("no contig", some(missing)),
         ("REF", f"{len(checked.mismatches):,} of {checked.compared:,} records differ from the genome"),
         (
@@ -131,12 +131,12 @@ def describe_truncation(truncation: Truncation) -> str:
     if not len(exact):
         return ""
     error = np.abs(truncated - exact)
-    told = (
+    line = (
         f"against all bases to the tile's end, {len(exact)} scores: "
         f"|error| mean {error.mean():.2g}, max {error.max():.2g} nats"
     )
     if len(exact) < 3 or np.ptp(exact) == 0 or np.ptp(truncated) == 0:
-        return told
+        return line
     from scipy.stats import spearmanr  # half a second
 
-    return f"{told}, Spearman {spearmanr(truncated, exact).statistic:.4f}"
+    return f"{line}, Spearman {spearmanr(truncated, exact).statistic:.4f}"

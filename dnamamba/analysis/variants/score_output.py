@@ -110,11 +110,11 @@ def scored_table(
     rows = np.maximum(counts, 1)
     record = np.repeat(np.arange(len(records)), rows)
     is_allele = np.repeat(counts > 0, rows)
-    places = np.flatnonzero(is_allele)
+    filled = np.flatnonzero(is_allele)
 
     def spread(values: np.ndarray) -> polars.Series:
         full = np.full(len(record), np.nan)
-        full[places] = values
+        full[filled] = values
         return polars.Series(full, dtype=polars.Float64).fill_nan(None)
 
     refs, starts = records.ref, records.start[record]
@@ -122,10 +122,10 @@ def scored_table(
     for r in range(len(records)):
         alts += records.alternates(r) or [None]
     reasons = np.full(len(record), "no_alternate", dtype=object)
-    reasons[places] = REASON_NAMES[columns.reason]
+    reasons[filled] = REASON_NAMES[columns.reason]
     ref_lengths = np.fromiter(map(len, refs), np.int64, len(refs))
     bases = np.zeros(len(record), np.int64)
-    bases[places] = columns.bases
+    bases[filled] = columns.bases
     return polars.DataFrame(
         {
             "record": polars.Series(record, dtype=polars.Int64),

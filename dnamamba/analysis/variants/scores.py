@@ -22,7 +22,7 @@ import numpy as np
 from torch.utils._pytree import tree_leaves
 
 from dnamamba.alphabet import TOKEN_BITS, encode, reverse_complement
-from dnamamba.analysis.variants.resumed import AlleleRows, score_rows
+from dnamamba.analysis.variants.resumed import AlleleSequences, score_resumed
 from dnamamba.analysis.variants.tiles import Tiling, on_reverse_strand
 from dnamamba.genome.alleles import Alleles
 from dnamamba.genome.view import GenomeView
@@ -121,11 +121,11 @@ def score_alleles(
         keep = start > 0
         strand = _Strand(inference, store, alleles, plan, reverse)
 
-        def tell(count: int, before: int = done) -> None:
+        def report(count: int, before: int = done) -> None:
             if progress is not None:
                 progress(before + count, 2 * wanted.size)
 
-        scores, sample = strand.score(wanted[keep], start[keep], lengths[keep], tell)
+        scores, sample = strand.score(wanted[keep], start[keep], lengths[keep], report)
         done += wanted.size
         strands.append(scores)
         truncated.append(sample.truncated)
@@ -151,14 +151,14 @@ class _Strand:
         """tiles, alleles, check"""
 
     def score(
-        self, wanted: np.ndarray, start: np.ndarray, lengths: np.ndarray, tell: Callable[[int], None]
+        self, wanted: np.ndarray, start: np.ndarray, lengths: np.ndarray, report: Callable[[int], None]
     ) -> tuple[StrandScores, Truncation]:
         plan = self.plan
         at, after = (np.full(len(self.alleles), np.nan) for _ in range(2))
         distance = np.full(len(self.alleles), np.nan) if plan.embedding_distance else None
         bases = np.zeros(len(self.alleles), np.int64)
         ref_length, contig = self.alleles.ref_length[wanted], self.alleles.contig[wanted]
-        tiled = plan.tiling.place(start, ref_length, lengths)
+        tiled = plan.tiling.locate(start, ref_length, lengths)
         end = tiled.exact_end if plan.exact else tiled.end
         sampled = np.zeros(wanted.size, bool)
         if plan.check and not plan.exact and wanted.size:
@@ -179,20 +179,20 @@ class _Strand:
             kept = pass_and_keep(self.inference, tiles, plan.state_every, states_needed(offset, plan.state_every))
             self.tokens[0] += kept.bases
             alt = [self._alternate(allele) for allele in wanted[members].tolist()]
-            rows = AlleleRows(tile, offset, ref_length[members], end[members], alt)
-            scored = score_rows(self.inference, kept, rows, plan.batch_tokens, plan.embedding_distance)
+            sequences = AlleleSequences(tile, offset, ref_length[members], end[members], alt)
+            scored = score_resumed(self.inference, kept, sequences, plan.batch_tokens, plan.embedding_distance)
             self.tokens[1] += scored.tokens
             chosen = wanted[members]
             at[chosen], after[chosen], bases[chosen] = scored.at, scored.after, scored.bases
             if distance is not None:
                 distance[chosen] = scored.distance
             if (check := np.flatnonzero(sampled[members])).size:
-                to_end = rows.take(check)._replace(end=tiled.exact_end[members[check]])
-                exact = score_rows(self.inference, kept, to_end, plan.batch_tokens)
+                to_end = sequences.take(check)._replace(end=tiled.exact_end[members[check]])
+                exact = score_resumed(self.inference, kept, to_end, plan.batch_tokens)
                 self.tokens[2] += exact.tokens
                 samples.append(((scored.at + scored.after)[check], exact.at + exact.after))
             done += members.size
-            tell(done)
+            report(done)
         return StrandScores(at, after, bases, distance), Truncation(
             *(np.concatenate([pair[side] for pair in samples]) if samples else np.empty(0) for side in (0, 1))
         )
@@ -200,7 +200,7 @@ class _Strand:
     def _groups(
         self, order: np.ndarray, contig: np.ndarray, tile: np.ndarray, offset: np.ndarray
     ) -> Iterator[list[np.ndarray]]:
-        """Tiles to pass together, as the places of each one's alleles: many, so that a pass in steps of `state_every`
+        """Tiles to pass together, as the indices of each one's alleles: many, so that a pass in steps of `state_every`
         bases keeps a GPU busy, but with no more states to keep than `STATE_BYTES`."""
         every = self.plan.state_every
         state_bytes = sum(leaf.nbytes for leaf in tree_leaves(self.inference.model.init_state(1)))

@@ -59,7 +59,7 @@ def predictor_table(
     """A row a variant for `report.roc`: predictor, label, score, probability.
 
     Probabilities come from a logistic regression of the label on the score alone. With `group` (genes, blocks) it is
-    fitted on other groups than those it is asked about, in at most `FOLDS` parts; without, or where a part would see
+    fitted on other groups than those it predicts for, in at most `FOLDS` parts; without, or where a part would see
     one label alone, there are none (null).
     """
     import polars as pl
@@ -84,11 +84,11 @@ def cross_fitted(score: np.ndarray, label: np.ndarray, group: np.ndarray) -> np.
     if folds < 2:
         return None
     out = np.empty(len(label))
-    for fitted, asked in GroupKFold(folds).split(score, label, group):
+    for fitted, held_out in GroupKFold(folds).split(score, label, group):
         if len(np.unique(label[fitted])) < 2:
             return None
         # Scaled, so that the penalty does not depend on the score's unit.
         centre, spread = score[fitted].mean(), score[fitted].std() or 1.0
         model = LogisticRegression().fit((score[fitted, None] - centre) / spread, label[fitted])
-        out[asked] = model.predict_proba((score[asked, None] - centre) / spread)[:, 1]
+        out[held_out] = model.predict_proba((score[held_out, None] - centre) / spread)[:, 1]
     return out

@@ -34,7 +34,7 @@ class Tiling(NamedTuple):
     suffix: int
     """Bases scored after a variant"""
 
-    def place(self, start: np.ndarray, ref_length: np.ndarray, strand_length: np.ndarray) -> TiledVariants:
+    def locate(self, start: np.ndarray, ref_length: np.ndarray, strand_length: np.ndarray) -> TiledVariants:
         """The tiles of variants that replace `ref_length` bases from `start` on; all (variants,) int64."""
         stride = self.context // 2
         tile = np.maximum(start // stride - 1, 0)

@@ -174,7 +174,7 @@ def _step(
     epoch: int,
     indices: np.ndarray,
 ) -> Tensor:
-    """Gradients of the mean loss over these examples, in pieces of `micro_tokens` bases; returns the summed loss."""
+    """Gradients of the mean loss over these examples, `micro_tokens` bases at a time; returns the summed loss."""
     total = torch.zeros((), device=compute.device)
     batch = train.batch(seed, epoch, indices)
     flags = strand_flags(seed, epoch, indices)

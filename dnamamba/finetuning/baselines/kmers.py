@@ -42,11 +42,11 @@ def kmer_frequencies(sequences: Sequence[np.ndarray] | np.ndarray, k: int, *, bo
 def reverse_complement_codes(k: int) -> np.ndarray:
     """(4^k,) int64: the code of each k-mer's reverse complement."""
     codes = np.arange(BASES**k)
-    turned = np.zeros_like(codes)
+    complements = np.zeros_like(codes)
     for _ in range(k):
-        turned = turned * BASES + (BASES - 1 - codes % BASES)
+        complements = complements * BASES + (BASES - 1 - codes % BASES)
         codes = codes // BASES
-    return turned
+    return complements
 
 
 def _count(sequences: Sequence[np.ndarray] | np.ndarray, lengths: np.ndarray, k: int) -> np.ndarray:

@@ -116,9 +116,11 @@ def kmer_predictions(
     dev_tokens, dev_labels = dev
     best: tuple[float, float, bool] | None = None
     for strands in (False, True) if both_strands is None else (both_strands,):
-        seen, asked = (kmer_frequencies(tokens, k, both_strands=strands) for tokens in (fit_tokens, dev_tokens))
+        fit_features, dev_features = (
+            kmer_frequencies(tokens, k, both_strands=strands) for tokens in (fit_tokens, dev_tokens)
+        )
         for penalty in PENALTIES:
-            predicted = _fit(seen, fit_labels, target, penalty)(asked)
+            predicted = _fit(fit_features, fit_labels, target, penalty)(dev_features)
             score = evaluate(predicted, dev_labels, target)[SELECT_BY[target.kind]]
             score = score if math.isfinite(score) else -math.inf  # not defined on this dev: never the better one
             if best is None or score > best[0]:
@@ -146,19 +148,19 @@ def _fit(
 
     if target.kind == "regression":
         ridge = make_pipeline(StandardScaler(copy=True), Ridge(alpha=1 / penalty)).fit(features, labels)
-        return lambda asked: ridge.predict(asked).reshape(len(asked), -1)
+        return lambda features: ridge.predict(features).reshape(len(features), -1)
     if target.kind == "multilabel":
         each = [logistic(column > 0) if np.ptp(column) else None for column in labels.T]
         constant = labels.mean(0)
-        return lambda asked: np.column_stack(
-            [m.predict_proba(asked)[:, 1] if m else np.full(len(asked), constant[i]) for i, m in enumerate(each)]
+        return lambda features: np.column_stack(
+            [m.predict_proba(features)[:, 1] if m else np.full(len(features), constant[i]) for i, m in enumerate(each)]
         )
     classes = np.unique(labels).astype(np.int64)
     model = logistic(labels) if len(classes) > 1 else None  # a rare class may be in no example of a part of train
 
-    def probabilities(asked: np.ndarray) -> np.ndarray:
-        table = np.zeros((len(asked), len(target.names)))
-        table[:, classes] = model.predict_proba(asked) if model else 1.0
+    def probabilities(features: np.ndarray) -> np.ndarray:
+        table = np.zeros((len(features), len(target.names)))
+        table[:, classes] = model.predict_proba(features) if model else 1.0
         return table
 
     return probabilities

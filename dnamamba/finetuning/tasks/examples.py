@@ -58,12 +58,12 @@ class Examples:
         return len(self.lengths)
 
     def padded(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens of these rows, no wider than the longest of them, and their lengths."""
+        """Tokens of these examples, no wider than the longest of them, and their lengths."""
         lengths = self.lengths[rows]
         return self.tokens[rows, : int(lengths.max())], lengths
 
     def take(self, rows: np.ndarray) -> ExampleBatch:
-        """These rows with their labels."""
+        """These examples with their labels."""
         return ExampleBatch(*self.padded(rows), self.labels[rows])
 
     def sequences(self) -> list[np.ndarray]:
@@ -81,7 +81,7 @@ class TrainingSet(Protocol):
         """The examples `indices` of an epoch; `length` shortens windows during a length warm-up."""
 
     def sample(self, count: int) -> Examples:
-        """About `count` examples, spread over the set, for the simple models beside."""
+        """About `count` examples, spread over the set, for the baselines."""
 
 
 class FixedSet:
@@ -145,7 +145,7 @@ class HeldOut:
         self.selection: dict[str, Any] | None = None
 
     def read(self, selection: dict[str, Any]) -> Examples:
-        """The examples, once; `selection` says what was chosen without them, and is kept beside the results."""
+        """The examples, once; `selection` says what was chosen without them, and is kept with the results."""
         examples, self._examples = self._examples, None
         if examples is None:
             raise AssertionError(f"the test split was read before, for {self.selection}")

@@ -68,8 +68,8 @@ def read_class_folder(folder: Path) -> Iterator[Record]:
 def _read_table(path: Path, columns: TableColumns) -> Iterator[Record]:
     header, rows = table_rows(path)
     sequence = sequence_column_index(header, columns.sequence, path)
-    asked: list[str | None] = [*columns.labels] if columns.labels else [None]
-    labels = [column_index(header, column, LABEL_COLUMNS, "label", "--label_columns", path) for column in asked]
+    wanted: list[str | None] = [*columns.labels] if columns.labels else [None]
+    labels = [column_index(header, column, LABEL_COLUMNS, "label", "--label_columns", path) for column in wanted]
     named = name_column_index(header)
     task = None if columns.subset is None else column_index(header, "task", (), "subset", "--subset", path)
     if task is None and "task" in header and suffix(path) == ".parquet":

@@ -85,11 +85,11 @@ def read_splits(folder: Path, columns: TableColumns) -> dict[str, list[Record]]:
     """The records of train, dev and test; an empty list for a split that is not there."""
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; --data is the folder with train, test and perhaps dev")
-    places = [folder, folder / "data"] if (folder / "data").is_dir() else [folder]
+    homes = [folder, folder / "data"] if (folder / "data").is_dir() else [folder]
     records: dict[str, list[Record]] = {}
     for split, names in SPLITS.items():
-        files = sorted(p for place in places for p in place.iterdir() if p.is_file() and _is_of(p, names))
-        folders = [place / name for place in places for name in names if (place / name).is_dir()]
+        files = sorted(p for home in homes for p in home.iterdir() if p.is_file() and _is_of(p, names))
+        folders = [home / name for home in homes for name in names if (home / name).is_dir()]
         found = [*files, *folders]
         if len(found) > 1 and not all(suffix(path) == ".parquet" for path in found):
             raise InputError(f"{folder}: several {split} splits: {', '.join(path.name for path in found)}; keep one")
@@ -171,10 +171,10 @@ def _overlap_text(found: dict[str, Any], pair: str) -> str:
 
 def _examples(records: list[Record], target: Target) -> Examples:
     tokens, lengths = pad([record.tokens for record in records])
-    places = [
+    origins = [
         Origin(record.name or f"{number}", 0, len(record.tokens), f"{number}") for number, record in enumerate(records)
     ]
-    return Examples(tokens, lengths, encode_labels(records, target), places)
+    return Examples(tokens, lengths, encode_labels(records, target), origins)
 
 
 def _fingerprint(records: list[Record]) -> str:

@@ -1,7 +1,7 @@
-"""The task of telling species apart: which genome does a window come from?
+"""The task of distinguishing species: which genome does a window come from?
 
 Splits keep homologous sequence together. Distant species are split along their own genomes (blocks with margins, or BED
-files). Close ones, given as pieces that are named alike in all species (`--intervals_by_name`), are split by that name.
+files). Close ones, given as loci that are named alike in all species (`--intervals_by_name`), are split by that name.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ from dnamamba.alphabet import BASES, TOKEN_BITS, C, G
 from dnamamba.errors import InputError
 from dnamamba.finetuning.settings import ResolvedFinetuneSettings
 from dnamamba.finetuning.tasks.examples import HeldOut, Target, Task
-from dnamamba.finetuning.tasks.windows import SpeciesWindows, Stretches, spread_windows
+from dnamamba.finetuning.tasks.windows import SpeciesIntervals, SpeciesWindows, spread_windows
 from dnamamba.genome.contigs import select_contigs
 from dnamamba.genome.intervals import Interval, by_contig, subtract
 from dnamamba.genome.species_table import SpeciesRow, read_species
@@ -29,9 +29,9 @@ EPOCH_EXAMPLES, EPOCH_BASES, LEAST_EXAMPLES = 16_384, 1 << 25, 256
 EVALUATION_EXAMPLES = 1024
 EVALUATION_BASES = {"dev": 1 << 24, "test": 1 << 26}
 BLOCK = 500_000
-"""Bases of neighbouring pieces that go into one split together."""
+"""Bases of neighbouring loci that go into one split together."""
 FRACTIONS = {"test": 0.2, "dev": 0.1}
-"""Of the blocks of named pieces."""
+"""Of the blocks of named loci."""
 SAMPLE = 1 << 27
 """Bases of a species that its composition is counted on."""
 
@@ -43,7 +43,7 @@ def build(settings: ResolvedFinetuneSettings) -> Task:
     assert settings.length is not None
     rows = sorted(read_species(settings.species), key=lambda row: row.name)
     if len(rows) < 2:
-        raise InputError(f"{settings.species}: {len(rows)} species; two are needed to tell apart")
+        raise InputError(f"{settings.species}: {len(rows)} species; two are needed")
     stores = []
     for row in rows:
         with job_bar(f"reading {row.name}", "B") as progress:
@@ -60,11 +60,11 @@ def build(settings: ResolvedFinetuneSettings) -> Task:
         if settings.intervals_by_name:
             splits = join_by_name(splits, settings.species)
     for split, species in splits.items():
-        for stretches in species:
-            if stretches.longest < length:
+        for each in species:
+            if each.longest < length:
                 raise InputError(
-                    f"{settings.species}: {stretches.species}: no window of {length} bases without N in its {split} "
-                    f"split, whose longest stretch has {stretches.longest}; give a smaller --length"
+                    f"{settings.species}: {each.species}: no window of {length} bases without N in its {split} "
+                    f"split, whose longest interval without N has {each.longest}; give a smaller --length"
                 )
     names = tuple(row.name for row in rows)
     size = settings.examples or max(min(EPOCH_EXAMPLES, EPOCH_BASES // length), LEAST_EXAMPLES)
@@ -108,9 +108,9 @@ def build(settings: ResolvedFinetuneSettings) -> Task:
 
 def split_genomes(
     rows: list[SpeciesRow], stores: list[TokenStore], length: int, path: Path
-) -> tuple[dict[str, list[Stretches]], list[tuple[str, str]]]:
+) -> tuple[dict[str, list[SpeciesIntervals]], list[tuple[str, str]]]:
     """Each genome by itself: the BED files given, or blocks with margins of `length`."""
-    splits: dict[str, list[Stretches]] = {split: [] for split in SPLITS}
+    splits: dict[str, list[SpeciesIntervals]] = {split: [] for split in SPLITS}
     notes = []
     for row, store in zip(rows, stores, strict=True):
         try:
@@ -137,17 +137,17 @@ def split_genomes(
     return splits, notes
 
 
-def join_by_name(splits: dict[str, list[Stretches]], path: Path) -> dict[str, list[Stretches]]:
+def join_by_name(splits: dict[str, list[SpeciesIntervals]], path: Path) -> dict[str, list[SpeciesIntervals]]:
     """Given splits of contigs that are the same locus in all species by their names: resampled together. Raises
     `InputError` where a locus is in different splits of two species."""
     home: dict[str, tuple[str, str]] = {}
     for split, found in splits.items():
-        for stretches in found:
-            for name in stretches.contigs:
-                first = home.setdefault(name, (split, stretches.species))
+        for each in found:
+            for name in each.contigs:
+                first = home.setdefault(name, (split, each.species))
                 if first[0] != split:
                     raise InputError(
-                        f"{path}: {name} is in {first[0]} of {first[1]} and in {split} of {stretches.species}: "
+                        f"{path}: {name} is in {first[0]} of {first[1]} and in {split} of {each.species}: "
                         "homologous records belong into one split"
                     )
     return {
@@ -156,7 +156,7 @@ def join_by_name(splits: dict[str, list[Stretches]], path: Path) -> dict[str, li
     }
 
 
-def _of_genome(species: str, store: TokenStore, intervals: tuple[Interval, ...]) -> Stretches:
+def _of_genome(species: str, store: TokenStore, intervals: tuple[Interval, ...]) -> SpeciesIntervals:
     bounds: list[np.ndarray] = []
     numbers: list[np.ndarray] = []
     groups: list[str] = []
@@ -171,7 +171,7 @@ def _of_genome(species: str, store: TokenStore, intervals: tuple[Interval, ...])
         groups += [f"{species}:{name}:{pairs[i, 0]}-{pairs[i, 1]}" for i in inside]
         contigs.append(name)
         offsets.append(record.offset)
-    return Stretches(
+    return SpeciesIntervals(
         species,
         store.tokens,
         np.concatenate(bounds),
@@ -184,8 +184,8 @@ def _of_genome(species: str, store: TokenStore, intervals: tuple[Interval, ...])
 
 def split_by_name(
     rows: list[SpeciesRow], stores: list[TokenStore], length: int, path: Path
-) -> tuple[dict[str, list[Stretches]], list[tuple[str, str]]]:
-    """Named pieces, homologous over species: neighbours (in the first species' order) make blocks, blocks make splits,
+) -> tuple[dict[str, list[SpeciesIntervals]], list[tuple[str, str]]]:
+    """Named loci: neighbours (in the first species' order) make blocks, blocks make splits,
     equal in all species; within a block neighbours are joined until all species have `length` bases."""
     for row in rows:
         if row.contigs or row.train or row.validation or row.test:
@@ -200,41 +200,41 @@ def split_by_name(
     blocks = _join(list(range(len(shared))), lengths, max(BLOCK, length))
     if len(blocks) < 3:
         raise InputError(
-            f"{path}: {len(blocks)} blocks of {max(BLOCK, length):,} bases of pieces; three splits need more"
+            f"{path}: {len(blocks)} blocks of {max(BLOCK, length):,} bases of loci; three splits need more"
         )
-    splits: dict[str, list[Stretches]] = {}
+    splits: dict[str, list[SpeciesIntervals]] = {}
     joined: dict[str, list[list[int]]] = {}
     for split, members in assign_blocks([[shared[i] for i in block] for block in blocks]).items():
         joined[split] = [group for block in members for group in _join(blocks[block], lengths, length)]
         splits[split] = [
-            _of_pieces(row.name, store, [[shared[i] for i in group] for group in joined[split]])
+            _of_loci(row.name, store, [[shared[i] for i in group] for group in joined[split]])
             for row, store in zip(rows, stores, strict=True)
         ]
     every = max(len(store.contigs) for store in stores)
-    text = f"{len(shared):,} pieces named alike" + (f" of {every:,}" if every > len(shared) else "")
+    text = f"{len(shared):,} loci named alike" + (f" of {every:,}" if every > len(shared) else "")
     counts = ", ".join(f"{split} {len(groups):,}" for split, groups in joined.items())
     median = int(np.median([len(group) for groups in joined.values() for group in groups]))
     taken = ", ".join(f"{r.name} {sum(c.n_count for c in s.contigs):,}" for r, s in zip(rows, stores, strict=True))
     return splits, [
-        ("pieces", f"{text}, in {len(blocks)} blocks; joined up to {length:,} bases ({median} each): {counts}"),
+        ("loci", f"{text}, in {len(blocks)} blocks; joined up to {length:,} bases ({median} each): {counts}"),
         ("", f"N taken out: {taken}"),
     ]
 
 
 def assign_blocks(blocks: list[list[str]]) -> dict[str, list[int]]:
-    """Split → numbers of its blocks: the first by a hash of their pieces' names are test, the next dev."""
+    """Split → numbers of its blocks: the first by a hash of their loci's names are test, the next dev."""
     order = sorted(range(len(blocks)), key=lambda i: hashlib.blake2b("\t".join(blocks[i]).encode()).digest())
     counts = {split: max(round(fraction * len(blocks)), 1) for split, fraction in FRACTIONS.items()}
     test, dev = order[: counts["test"]], order[counts["test"] : counts["test"] + counts["dev"]]
     return {"train": sorted(set(order) - {*test, *dev}), "dev": sorted(dev), "test": sorted(test)}
 
 
-def _join(pieces: list[int], lengths: np.ndarray, wanted: int) -> list[list[int]]:
+def _join(loci: list[int], lengths: np.ndarray, wanted: int) -> list[list[int]]:
     """Neighbours joined until every species has `wanted` bases; what is left over goes to the last one."""
     groups: list[list[int]] = []
     current: list[int] = []
-    for piece in pieces:
-        current.append(piece)
+    for locus in loci:
+        current.append(locus)
         if lengths[current].sum(0).min() >= wanted:
             groups.append(current)
             current = []
@@ -243,17 +243,17 @@ def _join(pieces: list[int], lengths: np.ndarray, wanted: int) -> list[list[int]
     return groups
 
 
-def _of_pieces(species: str, store: TokenStore, groups: list[list[str]]) -> Stretches:
-    """Pieces are alignments joined end to end as it is: their few N are taken out and what is beside them joined too,
+def _of_loci(species: str, store: TokenStore, groups: list[list[str]]) -> SpeciesIntervals:
+    """Loci are alignments joined end to end as it is: their few N are taken out and what is next to them joined too,
     for a class must not be known by its gaps. Positions count the bases that stay."""
     tokens, lengths, names = [], [], []
     for group in groups:
-        piece = np.concatenate([store.read(name, 0, store.contig(name).length) for name in group])
-        tokens.append(piece[(piece & np.uint8(TOKEN_BITS)) < BASES])
+        joined = np.concatenate([store.read(name, 0, store.contig(name).length) for name in group])
+        tokens.append(joined[(joined & np.uint8(TOKEN_BITS)) < BASES])
         lengths.append(len(tokens[-1]))
         names.append(group[0] if len(group) == 1 else f"{group[0]}+{len(group) - 1}")
     ends = np.cumsum(lengths)
-    return Stretches(
+    return SpeciesIntervals(
         species,
         np.concatenate(tokens),
         np.column_stack((ends - lengths, ends)),
@@ -286,10 +286,10 @@ class Composition(NamedTuple):
 
 def composition(name: str, store: TokenStore) -> Composition:
     """GC is counted on `SAMPLE` bases at most, evenly spread; the rest is known exactly."""
-    pieces = np.linspace(0, store.bases, max(store.bases // (1 << 20), 1) + 1).astype(np.int64)
+    borders = np.linspace(0, store.bases, max(store.bases // (1 << 20), 1) + 1).astype(np.int64)
     step = max(store.bases // SAMPLE, 1)
     counts = np.zeros(128, np.int64)
-    for start, end in list(zip(pieces[:-1].tolist(), pieces[1:].tolist(), strict=True))[::step]:
+    for start, end in list(zip(borders[:-1].tolist(), borders[1:].tolist(), strict=True))[::step]:
         counts += np.bincount(store.tokens[start:end] & np.uint8(TOKEN_BITS), minlength=128)[:128]
     contigs: tuple[Contig, ...] = store.contigs
     return Composition(
@@ -303,8 +303,8 @@ def composition(name: str, store: TokenStore) -> Composition:
     )
 
 
-def _fingerprint(species: list[Stretches]) -> str:
+def _fingerprint(species: list[SpeciesIntervals]) -> str:
     digest = hashlib.sha256()
-    for stretches in species:
-        digest.update(stretches.species.encode() + stretches.bounds.tobytes())
+    for each in species:
+        digest.update(each.species.encode() + each.bounds.tobytes())
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""What is told of a variant classifier besides accuracy: ranking, by gene, missense apart, calibration, shortcuts."""
+"""What is reported of a variant classifier but its accuracy: ranking, by gene, missense, calibration, shortcuts."""
 
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ LEAST = 5
 
 
 class VariantReport(NamedTuple):
-    """What is known beside the sequences; class 1 is the positive one."""
+    """What is known apart from the sequences; class 1 is the positive one."""
 
     train_labels: np.ndarray
     train_effects: list[str] | None

@@ -77,7 +77,7 @@ def build(settings: ResolvedFinetuneSettings) -> Task:
             left_out[f"another {effect}"] += 1
     rows = [row for row, kept in zip(rows, keep, strict=True) if kept]
     if not rows:
-        raise InputError(f"{path}: no variant is left ({_told(left_out)})")
+        raise InputError(f"{path}: no variant is left ({_reasons(left_out)})")
     alleles = _check(rows, store, settings.length // 2, path, left_out)
     usable = alleles.reason == 0
     rows = [row for row, kept in zip(rows, usable, strict=True) if kept]
@@ -85,7 +85,7 @@ def build(settings: ResolvedFinetuneSettings) -> Task:
     groups = [row.columns[split_by] if split_by else row.contig for row in rows]
     split = _splits(rows, groups, path)
     refuse_shared_groups(groups, split, path, split_by or "contig")
-    contig, position = _places(rows, alleles)
+    contig, position = _positions(rows, alleles)
     # Where each window begins, for `window` centres REF, however long: they overlap where that is closer than a length.
     begins = position - (settings.length - alleles.ref_length) // 2
     split, dropped = without_overlaps(contig, begins, split, settings.length)
@@ -107,11 +107,11 @@ def build(settings: ResolvedFinetuneSettings) -> Task:
         chosen = members[name].tolist()
         tokens, lengths = pad([windows[i] for i in chosen])
         contigs = [store.contigs[c].name for c in alleles.contig.tolist()]
-        places = [
+        origins = [
             Origin(contigs[i], int(alleles.start[i]), int(alleles.start[i] + alleles.ref_length[i]), groups[i])
             for i in chosen
         ]
-        return Examples(tokens, lengths, labels[chosen], places)
+        return Examples(tokens, lengths, labels[chosen], origins)
 
     made = {name: examples(name) for name in SPLITS}
     effects = [row.columns.get(effect, "") for row in rows] if effect else None
@@ -134,7 +134,7 @@ def build(settings: ResolvedFinetuneSettings) -> Task:
             "disjoint",
             f"no {split_by or 'contig'} in two splits, no windows of {settings.length:,} bases of two splits overlap",
         ),
-        *((("left out", _told(left_out)),) if left_out else ()),
+        *((("left out", _reasons(left_out)),) if left_out else ()),
     ]
     facts: dict[str, Any] = {
         "data": str(path),
@@ -198,16 +198,16 @@ def _read_table(path: Path) -> Iterator[LabelledVariant]:
 
 
 def _column(
-    rows: list[LabelledVariant], asked: str | None, usual: tuple[str, ...], path: Path, flag: str, needed: bool = True
+    rows: list[LabelledVariant], wanted: str | None, usual: tuple[str, ...], path: Path, flag: str, needed: bool = True
 ) -> str | None:
-    """The name of a column that some row has; None if it is neither asked for nor there."""
+    """The name of a column that some row has; None if it is neither wanted nor there."""
     known = {name for row in rows for name in row.columns}
-    for name in (asked.lower(),) if asked else usual:
+    for name in (wanted.lower(),) if wanted else usual:
         if name in known:
             return name
-    if asked or needed:
+    if wanted or needed:
         raise InputError(
-            f"{path}: no column {asked or usual[0]!r} among {', '.join(sorted(known))}; name it with {flag}"
+            f"{path}: no column {wanted or usual[0]!r} among {', '.join(sorted(known))}; name it with {flag}"
         )
     return None
 
@@ -253,8 +253,8 @@ def window(store: TokenStore, alleles: Alleles, index: int, length: int) -> np.n
     tokens = np.full(length, N, np.uint8)
     first, last = max(left, 0), min(left + length, contig.length)
     tokens[first - left : last - left] = store.read(contig.name, first, last) & TOKEN_BITS
-    place = start - left
-    alternate = np.concatenate((tokens[:place], encode(alleles.alt[index]), tokens[place + ref_length :]))
+    offset = start - left
+    alternate = np.concatenate((tokens[:offset], encode(alleles.alt[index]), tokens[offset + ref_length :]))
     return np.concatenate(([CLS], tokens, [SEP], alternate)).astype(np.uint8)
 
 
@@ -290,9 +290,9 @@ def refuse_shared_groups(groups: list[str], split: np.ndarray, path: Path, name:
             raise InputError(f"{path}: {name} {group!r} is both in {first[group]} and in {there}")
 
 
-def _places(rows: list[LabelledVariant], alleles: Alleles) -> tuple[np.ndarray, np.ndarray]:
-    """Contig and position by which windows overlap: of the assembly (chrom, pos) where the table has them beside the
-    place in a sequence of its own, else the latter."""
+def _positions(rows: list[LabelledVariant], alleles: Alleles) -> tuple[np.ndarray, np.ndarray]:
+    """Contig and position by which windows overlap: of the assembly (chrom, pos) where the table has them next to the
+    position in a sequence of its own, else the latter."""
     if all(row.columns.get("chrom") and whole_number(row.columns.get("pos", "")) is not None for row in rows):
         names = [row.columns["chrom"] for row in rows]
         positions = np.array([int(row.columns["pos"]) for row in rows], np.int64)
@@ -305,7 +305,7 @@ def without_overlaps(
     contig: np.ndarray, position: np.ndarray, split: np.ndarray, length: int
 ) -> tuple[np.ndarray, dict[str, int]]:
     """Takes out of train the windows of `length` bases that overlap one of dev or test, and of dev those that overlap
-    one of test: the splits with "" in those places, and how many by split. `position` (variants,) is where each
+    one of test: the splits with "" for those, and how many by split. `position` (variants,) is where each
     window begins, below 0 beyond the contig's start by `length` / 2 at most."""
     split = split.astype(object)
     dropped: dict[str, int] = {}
@@ -328,5 +328,5 @@ def without_overlaps(
     return split, dropped
 
 
-def _told(left_out: Counter[str]) -> str:
+def _reasons(left_out: Counter[str]) -> str:
     return ", ".join(f"{count:,} {why}" for why, count in left_out.most_common())

@@ -94,6 +94,10 @@ class MambaMixer(Mixer):
         self.D = nn.Parameter(torch.ones(channels))
         self.out_proj = nn.Linear(channels, d_model, bias=False)
 
+    @classmethod
+    def describe(cls, config: ModelConfig) -> str:
+        return f"Mamba, {config.d_state} states a channel, {config.discretization} discretization"
+
     @property
     def A(self) -> Tensor:
         """(channels, state) fp32, negative."""

@@ -1,4 +1,4 @@
-"""What a sequence mixer is, and what the rest of the program asks of it."""
+"""What a sequence mixer is, and what the rest of the program calls."""
 
 from collections.abc import Iterable
 from typing import Any, ClassVar
@@ -17,7 +17,7 @@ class Mixer(nn.Module):
     whole.
     A mixer that carries no state takes and returns None, and has no `init_state` and no `step`.
 
-    Questions about its parameters have answers here that fit projections held as `nn.Linear`; a mixer with other
+    What is to be known of its parameters is answered here for projections held as `nn.Linear`; a mixer with other
     parameters overrides them.
     """
 
@@ -29,6 +29,11 @@ class Mixer(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
 
+    @classmethod
+    def describe(cls, config: ModelConfig) -> str:
+        """For the model card: the mixer's name and the options that it reads."""
+        return config.mixer
+
     def init_state(self, batch: int) -> Any:
         """The state before the first position."""
         raise NotImplementedError(f"{type(self).__name__} carries no state")
@@ -36,7 +41,7 @@ class Mixer(nn.Module):
     def forward(self, x: Tensor, state: Any = None, sequence_ids: Tensor | None = None) -> tuple[Tensor, Any]:
         """x (batch, length, d_model) → y of the same shape, and the state after the last position.
 
-        `state` None starts afresh. `sequence_ids` (batch, length) int32 packs several sequences into a row: nothing
+        `state` None starts afresh. `sequence_ids` (batch, length) int32 packs several segments into a window: nothing
         crosses a change of id; the given state belongs to the first id, the returned one to the last.
         """
         raise NotImplementedError
@@ -50,7 +55,7 @@ class Mixer(nn.Module):
         raise NotImplementedError
 
     def undecayed_parameters(self) -> Iterable[Tensor]:
-        """What weight decay must leave alone besides vectors, which never decay."""
+        """What weight decay must leave alone, as it does vectors, which never decay."""
         return ()
 
     def castable_parameters(self) -> Iterable[Tensor]:
@@ -58,5 +63,5 @@ class Mixer(nn.Module):
         return [module.weight for module in self.modules() if isinstance(module, nn.Linear)]
 
     def flops_per_token(self) -> int:
-        """Floating-point operations of one position's forward pass; what is small beside the matrices is left out."""
+        """Floating-point operations of one position's forward pass; what is small next to the matrices is left out."""
         return 2 * sum(parameter.numel() for parameter in self.parameters() if parameter.ndim >= 2)

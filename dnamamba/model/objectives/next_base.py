@@ -23,9 +23,9 @@ class NextBase(Objective):
     ) -> PreparedBatch:
         """Strip the soft mask, take the reverse complement of some windows, then shift: inputs and their next bases.
 
-        In packed rows a sequence's first base is nobody's target: its place is PAD, which does not count.
+        In packed windows a segment's first base is nobody's target: its position holds PAD, which does not count.
         """
-        # The whole window turns before the shift, so that the other strand too is predicted from its own 5' side.
+        # The strand is chosen before the shift, so that the other strand too is predicted from its own 5' side.
         tokens, sequence_ids = on_strand(tokens, reverse_complement, sequence_ids)
         plain = plain_tokens(tokens)
         inputs, targets, soft_mask = plain[:, :-1], plain[:, 1:], soft_masked(tokens[:, 1:])
@@ -40,7 +40,7 @@ class NextBase(Objective):
         """Negative log-likelihood of each target given its inputs: sums and counts over A, C, G, T only.
 
         targets[t] is the base after inputs[t]. N and the special tokens are legal in both; as targets they do not
-        count. In packed rows, each sequence's last position has the target PAD.
+        count. In packed windows, each segment's last position has the target PAD.
         """
         output = model(inputs, state, sequence_ids)
         nll = next_base_nll(output.logits, targets)

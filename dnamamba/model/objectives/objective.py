@@ -37,7 +37,7 @@ class Objective(Protocol):
         Args:
             tokens: (batch, length + 1) uint8 as in the token store, soft mask in bit 7.
             reverse_complement: (batch,) bool, windows to read on the other strand; None reads all as stored.
-            sequence_ids: (batch, length + 1) int32 for rows that hold several sequences, each with a number of its own.
+            sequence_ids: (batch, length + 1) int32 for windows of several segments, each with a number of its own.
         """
 
     def loss(

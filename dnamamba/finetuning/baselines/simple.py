@@ -27,7 +27,7 @@ def simple_models(task: Task, test: Examples, kmer: int) -> dict[str, dict[str, 
         found["majority"] = {"accuracy": float((test.labels == commonest).mean())}
         found["composition"] = {"accuracy": composition_accuracy(*data)}
     if kmer:
-        print(f"    beside  training a regression on {kmer}-mers", flush=True)
+        print(f"  baseline  training a regression on {kmer}-mers", flush=True)
         dev = task.dev.sequences(), task.dev.labels
         fitted = kmer_predictions(kmer, *data[:3], task.target, dev=dev)
         metrics = evaluate(fitted.predictions, test.labels, task.target)

@@ -1,4 +1,4 @@
-"""Stretches of a contig's two strands, run through the model in batches and in chunks, and what it says of each base.
+"""Tiles of a contig's two strands, run through the model in batches and in chunks, and what it says of each base.
 
 Coordinates of a strand: on the forward strand those of the contig, on the reverse strand the same of its reverse
 complement, so that the strand's base q is the contig's base length − 1 − q.
@@ -23,8 +23,8 @@ from dnamamba.model.loss import next_base_log_likelihood
 TRACKS = ("log_likelihood", "p_A", "p_C", "p_G", "p_T", "entropy")
 
 
-class StrandStretch(NamedTuple):
-    """A stretch of a strand, in its coordinates."""
+class StrandTile(NamedTuple):
+    """A tile of a strand, in its coordinates."""
 
     reverse: bool
     start: int
@@ -48,26 +48,26 @@ class StrandValues(NamedTuple):
 def describe_strands(
     inference: Inference[LanguageModel],
     tokens: np.ndarray,
-    stretches: Sequence[StrandStretch],
+    tiles: Sequence[StrandTile],
     tracks: Sequence[str],
     batch_tokens: int,
     progress: Callable[[int], None] | None = None,
 ) -> Iterator[StrandValues]:
-    """The wanted bases of all stretches, in any order. Whoever takes them has put inference mode and autocast on.
+    """The wanted bases of all tiles, in any order. Whoever takes them has put inference mode and autocast on.
 
-    Stretches of like length go together, at most `batch_tokens` bases at once; where that is less than two stretches,
+    Tiles of like length go together, at most `batch_tokens` bases at once; where that is less than two tiles,
     they go in chunks, with the states handed on. How they are batched and chunked changes nothing beyond rounding.
 
     Args:
         tokens: (length,) uint8, the contig's tokens as in the token store.
-        tracks: which of `TRACKS`, in the order of the values' rows.
+        tracks: which of `TRACKS`, in the order of the values.
         progress: called with the number of bases that have been read since it was called before.
     """
     # One chunk is computed while the one before is fetched: the GPU never waits for the host.
     waiting: deque[_Launched] = deque()
-    reads = np.array([stretch.end - stretch.start - 1 for stretch in stretches], np.int64)
+    reads = np.array([tile.end - tile.start - 1 for tile in tiles], np.int64)
     for batch in batches_by_length(reads, batch_tokens, at_least=2):
-        members = [stretches[index] for index in batch]
+        members = [tiles[index] for index in batch]
         for launched in _launch(inference, tokens, members, tracks, max(batch_tokens // len(members), 1)):
             waiting.append(launched)
             if len(waiting) > 1:
@@ -81,62 +81,65 @@ def describe_strands(
 class _Launched(NamedTuple):
     """A chunk of a batch on its way."""
 
-    stretches: Sequence[StrandStretch]
+    tiles: Sequence[StrandTile]
     begin: int
-    """Bases of each stretch before the chunk"""
+    """Bases of each tile before the chunk"""
     values: "_Fetched"
-    """(stretches, tracks, chunk)"""
+    """(tiles, tracks, chunk)"""
     read: int
-    """Bases of the stretches in it"""
+    """Bases of the tiles in it"""
 
 
 def _launch(
     inference: Inference[LanguageModel],
     tokens: np.ndarray,
-    stretches: Sequence[StrandStretch],
+    tiles: Sequence[StrandTile],
     tracks: Sequence[str],
     chunk: int,
 ) -> Iterator[_Launched]:
     """Runs a batch chunk by chunk."""
-    reverse = inference.compute.put(np.array([stretch.reverse for stretch in stretches]))
+    reverse = inference.compute.put(np.array([tile.reverse for tile in tiles]))
     # Each window holds a chunk's bases and one more: the chunk's inputs and their targets.
-    for_inputs, for_targets = tee(map(inference.compute.put, _windows(tokens, stretches, chunk)))
+    for_inputs, for_targets = tee(map(inference.compute.put, _windows(tokens, tiles, chunk)))
     inputs = (window[:, :-1] for window in for_inputs)
     for output, window in zip(stream(inference.model.backbone, inputs), for_targets, strict=True):
         logits = inference.model.base_logits(output.hidden)
         values = describe(logits, window[:, 1:], reverse, tracks)
-        read = sum(max(min(stretch.end - 1 - stretch.start, output.end) - output.begin, 0) for stretch in stretches)
-        yield _Launched(stretches, output.begin, _Fetched(values), read)
+        read = sum(max(min(tile.end - 1 - tile.start, output.end) - output.begin, 0) for tile in tiles)
+        yield _Launched(tiles, output.begin, _Fetched(values), read)
 
 
-def _windows(tokens: np.ndarray, stretches: Sequence[StrandStretch], chunk: int) -> Iterator[np.ndarray]:
-    """(stretches, up to `chunk` + 1) uint8: the next bases of all stretches, PAD behind; the last of each window is the
+def _windows(tokens: np.ndarray, tiles: Sequence[StrandTile], chunk: int) -> Iterator[np.ndarray]:
+    """(tiles, up to `chunk` + 1) uint8: the next bases of all tiles, PAD behind; the last of each window is the
     first of the one after it."""
-    longest = max(stretch.end - stretch.start - 1 for stretch in stretches)
+    longest = max(tile.end - tile.start - 1 for tile in tiles)
     for begin in range(0, longest, chunk):
         count = min(chunk, longest - begin)
-        window = np.full((len(stretches), count + 1), PAD, np.uint8)
-        for row, stretch in zip(window, stretches, strict=True):
-            first = stretch.start + begin
-            bases = read_strand(tokens, stretch.reverse, first, min(first + count + 1, stretch.end))
+        window = np.full((len(tiles), count + 1), PAD, np.uint8)
+        for row, tile in zip(window, tiles, strict=True):
+            first = tile.start + begin
+            bases = read_strand(tokens, tile.reverse, first, min(first + count + 1, tile.end))
             row[: bases.size] = bases
         yield window
 
 
 def _values(length: int, chunk: _Launched) -> Iterator[StrandValues]:
     values = chunk.values.numpy()
-    for row, stretch in zip(values, chunk.stretches, strict=True):
-        zero = stretch.start + chunk.begin + 1  # the strand's base that row[:, 0] speaks of
-        first, end = max(stretch.first, zero), min(stretch.end, zero + row.shape[1])
+    for row, tile in zip(values, chunk.tiles, strict=True):
+        zero = tile.start + chunk.begin + 1  # the strand's base that row[:, 0] speaks of
+        first, end = max(tile.first, zero), min(tile.end, zero + row.shape[1])
         if first < end:
             wanted = row[:, first - zero : end - zero]
-            start = length - end if stretch.reverse else first
-            yield StrandValues(stretch.reverse, start, wanted[:, ::-1] if stretch.reverse else wanted)
+            start = length - end if tile.reverse else first
+            yield StrandValues(tile.reverse, start, wanted[:, ::-1] if tile.reverse else wanted)
 
 
 def describe(logits: Tensor, targets: Tensor, reverse: Tensor, tracks: Sequence[str]) -> Tensor:
-    """(rows, tracks, length) fp32 from logits (rows, length, 4) of the bases `targets` (rows, length); NaN where a
-    target is no base. Rows with `reverse` (rows,) have the probabilities in letters of the other strand."""
+    """(sequences, tracks, length) fp32 from logits (sequences, length, 4) of the bases `targets` (sequences, length).
+
+    NaN where a target is no base. Those with `reverse` (sequences,) have the probabilities in letters of the other
+    strand.
+    """
     log_p = torch.log_softmax(logits.float(), -1)
     p = log_p.exp()
     letters = torch.where(reverse[:, None, None], p.flip(-1), p)
