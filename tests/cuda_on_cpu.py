@@ -18,8 +18,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from dnamamba_kernels.gpu_cuda import plan
-from dnamamba_kernels.gpu_cuda import scan as cuda_scan
+from dnamamba_kernels.scan.cuda import plan
+from dnamamba_kernels.scan.cuda import scan as cuda_scan
 
 MULTIPROCESSORS = 2
 """Of the imagined GPU: small scans are cut into chunks of several tiles, the first one shorter."""
@@ -212,7 +212,7 @@ def _kernel(device: int, name: str, layer: tuple[int, ...]):
 
 
 def install(patch: pytest.MonkeyPatch) -> None:
-    """Let `dnamamba_kernels.gpu_cuda.scan` take tensors on the CPU."""
+    """Let `dnamamba_kernels.scan.cuda.scan` take tensors on the CPU."""
     for module in (plan, cuda_scan):
         patch.setattr(module, "kernel", _kernel)
     patch.setattr(plan, "processors", lambda device: MULTIPROCESSORS)

@@ -10,13 +10,13 @@ import kernel_cases
 import pytest
 import torch
 
-from dnamamba_kernels import options as scan_options
-from dnamamba_kernels.causal_conv1d import conv_op
-from dnamamba_kernels.gpu_cuda import nvrtc, plan
-from dnamamba_kernels.gpu_cuda import scan as cuda_scan
-from dnamamba_kernels.reference import scan as reference
-from dnamamba_kernels.rms_norm import norm_op
-from dnamamba_kernels.selective_scan import scan_op
+from dnamamba_kernels.conv.causal_conv1d import conv_op
+from dnamamba_kernels.norm.rms_norm import norm_op
+from dnamamba_kernels.scan import options as scan_options
+from dnamamba_kernels.scan import reference as reference
+from dnamamba_kernels.scan.cuda import nvrtc, plan
+from dnamamba_kernels.scan.cuda import scan as cuda_scan
+from dnamamba_kernels.scan.selective_scan import scan_op
 
 NAMES = ["dx", "ddt", "dA", "dB", "dC", "dD", "dz", "ddt_bias", "dinitial"]
 # Relative norm of the error against fp64: bf16 and fp16 results are rounded once; dB and dC in fp32 are summed from

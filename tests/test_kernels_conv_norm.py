@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from dnamamba_kernels import causal_conv1d, causal_conv1d_step, rms_norm
-from dnamamba_kernels.reference.conv import conv_forward
+from dnamamba_kernels.conv.reference import conv_forward
 
 BOUNDS = {torch.float64: 1e-13, torch.float32: 1e-6, torch.bfloat16: 5e-3}
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from test_gpu_scan import WAYS, check, check_forgetting, make, run_cuda, run_phases, run_reference
 
-from dnamamba_kernels.gpu_cuda import plan
-from dnamamba_kernels.gpu_cuda import scan as cuda_scan
-from dnamamba_kernels.options import ScanOptions
+from dnamamba_kernels.scan.cuda import plan
+from dnamamba_kernels.scan.cuda import scan as cuda_scan
+from dnamamba_kernels.scan.options import ScanOptions
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 CPU = torch.device("cpu")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dnamamba_kernels.gpu_cuda import nvrtc
+from dnamamba_kernels.scan.cuda import nvrtc
 
 
 class Driver:

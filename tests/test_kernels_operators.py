@@ -10,11 +10,12 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 import dnamamba_kernels
-from dnamamba_kernels import backends, causal_conv1d, phases, rms_norm, selective_scan
-from dnamamba_kernels.causal_conv1d import conv_op
-from dnamamba_kernels.cpu.threads import run_tasks
-from dnamamba_kernels.rms_norm import norm_op
-from dnamamba_kernels.selective_scan import scan_op
+from dnamamba_kernels import backends, causal_conv1d, rms_norm, selective_scan
+from dnamamba_kernels.conv.causal_conv1d import conv_op
+from dnamamba_kernels.norm.rms_norm import norm_op
+from dnamamba_kernels.scan import phases
+from dnamamba_kernels.scan.cpu.threads import run_tasks
+from dnamamba_kernels.scan.selective_scan import scan_op
 
 NAMES = ("x", "dt", "A", "B", "C")
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dnamamba_kernels import selective_scan, selective_scan_step
-from dnamamba_kernels.cpu import scan as cpu_scan
+from dnamamba_kernels.scan.cpu import scan as cpu_scan
 
 BACKENDS = ["reference", "cpu"]
 

@@ -15,11 +15,13 @@ import torch
 pytest.importorskip("triton")
 
 from dnamamba_kernels import causal_conv1d
-from dnamamba_kernels.gpu_triton import conv, norm, scan, tuning
-from dnamamba_kernels.options import ScanOptions
-from dnamamba_kernels.reference import conv as reference_conv
-from dnamamba_kernels.reference import norm as reference_norm
-from dnamamba_kernels.reference import scan as reference_scan
+from dnamamba_kernels.conv import reference as reference_conv
+from dnamamba_kernels.conv import triton as conv
+from dnamamba_kernels.norm import reference as reference_norm
+from dnamamba_kernels.norm import triton as norm
+from dnamamba_kernels.scan import reference as reference_scan
+from dnamamba_kernels.scan.options import ScanOptions
+from dnamamba_kernels.scan.triton import scan, tuning
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICES = [*(["cpu"] if INTERPRETED else []), pytest.param("cuda", marks=pytest.mark.gpu)]

@@ -15,7 +15,7 @@ import torch
 pytest.importorskip("triton")
 
 from dnamamba_kernels import backends, causal_conv1d_step, selective_scan_step
-from dnamamba_kernels.gpu_triton import step
+from dnamamba_kernels.scan.triton import step
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICES = [*(["cpu"] if INTERPRETED else []), pytest.param("cuda", marks=pytest.mark.gpu)]

@@ -22,8 +22,11 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from dnamamba_kernels.gpu_triton import common, conv, norm, scan, step
-from dnamamba_kernels.options import ScanOptions
+from dnamamba_kernels import triton_common as common
+from dnamamba_kernels.conv import triton as conv
+from dnamamba_kernels.norm import triton as norm
+from dnamamba_kernels.scan.options import ScanOptions
+from dnamamba_kernels.scan.triton import scan, step
 
 TYPES = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32", torch.int32: "*i32"}
 OPTIONS = {"num_warps", "num_stages", "maxnreg", "enable_fp_fusion"}

@@ -24,9 +24,10 @@ import torch
 import triton
 from measuring import commit, replay_ms
 
-from dnamamba_kernels.gpu_triton import conv, norm
-from dnamamba_kernels.reference import conv as reference_conv
-from dnamamba_kernels.reference import norm as reference_norm
+from dnamamba_kernels.conv import reference as reference_conv
+from dnamamba_kernels.conv import triton as conv
+from dnamamba_kernels.norm import reference as reference_norm
+from dnamamba_kernels.norm import triton as norm
 
 CONV_SHAPES = [  # batch, channels, length
     (1, 512, 1 << 20), (1, 512, (1 << 20) - 1), (1, 256, 1 << 20), (1, 512, 1 << 17), (1, 256, 1 << 17),

@@ -26,7 +26,7 @@ import triton
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from dnamamba_kernels.gpu_cuda import nvrtc, plan
+from dnamamba_kernels.scan.cuda import nvrtc, plan
 
 ELEMENTS = {"scan_forward": 128, "scan_whole": 128, "scan_adjoints": 128, "scan_gradients": 32}
 """(position, channel, state) triples of a thread in a turn of the loop"""

@@ -22,7 +22,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dnamamba_kernels import backends, selective_scan
-from dnamamba_kernels.selective_scan import scan_backward_op, scan_op
+from dnamamba_kernels.scan.selective_scan import scan_backward_op, scan_op
 
 STATE = 16
 

@@ -22,7 +22,7 @@ from torch import Tensor
 _preferred: dict[str, str] = {}
 """What "auto" means for a kernel inside `preferred`."""
 
-PACKAGES = {"reference": "reference", "cpu": "cpu", "triton": "gpu_triton", "cuda": "gpu_cuda"}
+PACKAGES = ("reference", "cpu", "triton", "cuda")
 
 
 @contextmanager
@@ -50,9 +50,13 @@ def load(kernel: str, backend: str) -> ModuleType:
     """Import a backend's module for a kernel ("scan", "conv", "norm"); ValueError if there is none."""
     if backend not in PACKAGES:
         raise ValueError(f"backend must be 'auto', {', '.join(map(repr, PACKAGES))}; got {backend!r}")
-    package = "reference" if backend == "cpu" and kernel != "scan" else PACKAGES[backend]
-    name = f"dnamamba_kernels.{package}.{kernel}"
-    if importlib.util.find_spec(f"dnamamba_kernels.{package}") is None or importlib.util.find_spec(name) is None:
+    package = "reference" if backend == "cpu" and kernel != "scan" else backend
+    name = f"dnamamba_kernels.{kernel}.{package}"
+    if kernel == "scan" and package != "reference":
+        name += ".scan"
+    if kernel == "step":
+        name = "dnamamba_kernels.scan.triton.step"
+    if importlib.util.find_spec(name) is None:
         raise ValueError(f"the {backend} backend has no {kernel}: use backend='auto'")
     return importlib.import_module(name)
 
@@ -100,7 +104,7 @@ def describe(device: torch.device | str) -> str:
 
 @functools.cache
 def _has_cuda_sources() -> bool:
-    return importlib.util.find_spec("dnamamba_kernels.gpu_cuda") is not None
+    return importlib.util.find_spec("dnamamba_kernels.scan.cuda") is not None
 
 
 def _device_mismatch(backend: str, x: Tensor) -> str | None:

@@ -7,7 +7,7 @@ from types import ModuleType
 
 from torch import Tensor
 
-from dnamamba_kernels.selective_scan import selective_scan
+from dnamamba_kernels.scan.selective_scan import selective_scan
 
 
 def selective_scan_fn(

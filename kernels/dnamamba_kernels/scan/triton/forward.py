@@ -14,7 +14,7 @@ last row at the chunk's end, so no load needs a bound on the position.
 import triton
 import triton.language as tl
 
-from .common import LOG2E, sigmoid, softplus
+from dnamamba_kernels.triton_common import LOG2E, sigmoid, softplus
 
 # |ΔA| under which expm1(u)/u and its slope are summed as series, as differences would cancel
 SERIES_BELOW = tl.constexpr(0.5)

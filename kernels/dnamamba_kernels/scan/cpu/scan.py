@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dnamamba_kernels.cpu.threads import run_tasks
-from dnamamba_kernels.options import ScanOptions
+from dnamamba_kernels.scan.cpu.threads import run_tasks
+from dnamamba_kernels.scan.options import ScanOptions
 
 CHUNK = 64  # positions between kept states
 MAX_CHANNEL_TASKS = 8  # parts of the channels; each has its own sum of dB and dC
@@ -393,7 +393,7 @@ class _Problem:
 
 def _kernels() -> ModuleType:
     """The compiled code; numba is imported here, at the first scan."""
-    from dnamamba_kernels.cpu import kernels
+    from dnamamba_kernels.scan.cpu import kernels
 
     return kernels
 

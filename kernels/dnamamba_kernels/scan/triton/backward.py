@@ -14,8 +14,17 @@ against time:
 import triton
 import triton.language as tl
 
-from .common import LN2, LOG2E, sigmoid
-from .scan_forward import SERIES_BELOW, added_input, input_weight, per_state, restarts, split_program, step_size, widen
+from dnamamba_kernels.scan.triton.forward import (
+    SERIES_BELOW,
+    added_input,
+    input_weight,
+    per_state,
+    restarts,
+    split_program,
+    step_size,
+    widen,
+)
+from dnamamba_kernels.triton_common import LN2, LOG2E, sigmoid
 
 
 @triton.jit

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dnamamba_kernels.options import ScanOptions
+from dnamamba_kernels.scan.options import ScanOptions
 
 DATA_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 MAX_STATE = 256

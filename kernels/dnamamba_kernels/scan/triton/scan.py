@@ -13,12 +13,12 @@ import torch
 import triton
 from torch import Tensor
 
-from dnamamba_kernels.options import ScanOptions
-
-from . import common, tuning
-from .common import on_device, optional, sum_partials, unit_rows
-from .scan_backward import backward_summaries_kernel, chunk_gradients_kernel
-from .scan_forward import chunk_outputs_kernel, chunk_summaries_kernel, propagate_kernel
+from dnamamba_kernels import triton_common as common
+from dnamamba_kernels.scan.options import ScanOptions
+from dnamamba_kernels.scan.triton import tuning
+from dnamamba_kernels.scan.triton.backward import backward_summaries_kernel, chunk_gradients_kernel
+from dnamamba_kernels.scan.triton.forward import chunk_outputs_kernel, chunk_summaries_kernel, propagate_kernel
+from dnamamba_kernels.triton_common import on_device, optional, sum_partials, unit_rows
 
 
 def supports(x: Tensor, A: Tensor, B: Tensor, C: Tensor) -> str | None:

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from dnamamba_kernels import backends
-from dnamamba_kernels.arguments import check_rows, unit_stride
 from dnamamba_kernels.eager import differentiable, direct
+from dnamamba_kernels.scan.arguments import check_rows, unit_stride
 
 
 def rms_norm(

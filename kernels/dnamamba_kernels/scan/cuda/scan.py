@@ -17,8 +17,8 @@ import functools
 import torch
 from torch import Tensor
 
-from dnamamba_kernels.gpu_cuda.nvrtc import Kernel
-from dnamamba_kernels.gpu_cuda.plan import (
+from dnamamba_kernels.scan.cuda.nvrtc import Kernel
+from dnamamba_kernels.scan.cuda.plan import (
     BACKWARD_CHANNELS,
     DATA,
     LANES,
@@ -32,7 +32,7 @@ from dnamamba_kernels.gpu_cuda.plan import (
     kernel,
     plan_for,
 )
-from dnamamba_kernels.options import ScanOptions
+from dnamamba_kernels.scan.options import ScanOptions
 
 
 def supports(x: Tensor, A: Tensor, B: Tensor, C: Tensor) -> str | None:

@@ -37,9 +37,9 @@ import torch
 from torch import Tensor
 
 from dnamamba_kernels import backends
-from dnamamba_kernels.arguments import check_decay, check_rows, check_state, compute_dtype, scan_arguments
-from dnamamba_kernels.options import ScanOptions
-from dnamamba_kernels.selective_scan import chunk_for
+from dnamamba_kernels.scan.arguments import check_decay, check_rows, check_state, compute_dtype, scan_arguments
+from dnamamba_kernels.scan.options import ScanOptions
+from dnamamba_kernels.scan.selective_scan import chunk_for
 
 
 class ChunkGradients(NamedTuple):

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from dnamamba_kernels import backends
-from dnamamba_kernels.arguments import check_rows, check_sequence_ids, compute_dtype, unit_stride
 from dnamamba_kernels.eager import differentiable, direct
+from dnamamba_kernels.scan.arguments import check_rows, check_sequence_ids, compute_dtype, unit_stride
 from dnamamba_kernels.steps import step_module
 
 MAX_WIDTH = 8

@@ -12,8 +12,8 @@ import torch
 import triton
 import triton.language as tl
 
-from .common import LOG2E, on_device, optional, sigmoid, softplus, supports
-from .scan_forward import SERIES_BELOW
+from dnamamba_kernels.scan.triton.forward import SERIES_BELOW
+from dnamamba_kernels.triton_common import LOG2E, on_device, optional, sigmoid, softplus, supports
 
 __all__ = ["conv_step", "scan_step", "supports"]
 

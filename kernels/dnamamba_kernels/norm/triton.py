@@ -10,8 +10,8 @@ import torch
 import triton
 import triton.language as tl
 
-from . import tuning
-from .common import on_device, optional, sum_rows, supports, unit_rows
+from dnamamba_kernels.scan.triton import tuning
+from dnamamba_kernels.triton_common import on_device, optional, sum_rows, supports, unit_rows
 
 __all__ = ["norm_backward", "norm_forward", "supports"]
 

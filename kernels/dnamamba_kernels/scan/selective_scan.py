@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from dnamamba_kernels import backends
-from dnamamba_kernels.arguments import (
+from dnamamba_kernels.eager import differentiable, direct, wants_gradient
+from dnamamba_kernels.scan.arguments import (
     canonical_map,
     canonical_vector,
     check_decay,
@@ -23,8 +24,7 @@ from dnamamba_kernels.arguments import (
     scan_options,
     unit_stride,
 )
-from dnamamba_kernels.eager import differentiable, direct, wants_gradient
-from dnamamba_kernels.options import ScanOptions
+from dnamamba_kernels.scan.options import ScanOptions
 from dnamamba_kernels.steps import step_module
 
 

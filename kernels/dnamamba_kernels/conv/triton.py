@@ -18,8 +18,8 @@ import torch
 import triton
 import triton.language as tl
 
-from . import tuning
-from .common import on_device, optional, sigmoid, sum_rows, supports, unit_rows
+from dnamamba_kernels.scan.triton import tuning
+from dnamamba_kernels.triton_common import on_device, optional, sigmoid, sum_rows, supports, unit_rows
 
 __all__ = ["conv_backward", "conv_forward", "supports"]
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dnamamba_kernels.options import ScanOptions
+from dnamamba_kernels.scan.options import ScanOptions
 
 SERIES_BELOW = 0.5  # |ΔA| under which (u eᵘ − expm1(u))/u² is summed as a series, as the difference would cancel
 

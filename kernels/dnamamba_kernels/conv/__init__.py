@@ -1,0 +1,1 @@
+"""The causal depthwise convolution: operator, reference and backends."""

@@ -1,0 +1,1 @@
+"""Residual addition and RMSNorm: operator, reference and backends."""
