@@ -12,10 +12,11 @@ import torch
 
 from dnamamba_kernels.conv.causal_conv1d import conv_op
 from dnamamba_kernels.norm.rms_norm import norm_op
-from dnamamba_kernels.scan import options as scan_options
-from dnamamba_kernels.scan import reference as reference
+from dnamamba_kernels.scan.arguments import ScanArguments, ScanOptions
+from dnamamba_kernels.scan.cuda import BACKEND as CUDA
 from dnamamba_kernels.scan.cuda import nvrtc, plan
 from dnamamba_kernels.scan.cuda import scan as cuda_scan
+from dnamamba_kernels.scan.reference import BACKEND as REFERENCE
 from dnamamba_kernels.scan.selective_scan import scan_op
 
 NAMES = ["dx", "ddt", "dA", "dB", "dC", "dD", "dz", "ddt_bias", "dinitial"]
@@ -75,40 +76,35 @@ def in_double(a):
     return {k: v.double() if v is not None and v.is_floating_point() else v for k, v in a.items()}
 
 
+def arguments(a, options, initial=None):
+    """The scan's own of `make`'s."""
+    names = "x", "dt", "A", "B", "C", "D", "z", "dt_bias"
+    return ScanArguments(*(a[name] for name in names), initial, a["sequence_ids"], options)
+
+
 def run_reference(a, options):
     """Outputs and gradients in fp64, one chunk."""
     a = in_double(a)
-    length = a["x"].shape[1]
-    rest = a["dt_bias"], a["sequence_ids"]
-    sums, ends = reference.chunk_summaries(a["x"], a["dt"], a["A"], a["B"], *rest, options, length)
-    states, final = reference.propagate(sums, ends, a["A"], a["initial"], options)
-    maps = a["x"], a["dt"], a["A"], a["B"], a["C"], a["D"], a["z"]
-    y = reference.chunk_outputs(*maps, *rest, states, options, length)
-    sums, ends = reference.backward_summaries(a["dy"], a["dt"], a["A"], a["C"], a["z"], *rest, options, length)
-    flipped = options._replace(reverse=not options.reverse)
-    adjoints, dinitial = reference.propagate(sums, ends, a["A"], a["dfinal"], flipped)
-    gradients = reference.chunk_gradients(a["dy"], *maps, *rest, states, adjoints, options, length)
-    return y, final, (*gradients, dinitial)
+    return run_phases(a, options, a["x"].shape[1], REFERENCE)
 
 
 def run_cuda(a, options):
-    """Outputs and gradients by the whole-pass entry points."""
-    maps = a["x"], a["dt"], a["A"], a["B"], a["C"], a["D"], a["z"], a["dt_bias"], a["sequence_ids"]
-    y, final, saved = cuda_scan.forward(*maps, a["initial"], options, cuda_scan.TILE)
-    return y, final, cuda_scan.backward(a["dy"], a["dfinal"], *maps, saved, options, cuda_scan.TILE)
+    """Outputs and gradients by the passes over the whole length."""
+    tile = cuda_scan.TILE
+    y, final, saved = CUDA.forward(arguments(a, options, a["initial"]), tile, True)
+    gradients, dinitial = CUDA.backward(arguments(a, options), a["dy"], a["dfinal"], saved, tile)
+    return y, final, (*gradients, dinitial)
 
 
-def run_phases(a, options, chunk):
-    """Outputs and gradients by the public phases."""
-    rest = a["dt_bias"], a["sequence_ids"]
-    sums, ends = cuda_scan.chunk_summaries(a["x"], a["dt"], a["A"], a["B"], *rest, options, chunk)
-    states, final = cuda_scan.propagate(sums, ends, a["A"], a["initial"], options)
-    maps = a["x"], a["dt"], a["A"], a["B"], a["C"], a["D"], a["z"]
-    y = cuda_scan.chunk_outputs(*maps, *rest, states, options, chunk)
-    sums, ends = cuda_scan.backward_summaries(a["dy"], a["dt"], a["A"], a["C"], a["z"], *rest, options, chunk)
-    flipped = options._replace(reverse=not options.reverse)
-    adjoints, dinitial = cuda_scan.propagate(sums, ends, a["A"], a["dfinal"], flipped)
-    gradients = cuda_scan.chunk_gradients(a["dy"], *maps, *rest, states, adjoints, options, chunk)
+def run_phases(a, options, chunk, backend=CUDA):
+    """Outputs and gradients by the phases."""
+    given, A = arguments(a, options), a["A"]
+    sums, ends = backend.chunk_summaries(given, chunk)
+    states, final = backend.propagate(sums, ends, A, a["initial"], options.reverse)
+    y = backend.chunk_outputs(given, states, chunk)
+    sums, ends = backend.backward_summaries(given, a["dy"], chunk)
+    adjoints, dinitial = backend.propagate(sums, ends, A, a["dfinal"], not options.reverse)
+    gradients = backend.chunk_gradients(given, a["dy"], states, adjoints, chunk)
     return y, final, (*gradients, dinitial)
 
 
@@ -154,7 +150,7 @@ def poison(request):
 )
 def test_matches_reference(device, dtype, batch, length, channels, state, groups):
     a = make(device, dtype, batch, length, channels, state, groups)
-    options = scan_options.ScanOptions()
+    options = ScanOptions()
     check(run_cuda(a, options), run_reference(a, options), dtype)
 
 
@@ -166,7 +162,7 @@ def test_every_option(device, reverse, zoh, ids, gate, softplus):
     if not softplus:
         a["dt"] = a["dt"].abs()
         a["dt_bias"] = a["dt_bias"].abs() * 0.1
-    options = scan_options.ScanOptions(softplus, reverse, zoh)
+    options = ScanOptions(softplus, reverse, zoh)
     want = run_reference(a, options)
     check(run_cuda(a, options), want, dtype)
     check(run_phases(a, options, 50), want, dtype)
@@ -175,7 +171,7 @@ def test_every_option(device, reverse, zoh, ids, gate, softplus):
 @gpu
 def test_long_sequences_are_cut_into_chunks(device):
     dtype = torch.float32
-    options = scan_options.ScanOptions()
+    options = ScanOptions()
     for length in (4099, 40_001):
         a = make(device, dtype, 1, length, 64, 16, ids=length < 5000)
         check(run_cuda(a, options), run_phases(a, options, length), dtype)
@@ -186,7 +182,7 @@ def test_long_sequences_are_cut_into_chunks(device):
 @pytest.mark.parametrize(("reverse", "zoh", "ids"), [(False, False, False), (False, True, True), (True, False, True)])
 def test_one_pass_and_chunks(device, monkeypatch, dtype, reverse, zoh, ids):
     """Both ways of the forward pass, whichever the plan would choose."""
-    a, options = make(device, dtype, 3, 331, 136, 16, ids=ids), scan_options.ScanOptions(reverse=reverse, zoh=zoh)
+    a, options = make(device, dtype, 3, 331, 136, 16, ids=ids), ScanOptions(reverse=reverse, zoh=zoh)
     want = run_reference(a, options)
     for pace in WAYS.values():
         monkeypatch.setattr(plan, "WHOLE_PACE", pace)
@@ -200,7 +196,7 @@ def test_one_pass_and_chunks(device, monkeypatch, dtype, reverse, zoh, ids):
 @pytest.mark.parametrize("decay", [1e-3, 1e3])
 def test_extreme_steps_and_decays(device, dt_scale, decay):
     a = make(device, torch.float32, 1, 257, 64, 16)
-    options = scan_options.ScanOptions(dt_softplus=False)
+    options = ScanOptions(dt_softplus=False)
     a["dt"], a["dt_bias"] = torch.rand_like(a["dt"]) * dt_scale + dt_scale / 10, None
     a["A"] = -decay * (torch.rand_like(a["A"]) + 0.5)
     want = run_reference(a, options)
@@ -213,7 +209,7 @@ def test_extreme_steps_and_decays(device, dt_scale, decay):
 @gpu
 def test_same_bits_every_run(device):
     a = make(device, torch.bfloat16, 2, 5003, 128, 16)
-    options = scan_options.ScanOptions()
+    options = ScanOptions()
     one, two = run_cuda(a, options), run_cuda(a, options)
     for left, right in zip((one[0], one[1], *one[2]), (two[0], two[1], *two[2]), strict=True):
         assert torch.equal(left, right)
@@ -223,7 +219,7 @@ def test_same_bits_every_run(device):
 def test_a_thread_without_a_context(device):
     """As a backward pass may find itself in; the launch makes the kernels' own context current."""
     a, found = make(device, torch.bfloat16, 2, 203, 64, 16), []
-    options = scan_options.ScanOptions()
+    options = ScanOptions()
     want = run_cuda(a, options)  # and PyTorch keeps the memory
 
     def run():
@@ -247,18 +243,17 @@ def test_ten_million_positions(device):
     x, z, dt, dy = (torch.randn(1, length, channels, device=device, dtype=dtype) for _ in range(4))
     B, C = (torch.randn(1, length, 1, 16, device=device, dtype=dtype) for _ in range(2))
     A, bias, D = -torch.rand(channels, 16, device=device), torch.full((channels,), -4.0, device=device), None
-    options, dfinal = scan_options.ScanOptions(), torch.randn(1, channels, 16, device=device)
+    options, dfinal = ScanOptions(), torch.randn(1, channels, 16, device=device)
 
-    def maps(at):
-        return x[:, at], dt[:, at], A, B[:, at], C[:, at], D, z[:, at], bias, None
+    def part(at, initial=None):
+        return ScanArguments(x[:, at], dt[:, at], A, B[:, at], C[:, at], D, z[:, at], bias, initial, None, options)
 
-    head, end = slice(0, length - tail), slice(length - tail, None)
-    _, initial, _ = cuda_scan.forward(*maps(head), None, options, cuda_scan.TILE, keep_states=False)
-    y, final, saved = cuda_scan.forward(*maps(end), initial, options, cuda_scan.TILE)
-    alone = y, final, cuda_scan.backward(dy[:, end], dfinal, *maps(end), saved, options, cuda_scan.TILE)
-    everything = slice(None)
-    y, final, saved = cuda_scan.forward(*maps(everything), None, options, cuda_scan.TILE)
-    whole = cuda_scan.backward(dy, dfinal, *maps(everything), saved, options, cuda_scan.TILE)
+    head, end, everything, tile = slice(0, length - tail), slice(length - tail, None), slice(None), cuda_scan.TILE
+    _, initial, _ = CUDA.forward(part(head), tile, False)
+    y, final, saved = CUDA.forward(part(end, initial), tile, True)
+    alone = y, final, CUDA.backward(part(end), dy[:, end], dfinal, saved, tile)[0]
+    y, final, saved = CUDA.forward(part(everything), tile, True)
+    whole = CUDA.backward(part(everything), dy, dfinal, saved, tile)[0]
     pairs = {"y": (y[:, end], alone[0]), "final": (final, alone[1])}
     pairs |= {NAMES[i]: (whole[i][:, end], alone[2][i]) for i in (0, 1, 3, 4, 6)}
     for name, (found, expected) in pairs.items():
@@ -272,13 +267,12 @@ def check_forgetting(device, dtype, length, chunk):
     decay = 10 ** torch.linspace(-2, 1.6, 16, device=device)
     a["A"] = -decay * (1 + torch.rand_like(a["A"]))
     a["A"][64:] = a["A"][64:].flip(1)  # of another warp
-    options = scan_options.ScanOptions()
+    options = ScanOptions()
     want = run_reference(a, options)
     check(run_cuda(a, options), want, dtype)
     check(run_phases(a, options, chunk), want, dtype)
-    rows = "x", "dt", "A", "B", "dt_bias", "sequence_ids"
-    found, _ = cuda_scan.chunk_summaries(*(a[name] for name in rows), options, chunk)
-    exact, _ = reference.chunk_summaries(*(in_double(a)[name] for name in rows), options, chunk)
+    found, _ = CUDA.chunk_summaries(arguments(a, options), chunk)
+    exact, _ = REFERENCE.chunk_summaries(arguments(in_double(a), options), chunk)
     torch.testing.assert_close(found.double(), exact, rtol=3e-6, atol=0)
 
 
@@ -294,7 +288,7 @@ def test_decays_of_zero(device, ids):
     """exp(−200) underflows: A = −0 keeps the state for ever, but not over a change of id."""
     a = make(device, torch.float32, 2, 515, 64, 16, ids=ids)
     a["A"][:, 0], a["A"][:, 1] = -0.0, 0.0
-    options = scan_options.ScanOptions()
+    options = ScanOptions()
     want = run_reference(a, options)
     check(run_cuda(a, options), want, torch.float32)
     check(run_phases(a, options, 50), want, torch.float32)
@@ -361,7 +355,7 @@ def layout_of(batch, length, channels, reverse=False, in_memory=False):
     """That of a layer in bf16 with 16 states."""
     rows, maps = (length * channels, channels, 1), (length * 16, 16, 16, 1)
     strides, size = (rows, rows, rows, None, maps, maps, None), (batch, length, channels)
-    options = scan_options.ScanOptions(reverse=reverse)
+    options = ScanOptions(reverse=reverse)
     return plan.Layout(0, torch.bfloat16, True, True, size, 16, 1, strides, True, options, in_memory)
 
 
@@ -439,7 +433,7 @@ def test_shared_memory_mirrors_the_source(monkeypatch, dtype):
     kept = f"KEEP_ROWS * {plan.BACKWARD_ROWS_SHARED}"
     assert f"sizeof(BackwardShared) == {plan.BACKWARD_SHARED} + {kept}," in source
     assert "#define KEEP_ROWS (DATA != 0)" in source
-    layout = plan.Layout(0, dtype, True, True, (1, 64, 64), 16, 1, (None,) * 7, True, scan_options.ScanOptions(), False)
+    layout = plan.Layout(0, dtype, True, True, (1, 64, 64), 16, 1, (None,) * 7, True, ScanOptions(), False)
     rows = plan.BACKWARD_ROWS_SHARED if plan.DATA[dtype] else 0
     assert plan.Plan(layout).blocks["scan_gradients"].shared == plan.BACKWARD_SHARED + rows
 
@@ -447,10 +441,10 @@ def test_shared_memory_mirrors_the_source(monkeypatch, dtype):
 def test_supports_says_why_not():
     x = torch.zeros(1, 4, 8, dtype=torch.bfloat16)
     A, maps = torch.zeros(8, 16), torch.zeros(1, 4, 1, 16)
-    assert cuda_scan.supports(x, A, maps, maps) is None
-    assert "states" in cuda_scan.supports(x, torch.zeros(8, 64), maps, maps)
-    assert "vary" in cuda_scan.supports(x, A, torch.zeros(8, 16), maps)
-    assert "float64" in cuda_scan.supports(x.double(), A, maps, maps)
+    assert CUDA.supports(x, A, maps, maps) is None
+    assert "states" in CUDA.supports(x, torch.zeros(8, 64), maps, maps)
+    assert "vary" in CUDA.supports(x, A, torch.zeros(8, 16), maps)
+    assert "float64" in CUDA.supports(x.double(), A, maps, maps)
 
 
 def all_defines() -> list[str]:

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from dnamamba_kernels import causal_conv1d, causal_conv1d_step, rms_norm
-from dnamamba_kernels.conv.reference import conv_forward
+from dnamamba_kernels.conv.protocol import ConvArguments
+from dnamamba_kernels.conv.reference import BACKEND as REFERENCE
 
 BOUNDS = {torch.float64: 1e-13, torch.float32: 1e-6, torch.bfloat16: 5e-3}
 
@@ -146,5 +147,7 @@ def test_errors_name_the_argument(call, message):
 def test_conv_reads_rows_of_a_wider_tensor():
     wide = torch.randn(2, 9, 12)
     found = causal_conv1d(wide[..., 5:], torch.ones(7, 3), activation=None)[0]
-    expected, _ = conv_forward(wide[..., 5:].contiguous(), torch.ones(7, 3), None, None, None, None, False)
+    expected, _ = REFERENCE.forward(
+        ConvArguments(wide[..., 5:].contiguous(), torch.ones(7, 3), None, None, None, None, False)
+    )
     assert torch.equal(found, expected)

@@ -6,11 +6,11 @@ from itertools import product
 import cuda_on_cpu
 import pytest
 import torch
-from test_gpu_scan import WAYS, check, check_forgetting, make, run_cuda, run_phases, run_reference
+from test_gpu_scan import CUDA, WAYS, arguments, check, check_forgetting, make, run_cuda, run_phases, run_reference
 
+from dnamamba_kernels.scan.arguments import ScanOptions
 from dnamamba_kernels.scan.cuda import plan
 from dnamamba_kernels.scan.cuda import scan as cuda_scan
-from dnamamba_kernels.scan.options import ScanOptions
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 CPU = torch.device("cpu")
@@ -115,8 +115,7 @@ def test_a_decay_of_zero(way):
 @pytest.mark.parametrize("channels", [6, 7])
 def test_kept_states_have_the_registered_shape(channels):
     a = make(CPU, torch.float32, 2, 70, channels, 4)
-    maps = *(a[name] for name in ("x", "dt", "A", "B", "C", "D", "z", "dt_bias", "sequence_ids")), a["initial"]
-    _, _, kept = cuda_scan.forward(*maps, ScanOptions(), cuda_scan.TILE)
+    _, _, kept = CUDA.forward(arguments(a, ScanOptions(), a["initial"]), cuda_scan.TILE, True)
     assert kept.shape == (2, 3, channels, 4)  # what the operator registers for torch.compile
 
 
@@ -127,8 +126,7 @@ def test_forgetting(dtype):
 
 def end_states(a, options):
     """After all positions as one chunk, from zero."""
-    rows = (a[name] for name in ("x", "dt", "A", "B", "dt_bias", "sequence_ids"))
-    return cuda_scan.chunk_summaries(*rows, options, a["x"].shape[1])[1]
+    return CUDA.chunk_summaries(arguments(a, options), a["x"].shape[1])[1]
 
 
 @pytest.mark.parametrize("reverse", [False, True])

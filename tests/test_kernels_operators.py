@@ -7,13 +7,14 @@ import sys
 import kernel_cases as cases
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
 import dnamamba_kernels
-from dnamamba_kernels import backends, causal_conv1d, rms_norm, selective_scan
+from dnamamba_kernels import backends, causal_conv1d, phases, rms_norm, selective_scan
 from dnamamba_kernels.conv.causal_conv1d import conv_op
 from dnamamba_kernels.norm.rms_norm import norm_op
-from dnamamba_kernels.scan import phases
+from dnamamba_kernels.scan.arguments import ScanGradients
 from dnamamba_kernels.scan.cpu.threads import run_tasks
 from dnamamba_kernels.scan.selective_scan import scan_op
 
@@ -154,6 +155,50 @@ def test_devices_without_kernels_are_refused():
     assert "reference" in dnamamba_kernels.describe("meta")
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_auto_on_rocm(monkeypatch):
+    """Triton where it can, else the reference, for all operators; never CUDA C++. Fake tensors need no GPU."""
+    triton = pytest.importorskip("triton")
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "MI300X")
+
+    def scan(*maps, backend="auto"):
+        return backends.choose("scan", backend, x, A, *maps)
+
+    with FakeTensorMode():
+        x, row, A = (torch.empty(shape, device="cuda") for shape in ((1, 8, 4), (1, 4), (4, 4)))
+        B, C = (torch.empty(1, 8, groups, 4, device="cuda") for groups in (1, 2))
+        assert scan(B, B) is backends.load("scan", "triton")
+        assert scan(B, C) is backends.load("scan", "reference")  # which takes different groups
+        for operator in ("conv", "norm"):
+            assert backends.choose(operator, "auto", x) is backends.load(operator, "triton")
+        with pytest.raises(ValueError, match="cuda: x is on rocm"):
+            scan(B, B, backend="cuda")
+        either = f"triton {triton.__version__} or PyTorch {torch.__version__}"
+        assert backends.describe("cuda") == f"scan: {either}, conv and norm: {either}, on MI300X"
+        step, plain = (backends.load("scan", name) for name in ("triton", "reference"))
+        monkeypatch.setattr(backends, "observed", lambda *inputs: False)  # by a fake tensor's mode
+        assert backends.choose_step("scan", plain, row) is step
+        monkeypatch.setattr(backends, "_has_triton", lambda: False)
+        assert scan(B, B) is backends.load("scan", "reference")
+        for operator in ("conv", "norm"):
+            assert backends.choose(operator, "auto", x) is backends.load(operator, "reference")
+        assert backends.choose_step("scan", plain, row) is plain
+        y, state = selective_scan(x, x, A, B, B)
+        assert (y.device.type, y.shape, state.shape) == ("cuda", x.shape, (1, 4, 4))
+        with pytest.raises(ValueError, match="triton: Triton is not installed"):
+            scan(B, B, backend="triton")
+
+
+def test_auto_on_nvidia():
+    if torch.version.hip:
+        pytest.skip("a PyTorch for ROCm")
+    assert backends.platform(torch.device("cuda")) == "cuda"
+    assert backends.candidates("scan", "auto", torch.bfloat16, "cuda") == ("cuda", "triton")
+    assert backends.candidates("conv", "auto", torch.bfloat16, "cuda") == ("triton",)
+    assert backends.candidates("scan", "auto", torch.float64, "cuda") == ("reference",)
+
+
 def test_importing_and_describing_load_no_compiler():
     code = "import sys, dnamamba_kernels as k; k.describe('cpu'); print(*({'numba', 'triton'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -282,7 +327,7 @@ def over_ranks(problem, ranks, chunk, backend):
         rows = s["dy"], s["x"], s["dt"], A, s["B"], s["C"]
         gradients.append(phases.chunk_gradients(*rows, states[r], adjoints, **same))
     found = {"y": torch.cat(ys, 1), "final_state": final_state, "dinitial_state": dinitial}
-    for name in phases.ChunkGradients._fields:
+    for name in ScanGradients._fields:
         values = [getattr(g, name) for g in gradients]
         found[f"d{name}"] = torch.cat(values, 1) if values[0].dim() > 2 else sum(values)
     return found

@@ -15,13 +15,15 @@ import torch
 pytest.importorskip("triton")
 
 from dnamamba_kernels import causal_conv1d
-from dnamamba_kernels.conv import reference as reference_conv
-from dnamamba_kernels.conv import triton as conv
-from dnamamba_kernels.norm import reference as reference_norm
-from dnamamba_kernels.norm import triton as norm
-from dnamamba_kernels.scan import reference as reference_scan
-from dnamamba_kernels.scan.options import ScanOptions
-from dnamamba_kernels.scan.triton import scan, tuning
+from dnamamba_kernels.conv.protocol import ConvArguments
+from dnamamba_kernels.conv.reference import BACKEND as REFERENCE_CONV
+from dnamamba_kernels.conv.triton import BACKEND as CONV
+from dnamamba_kernels.norm.reference import BACKEND as REFERENCE_NORM
+from dnamamba_kernels.norm.triton import BACKEND as NORM
+from dnamamba_kernels.scan.arguments import ScanArguments, ScanOptions
+from dnamamba_kernels.scan.reference import BACKEND as REFERENCE_SCAN
+from dnamamba_kernels.scan.triton import BACKEND as SCAN
+from dnamamba_kernels.scan.triton import tiles
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICES = [*(["cpu"] if INTERPRETED else []), pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -49,7 +51,9 @@ def poisoned_and_deterministic():
 
 
 def wide(value):
-    """The argument in fp64, if it is a floating-point tensor."""
+    """The argument in fp64, if it is a floating-point tensor; of arguments each."""
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*map(wide, value))
     return value.double() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
 
 
@@ -79,7 +83,7 @@ def check_conv(device, batch, length, channels, width, dtype, state, ids, revers
     weight = torch.randn(channels, width, device=device)
     initial = torch.randn(batch, width - 1, channels, device=device, dtype=dtype) if state else None
     sequence_ids = random_ids(batch, length, device) if ids else None
-    args = (
+    a = ConvArguments(
         x,
         weight,
         torch.randn(channels, device=device) if bias else None,
@@ -88,18 +92,18 @@ def check_conv(device, batch, length, channels, width, dtype, state, ids, revers
         activation,
         reverse,
     )
-    expected = reference_conv.conv_forward(*map(wide, args))
-    for name, value, want in zip(["y", "final_state"], conv.conv_forward(*args), expected, strict=True):
+    expected = REFERENCE_CONV.forward(wide(a))
+    for name, value, want in zip(["y", "final_state"], CONV.forward(a), expected, strict=True):
         assert value.dtype == dtype
         compare(name, value, want, BOUNDS[dtype])
     dy = torch.randn(batch, length, channels, device=device, dtype=dtype)
     dfinal = torch.randn(batch, width - 1, channels, device=device, dtype=dtype)
-    found = conv.conv_backward(dy, dfinal, *args)
-    expected = reference_conv.conv_backward(dy.double(), dfinal.double(), *map(wide, args))
+    found = CONV.backward(a, dy, dfinal)
+    expected = REFERENCE_CONV.backward(wide(a), dy.double(), dfinal.double())
     for name, value, want in zip(["dx", "dweight", "dbias", "dinitial"], found, expected, strict=True):
         compare(name, value, want, BOUNDS[dtype])
     if device == "cuda":
-        again = conv.conv_backward(dy, dfinal, *args)
+        again = CONV.backward(a, dy, dfinal)
         assert all(torch.equal(a, b) for a, b in zip(found, again, strict=True) if a is not None), (
             "not the same bits twice"
         )
@@ -141,15 +145,15 @@ def test_conv_of_one_channel_through_the_operator(device):
     expected = torch.autograd.grad(exact, wide_leaves, dy.double())
     for name, value, want in zip(["dx", "dweight", "dbias"], found, expected, strict=True):
         compare(name, value, want, BOUNDS[torch.float32])
-    raw = conv.conv_backward(dy, None, *(t.detach() for t in leaves), None, None, "silu", False)
+    raw = CONV.backward(ConvArguments(*(t.detach() for t in leaves), None, None, "silu", False), dy, None)
     assert raw[1].untyped_storage().data_ptr() != raw[2].untyped_storage().data_ptr()
 
 
 def test_conv_without_gradient_of_the_state(device):
     x, weight = torch.randn(1, 9, 4, device=device), torch.randn(4, 3, device=device)
-    args = (x, weight, None, None, None, "silu", False)
-    absent = conv.conv_backward(x, None, *args)
-    zero = conv.conv_backward(x, torch.zeros(1, 2, 4, device=device), *args)
+    a = ConvArguments(x, weight, None, None, None, "silu", False)
+    absent = CONV.backward(a, x, None)
+    zero = CONV.backward(a, x, torch.zeros(1, 2, 4, device=device))
     assert all(torch.equal(a, b) for a, b in zip(absent, zero, strict=True) if a is not None)
 
 
@@ -160,23 +164,23 @@ def check_norm(device, rows, width, dtype, residual_dtype, with_residual):
     torch.manual_seed(rows + width)
     x, weight = torch.randn(rows, width, device=device, dtype=dtype), torch.randn(width, device=device)
     residual = torch.randn(rows, width, device=device, dtype=residual_dtype) if with_residual else None
-    y, total, rstd = norm.norm_forward(x, weight, residual, 1e-5, residual_dtype)
+    y, total, rstd = NORM.forward(x, weight, residual, 1e-5, residual_dtype)
     assert (y.dtype, total.dtype, rstd.dtype) == (dtype, residual_dtype, torch.float32)
     bound = max(BOUNDS[dtype], BOUNDS[residual_dtype])
     args = (x.double(), weight.double(), wide(residual), 1e-5, torch.float64)
     for name, value, want in zip(
-        ["y", "new_residual", "rstd"], (y, total, rstd), reference_norm.norm_forward(*args), strict=True
+        ["y", "new_residual", "rstd"], (y, total, rstd), REFERENCE_NORM.forward(*args), strict=True
     ):
         compare(name, value, want, bound)
     dy, dtotal = torch.randn_like(y), torch.randn_like(total)
     for passed, second in ((dtotal, None if dtype == residual_dtype else residual_dtype), (None, torch.float32)):
         args = (dy, passed, total, weight, rstd, dtype, second)
-        found = norm.norm_backward(*args)
+        found = NORM.backward(*args)
         assert (found[0].dtype, None if found[1] is None else found[1].dtype) == (dtype, second)
-        expected = reference_norm.norm_backward(*map(wide, args[:5]), torch.float64, second and torch.float64)
+        expected = REFERENCE_NORM.backward(*map(wide, args[:5]), torch.float64, second and torch.float64)
         for name, value, want in zip(["dx", "dresidual", "dweight"], found, expected, strict=True):
             compare(name, value, want, bound)
-        again = norm.norm_backward(*args)
+        again = NORM.backward(*args)
         same = (torch.equal(a, b) for a, b in zip(found, again, strict=True) if a is not None)
         assert all(same), "not the same bits twice"
 
@@ -236,16 +240,16 @@ def scan_arguments(device, batch, length, channels, state, groups, dtype=torch.f
     )  # fmt: skip
 
 
-def run_scan(module, arguments, options, chunk):
+def run_scan(backend, arguments, options, chunk):
     """All phases forward and backward, by name."""
     x, z, dt, A, B, C, D, bias, ids, initial, dy, dfinal = arguments
-    against_time = options._replace(reverse=not options.reverse)
-    dt_sums, end_states = module.chunk_summaries(x, dt, A, B, bias, ids, options, chunk)
-    states, final = module.propagate(dt_sums, end_states, A, initial, options)
-    y = module.chunk_outputs(x, dt, A, B, C, D, z, bias, ids, states, options, chunk)
-    back_sums, ends = module.backward_summaries(dy, dt, A, C, z, bias, ids, options, chunk)
-    adjoints, dinitial = module.propagate(back_sums, ends, A, dfinal, against_time)
-    gradients = module.chunk_gradients(dy, x, dt, A, B, C, D, z, bias, ids, states, adjoints, options, chunk)
+    a = ScanArguments(x, dt, A, B, C, D, z, bias, initial, ids, options)
+    dt_sums, end_states = backend.chunk_summaries(a, chunk)
+    states, final = backend.propagate(dt_sums, end_states, A, initial, options.reverse)
+    y = backend.chunk_outputs(a, states, chunk)
+    back_sums, ends = backend.backward_summaries(a, dy, chunk)
+    adjoints, dinitial = backend.propagate(back_sums, ends, A, dfinal, not options.reverse)
+    gradients = backend.chunk_gradients(a, dy, states, adjoints, chunk)
     values = (dt_sums, end_states, states, final, y, back_sums, ends, adjoints, dinitial, *gradients)
     return dict(zip(SCAN_NAMES, values, strict=True))
 
@@ -253,9 +257,9 @@ def run_scan(module, arguments, options, chunk):
 def check_scan(arguments, options, chunk, sequential_error=False):
     """Against fp64: within the bound, or with ``sequential_error`` twice the fp32 recurrence's own error if larger."""
     dtype = arguments[0].dtype
-    found = run_scan(scan, arguments, options, chunk)
-    expected = run_scan(reference_scan, tuple(map(wide, arguments)), options, chunk)
-    plain = run_scan(reference_scan, arguments, options, arguments[0].shape[1]) if sequential_error else {}
+    found = run_scan(SCAN, arguments, options, chunk)
+    expected = run_scan(REFERENCE_SCAN, tuple(map(wide, arguments)), options, chunk)
+    plain = run_scan(REFERENCE_SCAN, arguments, options, arguments[0].shape[1]) if sequential_error else {}
     for name in SCAN_NAMES:
         bound = BOUNDS[dtype]
         if name in plain and plain[name] is not None and plain[name].shape == expected[name].shape:
@@ -263,7 +267,7 @@ def check_scan(arguments, options, chunk, sequential_error=False):
             bound = max(bound, 2 * float(difference))
         compare(name, found[name], expected[name], bound)
     if arguments[0].is_cuda:
-        again = run_scan(scan, arguments, options, chunk)
+        again = run_scan(SCAN, arguments, options, chunk)
         for name in SCAN_NAMES:
             assert found[name] is None or torch.equal(found[name], again[name]), f"{name}: not the same bits twice"
 
@@ -287,16 +291,16 @@ def test_scan(device, shape, chunk, options, how):
 
 def test_propagate_in_two_levels(device, monkeypatch):
     """Many chunks, a lost state among them, both ways, with and without an initial state."""
-    monkeypatch.setattr(tuning, "PROPAGATE_SEGMENT", 3)
+    monkeypatch.setattr(tiles, "PROPAGATE_SEGMENT", 3)
     torch.manual_seed(0)
     dt_sums, ends = torch.rand(2, 23, 3, device=device), torch.randn(2, 23, 3, 2, device=device)
     dt_sums[1, 7] = torch.inf
     A, initial = -torch.rand(3, 2, device=device), torch.randn(2, 3, 2, device=device)
-    for options in (ScanOptions(), ScanOptions(reverse=True)):
+    for reverse in (False, True):
         for state in (None, initial):
-            expected = reference_scan.propagate(*map(wide, (dt_sums, ends, A, state)), options)
+            expected = REFERENCE_SCAN.propagate(*map(wide, (dt_sums, ends, A, state)), reverse)
             for name, found, want in zip(
-                ("states", "final"), scan.propagate(dt_sums, ends, A, state, options), expected, strict=True
+                ("states", "final"), SCAN.propagate(dt_sums, ends, A, state, reverse), expected, strict=True
             ):
                 compare(name, found, want, 1e-6)
 
@@ -336,12 +340,12 @@ def test_offsets_above_two_to_the_31():
     length, channels = (1 << 22) + 5, 520
     x = torch.randn(1, length, channels, device="cuda", dtype=torch.bfloat16)
     weight = torch.randn(channels, 4, device="cuda")
-    y, _ = conv.conv_forward(x, weight, None, None, None, "silu", False)
-    tail, _ = conv.conv_forward(x[:, -103:], weight, None, None, None, "silu", False)
+    y, _ = CONV.forward(ConvArguments(x, weight, None, None, None, "silu", False))
+    tail, _ = CONV.forward(ConvArguments(x[:, -103:], weight, None, None, None, "silu", False))
     assert torch.equal(y[:, -100:], tail[:, -100:])
     scale = torch.randn(channels, device="cuda")
-    y, _, _ = norm.norm_forward(x[0], scale, None, 1e-5, torch.bfloat16)
-    assert torch.equal(y[-100:], norm.norm_forward(x[0, -100:], scale, None, 1e-5, torch.bfloat16)[0])
+    y, _, _ = NORM.forward(x[0], scale, None, 1e-5, torch.bfloat16)
+    assert torch.equal(y[-100:], NORM.forward(x[0, -100:], scale, None, 1e-5, torch.bfloat16)[0])
 
 
 # --- without a GPU ----------------------------------------------------------------------------------------------------
@@ -351,11 +355,11 @@ def test_refusals():
     """What the backend does not take, it says in a sentence."""
     x, A = torch.zeros(1, 4, 4, dtype=torch.float64), torch.zeros(4, 300)
     B, C = torch.zeros(1, 4, 1, 16), torch.zeros(1, 4, 2, 16)
-    assert "float64" in (scan.supports(x, A[:, :16], B, B) or "")
-    assert "float64" in (conv.supports(x) or "")
-    assert "256" in (scan.supports(x.float(), A, B, B) or "")
-    assert "groups" in (scan.supports(x.float(), A[:, :16], B, C) or "")
-    assert scan.supports(x.float(), A[:, :16], B, B) is None
+    assert "float64" in (SCAN.supports(x, A[:, :16], B, B) or "")
+    assert "float64" in (CONV.supports(x) or "")
+    assert "256" in (SCAN.supports(x.float(), A, B, B) or "")
+    assert "groups" in (SCAN.supports(x.float(), A[:, :16], B, C) or "")
+    assert SCAN.supports(x.float(), A[:, :16], B, B) is None
 
 
 def run_python(*arguments, **environment):
@@ -388,7 +392,7 @@ def test_every_kernel_compiles(capability):
     assert "common.sum_rows_kernel" in out
     norms = [line for line in out.splitlines() if " norm." in line]
     assert norms and all(line.endswith(" 0 fused exchanges") for line in norms), "lanes of a row may differ"
-    for kernel in ("step.conv_step", "step.scan_step"):
+    for kernel in ("conv.conv_step", "scan.scan_step"):
         assert f"{kernel}_kernel" in out
     for kernel in ("chunk_summaries", "propagate", "chunk_outputs", "backward_summaries", "chunk_gradients"):
         assert f"scan.{kernel}_kernel" in out

@@ -15,7 +15,10 @@ import torch
 pytest.importorskip("triton")
 
 from dnamamba_kernels import backends, causal_conv1d_step, selective_scan_step
-from dnamamba_kernels.scan.triton import step
+from dnamamba_kernels.conv.protocol import ConvArguments
+from dnamamba_kernels.conv.triton import BACKEND as CONV
+from dnamamba_kernels.scan.arguments import ScanArguments, ScanOptions
+from dnamamba_kernels.scan.triton import BACKEND as SCAN
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICES = [*(["cpu"] if INTERPRETED else []), pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -45,7 +48,7 @@ def test_conv_step(device, dtype, channels, width):
     state = torch.randn(3, width - 1, channels, device=device, dtype=dtype)
     weight = torch.randn(channels, width, device=device)
     for bias, activation in ((torch.randn(channels, device=device), "silu"), (None, None)):
-        y, new = step.conv_step(x, weight, bias, state, activation)
+        y, new = CONV.step(ConvArguments(x, weight, bias, state, None, activation, False))
         expected, shifted = causal_conv1d_step(wide(x), wide(weight), wide(bias), wide(state), activation=activation)
         assert y.dtype == dtype
         check(y, expected, BOUNDS[dtype])
@@ -75,7 +78,8 @@ def test_scan_step(device, dtype, channels, state, groups, zoh):
         D = z = bias = None
         dt = dt.abs()
     before = torch.randn(2, channels, state, device=device)
-    y, new = step.scan_step(x, dt, A, B, C, D, z, bias, before, not plain, zoh)
+    options = ScanOptions(dt_softplus=not plain, zoh=zoh)
+    y, new = SCAN.step(ScanArguments(x, dt, A, B, C, D, z, bias, before, None, options))
     expected, after = selective_scan_step(
         *map(wide, (x, dt, A, B, C, before)),
         D=wide(D),

@@ -22,12 +22,14 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from dnamamba_kernels import triton_common as common
+from dnamamba_kernels import triton_common
 from dnamamba_kernels.conv import triton as conv
+from dnamamba_kernels.conv.protocol import ConvArguments
 from dnamamba_kernels.norm import triton as norm
-from dnamamba_kernels.scan.options import ScanOptions
+from dnamamba_kernels.scan.arguments import ScanArguments, ScanOptions
 from dnamamba_kernels.scan.triton import scan, step
 
+MODULES = {"common": triton_common, "conv": conv, "norm": norm, "scan": scan, "scan step": step}
 TYPES = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32", torch.int32: "*i32"}
 OPTIONS = {"num_warps", "num_stages", "maxnreg", "enable_fp_fusion"}
 
@@ -68,10 +70,12 @@ def record(call: Callable[[], object]) -> list[Launch]:
     launches: list[Launch] = []
     kernels = {
         (module, name): kernel
-        for module in (common, conv, norm, scan, step)
+        for module in MODULES.values()
         for name, kernel in vars(module).items()
         if isinstance(kernel, triton.JITFunction) and name.endswith("_kernel")
     }
+
+    operators = {module: operator.split()[0] for operator, module in MODULES.items()}
 
     class Recorder:
         def __init__(self, label: str, kernel: triton.JITFunction):
@@ -83,7 +87,7 @@ def record(call: Callable[[], object]) -> list[Launch]:
 
     try:
         for (module, name), kernel in kernels.items():
-            setattr(module, name, Recorder(f"{module.__name__.rsplit('.', 1)[-1]}.{name.strip('_')}", kernel))
+            setattr(module, name, Recorder(f"{operators[module]}.{name.strip('_')}", kernel))
         call()
     finally:
         for (module, name), kernel in kernels.items():
@@ -96,8 +100,8 @@ def conv_launches(dtype: torch.dtype, width: int, channels: int, every_option: b
     weight, bias = torch.zeros(channels, width), torch.zeros(channels)
     state = torch.zeros(1, width - 1, channels, dtype=dtype) if every_option else None
     ids = torch.zeros(1, 256, dtype=torch.int32) if every_option else None
-    args = (x, weight, bias, state, ids, "silu", every_option)
-    return record(lambda: (conv.conv_forward(*args), conv.conv_backward(x, state, *args)))
+    a = ConvArguments(x, weight, bias, state, ids, "silu", every_option)
+    return record(lambda: (conv.BACKEND.forward(a), conv.BACKEND.backward(a, x, state)))
 
 
 def norm_launches(dtype: torch.dtype, residual_dtype: torch.dtype, width: int) -> list[Launch]:
@@ -109,8 +113,8 @@ def norm_launches(dtype: torch.dtype, residual_dtype: torch.dtype, width: int) -
     rstd = torch.zeros(64)
 
     def call() -> None:
-        norm.norm_forward(x, weight, residual, 1e-5, residual_dtype)
-        norm.norm_backward(
+        norm.BACKEND.forward(x, weight, residual, 1e-5, residual_dtype)
+        norm.BACKEND.backward(
             x, residual, residual, weight, rstd, dtype, None if dtype == residual_dtype else residual_dtype
         )
 
@@ -126,13 +130,14 @@ def scan_launches(dtype: torch.dtype, channels: int, state: int, groups: int, ev
     ids = torch.zeros(1, 256, dtype=torch.int32) if every_option else None
     options = ScanOptions(dt_softplus=not every_option, reverse=every_option, zoh=every_option)
     states = torch.zeros(1, 4, channels, state)
+    a = ScanArguments(x, x, A, B, C, D, z, bias, None, ids, options)
 
     def call() -> None:
-        scan.chunk_summaries(x, x, A, B, bias, ids, options, 64)
-        scan.propagate(torch.zeros(1, 4, channels), states, A, None, options)
-        scan.chunk_outputs(x, x, A, B, C, D, z, bias, ids, states, options, 64)
-        scan.backward_summaries(x, x, A, C, z, bias, ids, options, 64)
-        scan.chunk_gradients(x, x, x, A, B, C, D, z, bias, ids, states, states, options, 64)
+        scan.BACKEND.chunk_summaries(a, 64)
+        scan.BACKEND.propagate(torch.zeros(1, 4, channels), states, A, None, options.reverse)
+        scan.BACKEND.chunk_outputs(a, states, 64)
+        scan.BACKEND.backward_summaries(a, x, 64)
+        scan.BACKEND.chunk_gradients(a, x, states, states, 64)
 
     return record(call)
 
@@ -142,11 +147,12 @@ def step_launches(dtype: torch.dtype, channels: int, state: int, every_option: b
     x, A, vector = torch.zeros(2, channels, dtype=dtype), torch.zeros(channels, state), torch.zeros(channels)
     B, h = torch.zeros(2, 1, state, dtype=dtype), torch.zeros(2, channels, state)
     rows, weight = torch.zeros(2, 3, channels, dtype=dtype), torch.zeros(channels, 4)
-    given = (None, None, None) if every_option else (vector, x, vector)
+    D, z, bias = (None, None, None) if every_option else (vector, x, vector)
+    options = ScanOptions(dt_softplus=not every_option, zoh=every_option)
 
     def call() -> None:
-        step.conv_step(x, weight, given[0], rows, None if every_option else "silu")
-        step.scan_step(x, x, A, A if every_option else B, B, *given, h, not every_option, every_option)
+        conv.BACKEND.step(ConvArguments(x, weight, D, rows, None, None if every_option else "silu", False))
+        scan.BACKEND.step(ScanArguments(x, x, A, A if every_option else B, B, D, z, bias, h, None, options))
 
     return record(call)
 

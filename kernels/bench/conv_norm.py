@@ -24,10 +24,11 @@ import torch
 import triton
 from measuring import commit, replay_ms
 
-from dnamamba_kernels.conv import reference as reference_conv
-from dnamamba_kernels.conv import triton as conv
-from dnamamba_kernels.norm import reference as reference_norm
-from dnamamba_kernels.norm import triton as norm
+from dnamamba_kernels.conv.protocol import ConvArguments
+from dnamamba_kernels.conv.reference import BACKEND as REFERENCE_CONV
+from dnamamba_kernels.conv.triton import BACKEND as CONV
+from dnamamba_kernels.norm.reference import BACKEND as REFERENCE_NORM
+from dnamamba_kernels.norm.triton import BACKEND as NORM
 
 CONV_SHAPES = [  # batch, channels, length
     (1, 512, 1 << 20), (1, 512, (1 << 20) - 1), (1, 256, 1 << 20), (1, 512, 1 << 17), (1, 256, 1 << 17),
@@ -88,25 +89,18 @@ def check() -> None:
     torch.manual_seed(0)
     x, dy = (torch.randn(2, 3001, 512, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     weight, bias = torch.randn(512, 4, device="cuda"), torch.randn(512, device="cuda")
-    flags = (None, None, "silu", False)
-    pairs = [
-        (
-            conv.conv_forward(x, weight, bias, *flags),
-            reference_conv.conv_forward(x.double(), weight.double(), bias.double(), *flags),
-        )
-    ]
+    a = ConvArguments(x, weight, bias, None, None, "silu", False)
+    wide = a._replace(x=x.double(), weight=weight.double(), bias=bias.double())
     dfinal = torch.randn(2, 3, 512, device="cuda", dtype=torch.bfloat16)
-    wide = (t.double() for t in (dy, dfinal, x, weight, bias))
-    pairs.append((conv.conv_backward(dy, dfinal, x, weight, bias, *flags), reference_conv.conv_backward(*wide, *flags)))
+    exact = REFERENCE_CONV.backward(wide, dy.double(), dfinal.double())
+    pairs = [(CONV.forward(a), REFERENCE_CONV.forward(wide)), (CONV.backward(a, dy, dfinal), exact)]
     rows, scale = x[0].contiguous(), torch.randn(512, device="cuda")
     residual = torch.randn(3001, 512, device="cuda")
-    found = norm.norm_forward(rows, scale, residual, 1e-5, torch.float32)
-    pairs.append(
-        (found, reference_norm.norm_forward(rows.double(), scale.double(), residual.double(), 1e-5, torch.float64))
-    )
+    found = NORM.forward(rows, scale, residual, 1e-5, torch.float32)
+    pairs.append((found, REFERENCE_NORM.forward(rows.double(), scale.double(), residual.double(), 1e-5, torch.float64)))
     arguments = (dy[0].contiguous(), residual, found[1], scale, found[2])
-    exact = reference_norm.norm_backward(*(t.double() for t in arguments), torch.float64, torch.float64)
-    pairs.append((norm.norm_backward(*arguments, torch.bfloat16, torch.float32), exact))
+    exact = REFERENCE_NORM.backward(*(t.double() for t in arguments), torch.float64, torch.float64)
+    pairs.append((NORM.backward(*arguments, torch.bfloat16, torch.float32), exact))
     for values, expected in pairs:
         for value, want in zip(values, expected, strict=True):
             error = ((value.double() - want).norm() / want.norm()).item()
@@ -118,19 +112,19 @@ def conv_rows(bandwidth: float) -> Iterator[Row]:
     """bf16, width 4, bias, SiLU; x is the left half of a projection's output, as in the model."""
     for batch, channels, length in CONV_SHAPES:
         weight, bias = torch.randn(channels, 4, device="cuda"), torch.randn(channels, device="cuda")
-        flags = (weight, bias, None, None, "silu", False)
+        rest = (weight, bias, None, None, "silu", False)
 
         def inputs(size: tuple[int, int, int] = (batch, length, channels)) -> torch.Tensor:
             return torch.randn(*size[:2], 2 * size[2], device="cuda", dtype=torch.bfloat16)[..., : size[2]]
 
-        def forward(inputs=inputs, flags=flags) -> Callable[[], object]:
-            x = inputs()
-            return lambda: conv.conv_forward(x, *flags)
+        def forward(inputs=inputs, rest=rest) -> Callable[[], object]:
+            a = ConvArguments(inputs(), *rest)
+            return lambda: CONV.forward(a)
 
-        def backward(inputs=inputs, flags=flags) -> Callable[[], object]:
-            x = inputs()
-            dy = torch.randn_like(x, memory_format=torch.contiguous_format)
-            return lambda: conv.conv_backward(dy, None, x, *flags)
+        def backward(inputs=inputs, rest=rest) -> Callable[[], object]:
+            a = ConvArguments(inputs(), *rest)
+            dy = torch.randn_like(a.x, memory_format=torch.contiguous_format)
+            return lambda: CONV.backward(a, dy, None)
 
         shape, tensor = f"{batch} x {channels} x {length}", 2 * batch * channels * length
         yield row("conv forward", shape, forward, 2 * tensor, bandwidth)
@@ -149,13 +143,13 @@ def norm_rows(bandwidth: float) -> Iterator[Row]:
 
             def forward(inputs=inputs, weight=weight, dtype=dtype) -> Callable[[], object]:
                 x, residual = inputs()
-                return lambda: norm.norm_forward(x, weight, residual, 1e-5, dtype)
+                return lambda: NORM.forward(x, weight, residual, 1e-5, dtype)
 
             def backward(inputs=inputs, weight=weight, dtype=dtype) -> Callable[[], object]:
                 x, residual = inputs()
-                _, total, rstd = norm.norm_forward(x, weight, residual, 1e-5, dtype)
+                _, total, rstd = NORM.forward(x, weight, residual, 1e-5, dtype)
                 twice = None if dtype == x.dtype else dtype
-                return lambda: norm.norm_backward(x, residual, total, weight, rstd, x.dtype, twice)
+                return lambda: NORM.backward(x, residual, total, weight, rstd, x.dtype, twice)
 
             shape, elements = f"{rows} x {width} residual {str(dtype)[6:]}", rows * width
             other = 4 if dtype == torch.float32 else 2

@@ -202,7 +202,7 @@ def table(rows: list[dict[str, object]]) -> str:
 def main() -> None:
     """Check and time the backends asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--backends", nargs="+", default=["cuda", "triton"], choices=sorted(backends.PACKAGES))
+    parser.add_argument("--backends", nargs="+", default=["cuda", "triton"], choices=sorted(backends.NAMES))
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"])
     parser.add_argument("--repeats", type=int, default=20, help="timed calls of each shape")
     parser.add_argument("--out", type=Path, default=Path("."), help="folder of scan.csv and scan.png")

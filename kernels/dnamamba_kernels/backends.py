@@ -1,11 +1,12 @@
-"""Which code runs a kernel: chosen once from the device and the request, never silently replaced.
+"""Which code runs an operator: chosen once from the device and the request, never silently replaced.
 
     reference   plain PyTorch, any device, the only one in fp64
     cpu         numba for the scan; conv and norm are the fp32 reference, which PyTorch already threads and vectorises
-    triton      Triton, on CUDA tensors (or on CPU tensors under TRITON_INTERPRET=1, for tests)
+    triton      Triton, on GPUs of NVIDIA and AMD (or on CPU tensors under TRITON_INTERPRET=1, for tests)
     cuda        CUDA C++, the scan only, compiled at first use by NVRTC
 
-"auto" takes `reference` for fp64, else `cpu` on the CPU; on CUDA `cuda` for what it serves, else `triton`.
+A backend of an operator is `dnamamba_kernels.OPERATOR.NAME.BACKEND`; the operator's `protocol.py` says what it has to
+do. Another GPU vendor's is such a module, a name in NAMES, and a line in AUTO.
 """
 
 import functools
@@ -14,107 +15,137 @@ import importlib.metadata
 import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
 
-_preferred: dict[str, str] = {}
-"""What "auto" means for a kernel inside `preferred`."""
+from dnamamba_kernels.eager import observed
 
-PACKAGES = ("reference", "cpu", "triton", "cuda")
+NAMES = ("reference", "cpu", "triton", "cuda")
+AUTO = {
+    "cpu": ("cpu",),
+    "cuda": ("cuda", "triton"),
+    "rocm": ("triton", "reference"),
+}
+"""Platform -> what "auto" tries in this order, where data are not fp64, which `reference` takes"""
+
+_preferred: dict[str, str] = {}
+"""What "auto" means for an operator inside `preferred`."""
+
+
+def platform(device: torch.device) -> str:
+    """The device's type; "rocm" for AMD GPUs, which PyTorch calls "cuda", too."""
+    return "rocm" if device.type == "cuda" and torch.version.hip else device.type
 
 
 @contextmanager
-def preferred(kernel: str, backend: str) -> Iterator[None]:
-    """Within it "auto" means `backend` for this kernel, in all threads: so a benchmark compares backends of a model.
+def preferred(operator: str, backend: str) -> Iterator[None]:
+    """Within it "auto" means `backend` for this operator, in all threads: so a benchmark compares backends of a model.
 
-    What "auto" means is settled when a kernel is called: its backward pass uses the same backend, within or outside.
+    What "auto" means is settled when an operator is called: its backward pass uses the same backend, within or outside.
     (Activation checkpointing calls it again in the backward pass, which must then be within, too.)
     """
-    before = _preferred.get(kernel, "auto")
-    _preferred[kernel] = backend
+    before = _preferred.get(operator, "auto")
+    _preferred[operator] = backend
     try:
         yield
     finally:
-        _preferred[kernel] = before
+        _preferred[operator] = before
 
 
-def requested(kernel: str, backend: str) -> str:
-    """What a call for this backend asks for: inside `preferred` "auto" is the preferred one, else as it was given."""
-    return _preferred.get(kernel, "auto") if backend == "auto" else backend
+def requested(operator: str, backend: str) -> str:
+    """The backend that a call requests: inside `preferred` "auto" is the preferred one, else as it was given."""
+    return _preferred.get(operator, "auto") if backend == "auto" else backend
 
 
 @functools.cache
-def load(kernel: str, backend: str) -> ModuleType:
-    """Import a backend's module for a kernel ("scan", "conv", "norm"); ValueError if there is none."""
-    if backend not in PACKAGES:
-        raise ValueError(f"backend must be 'auto', {', '.join(map(repr, PACKAGES))}; got {backend!r}")
-    package = "reference" if backend == "cpu" and kernel != "scan" else backend
-    name = f"dnamamba_kernels.{kernel}.{package}"
-    if kernel == "scan" and package != "reference":
-        name += ".scan"
-    if kernel == "step":
-        name = "dnamamba_kernels.scan.triton.step"
-    if importlib.util.find_spec(name) is None:
-        raise ValueError(f"the {backend} backend has no {kernel}: use backend='auto'")
-    return importlib.import_module(name)
+def load(operator: str, backend: str) -> Any:
+    """An operator's ("scan", "conv", "norm") backend, imported; ValueError if there is none."""
+    if backend not in NAMES:
+        raise ValueError(f"backend must be 'auto', {', '.join(map(repr, NAMES))}; got {backend!r}")
+    if not _exists(operator, backend):
+        raise ValueError(f"the {backend} backend has no {operator}: use backend='auto'")
+    return importlib.import_module(f"dnamamba_kernels.{operator}.{backend}").BACKEND
 
 
-def candidates(kernel: str, backend: str, x: Tensor) -> list[str]:
-    """Backends to try in order; `preferred` plays no part here (see `requested`)."""
+def candidates(operator: str, backend: str, dtype: torch.dtype, where: str) -> tuple[str, ...]:
+    """Backends to try in order on a platform; `preferred` plays no part here (see `requested`)."""
     if backend != "auto":
-        return [backend]
-    if x.dtype == torch.float64:
-        return ["reference"]
-    if x.device.type == "cpu":
-        return ["cpu"]
-    if x.device.type == "cuda":
-        return ["cuda", "triton"] if kernel == "scan" and _has_cuda_sources() else ["triton"]
-    raise ValueError(f"no kernel for device {x.device}: pass backend='reference' to run plain PyTorch")
+        return (backend,)
+    return ("reference",) if dtype == torch.float64 else _auto(operator, where)
 
 
-def choose(kernel: str, backend: str, x: Tensor, *others: Tensor) -> ModuleType:
-    """The module that will run this kernel on these tensors; ValueError with every reason if none can."""
-    reasons = []
-    for candidate in candidates(kernel, backend, x):
-        reason = _device_mismatch(candidate, x)
+def choose(operator: str, backend: str, x: Tensor, *others: Tensor) -> Any:
+    """The backend that will run this operator on these tensors; ValueError with every reason if none can."""
+    where, reasons = platform(x.device), []
+    for candidate in candidates(operator, backend, x.dtype, where):
+        reason = _absent(candidate, where)
         if reason is None:
-            module = load(kernel, candidate)
-            reason = module.supports(x, *others) if hasattr(module, "supports") else None
+            found = load(operator, candidate)
+            reason = found.supports(x, *others)
             if reason is None:
-                return module
+                return found
         reasons.append(f"{candidate}: {reason}")
-    raise ValueError(f"no backend can run this {kernel} ({'; '.join(reasons)})")
+    raise ValueError(f"no backend can run this {operator} ({'; '.join(reasons)})")
+
+
+def choose_step(operator: str, reference: Any, x: Tensor, *inputs: Tensor | None) -> Any:
+    """The backend of one position, for generation: `triton` on GPUs where nothing has to see inside, else `reference`.
+
+    The latter is plain PyTorch: on the CPU, in fp64, for gradients, under torch.compile, or where `preferred` says so.
+    """
+    if not x.is_cuda or x.dtype == torch.float64 or requested(operator, "auto") == "reference":
+        return reference
+    return reference if observed(x, *inputs) or not _has_triton() else load(operator, "triton")
 
 
 def describe(device: torch.device | str) -> str:
     """One line for a run's header: what "auto" runs on this device, with versions."""
     device = torch.device(device)
-    if device.type == "cpu":
+    where = platform(device)
+    if where == "cpu":
         version = importlib.metadata.version("numba")
         scan = f"cpu (numba {version}, {torch.get_num_threads()} threads)"
         return f"scan: {scan}, conv and norm: PyTorch {torch.__version__}"
-    if device.type == "cuda":
-        triton = f"triton {importlib.metadata.version('triton')}"
-        scan = f"cuda (NVRTC {torch.version.cuda}) or {triton}" if _has_cuda_sources() else triton
-        return f"scan: {scan}, conv and norm: {triton}, on {torch.cuda.get_device_name(device)}"
-    return f"no kernels for {device.type}: backend='reference' (PyTorch {torch.__version__}) only"
+    if where not in AUTO:
+        return f"no kernels for {where}: backend='reference' (PyTorch {torch.__version__}) only"
+    versions = {"cuda": f"cuda (NVRTC {torch.version.cuda})", "reference": f"PyTorch {torch.__version__}"}
+    if _has_triton():
+        versions["triton"] = f"triton {importlib.import_module('triton').__version__}"
+    scan, others = (
+        " or ".join(versions[name] for name in _auto(operator, where) if name in versions)
+        for operator in ("scan", "conv")
+    )
+    return f"scan: {scan}, conv and norm: {others}, on {torch.cuda.get_device_name(device)}"
 
 
 @functools.cache
-def _has_cuda_sources() -> bool:
-    return importlib.util.find_spec("dnamamba_kernels.scan.cuda") is not None
+def _auto(operator: str, where: str) -> tuple[str, ...]:
+    """Those of AUTO that the operator has."""
+    if where not in AUTO:
+        raise ValueError(f"no kernel for device {where}: pass backend='reference' to run plain PyTorch")
+    return tuple(name for name in AUTO[where] if _exists(operator, name))
 
 
-def _device_mismatch(backend: str, x: Tensor) -> str | None:
-    if backend == "cpu" and x.device.type != "cpu":
-        return f"x is on {x.device}"
-    if backend == "cuda" and x.device.type != "cuda":
-        return f"x is on {x.device}"
-    if backend == "triton" and x.device.type != "cuda":
-        from triton import knobs
+def _exists(operator: str, backend: str) -> bool:
+    return importlib.util.find_spec(f"dnamamba_kernels.{operator}.{backend}") is not None
 
-        if not knobs.runtime.interpret:
-            return f"x is on {x.device} (only TRITON_INTERPRET=1 runs Triton on the CPU)"
+
+@functools.cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+def _absent(backend: str, where: str) -> str | None:
+    """Why the backend cannot run on this platform, or None if it can."""
+    if backend in ("cpu", "cuda"):
+        return None if where == backend else f"x is on {where}"
+    if backend == "triton":
+        if not _has_triton():
+            return "Triton is not installed"
+        if where not in ("cuda", "rocm"):
+            from triton import knobs
+
+            return None if knobs.runtime.interpret else f"x is on {where} (TRITON_INTERPRET=1 runs Triton on the CPU)"
     return None

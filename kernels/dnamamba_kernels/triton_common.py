@@ -6,8 +6,6 @@ import torch
 import triton
 import triton.language as tl
 
-from dnamamba_kernels.scan.triton import tuning
-
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 
@@ -93,7 +91,7 @@ def sum_rows(partials: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     rows, taps, columns = partials.shape[0], partials.shape[1] - 1, partials.shape[2]
     out = torch.empty((columns, taps), dtype=torch.float32, device=partials.device)
     last = torch.empty(columns, dtype=torch.float32, device=partials.device)
-    block_r = min(512, tuning.next_power_of_2(rows))
+    block_r = min(512, triton.next_power_of_2(rows))
     with on_device(partials):
         _sum_rows_kernel[(triton.cdiv(columns, 8), taps + 1)](
             partials, out, last, rows, columns, TAPS=taps, BLOCK_R=block_r, BLOCK_C=8, num_warps=max(1, block_r // 64)
@@ -106,7 +104,7 @@ def on_device(tensor: torch.Tensor) -> torch.cuda.device_of:
     return torch.cuda.device_of(tensor)
 
 
-def supports(x: torch.Tensor, *others: torch.Tensor) -> str | None:
+def dtype_refusal(x: torch.Tensor) -> str | None:
     """None if the kernels take data of this dtype, else why not; they compute in fp32."""
     if x.dtype in (torch.bfloat16, torch.float16, torch.float32):
         return None

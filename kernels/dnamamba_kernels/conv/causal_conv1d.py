@@ -6,12 +6,12 @@ y_t = activation(bias + Σ_{j < width} weight[:, width−1−j] · x_{t−j})
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from dnamamba_kernels import backends
+from dnamamba_kernels.checks import check_rows, check_sequence_ids, unit_stride
+from dnamamba_kernels.conv.protocol import ConvArguments, ConvBackend, ConvStep
+from dnamamba_kernels.conv.reference import BACKEND as REFERENCE
 from dnamamba_kernels.eager import differentiable, direct
-from dnamamba_kernels.scan.arguments import check_rows, check_sequence_ids, compute_dtype, unit_stride
-from dnamamba_kernels.steps import step_module
 
 MAX_WIDTH = 8
 
@@ -80,15 +80,8 @@ def causal_conv1d_step(
     check_rows("x", x, tuple(x.shape), "(batch, channels)", x)
     width = _check_weights(x, weight, bias, activation)
     _check_state("state", state, (x.shape[0], width - 1, x.shape[1]), x)
-    module = step_module("conv", x, weight, bias, state)
-    if module is not None:
-        return module.conv_step(x, weight, bias, state, activation)
-    rows = torch.cat([state, x[:, None]], 1)
-    compute = compute_dtype(x)
-    s = (rows.to(compute) * weight.to(compute).t()).sum(1)
-    if bias is not None:
-        s = s + bias
-    return (functional.silu(s) if activation else s).to(x.dtype), rows[:, 1:].clone()
+    backend: ConvStep = backends.choose_step("conv", REFERENCE, x, weight, bias, state)
+    return backend.step(ConvArguments(x, weight, bias, state, None, activation, False))
 
 
 def _check_weights(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None) -> int:
@@ -111,6 +104,21 @@ def _check_state(name: str, state: Tensor | None, shape: tuple[int, ...], x: Ten
             raise ValueError(f"{name} must have x's dtype {x.dtype}, got {state.dtype}")
 
 
+def _arguments(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    initial_state: Tensor | None,
+    sequence_ids: Tensor | None,
+    activation: str,
+    reverse: bool,
+) -> ConvArguments:
+    """The operator's arguments as one value, with the strides that backends want."""
+    initial_state = None if initial_state is None else unit_stride(initial_state)
+    kind = "silu" if activation == "silu" else None
+    return ConvArguments(unit_stride(x), weight, bias, initial_state, sequence_ids, kind, reverse)
+
+
 def _forward(
     x: Tensor,
     weight: Tensor,
@@ -122,10 +130,8 @@ def _forward(
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     """(y, final_state); activation is "silu" or "none"."""
-    module = backends.choose("conv", backend, x)
-    kind = "silu" if activation == "silu" else None
-    initial_state = None if initial_state is None else unit_stride(initial_state)
-    y, final_state = module.conv_forward(unit_stride(x), weight, bias, initial_state, sequence_ids, kind, reverse)
+    chosen: ConvBackend = backends.choose("conv", backend, x)
+    y, final_state = chosen.forward(_arguments(x, weight, bias, initial_state, sequence_ids, activation, reverse))
     return y.contiguous(), final_state.contiguous()
 
 
@@ -150,21 +156,11 @@ def _gradients(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(dx, dweight, dbias, dinitial_state); dbias is empty where there is no bias."""
-    module = backends.choose("conv", backend, x)
-    kind = "silu" if activation == "silu" else None
-    initial_state = None if initial_state is None else unit_stride(initial_state)
-    dx, dweight, dbias, dinitial = module.conv_backward(
-        unit_stride(dy),
-        None if dfinal_state is None else unit_stride(dfinal_state),
-        unit_stride(x),
-        weight,
-        bias,
-        initial_state,
-        sequence_ids,
-        kind,
-        reverse,
-    )
-    dbias = weight.new_empty(0) if bias is None else dbias.to(bias.dtype)
+    chosen: ConvBackend = backends.choose("conv", backend, x)
+    a = _arguments(x, weight, bias, initial_state, sequence_ids, activation, reverse)
+    dfinal_state = None if dfinal_state is None else unit_stride(dfinal_state)
+    dx, dweight, dbias, dinitial = chosen.backward(a, unit_stride(dy), dfinal_state)
+    dbias = weight.new_empty(0) if bias is None or dbias is None else dbias.to(bias.dtype)
     return dx.contiguous(), dweight.to(weight.dtype), dbias, dinitial.contiguous()
 
 

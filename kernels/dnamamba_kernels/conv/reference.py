@@ -11,62 +11,65 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-
-def conv_forward(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    initial_state: Tensor | None,
-    sequence_ids: Tensor | None,
-    activation: str | None,
-    reverse: bool,
-) -> tuple[Tensor, Tensor]:
-    """(y (batch, length, channels), final_state (batch, width − 1, channels)), both in x's dtype."""
-    if reverse:
-        x, sequence_ids = x.flip(1), None if sequence_ids is None else sequence_ids.flip(1)
-    width, length = weight.shape[1], x.shape[1]
-    padded, run = _padded(x, initial_state, width), _runs(sequence_ids, width)
-    s = _before_activation(padded, run, weight, bias)
-    y = (functional.silu(s) if activation == "silu" else s).to(x.dtype)
-    final_state = padded[:, length:]
-    if run is not None:
-        final_state = torch.where((run[:, length:] == run[:, -1:])[..., None], final_state, 0)
-    return y.flip(1) if reverse else y, final_state.to(x.dtype, copy=True)
+from dnamamba_kernels.checks import compute_dtype
+from dnamamba_kernels.conv.protocol import ConvArguments, ConvBackend, ConvStep
 
 
-def conv_backward(
-    dy: Tensor,
-    dfinal: Tensor | None,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    initial_state: Tensor | None,
-    sequence_ids: Tensor | None,
-    activation: str | None,
-    reverse: bool,
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
-    """(dx, dweight, dbias, dinitial_state); dweight and dbias in fp32 (fp64 where x is)."""
-    if reverse:
-        x, dy, sequence_ids = x.flip(1), dy.flip(1), None if sequence_ids is None else sequence_ids.flip(1)
-    width, length = weight.shape[1], x.shape[1]
-    padded, run = _padded(x, initial_state, width), _runs(sequence_ids, width)
-    ds = dy.to(padded.dtype)
-    if activation == "silu":
-        ds = torch.ops.aten.silu_backward(ds, _before_activation(padded, run, weight, bias))
-    dpadded = torch.zeros_like(padded)
-    if dfinal is not None:
-        dfinal = dfinal.to(padded.dtype)
+class ReferenceConv(ConvBackend, ConvStep):
+    """Serves every device, dtype and shape."""
+
+    def forward(self, a: ConvArguments) -> tuple[Tensor, Tensor]:
+        x, weight, bias, initial_state, sequence_ids, activation, reverse = a
+        if reverse:
+            x, sequence_ids = x.flip(1), None if sequence_ids is None else sequence_ids.flip(1)
+        width, length = weight.shape[1], x.shape[1]
+        padded, run = _padded(x, initial_state, width), _runs(sequence_ids, width)
+        s = _before_activation(padded, run, weight, bias)
+        y = (functional.silu(s) if activation == "silu" else s).to(x.dtype)
+        final_state = padded[:, length:]
         if run is not None:
-            dfinal = torch.where((run[:, length:] == run[:, -1:])[..., None], dfinal, 0)
-        dpadded[:, length:] += dfinal
-    dweight = torch.empty_like(weight, dtype=padded.dtype)
-    for tap in range(width):
-        seen = slice(tap, tap + length)
-        counted = ds if run is None else torch.where((run[:, seen] == run[:, width - 1 :])[..., None], ds, 0)
-        dpadded[:, seen].addcmul_(counted, weight[:, tap].to(padded.dtype))
-        dweight[:, tap] = (counted * padded[:, seen]).sum((0, 1))
-    dinitial, dx = dpadded[:, : width - 1].to(x.dtype, copy=True), dpadded[:, width - 1 :].to(x.dtype)
-    return dx.flip(1) if reverse else dx, dweight, None if bias is None else ds.sum((0, 1)), dinitial
+            final_state = torch.where((run[:, length:] == run[:, -1:])[..., None], final_state, 0)
+        return y.flip(1) if reverse else y, final_state.to(x.dtype, copy=True)
+
+    def backward(
+        self, a: ConvArguments, dy: Tensor, dfinal_state: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+        x, weight, bias, initial_state, sequence_ids, activation, reverse = a
+        if reverse:
+            x, dy, sequence_ids = x.flip(1), dy.flip(1), None if sequence_ids is None else sequence_ids.flip(1)
+        width, length = weight.shape[1], x.shape[1]
+        padded, run = _padded(x, initial_state, width), _runs(sequence_ids, width)
+        ds = dy.to(padded.dtype)
+        if activation == "silu":
+            ds = torch.ops.aten.silu_backward(ds, _before_activation(padded, run, weight, bias))
+        dpadded = torch.zeros_like(padded)
+        if dfinal_state is not None:
+            dfinal = dfinal_state.to(padded.dtype)
+            if run is not None:
+                dfinal = torch.where((run[:, length:] == run[:, -1:])[..., None], dfinal, 0)
+            dpadded[:, length:] += dfinal
+        dweight = torch.empty_like(weight, dtype=padded.dtype)
+        for tap in range(width):
+            seen = slice(tap, tap + length)
+            counted = ds if run is None else torch.where((run[:, seen] == run[:, width - 1 :])[..., None], ds, 0)
+            dpadded[:, seen].addcmul_(counted, weight[:, tap].to(padded.dtype))
+            dweight[:, tap] = (counted * padded[:, seen]).sum((0, 1))
+        dinitial, dx = dpadded[:, : width - 1].to(x.dtype, copy=True), dpadded[:, width - 1 :].to(x.dtype)
+        return dx.flip(1) if reverse else dx, dweight, None if bias is None else ds.sum((0, 1)), dinitial
+
+    def step(self, a: ConvArguments) -> tuple[Tensor, Tensor]:
+        """Differentiable, as every operation is."""
+        x, weight, bias, state, _, activation, _ = a
+        assert state is not None
+        rows = torch.cat([state, x[:, None]], 1)
+        compute = compute_dtype(x)
+        s = (rows.to(compute) * weight.to(compute).t()).sum(1)
+        if bias is not None:
+            s = s + bias
+        return (functional.silu(s) if activation else s).to(x.dtype), rows[:, 1:].clone()
+
+
+BACKEND = ReferenceConv()
 
 
 def _padded(x: Tensor, initial_state: Tensor | None, width: int) -> Tensor:

@@ -14,14 +14,56 @@ if no id changes between it and t; the initial state belongs to the first id and
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
 
-from dnamamba_kernels.scan.triton import tuning
-from dnamamba_kernels.triton_common import on_device, optional, sigmoid, sum_rows, supports, unit_rows
+from dnamamba_kernels.conv.protocol import ConvArguments, ConvBackend, ConvStep
+from dnamamba_kernels.triton_common import dtype_refusal, on_device, optional, sigmoid, sum_rows, unit_rows
 
-__all__ = ["conv_backward", "conv_forward", "supports"]
+STEP_CHANNELS = 128
+"""Channels of a program of a step."""
+
+
+class Tile(NamedTuple):
+    """Positions and channels of one program, its warps, and the positions loaded at a time (backward)."""
+
+    block_t: int
+    block_c: int
+    num_warps: int
+    unroll: int = 1
+
+
+def forward_tile(length: int, channels: int, element_size: int, masked: bool) -> Tile:
+    """4 096 elements a tile in rows of 128 channels, four warps: 0.84 ms at 1 × 512 × 2²⁰, where rows of 64 take 1.14.
+
+    16-bit data that need no masks (`masked`: sequence ids or an initial state): a warp for 2 048, 0.79 ms. It takes 167
+    registers; with more than 168 a multiprocessor has 8 warps in place of 12: 1.07 ms at 2²⁰ − 1.
+    """
+    block_c = min(128, triton.next_power_of_2(channels))
+    if element_size == 2 and length % 16 == 0 and channels % 128 == 0 and not masked:
+        return Tile(16, block_c, 1)
+    return Tile(min(64, 4096 // block_c), block_c, 4)
+
+
+def backward_tile(batch: int, length: int, channels: int, element_size: int) -> Tile:
+    """One warp with 4 bytes a lane, and the longest strips that leave 2 048 programs; 8 bytes where those leave 8 192.
+
+    A strip of block_t rows reads 2 · (width − 1) rows more and leaves width + 1 rows of sums. Few programs need more
+    rows in flight. 0.158 ms at 1 × 512 × 2¹⁷, with 8 bytes a lane 0.163 and more; at 2²⁰ 1.21 and 1.16.
+    """
+
+    def programs(block_t: int, block_c: int) -> int:
+        return batch * -(-length // block_t) * -(-channels // block_c)
+
+    most = max(32, triton.next_power_of_2(channels))
+    narrow, wide = (min(32 * lane // element_size, most) for lane in (4, 8))
+    if programs(256, wide) >= 8192:
+        return Tile(256, wide, 1, 8)
+    block_t = next((block_t for block_t in (256, 128) if programs(block_t, narrow) >= 2048), 64)
+    return Tile(block_t, narrow, 1, 8 if programs(block_t, narrow) < 4096 else 4)
 
 
 @triton.jit
@@ -248,85 +290,111 @@ def _backward_kernel(
     tl.store(sums + WIDTH * channels, dbias, mask=c_in)
 
 
+@triton.jit
+def _conv_step_kernel(
+    x, weight, bias, state, y, new_state,
+    channels, x_batch, weight_channel, weight_tap, state_batch, state_row,
+    WIDTH: tl.constexpr, HAS_BIAS: tl.constexpr, SILU: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """y and the shifted state of BLOCK_C channels of a sequence."""
+    b = tl.program_id(0).to(tl.int64)
+    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    inside = c < channels
+    newest = tl.load(x + b * x_batch + c, mask=inside, other=0.0)
+    taps = weight + c * weight_channel
+    total = tl.load(taps + (WIDTH - 1) * weight_tap, mask=inside, other=0.0).to(tl.float32) * newest.to(tl.float32)
+    shifted = new_state + b * (WIDTH - 1) * channels + c
+    for j in tl.static_range(WIDTH - 1):
+        row = tl.load(state + b * state_batch + j * state_row + c, mask=inside, other=0.0)
+        total += tl.load(taps + j * weight_tap, mask=inside, other=0.0).to(tl.float32) * row.to(tl.float32)
+        if j > 0:
+            tl.store(shifted + (j - 1) * channels, row, mask=inside)
+    tl.store(shifted + (WIDTH - 2) * channels, newest, mask=inside)
+    if HAS_BIAS:
+        total += tl.load(bias + c, mask=inside, other=0.0).to(tl.float32)
+    if SILU:
+        total = total * sigmoid(total)
+    tl.store(y + b * channels + c, total.to(y.dtype.element_ty), mask=inside)
+
+
+class TritonConv(ConvBackend, ConvStep):
+    """bfloat16, float16 and float32 on a GPU."""
+
+    def supports(self, x: torch.Tensor) -> str | None:
+        return dtype_refusal(x)
+
+    def forward(self, a: ConvArguments) -> tuple[torch.Tensor, torch.Tensor]:
+        x, weight, bias, initial_state, sequence_ids, activation, reverse = a
+        batch, length, channels = x.shape
+        width = weight.shape[1]
+        x = unit_rows(x)
+        weight = weight.contiguous()
+        y = torch.empty((batch, length, channels), dtype=x.dtype, device=x.device)
+        final_state = torch.empty((batch, width - 1, channels), dtype=x.dtype, device=x.device)
+        masked = initial_state is not None or sequence_ids is not None
+        config = forward_tile(length, channels, x.element_size(), masked)
+        time_blocks = -(-length // config.block_t)
+        channel_blocks = -(-channels // config.block_c)
+        with on_device(x):
+            _forward_kernel[(batch * time_blocks * channel_blocks,)](
+                x, weight, optional(bias, x), optional(_contiguous(initial_state), x), optional(sequence_ids, x), y,
+                final_state, length, channels, x.stride(0), x.stride(1), *_ids_strides(sequence_ids), time_blocks,
+                channel_blocks,
+                WIDTH=width, HAS_BIAS=bias is not None, HAS_INITIAL=initial_state is not None,
+                HAS_IDS=sequence_ids is not None, SILU=activation == "silu", REVERSE=reverse,
+                BLOCK_T=config.block_t, BLOCK_C=config.block_c, num_warps=config.num_warps,
+            )  # fmt: skip
+        return y, final_state
+
+    def backward(
+        self, a: ConvArguments, dy: torch.Tensor, dfinal_state: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor]:
+        """dweight and dbias are sums within a strip, then over strips in a fixed order: the same bits every run."""
+        x, weight, bias, initial_state, sequence_ids, activation, reverse = a
+        batch, length, channels = x.shape
+        width = weight.shape[1]
+        x, dy = unit_rows(x), unit_rows(dy)
+        weight = weight.contiguous()
+        dx = torch.empty((batch, length, channels), dtype=x.dtype, device=x.device)
+        dinitial = torch.empty((batch, width - 1, channels), dtype=x.dtype, device=x.device)
+        config = backward_tile(batch, length, channels, x.element_size())
+        strips = -(-length // config.block_t)
+        channel_blocks = -(-channels // config.block_c)
+        partials = torch.empty((batch * strips, width + 1, channels), dtype=torch.float32, device=x.device)
+        with on_device(x):
+            _backward_kernel[(batch * strips * channel_blocks,)](
+                dy, optional(_contiguous(dfinal_state), dy), x, weight, optional(bias, x),
+                optional(_contiguous(initial_state), x), optional(sequence_ids, x), dx, dinitial, partials,
+                length, channels, dy.stride(0), dy.stride(1), x.stride(0), x.stride(1), *_ids_strides(sequence_ids),
+                strips, channel_blocks,
+                WIDTH=width, HAS_BIAS=bias is not None, HAS_INITIAL=initial_state is not None,
+                HAS_DFINAL=dfinal_state is not None, HAS_IDS=sequence_ids is not None, SILU=activation == "silu",
+                REVERSE=reverse, BLOCK_T=config.block_t, BLOCK_C=config.block_c, UNROLL=config.unroll,
+                num_warps=config.num_warps,
+            )  # fmt: skip
+        dweight, dbias = sum_rows(partials)
+        return dx, dweight, None if bias is None else dbias, dinitial
+
+    def step(self, a: ConvArguments) -> tuple[torch.Tensor, torch.Tensor]:
+        """One launch, where plain PyTorch takes several small operations."""
+        x, weight, bias, state, _, activation, _ = a
+        assert state is not None
+        (batch, channels), width = x.shape, weight.shape[1]
+        y, new_state = x.new_empty(batch, channels), x.new_empty(batch, width - 1, channels)
+        with on_device(x):
+            _conv_step_kernel[(batch, triton.cdiv(channels, STEP_CHANNELS))](
+                x, weight, optional(bias, weight), state, y, new_state,
+                channels, x.stride(0), weight.stride(0), weight.stride(1), state.stride(0), state.stride(1),
+                WIDTH=width, HAS_BIAS=bias is not None, SILU=activation == "silu", BLOCK_C=STEP_CHANNELS, num_warps=4,
+            )  # fmt: skip
+        return y, new_state
+
+
+BACKEND = TritonConv()
+
+
 def _ids_strides(sequence_ids: torch.Tensor | None) -> tuple[int, int]:
     return (0, 0) if sequence_ids is None else (sequence_ids.stride(0), sequence_ids.stride(1))
-
-
-def conv_forward(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    initial_state: torch.Tensor | None,
-    sequence_ids: torch.Tensor | None,
-    activation: str | None,
-    reverse: bool,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """y and final state of the causal convolution; arguments are checked by the public op.
-
-    x (batch, length, channels), unit channel stride; weight (channels, width), width 2 … 8; bias (channels,);
-    initial_state (batch, width − 1, channels), oldest first; sequence_ids (batch, length) int32; activation "silu" or
-    None. Returns y like x and final_state like initial_state, both new and contiguous.
-    """
-    batch, length, channels = x.shape
-    width = weight.shape[1]
-    x = unit_rows(x)
-    weight = weight.contiguous()
-    y = torch.empty((batch, length, channels), dtype=x.dtype, device=x.device)
-    final_state = torch.empty((batch, width - 1, channels), dtype=x.dtype, device=x.device)
-    masked = initial_state is not None or sequence_ids is not None
-    config = tuning.conv_forward(length, channels, x.element_size(), masked)
-    time_blocks = -(-length // config.block_t)
-    channel_blocks = -(-channels // config.block_c)
-    with on_device(x):
-        _forward_kernel[(batch * time_blocks * channel_blocks,)](
-            x, weight, optional(bias, x), optional(_contiguous(initial_state), x), optional(sequence_ids, x), y,
-            final_state, length, channels, x.stride(0), x.stride(1), *_ids_strides(sequence_ids), time_blocks,
-            channel_blocks,
-            WIDTH=width, HAS_BIAS=bias is not None, HAS_INITIAL=initial_state is not None,
-            HAS_IDS=sequence_ids is not None, SILU=activation == "silu", REVERSE=reverse,
-            BLOCK_T=config.block_t, BLOCK_C=config.block_c, num_warps=config.num_warps,
-        )  # fmt: skip
-    return y, final_state
-
-
-def conv_backward(
-    dy: torch.Tensor,
-    dfinal: torch.Tensor | None,
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    initial_state: torch.Tensor | None,
-    sequence_ids: torch.Tensor | None,
-    activation: str | None,
-    reverse: bool,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor]:
-    """(dx, dweight, dbias or None, dinitial) from dy and dfinal (None: zero).
-
-    dx and dinitial are in x's dtype, dweight and dbias fp32: sums within a strip, then over strips in a fixed order,
-    so the same bits every run.
-    """
-    batch, length, channels = x.shape
-    width = weight.shape[1]
-    x, dy = unit_rows(x), unit_rows(dy)
-    weight = weight.contiguous()
-    dx = torch.empty((batch, length, channels), dtype=x.dtype, device=x.device)
-    dinitial = torch.empty((batch, width - 1, channels), dtype=x.dtype, device=x.device)
-    config = tuning.conv_backward(batch, length, channels, x.element_size())
-    strips = -(-length // config.block_t)
-    channel_blocks = -(-channels // config.block_c)
-    partials = torch.empty((batch * strips, width + 1, channels), dtype=torch.float32, device=x.device)
-    with on_device(x):
-        _backward_kernel[(batch * strips * channel_blocks,)](
-            dy, optional(_contiguous(dfinal), dy), x, weight, optional(bias, x),
-            optional(_contiguous(initial_state), x), optional(sequence_ids, x), dx, dinitial, partials,
-            length, channels, dy.stride(0), dy.stride(1), x.stride(0), x.stride(1), *_ids_strides(sequence_ids),
-            strips, channel_blocks,
-            WIDTH=width, HAS_BIAS=bias is not None, HAS_INITIAL=initial_state is not None,
-            HAS_DFINAL=dfinal is not None, HAS_IDS=sequence_ids is not None, SILU=activation == "silu", REVERSE=reverse,
-            BLOCK_T=config.block_t, BLOCK_C=config.block_c, UNROLL=config.unroll, num_warps=config.num_warps,
-        )  # fmt: skip
-    dweight, dbias = sum_rows(partials)
-    return dx, dweight, None if bias is None else dbias, dinitial
 
 
 def _contiguous(tensor: torch.Tensor | None) -> torch.Tensor | None:

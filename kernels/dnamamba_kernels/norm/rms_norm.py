@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from dnamamba_kernels import backends
+from dnamamba_kernels.checks import check_rows, unit_stride
 from dnamamba_kernels.eager import differentiable, direct
-from dnamamba_kernels.scan.arguments import check_rows, unit_stride
+from dnamamba_kernels.norm.protocol import NormBackend
 
 
 def rms_norm(
@@ -59,9 +60,9 @@ def _forward(
     x: Tensor, weight: Tensor, residual: Tensor | None, eps: float, residual_dtype: torch.dtype, backend: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(y, new_residual, rstd) of rows (rows, dim)."""
-    module = backends.choose("norm", backend, x)
+    chosen: NormBackend = backends.choose("norm", backend, x)
     residual = None if residual is None else unit_stride(residual)
-    return module.norm_forward(unit_stride(x), weight, residual, eps, residual_dtype)
+    return chosen.forward(unit_stride(x), weight, residual, eps, residual_dtype)
 
 
 norm_op = torch.library.custom_op("dnamamba_kernels::rms_norm", _forward, mutates_args=())
@@ -84,10 +85,10 @@ def _gradients(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(the gradient of x + residual in `dtype`, the same in `residual_dtype` or empty if that is None, dweight)."""
-    module = backends.choose("norm", backend, new_residual)
+    chosen: NormBackend = backends.choose("norm", backend, new_residual)
     dnew_residual = None if dnew_residual is None else unit_stride(dnew_residual)
     rest = new_residual, weight, rstd, dtype, residual_dtype
-    dx, dresidual, dweight = module.norm_backward(unit_stride(dy), dnew_residual, *rest)
+    dx, dresidual, dweight = chosen.backward(unit_stride(dy), dnew_residual, *rest)
     return dx, weight.new_empty(0) if dresidual is None else dresidual, dweight.to(weight.dtype)
 
 

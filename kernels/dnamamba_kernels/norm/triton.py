@@ -6,14 +6,51 @@ dr = rstd · (weight · dy − r̂ · mean(weight · dy · r̂)) + dnew_residual
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
 
-from dnamamba_kernels.scan.triton import tuning
-from dnamamba_kernels.triton_common import on_device, optional, sum_rows, supports, unit_rows
+from dnamamba_kernels.norm.protocol import NormBackend
+from dnamamba_kernels.triton_common import dtype_refusal, on_device, optional, sum_rows, unit_rows
 
-__all__ = ["norm_backward", "norm_forward", "supports"]
+
+class Tile(NamedTuple):
+    """Rows of a tile, its width padded to a power of two, and the program's warps."""
+
+    rows: int
+    width: int
+    num_warps: int
+
+
+def forward_tile(width: int) -> Tile:
+    """32 elements a thread, one warp for rows up to 1 024 wide."""
+    block = triton.next_power_of_2(width)
+    return Tile(max(1, 1024 // block), block, max(1, min(16, block // 1024)))
+
+
+def backward_tile(width: int) -> Tile:
+    """16 elements a thread and two warps, 32 and four for wide rows: at 2¹⁷ × 256 (bf16) 0.117 ms, with four 0.145."""
+    block = triton.next_power_of_2(width)
+    if block < 1024:
+        return Tile(1024 // block, block, 2)
+    return Tile(max(1, 4096 // block), block, max(4, min(16, block // 1024)))
+
+
+BACKWARD_PROGRAMS = 4224
+"""At most so many programs in the norm's backward pass, each over a run of rows: 32 a multiprocessor of an H100."""
+BACKWARD_TILES = 4
+"""At least so many tiles of rows a program, if there are, as each leaves a row of sums."""
+
+
+def fuses(width: int) -> bool:
+    """Whether products and sums may be fused: not in rows so narrow that a lane has one product or two of a row.
+
+    There a product would be fused with the first exchange between lanes, and the lanes of a row would end with sums
+    that differ in the last bit (Triton's issue 7264).
+    """
+    return width >= 64
 
 
 @triton.jit
@@ -75,59 +112,66 @@ def _backward_kernel(
     tl.store(partials + tl.program_id(0) * width + column, tl.sum(dweight, axis=0), mask=in_width)
 
 
-def norm_forward(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    residual: torch.Tensor | None,
-    eps: float,
-    residual_dtype: torch.dtype,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """x, residual (rows, dim) → (y in x's dtype, new_residual in residual_dtype, rstd (rows,) fp32), all new."""
-    rows, width = x.shape
-    x = unit_rows(x)
-    residual = None if residual is None else unit_rows(residual)
-    y = torch.empty((rows, width), dtype=x.dtype, device=x.device)
-    new_residual = torch.empty((rows, width), dtype=residual_dtype, device=x.device)
-    rstd = torch.empty(rows, dtype=torch.float32, device=x.device)
-    block_r, block_w, warps = tuning.norm_forward(width)
-    with on_device(x):
-        _forward_kernel[(-(-rows // block_r),)](
-            x, weight.contiguous(), optional(residual, x), y, new_residual, rstd,
-            rows, width, x.stride(0), 0 if residual is None else residual.stride(0), eps,
-            HAS_RESIDUAL=residual is not None, BLOCK_R=block_r, BLOCK_W=block_w, num_warps=warps,
-            enable_fp_fusion=tuning.norm_fuses(width),
-        )  # fmt: skip
-    return y, new_residual, rstd
+class TritonNorm(NormBackend):
+    """bfloat16, float16 and float32 on a GPU."""
+
+    def supports(self, x: torch.Tensor) -> str | None:
+        return dtype_refusal(x)
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        residual: torch.Tensor | None,
+        eps: float,
+        residual_dtype: torch.dtype,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        rows, width = x.shape
+        x = unit_rows(x)
+        residual = None if residual is None else unit_rows(residual)
+        y = torch.empty((rows, width), dtype=x.dtype, device=x.device)
+        new_residual = torch.empty((rows, width), dtype=residual_dtype, device=x.device)
+        rstd = torch.empty(rows, dtype=torch.float32, device=x.device)
+        block_r, block_w, warps = forward_tile(width)
+        with on_device(x):
+            _forward_kernel[(-(-rows // block_r),)](
+                x, weight.contiguous(), optional(residual, x), y, new_residual, rstd,
+                rows, width, x.stride(0), 0 if residual is None else residual.stride(0), eps,
+                HAS_RESIDUAL=residual is not None, BLOCK_R=block_r, BLOCK_W=block_w, num_warps=warps,
+                enable_fp_fusion=fuses(width),
+            )  # fmt: skip
+        return y, new_residual, rstd
+
+    def backward(
+        self,
+        dy: torch.Tensor,
+        dnew_residual: torch.Tensor | None,
+        new_residual: torch.Tensor,
+        weight: torch.Tensor,
+        rstd: torch.Tensor,
+        dtype: torch.dtype,
+        residual_dtype: torch.dtype | None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
+        """dweight is one sum a program, over a number of programs that depends on the shape alone, added in a fixed
+        order."""
+        rows, width = new_residual.shape
+        dy, new_residual = unit_rows(dy), new_residual.contiguous()
+        passed = dy if dnew_residual is None else unit_rows(dnew_residual)
+        dx = torch.empty((rows, width), dtype=dtype, device=dy.device)
+        dresidual = None if residual_dtype is None else torch.empty_like(dx, dtype=residual_dtype)
+        block_r, block_w, warps = backward_tile(width)
+        row_tiles = -(-rows // block_r)
+        tiles = max(BACKWARD_TILES, -(-row_tiles // BACKWARD_PROGRAMS))
+        programs = max(1, -(-row_tiles // tiles))
+        partials = torch.empty((programs, 1, width), dtype=torch.float32, device=dy.device)
+        with on_device(dy):
+            _backward_kernel[(programs,)](
+                dy, passed, new_residual, weight.contiguous(), rstd, dx, optional(dresidual, dx), partials,
+                rows, width, dy.stride(0), passed.stride(0), tiles,
+                HAS_DNEW=dnew_residual is not None, TWICE=dresidual is not None,
+                BLOCK_R=block_r, BLOCK_W=block_w, num_warps=warps, enable_fp_fusion=fuses(width),
+            )  # fmt: skip
+        return dx, dresidual, sum_rows(partials)[1]
 
 
-def norm_backward(
-    dy: torch.Tensor,
-    dnew_residual: torch.Tensor | None,
-    new_residual: torch.Tensor,
-    weight: torch.Tensor,
-    rstd: torch.Tensor,
-    dtype: torch.dtype,
-    residual_dtype: torch.dtype | None,
-) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
-    """(the gradient of x + residual in `dtype`, the same in `residual_dtype` if any, dweight fp32).
-
-    dweight: one fp32 sum a program, over a number of programs that depends on the shape alone, added in a fixed order.
-    """
-    rows, width = new_residual.shape
-    dy, new_residual = unit_rows(dy), new_residual.contiguous()
-    passed = dy if dnew_residual is None else unit_rows(dnew_residual)
-    dx = torch.empty((rows, width), dtype=dtype, device=dy.device)
-    dresidual = None if residual_dtype is None else torch.empty_like(dx, dtype=residual_dtype)
-    block_r, block_w, warps = tuning.norm_backward(width)
-    row_tiles = -(-rows // block_r)
-    tiles = max(tuning.NORM_BACKWARD_TILES, -(-row_tiles // tuning.NORM_BACKWARD_PROGRAMS))
-    programs = max(1, -(-row_tiles // tiles))
-    partials = torch.empty((programs, 1, width), dtype=torch.float32, device=dy.device)
-    with on_device(dy):
-        _backward_kernel[(programs,)](
-            dy, passed, new_residual, weight.contiguous(), rstd, dx, optional(dresidual, dx), partials,
-            rows, width, dy.stride(0), passed.stride(0), tiles,
-            HAS_DNEW=dnew_residual is not None, TWICE=dresidual is not None,
-            BLOCK_R=block_r, BLOCK_W=block_w, num_warps=warps, enable_fp_fusion=tuning.norm_fuses(width),
-        )  # fmt: skip
-    return dx, dresidual, sum_rows(partials)[1]
+BACKEND = TritonNorm()

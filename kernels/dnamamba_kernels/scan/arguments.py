@@ -1,18 +1,56 @@
-"""Checks of the scan's arguments and their one canonical form, shared by the public functions."""
+"""The scan's arguments as one value: what the public functions check, and what backends get."""
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
-from dnamamba_kernels.scan.options import ScanOptions
+from dnamamba_kernels.checks import check_rows, check_sequence_ids, compute_dtype
 
-DATA_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 MAX_STATE = 256
 
 
+class ScanOptions(NamedTuple):
+    """How Δ and B̄ are made and which way time runs."""
+
+    dt_softplus: bool = True
+    """Δ = softplus(dt + dt_bias), else Δ = dt + dt_bias."""
+    reverse: bool = False
+    """Scan from the last position to the first; memory order stays as it is."""
+    zoh: bool = False
+    """B̄ = (exp(ΔA) − 1)/A · B (zero-order hold), else B̄ = ΔB (euler, Mamba's released code)."""
+
+
 class ScanArguments(NamedTuple):
-    """Checked arguments as backends want them: B and C (batch, length, groups, state) or constant (channels, state)."""
+    """The arguments of a scan, as `scan_arguments` has checked them.
+
+    "Parameters" are fp32, or fp64 for fp64 data. A step (`ScanStep`) has the same fields without the length.
+    """
+
+    x: Tensor
+    """(batch, length, channels)"""
+    dt: Tensor
+    """x's shape"""
+    A: Tensor
+    """(channels, state), a parameter"""
+    B: Tensor
+    """(batch, length, groups, state), or constant (channels, state), then a parameter"""
+    C: Tensor
+    """as B"""
+    D: Tensor | None
+    """(channels,), a parameter"""
+    z: Tensor | None
+    """x's shape"""
+    dt_bias: Tensor | None
+    """(channels,), a parameter"""
+    initial_state: Tensor | None
+    """(batch, channels, state) in the parameters' dtype"""
+    sequence_ids: Tensor | None
+    """(batch, length) int32"""
+    options: ScanOptions
+
+
+class ScanGradients(NamedTuple):
+    """Gradients of a scan's arguments, each in its argument's shape and dtype; None where the argument was absent."""
 
     x: Tensor
     dt: Tensor
@@ -22,40 +60,6 @@ class ScanArguments(NamedTuple):
     D: Tensor | None
     z: Tensor | None
     dt_bias: Tensor | None
-    initial_state: Tensor | None
-    sequence_ids: Tensor | None
-    options: ScanOptions
-
-
-def compute_dtype(x: Tensor) -> torch.dtype:
-    """The dtype of states and arithmetic: fp64 for fp64 data, else fp32."""
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
-def check_rows(name: str, values: Tensor, shape: tuple[int, ...], meaning: str, x: Tensor) -> None:
-    """Check shape, floating dtype, device and unit stride of the last dimension."""
-    if tuple(values.shape) != shape:
-        raise ValueError(f"{name} must be {meaning} = {shape}, got {tuple(values.shape)}")
-    if values.dtype not in DATA_DTYPES:
-        raise ValueError(f"{name} must be float32, bfloat16 or float16, got {values.dtype}")
-    if values.device != x.device:
-        raise ValueError(f"{name} is on {values.device}, x on {x.device}: move one of them")
-    if values.stride(-1) != 1 and values.shape[-1] != 1:
-        strides = values.stride()
-        raise ValueError(
-            f"{name} must have unit stride in its last dimension, got strides {strides}: call .contiguous()"
-        )
-
-
-def check_sequence_ids(sequence_ids: Tensor | None, x: Tensor) -> None:
-    """Check that ids are (batch, length) int32 on x's device."""
-    if sequence_ids is None:
-        return
-    shape, given = tuple(x.shape[:2]), tuple(sequence_ids.shape)
-    if given != shape or sequence_ids.dtype != torch.int32:
-        raise ValueError(f"sequence_ids must be (batch, length) = {shape} int32, got {given} {sequence_ids.dtype}")
-    if sequence_ids.device != x.device:
-        raise ValueError(f"sequence_ids is on {sequence_ids.device}, x on {x.device}")
 
 
 def scan_options(dt_softplus: bool, reverse: bool, discretization: str) -> ScanOptions:
@@ -159,8 +163,3 @@ def scan_arguments(
         sequence_ids,
         scan_options(dt_softplus, reverse, discretization),
     )
-
-
-def unit_stride(values: Tensor) -> Tensor:
-    """The tensor itself, or a copy if its last dimension has another stride than 1 (a compiler may have changed it)."""
-    return values if values.stride(-1) == 1 else values.contiguous()

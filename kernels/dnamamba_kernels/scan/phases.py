@@ -30,35 +30,20 @@ arguments and layouts. `chunk` is the number of positions of a chunk, the last o
 positions [k·chunk, (k+1)·chunk) also in reverse, where time runs from the right.
 """
 
-from types import ModuleType
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
 from dnamamba_kernels import backends
-from dnamamba_kernels.scan.arguments import check_decay, check_rows, check_state, compute_dtype, scan_arguments
-from dnamamba_kernels.scan.options import ScanOptions
-from dnamamba_kernels.scan.selective_scan import chunk_for
-
-
-class ChunkGradients(NamedTuple):
-    """Gradients of a scan's arguments, each in its argument's shape and dtype; None where the argument was absent."""
-
-    x: Tensor
-    dt: Tensor
-    A: Tensor
-    B: Tensor
-    C: Tensor
-    D: Tensor | None
-    z: Tensor | None
-    dt_bias: Tensor | None
+from dnamamba_kernels.checks import check_rows, compute_dtype
+from dnamamba_kernels.scan.arguments import ScanArguments, ScanGradients, check_decay, check_state, scan_arguments
+from dnamamba_kernels.scan.protocol import ScanBackend
+from dnamamba_kernels.scan.selective_scan import plan
 
 
 def default_chunk(x: Tensor, A: Tensor, B: Tensor, C: Tensor, *, backend: str = "auto") -> int:
     """Positions per chunk that the backend's table gives for these shapes."""
     a = scan_arguments(x, x, A, B, C)
-    return chunk_for(_choose(backend, a.x, a.A, a.B, a.C, 1), a.x, a.A, a.B, a.C)
+    return plan(a.x, a.A, a.B, a.C, backends.requested("scan", backend))[1]
 
 
 @torch.no_grad()
@@ -84,8 +69,7 @@ def chunk_summaries(
         with zero. `cuda` leaves out of it what has decayed to less than 2⁻³² by the end of the chunk.
     """
     a = scan_arguments(x, dt, A, B, B, None, None, dt_bias, None, sequence_ids, dt_softplus, reverse, discretization)
-    module = _choose(backend, a.x, a.A, a.B, a.B, chunk)
-    return module.chunk_summaries(a.x, a.dt, a.A, a.B, a.dt_bias, a.sequence_ids, a.options, chunk)
+    return _choose(backend, a, chunk).chunk_summaries(a, chunk)
 
 
 @torch.no_grad()
@@ -111,8 +95,9 @@ def propagate(
     _check_computed("end_states", end_states, (batch, chunks, *A.shape), "(batch, chunks, channels, state)", end_states)
     _check_computed("dt_sums", dt_sums, (batch, chunks, channels), "(batch, chunks, channels)", end_states)
     check_state("initial_state", initial_state, batch, A, end_states)
-    module = _choose(backend, end_states, A, A, A, 1)
-    return module.propagate(dt_sums, end_states, A, initial_state, ScanOptions(reverse=reverse))
+    maps = end_states[:, :, :1]  # the chunks are the positions of a scan, with B and C of one group
+    chosen: ScanBackend = backends.choose("scan", backends.requested("scan", backend), dt_sums, A, maps, maps)
+    return chosen.propagate(dt_sums, end_states, A, initial_state, reverse)
 
 
 @torch.no_grad()
@@ -137,9 +122,7 @@ def chunk_outputs(
     """y (batch, length, channels) in x's dtype, from the states that enter the chunks."""
     a = scan_arguments(x, dt, A, B, C, D, z, dt_bias, None, sequence_ids, dt_softplus, reverse, discretization)
     _check_chunked("chunk_states", chunk_states, a.x, a.A, chunk)
-    module = _choose(backend, a.x, a.A, a.B, a.C, chunk)
-    rest = a.D, a.z, a.dt_bias, a.sequence_ids, chunk_states, a.options, chunk
-    return module.chunk_outputs(a.x, a.dt, a.A, a.B, a.C, *rest)
+    return _choose(backend, a, chunk).chunk_outputs(a, chunk_states, chunk)
 
 
 @torch.no_grad()
@@ -164,8 +147,7 @@ def backward_summaries(
         enters the chunk) if the adjoint of the state that leaves it is zero; `cuda` leaves out likewise.
     """
     a = scan_arguments(dy, dt, A, C, C, None, z, dt_bias, None, sequence_ids, dt_softplus, reverse)
-    module = _choose(backend, a.x, a.A, a.C, a.C, chunk)
-    return module.backward_summaries(a.x, a.dt, a.A, a.C, a.z, a.dt_bias, a.sequence_ids, a.options, chunk)
+    return _choose(backend, a, chunk).backward_summaries(a, a.x, chunk)
 
 
 @torch.no_grad()
@@ -188,7 +170,7 @@ def chunk_gradients(
     reverse: bool = False,
     discretization: str = "euler",
     backend: str = "auto",
-) -> ChunkGradients:
+) -> ScanGradients:
     """All gradients of the scan's arguments, from the states that enter the chunks and dL/d(states that leave them).
 
     chunk_states come from the forward `propagate`, chunk_adjoints from the one over `backward_summaries`; both
@@ -198,16 +180,13 @@ def chunk_gradients(
     check_rows("dy", dy, tuple(a.x.shape), "x's shape (batch, length, channels)", a.x)
     _check_chunked("chunk_states", chunk_states, a.x, a.A, chunk)
     _check_chunked("chunk_adjoints", chunk_adjoints, a.x, a.A, chunk)
-    module = _choose(backend, a.x, a.A, a.B, a.C, chunk)
-    rest = a.D, a.z, a.dt_bias, a.sequence_ids, chunk_states, chunk_adjoints, a.options, chunk
-    dx, ddt, dA, dB, dC, dD, dz, ddt_bias = module.chunk_gradients(dy, a.x, a.dt, a.A, a.B, a.C, *rest)
-    dB, dC = dB.view(B.shape), dC.view(C.shape)
-    return ChunkGradients(dx, ddt, dA, dB.to(B.dtype), dC.to(C.dtype), dD, dz, ddt_bias)
+    found = _choose(backend, a, chunk).chunk_gradients(a, dy, chunk_states, chunk_adjoints, chunk)
+    return found._replace(B=found.B.view(B.shape).to(B.dtype), C=found.C.view(C.shape).to(C.dtype))
 
 
-def _choose(backend: str, x: Tensor, A: Tensor, B: Tensor, C: Tensor, chunk: int) -> ModuleType:
+def _choose(backend: str, a: ScanArguments, chunk: int) -> ScanBackend:
     _check_chunk(chunk)
-    return backends.choose("scan", backends.requested("scan", backend), x, A, B, C)
+    return backends.choose("scan", backends.requested("scan", backend), a.x, a.A, a.B, a.C)
 
 
 def _check_chunk(chunk: int) -> None:

@@ -22,188 +22,146 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dnamamba_kernels.scan.options import ScanOptions
+from dnamamba_kernels.checks import compute_dtype
+from dnamamba_kernels.scan.arguments import ScanArguments, ScanGradients, ScanOptions
+from dnamamba_kernels.scan.protocol import ScanBackend, ScanStep
 
 SERIES_BELOW = 0.5  # |ΔA| under which (u eᵘ − expm1(u))/u² is summed as a series, as the difference would cancel
 
 
-def supports(x: Tensor, A: Tensor, B: Tensor, C: Tensor) -> str | None:
-    """None: every device, dtype and shape is served."""
-    return None
+class ReferenceScan(ScanBackend, ScanStep):
+    """Serves every device, dtype and shape."""
+
+    def supports(self, x: Tensor, A: Tensor, B: Tensor, C: Tensor) -> str | None:
+        return None
+
+    def chunk_length(self, batch: int, length: int, channels: int, state: int, groups: int) -> int:
+        """About √length: as many steps in Python within the chunks as over them."""
+        return max(16, 1 << math.ceil(math.log2(max(length, 1)) / 2))
+
+    def chunk_summaries(self, a: ScanArguments, chunk: int) -> tuple[Tensor, Tensor]:
+        delta, keep = _delta(a, chunk), _keep(a, chunk)
+        x, B = _fold(a.x.to(delta.dtype), chunk), _fold_map(a.B, chunk, delta.dtype)
+        state = delta.new_zeros(*delta.shape[:2], *a.A.shape)
+        for j in _steps(chunk, a.options.reverse):
+            state = _advance(state, x[:, :, j], delta[:, :, j], a.A, _at(B, j, a.A), keep, j, a.options)
+        return _decay_sums(delta, keep), state
+
+    def propagate(
+        self, dt_sums: Tensor, end_states: Tensor, A: Tensor, initial_state: Tensor | None, reverse: bool
+    ) -> tuple[Tensor, Tensor]:
+        batch, chunks = dt_sums.shape[:2]
+        state = end_states.new_zeros(batch, *A.shape) if initial_state is None else initial_state.clone()
+        entering = torch.empty_like(end_states)
+        for k in _steps(chunks, reverse):
+            entering[:, k] = state
+            lost = torch.isinf(dt_sums[:, k])[..., None]
+            decay = torch.exp(dt_sums[:, k, :, None] * A)
+            state = torch.where(lost, 0.0, decay * state) + end_states[:, k]  # 0 · NaN would be NaN
+        return entering, state
+
+    def chunk_outputs(self, a: ScanArguments, chunk_states: Tensor, chunk: int) -> Tensor:
+        delta, keep = _delta(a, chunk), _keep(a, chunk)
+        x = _fold(a.x.to(delta.dtype), chunk)
+        B, C = _fold_map(a.B, chunk, delta.dtype), _fold_map(a.C, chunk, delta.dtype)
+        y = torch.empty_like(x)
+        state = chunk_states
+        for j in _steps(chunk, a.options.reverse):
+            state = _advance(state, x[:, :, j], delta[:, :, j], a.A, _at(B, j, a.A), keep, j, a.options)
+            y[:, :, j] = (state * _at(C, j, a.A)).sum(-1)
+        return _skip_and_gate(_unfold(y, a.x.shape[1]), a.x, a).to(a.x.dtype)
+
+    def backward_summaries(self, a: ScanArguments, dy: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
+        delta, keep = _delta(a, chunk), _keep(a, chunk)
+        dy = _fold(_before_gate(dy, a.z, delta.dtype), chunk)
+        C = _fold_map(a.C, chunk, delta.dtype)
+        adjoint = delta.new_zeros(*delta.shape[:2], *a.A.shape)
+        for j in _steps(chunk, not a.options.reverse):
+            adjoint = adjoint + dy[:, :, j, :, None] * _at(C, j, a.A)
+            adjoint = _kept(adjoint * torch.exp(delta[:, :, j, :, None] * a.A), keep, j)
+        return _decay_sums(delta, keep), adjoint
+
+    def chunk_gradients(
+        self, a: ScanArguments, dy: Tensor, chunk_states: Tensor, chunk_adjoints: Tensor, chunk: int
+    ) -> ScanGradients:
+        """Unlike the fast backends this one holds all states (b, k, j, d, n) while it runs."""
+        (x, dt, A, B, C, D, z, dt_bias, _, _, options), length = a, a.x.shape[1]
+        delta, keep = _delta(a, chunk), _keep(a, chunk)
+        inputs = x.to(delta.dtype)
+        folded, dy_folded = _fold(inputs, chunk), _fold(_before_gate(dy, z, delta.dtype), chunk)
+        B_folded, C_folded = _fold_map(B, chunk, delta.dtype), _fold_map(C, chunk, delta.dtype)
+
+        before = {}  # the state before each position is taken in, a reset already done
+        states = {}
+        state = chunk_states
+        for j in _steps(chunk, options.reverse):
+            before[j] = _kept(state, keep, j)
+            args = folded[:, :, j], delta[:, :, j], A, _at(B_folded, j, A), None, j, options
+            states[j] = state = _advance(before[j], *args)
+
+        y, dx, ddelta = torch.zeros_like(folded), torch.zeros_like(folded), torch.zeros_like(folded)
+        dA = torch.zeros_like(A, dtype=delta.dtype)
+        dB, dC = torch.zeros_like(B_folded), torch.zeros_like(C_folded)
+        adjoint = chunk_adjoints
+        for j in _steps(chunk, not options.reverse):
+            step, B_j, C_j = delta[:, :, j, :, None], _at(B_folded, j, A), _at(C_folded, j, A)
+            decay, weight = torch.exp(step * A), _input_weight(step, A, options)
+            y[:, :, j] = (C_j * states[j]).sum(-1)
+            _add_at(dC, j, states[j] * dy_folded[:, :, j, :, None])
+            adjoint = adjoint + dy_folded[:, :, j, :, None] * C_j
+            dx[:, :, j] = (adjoint * weight * B_j).sum(-1)
+            _add_at(dB, j, adjoint * weight * folded[:, :, j, :, None])
+            d_weight = adjoint * B_j * folded[:, :, j, :, None]
+            d_product = adjoint * before[j] * decay  # dL/d(ΔA) through the decay
+            if options.zoh:  # weight = expm1(ΔA)/A
+                ddelta[:, :, j] = (d_product * A + d_weight * decay).sum(-1)
+                dA += (d_product * step + d_weight * _input_weight_slope(step, A)).sum((0, 1))
+            else:  # weight = Δ
+                ddelta[:, :, j] = (d_product * A + d_weight).sum(-1)
+                dA += (d_product * step).sum((0, 1))
+            adjoint = _kept(adjoint * decay, keep, j)
+
+        dy_ungated = _before_gate(dy, z, delta.dtype)
+        dx, y, ddt = _unfold(dx, length), _unfold(y, length), _unfold(ddelta, length)
+        if options.dt_softplus:
+            biased = dt.to(delta.dtype) if dt_bias is None else dt + dt_bias
+            ddt = ddt * torch.where(biased > 20, 1.0, torch.sigmoid(biased))
+        dD = dz = None
+        if D is not None:
+            y, dx, dD = y + D * inputs, dx + D * dy_ungated, (dy_ungated * inputs).sum((0, 1))
+        if z is not None:
+            gate = z.to(y.dtype)
+            sigmoid = torch.sigmoid(gate)
+            dz = (dy * y * sigmoid * (1 + gate * (1 - sigmoid))).to(z.dtype)
+        return ScanGradients(
+            dx.to(x.dtype),
+            ddt.to(dt.dtype),
+            dA,
+            _unfold_map(dB, B),
+            _unfold_map(dC, C),
+            dD,
+            dz,
+            None if dt_bias is None else ddt.sum((0, 1)),
+        )
+
+    def step(self, a: ScanArguments) -> tuple[Tensor, Tensor]:
+        """Differentiable, as every operation is."""
+        assert a.initial_state is not None
+        compute, channels = compute_dtype(a.x), a.x.shape[1]
+        B, C = (
+            (m if m.dim() == 2 else m.repeat_interleave(channels // m.shape[1], dim=1)).to(compute) for m in (a.B, a.C)
+        )
+        delta, x = a.dt.to(compute), a.x.to(compute)
+        if a.dt_bias is not None:
+            delta = delta + a.dt_bias
+        if a.options.dt_softplus:
+            delta = functional.softplus(delta)
+        delta = delta[..., None]
+        state = torch.exp(delta * a.A) * a.initial_state + _input_weight(delta, a.A, a.options) * B * x[..., None]
+        return _skip_and_gate((state * C).sum(-1), x, a).to(a.x.dtype), state
 
 
-def chunk_length(batch: int, length: int, channels: int, state: int, groups: int) -> int:
-    """About √length: as many steps in Python within the chunks as over them."""
-    return max(16, 1 << math.ceil(math.log2(max(length, 1)) / 2))
-
-
-def chunk_summaries(
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    dt_bias: Tensor | None,
-    sequence_ids: Tensor | None,
-    options: ScanOptions,
-    chunk: int,
-) -> tuple[Tensor, Tensor]:
-    """ΣΔ of each chunk (b, k, d), +inf if no state survives it, and the state after it from zero (b, k, d, n)."""
-    delta, keep = _delta(dt, dt_bias, options, chunk), _keep(sequence_ids, dt, options, chunk)
-    x = _fold(x.to(delta.dtype), chunk)
-    B = _fold_map(B, chunk, delta.dtype)
-    state = delta.new_zeros(*delta.shape[:2], *A.shape)
-    for j in _steps(chunk, options.reverse):
-        state = _advance(state, x[:, :, j], delta[:, :, j], A, _at(B, j, A), keep, j, options)
-    return _decay_sums(delta, keep), state
-
-
-def propagate(
-    dt_sums: Tensor, end_states: Tensor, A: Tensor, initial_state: Tensor | None, options: ScanOptions
-) -> tuple[Tensor, Tensor]:
-    """The state that enters each chunk (b, k, d, n) and the one that leaves the last (b, d, n)."""
-    batch, chunks = dt_sums.shape[:2]
-    state = end_states.new_zeros(batch, *A.shape) if initial_state is None else initial_state.clone()
-    entering = torch.empty_like(end_states)
-    for k in _steps(chunks, options.reverse):
-        entering[:, k] = state
-        lost = torch.isinf(dt_sums[:, k])[..., None]
-        decay = torch.exp(dt_sums[:, k, :, None] * A)
-        state = torch.where(lost, 0.0, decay * state) + end_states[:, k]  # 0 · NaN would be NaN
-    return entering, state
-
-
-def chunk_outputs(
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    dt_bias: Tensor | None,
-    sequence_ids: Tensor | None,
-    chunk_states: Tensor,
-    options: ScanOptions,
-    chunk: int,
-) -> Tensor:
-    """y (b, length, d) in x's dtype, from the states that enter the chunks."""
-    delta, keep = _delta(dt, dt_bias, options, chunk), _keep(sequence_ids, dt, options, chunk)
-    folded = _fold(x.to(delta.dtype), chunk)
-    B, C = _fold_map(B, chunk, delta.dtype), _fold_map(C, chunk, delta.dtype)
-    y = torch.empty_like(folded)
-    state = chunk_states
-    for j in _steps(chunk, options.reverse):
-        state = _advance(state, folded[:, :, j], delta[:, :, j], A, _at(B, j, A), keep, j, options)
-        y[:, :, j] = (state * _at(C, j, A)).sum(-1)
-    y = _unfold(y, x.shape[1])
-    if D is not None:
-        y = y + D * x
-    if z is not None:
-        y = y * functional.silu(z.to(y.dtype))
-    return y.to(x.dtype)
-
-
-def backward_summaries(
-    dy: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    C: Tensor,
-    z: Tensor | None,
-    dt_bias: Tensor | None,
-    sequence_ids: Tensor | None,
-    options: ScanOptions,
-    chunk: int,
-) -> tuple[Tensor, Tensor]:
-    """ΣΔ as in `chunk_summaries`, and dL/d(state entering the chunk) if nothing arrives from later chunks (b, k, d,
-    n)."""
-    delta, keep = _delta(dt, dt_bias, options, chunk), _keep(sequence_ids, dt, options, chunk)
-    dy = _fold(_before_gate(dy, z, delta.dtype), chunk)
-    C = _fold_map(C, chunk, delta.dtype)
-    adjoint = delta.new_zeros(*delta.shape[:2], *A.shape)
-    for j in _steps(chunk, not options.reverse):
-        adjoint = adjoint + dy[:, :, j, :, None] * _at(C, j, A)
-        adjoint = _kept(adjoint * torch.exp(delta[:, :, j, :, None] * A), keep, j)
-    return _decay_sums(delta, keep), adjoint
-
-
-def chunk_gradients(
-    dy: Tensor,
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    dt_bias: Tensor | None,
-    sequence_ids: Tensor | None,
-    chunk_states: Tensor,
-    chunk_adjoints: Tensor,
-    options: ScanOptions,
-    chunk: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """(dx, ddt, dA, dB, dC, dD, dz, ddt_bias), from the states entering and the adjoints leaving the chunks.
-
-    Unlike the fast backends this one holds all states (b, k, j, d, n) while it runs.
-    """
-    length = x.shape[1]
-    delta, keep = _delta(dt, dt_bias, options, chunk), _keep(sequence_ids, dt, options, chunk)
-    inputs = x.to(delta.dtype)
-    folded, dy_folded = _fold(inputs, chunk), _fold(_before_gate(dy, z, delta.dtype), chunk)
-    B_folded, C_folded = _fold_map(B, chunk, delta.dtype), _fold_map(C, chunk, delta.dtype)
-
-    before = {}  # the state before each position is taken in, a reset already done
-    states = {}
-    state = chunk_states
-    for j in _steps(chunk, options.reverse):
-        before[j] = _kept(state, keep, j)
-        args = folded[:, :, j], delta[:, :, j], A, _at(B_folded, j, A), None, j, options
-        states[j] = state = _advance(before[j], *args)
-
-    y, dx, ddelta = torch.zeros_like(folded), torch.zeros_like(folded), torch.zeros_like(folded)
-    dA = torch.zeros_like(A, dtype=delta.dtype)
-    dB, dC = torch.zeros_like(B_folded), torch.zeros_like(C_folded)
-    adjoint = chunk_adjoints
-    for j in _steps(chunk, not options.reverse):
-        step, B_j, C_j = delta[:, :, j, :, None], _at(B_folded, j, A), _at(C_folded, j, A)
-        decay, weight = torch.exp(step * A), _input_weight(step, A, options)
-        y[:, :, j] = (C_j * states[j]).sum(-1)
-        _add_at(dC, j, states[j] * dy_folded[:, :, j, :, None])
-        adjoint = adjoint + dy_folded[:, :, j, :, None] * C_j
-        dx[:, :, j] = (adjoint * weight * B_j).sum(-1)
-        _add_at(dB, j, adjoint * weight * folded[:, :, j, :, None])
-        d_weight = adjoint * B_j * folded[:, :, j, :, None]
-        d_product = adjoint * before[j] * decay  # dL/d(ΔA) through the decay
-        if options.zoh:  # weight = expm1(ΔA)/A
-            ddelta[:, :, j] = (d_product * A + d_weight * decay).sum(-1)
-            dA += (d_product * step + d_weight * _input_weight_slope(step, A)).sum((0, 1))
-        else:  # weight = Δ
-            ddelta[:, :, j] = (d_product * A + d_weight).sum(-1)
-            dA += (d_product * step).sum((0, 1))
-        adjoint = _kept(adjoint * decay, keep, j)
-
-    dy_ungated = _before_gate(dy, z, delta.dtype)
-    dx, y, ddt = _unfold(dx, length), _unfold(y, length), _unfold(ddelta, length)
-    if options.dt_softplus:
-        biased = dt.to(delta.dtype) if dt_bias is None else dt + dt_bias
-        ddt = ddt * torch.where(biased > 20, 1.0, torch.sigmoid(biased))
-    dD = dz = None
-    if D is not None:
-        y, dx, dD = y + D * inputs, dx + D * dy_ungated, (dy_ungated * inputs).sum((0, 1))
-    if z is not None:
-        gate = z.to(y.dtype)
-        sigmoid = torch.sigmoid(gate)
-        dz = (dy * y * sigmoid * (1 + gate * (1 - sigmoid))).to(z.dtype)
-    return (
-        dx.to(x.dtype),
-        ddt.to(dt.dtype),
-        dA,
-        _unfold_map(dB, B),
-        _unfold_map(dC, C),
-        dD,
-        dz,
-        None if dt_bias is None else ddt.sum((0, 1)),
-    )
+BACKEND = ReferenceScan()
 
 
 def _steps(count: int, backwards: bool) -> range:
@@ -223,22 +181,22 @@ def _unfold(folded: Tensor, length: int) -> Tensor:
     return folded.flatten(1, 2)[:, :length]
 
 
-def _delta(dt: Tensor, dt_bias: Tensor | None, options: ScanOptions, chunk: int) -> Tensor:
+def _delta(a: ScanArguments, chunk: int) -> Tensor:
     """Δ (b, k, j, d), 0 in the padding."""
-    dt = dt.to(torch.float64 if dt.dtype == torch.float64 else torch.float32)
-    if dt_bias is not None:
-        dt = dt + dt_bias
-    return _fold(functional.softplus(dt) if options.dt_softplus else dt, chunk)
+    dt = a.dt.to(compute_dtype(a.dt))
+    if a.dt_bias is not None:
+        dt = dt + a.dt_bias
+    return _fold(functional.softplus(dt) if a.options.dt_softplus else dt, chunk)
 
 
-def _keep(sequence_ids: Tensor | None, dt: Tensor, options: ScanOptions, chunk: int) -> Tensor | None:
+def _keep(a: ScanArguments, chunk: int) -> Tensor | None:
     """(b, k, j): 1 where the position continues its predecessor's sequence, 0 where the state restarts."""
-    if sequence_ids is None:
+    ids, reverse = a.sequence_ids, a.options.reverse
+    if ids is None:
         return None
-    restarts = torch.zeros_like(sequence_ids, dtype=torch.bool)
-    changes = sequence_ids[:, 1:] != sequence_ids[:, :-1]
-    restarts[:, : -1 if options.reverse else None][:, 0 if options.reverse else 1 :] = changes
-    return 1 - _fold(restarts.to(torch.float64 if dt.dtype == torch.float64 else torch.float32), chunk)
+    restarts = torch.zeros_like(ids, dtype=torch.bool)
+    restarts[:, : -1 if reverse else None][:, 0 if reverse else 1 :] = ids[:, 1:] != ids[:, :-1]
+    return 1 - _fold(restarts.to(compute_dtype(a.dt)), chunk)
 
 
 def _kept(values: Tensor, keep: Tensor | None, j: int) -> Tensor:
@@ -310,3 +268,9 @@ def _input_weight_slope(delta: Tensor, A: Tensor) -> Tensor:
 def _before_gate(dy: Tensor, z: Tensor | None, dtype: torch.dtype) -> Tensor:
     """dL/dy before the gate."""
     return dy.to(dtype) if z is None else dy.to(dtype) * functional.silu(z.to(dtype))
+
+
+def _skip_and_gate(y: Tensor, x: Tensor, a: ScanArguments) -> Tensor:
+    if a.D is not None:
+        y = y + a.D * x
+    return y if a.z is None else y * functional.silu(a.z.to(y.dtype))

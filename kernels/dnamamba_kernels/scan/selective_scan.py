@@ -5,27 +5,24 @@
 with B̄ = ΔB ("euler", Mamba's released code) or B̄ = (ΔA)⁻¹(exp(ΔA) − I)ΔB ("zoh", the paper's equation 4).
 """
 
-from types import ModuleType
-
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from dnamamba_kernels import backends
+from dnamamba_kernels.checks import check_rows, unit_stride
 from dnamamba_kernels.eager import differentiable, direct, wants_gradient
 from dnamamba_kernels.scan.arguments import (
+    ScanArguments,
+    ScanOptions,
     canonical_map,
     canonical_vector,
     check_decay,
-    check_rows,
     check_state,
-    compute_dtype,
     scan_arguments,
     scan_options,
-    unit_stride,
 )
-from dnamamba_kernels.scan.options import ScanOptions
-from dnamamba_kernels.steps import step_module
+from dnamamba_kernels.scan.protocol import ScanBackend, ScanStep
+from dnamamba_kernels.scan.reference import BACKEND as REFERENCE
 
 
 def selective_scan(
@@ -116,40 +113,38 @@ def selective_scan_step(
     B = canonical_map("B", B, batch, None, channels, x, A.shape[1])
     C = canonical_map("C", C, batch, None, channels, x, A.shape[1])
     D, dt_bias = canonical_vector("D", D, channels, x), canonical_vector("dt_bias", dt_bias, channels, x)
-    module = step_module("scan", x, dt, A, B, C, D, z, dt_bias, state)
-    if module is not None:
-        return module.scan_step(x, dt, A, B, C, D, z, dt_bias, state, options.dt_softplus, options.zoh)
-    compute = compute_dtype(x)
-    B, C = ((m if m.dim() == 2 else m.repeat_interleave(channels // m.shape[1], dim=1)).to(compute) for m in (B, C))
-    delta, inputs = dt.to(compute), x.to(compute)
-    if dt_bias is not None:
-        delta = delta + dt_bias
-    if dt_softplus:
-        delta = functional.softplus(delta)
-    product = delta[..., None] * A
-    weight = delta[..., None]
-    if options.zoh:
-        weight = torch.where(A == 0, weight, torch.expm1(product) / torch.where(A == 0, 1.0, A))
-    state = torch.exp(product) * state + weight * B * inputs[..., None]
-    y = (state * C).sum(-1)
-    if D is not None:
-        y = y + D * inputs
-    if z is not None:
-        y = y * functional.silu(z.to(compute))
-    return y.to(x.dtype), state
+    backend: ScanStep = backends.choose_step("scan", REFERENCE, x, dt, A, B, C, D, z, dt_bias, state)
+    return backend.step(ScanArguments(x, dt, A, B, C, D, z, dt_bias, state, None, options))
 
 
-def _plan(x: Tensor, A: Tensor, B: Tensor, C: Tensor, backend: str) -> tuple[ModuleType, int]:
-    """The backend's module and its chunk, from shapes, dtypes and devices only: the same for forward and backward."""
-    module = backends.choose("scan", backend, x, A, B, C)
-    return module, chunk_for(module, x, A, B, C)
+def plan(x: Tensor, A: Tensor, B: Tensor, C: Tensor, backend: str) -> tuple[ScanBackend, int]:
+    """The backend and its positions per chunk, at most the length.
 
-
-def chunk_for(module: ModuleType, x: Tensor, A: Tensor, B: Tensor, C: Tensor) -> int:
-    """Positions per chunk by the backend's table, at most the length."""
+    From shapes, dtypes and devices only: the same for forward and backward.
+    """
+    chosen: ScanBackend = backends.choose("scan", backend, x, A, B, C)
     batch, length, channels = x.shape
     groups = 0 if 2 in (B.dim(), C.dim()) else max(B.shape[2], C.shape[2])
-    return min(length, module.chunk_length(batch, length, channels, A.shape[1], groups))
+    return chosen, min(length, chosen.chunk_length(batch, length, channels, A.shape[1], groups))
+
+
+def _arguments(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    dt_bias: Tensor | None,
+    initial_state: Tensor | None,
+    sequence_ids: Tensor | None,
+    *options: bool,
+) -> ScanArguments:
+    """The operator's arguments as one value, with the strides that backends want."""
+    x, dt, A, B, C = unit_stride(x), unit_stride(dt), A.contiguous(), unit_stride(B), unit_stride(C)
+    z = None if z is None else unit_stride(z)
+    return ScanArguments(x, dt, A, B, C, D, z, dt_bias, initial_state, sequence_ids, ScanOptions(*options))
 
 
 def _forward(
@@ -171,19 +166,12 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(y, final_state, chunk_states); the last, the states entering the chunks, is what the backward pass starts from,
     empty unless `keep_states`."""
-    options = ScanOptions(dt_softplus, reverse, zoh)
-    module, chunk = _plan(x, A, B, C, backend)
-    x, dt, B, C = unit_stride(x), unit_stride(dt), unit_stride(B), unit_stride(C)
-    z = None if z is None else unit_stride(z)
-    A = A.contiguous()
-    if hasattr(module, "forward"):
-        rest = D, z, dt_bias, sequence_ids, initial_state, options, chunk, keep_states
-        y, final_state, chunk_states = module.forward(x, dt, A, B, C, *rest)
-        return y, final_state, chunk_states if keep_states else A.new_empty(0)
-    dt_sums, end_states = module.chunk_summaries(x, dt, A, B, dt_bias, sequence_ids, options, chunk)
-    chunk_states, final_state = module.propagate(dt_sums, end_states, A, initial_state, options)
-    y = module.chunk_outputs(x, dt, A, B, C, D, z, dt_bias, sequence_ids, chunk_states, options, chunk)
-    return y.contiguous(), final_state.contiguous(), chunk_states if keep_states else A.new_empty(0)
+    chosen, chunk = plan(x, A, B, C, backend)
+    a = _arguments(x, dt, A, B, C, D, z, dt_bias, initial_state, sequence_ids, dt_softplus, reverse, zoh)
+    y, final_state, chunk_states = chosen.forward(a, chunk, keep_states)
+    if not keep_states or chunk_states is None:
+        chunk_states = A.new_empty(0)
+    return y.contiguous(), final_state.contiguous(), chunk_states
 
 
 scan_op = torch.library.custom_op("dnamamba_kernels::selective_scan", _forward, mutates_args=())
@@ -192,7 +180,7 @@ scan_op = torch.library.custom_op("dnamamba_kernels::selective_scan", _forward, 
 @scan_op.register_fake
 def _(x, dt, A, B, C, D, z, dt_bias, initial_state, sequence_ids, dt_softplus, reverse, zoh, keep_states, backend):
     batch, length, _ = x.shape
-    _, chunk = _plan(x, A, B, C, backend)
+    _, chunk = plan(x, A, B, C, backend)
     states = A.new_empty(batch, -(-length // chunk), *A.shape) if keep_states else A.new_empty(0)
     return x.new_empty(x.shape), A.new_empty(batch, *A.shape), states
 
@@ -216,24 +204,12 @@ def _gradients(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(dx, ddt, dA, dB, dC, dD, dz, ddt_bias, dinitial_state); empty where the argument is absent."""
-    options = ScanOptions(dt_softplus, reverse, zoh)
-    module, chunk = _plan(x, A, B, C, backend)
-    dy, x, dt, B, C = unit_stride(dy), unit_stride(x), unit_stride(dt), unit_stride(B), unit_stride(C)
-    z = None if z is None else unit_stride(z)
-    A, dfinal_state = A.contiguous(), None if dfinal_state is None else dfinal_state.contiguous()
-    if hasattr(module, "backward"):
-        *gradients, dinitial = module.backward(
-            dy, dfinal_state, x, dt, A, B, C, D, z, dt_bias, sequence_ids, chunk_states, options, chunk
-        )
-    else:
-        dt_sums, ends = module.backward_summaries(dy, dt, A, C, z, dt_bias, sequence_ids, options, chunk)
-        against_time = options._replace(reverse=not reverse)
-        adjoints, dinitial = module.propagate(dt_sums, ends, A, dfinal_state, against_time)
-        gradients = module.chunk_gradients(
-            dy, x, dt, A, B, C, D, z, dt_bias, sequence_ids, chunk_states, adjoints, options, chunk
-        )
+    chosen, chunk = plan(x, A, B, C, backend)
+    a = _arguments(x, dt, A, B, C, D, z, dt_bias, None, sequence_ids, dt_softplus, reverse, zoh)
+    dfinal_state = None if dfinal_state is None else dfinal_state.contiguous()
+    gradients, dinitial_state = chosen.backward(a, unit_stride(dy), dfinal_state, chunk_states, chunk)
     dx, ddt, dA, dB, dC, dD, dz, ddt_bias = (A.new_empty(0) if g is None else g.contiguous() for g in gradients)
-    return dx, ddt, dA, dB, dC, dD, dz, ddt_bias, dinitial
+    return dx, ddt, dA, dB, dC, dD, dz, ddt_bias, dinitial_state
 
 
 scan_backward_op = torch.library.custom_op("dnamamba_kernels::selective_scan_backward", _gradients, mutates_args=())

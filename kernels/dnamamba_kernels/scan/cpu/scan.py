@@ -18,8 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dnamamba_kernels.scan.arguments import ScanArguments, ScanGradients
 from dnamamba_kernels.scan.cpu.threads import run_tasks
-from dnamamba_kernels.scan.options import ScanOptions
+from dnamamba_kernels.scan.protocol import ScanBackend
 
 CHUNK = 64  # positions between kept states
 MAX_CHANNEL_TASKS = 8  # parts of the channels; each has its own sum of dB and dC
@@ -28,199 +29,85 @@ LENGTH_TASKS = 8  # parts of the length when it is
 SMALLEST_DECAY = 1e-20  # |A| from which on zoh divides by it
 
 
-def supports(x: Tensor, A: Tensor, B: Tensor, C: Tensor) -> str | None:
-    """None for data on the CPU in at most fp32, where numba is installed."""
-    if not _has_numba():
-        return "numba is not installed: pip install numba, or pass backend='reference'"
-    if torch.float64 in (x.dtype, B.dtype, C.dtype):
-        return "float64 is not served: pass backend='reference'"
-    return None
+class CpuScan(ScanBackend):
+    """Data on the CPU in at most fp32, where numba is installed."""
+
+    def supports(self, x: Tensor, A: Tensor, B: Tensor, C: Tensor) -> str | None:
+        if not _has_numba():
+            return "numba is not installed: pip install numba, or pass backend='reference'"
+        if torch.float64 in (x.dtype, B.dtype, C.dtype):
+            return "float64 is not served: pass backend='reference'"
+        return None
+
+    def chunk_length(self, batch: int, length: int, channels: int, state: int, groups: int) -> int:
+        """A tile of the backward pass."""
+        return CHUNK
+
+    def chunk_summaries(self, a: ScanArguments, chunk: int) -> tuple[Tensor, Tensor]:
+        p = _Problem(a._replace(C=a.B, D=None), chunk)
+        dt_sums, ends = p.empty(p.channels), p.empty(*a.A.shape)
+        p.forward(p.code.SUMMARIES, a.x, None, None, ends, None, dt_sums)
+        return dt_sums, ends
+
+    def propagate(
+        self, dt_sums: Tensor, end_states: Tensor, A: Tensor, initial_state: Tensor | None, reverse: bool
+    ) -> tuple[Tensor, Tensor]:
+        state = torch.zeros_like(end_states[:, 0]) if initial_state is None else initial_state.clone()
+        chunk_states = torch.empty_like(end_states)
+        chunks = dt_sums.shape[1]
+        alive = dt_sums[..., None].isfinite()
+        decays = torch.exp(torch.where(alive, dt_sums[..., None], 0.0) * A)
+        for k in range(chunks - 1, -1, -1) if reverse else range(chunks):
+            chunk_states[:, k] = state
+            state = torch.addcmul(end_states[:, k], decays[:, k], torch.where(alive[:, k], state, 0.0))
+        return chunk_states, state
+
+    def chunk_outputs(self, a: ScanArguments, chunk_states: Tensor, chunk: int) -> Tensor:
+        p = _Problem(a, chunk)
+        y = torch.empty(a.x.shape)
+        p.forward(p.code.FROM_STATES, a.x, a.z, y, chunk_states.contiguous(), None, None)
+        return y.to(a.x.dtype)
+
+    def backward_summaries(self, a: ScanArguments, dy: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
+        p = _Problem(a._replace(B=a.C, D=None), chunk)
+        dt_sums, ends = p.empty(p.channels), p.empty(*a.A.shape)
+        p.adjoint_summaries(dy, a.z, ends, dt_sums)
+        return dt_sums, ends
+
+    def chunk_gradients(
+        self, a: ScanArguments, dy: Tensor, chunk_states: Tensor, chunk_adjoints: Tensor, chunk: int
+    ) -> ScanGradients:
+        p = _Problem(a, chunk)
+        return p.backward(p.code.FROM_STATES, dy, a.x, a.z, chunk_states.contiguous(), chunk_adjoints.contiguous())
+
+    def forward(self, a: ScanArguments, chunk: int, keep_states: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+        """One pass, or two where there are few channels. The states are written even if not kept: they are few."""
+        p = _Problem(a, chunk)
+        if p.few_channels:
+            return super().forward(a, chunk, keep_states)
+        y, chunk_states, final_state = torch.empty(a.x.shape), p.empty(*a.A.shape), p.state_from(a.initial_state)
+        p.forward(p.code.FUSED, a.x, a.z, y, chunk_states, final_state, None)
+        return y.to(a.x.dtype), final_state, chunk_states
+
+    def backward(
+        self, a: ScanArguments, dy: Tensor, dfinal_state: Tensor | None, kept_states: Tensor, chunk: int
+    ) -> tuple[ScanGradients, Tensor]:
+        """One pass, or two where there are few channels."""
+        p = _Problem(a, chunk)
+        if p.few_channels:
+            return super().backward(a, dy, dfinal_state, kept_states, chunk)
+        adjoint = p.state_from(dfinal_state)
+        return p.backward(p.code.FUSED, dy, a.x, a.z, kept_states, adjoint), adjoint
 
 
-@functools.cache
-def _has_numba() -> bool:
-    return importlib.util.find_spec("numba") is not None
-
-
-def chunk_length(batch: int, length: int, channels: int, state: int, groups: int) -> int:
-    """A tile of the backward pass."""
-    return CHUNK
-
-
-def forward(
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    dt_bias: Tensor | None,
-    sequence_ids: Tensor | None,
-    initial_state: Tensor | None,
-    options: ScanOptions,
-    chunk: int,
-    keep_states: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(y, final_state, chunk_states) in one pass, or in two where there are few channels.
-
-    The chunk states are written whether they are to be kept or not: they are few.
-    """
-    p = _Problem(dt, A, B, C, D, dt_bias, sequence_ids, options, chunk)
-    if p.few_channels:
-        dt_sums, ends = chunk_summaries(x, dt, A, B, dt_bias, sequence_ids, options, chunk)
-        chunk_states, final_state = propagate(dt_sums, ends, A, initial_state, options)
-        y = chunk_outputs(x, dt, A, B, C, D, z, dt_bias, sequence_ids, chunk_states, options, chunk)
-        return y, final_state, chunk_states
-    y = torch.empty(x.shape)
-    chunk_states = torch.empty(p.batch, p.chunks, *A.shape)
-    final_state = (
-        torch.zeros(p.batch, *A.shape)
-        if initial_state is None
-        else initial_state.clone(memory_format=torch.contiguous_format)
-    )
-    p.forward(p.code.FUSED, x, z, y, chunk_states, final_state, None)
-    return y.to(x.dtype), final_state, chunk_states
-
-
-def chunk_summaries(
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    dt_bias: Tensor | None,
-    sequence_ids: Tensor | None,
-    options: ScanOptions,
-    chunk: int,
-) -> tuple[Tensor, Tensor]:
-    """ΣΔ of each chunk and the state after it from zero."""
-    p = _Problem(dt, A, B, B, None, dt_bias, sequence_ids, options, chunk)
-    dt_sums, ends = torch.empty(p.batch, p.chunks, p.channels), torch.empty(p.batch, p.chunks, *A.shape)
-    p.forward(p.code.SUMMARIES, x, None, None, ends, None, dt_sums)
-    return dt_sums, ends
-
-
-def propagate(
-    dt_sums: Tensor, end_states: Tensor, A: Tensor, initial_state: Tensor | None, options: ScanOptions
-) -> tuple[Tensor, Tensor]:
-    """The state that enters each chunk, and the one that leaves the last."""
-    state = torch.zeros_like(end_states[:, 0]) if initial_state is None else initial_state.clone()
-    chunk_states = torch.empty_like(end_states)
-    chunks = dt_sums.shape[1]
-    alive = dt_sums[..., None].isfinite()
-    decays = torch.exp(torch.where(alive, dt_sums[..., None], 0.0) * A)
-    for k in range(chunks - 1, -1, -1) if options.reverse else range(chunks):
-        chunk_states[:, k] = state
-        state = torch.addcmul(end_states[:, k], decays[:, k], torch.where(alive[:, k], state, 0.0))
-    return chunk_states, state
-
-
-def chunk_outputs(
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    dt_bias: Tensor | None,
-    sequence_ids: Tensor | None,
-    chunk_states: Tensor,
-    options: ScanOptions,
-    chunk: int,
-) -> Tensor:
-    """y in x's dtype, from the states that enter the chunks."""
-    p = _Problem(dt, A, B, C, D, dt_bias, sequence_ids, options, chunk)
-    y = torch.empty(x.shape)
-    p.forward(p.code.FROM_STATES, x, z, y, chunk_states.contiguous(), None, None)
-    return y.to(x.dtype)
-
-
-def backward_summaries(
-    dy: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    C: Tensor,
-    z: Tensor | None,
-    dt_bias: Tensor | None,
-    sequence_ids: Tensor | None,
-    options: ScanOptions,
-    chunk: int,
-) -> tuple[Tensor, Tensor]:
-    """ΣΔ of each chunk, and dL/d(state entering it) if nothing arrives from later chunks."""
-    p = _Problem(dt, A, C, C, None, dt_bias, sequence_ids, options, chunk)
-    dt_sums, ends = torch.empty(p.batch, p.chunks, p.channels), torch.empty(p.batch, p.chunks, *A.shape)
-    p.adjoint_summaries(dy, z, ends, dt_sums)
-    return dt_sums, ends
-
-
-def backward(
-    dy: Tensor,
-    dfinal_state: Tensor | None,
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    dt_bias: Tensor | None,
-    sequence_ids: Tensor | None,
-    chunk_states: Tensor,
-    options: ScanOptions,
-    chunk: int,
-) -> tuple[Tensor | None, ...]:
-    """(dx, ddt, dA, dB, dC, dD, dz, ddt_bias, dinitial_state) in one pass, or in two where there are few channels."""
-    p = _Problem(dt, A, B, C, D, dt_bias, sequence_ids, options, chunk)
-    if p.few_channels:
-        dt_sums, ends = backward_summaries(dy, dt, A, C, z, dt_bias, sequence_ids, options, chunk)
-        against_time = options._replace(reverse=not options.reverse)
-        adjoints, dinitial = propagate(dt_sums, ends, A, dfinal_state, against_time)
-        return *p.backward(p.code.FROM_STATES, dy, x, z, chunk_states, adjoints), dinitial
-    adjoint = (
-        torch.zeros(p.batch, *A.shape)
-        if dfinal_state is None
-        else dfinal_state.clone(memory_format=torch.contiguous_format)
-    )
-    return *p.backward(p.code.FUSED, dy, x, z, chunk_states, adjoint), adjoint
-
-
-def chunk_gradients(
-    dy: Tensor,
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    dt_bias: Tensor | None,
-    sequence_ids: Tensor | None,
-    chunk_states: Tensor,
-    chunk_adjoints: Tensor,
-    options: ScanOptions,
-    chunk: int,
-) -> tuple[Tensor | None, ...]:
-    """(dx, ddt, dA, dB, dC, dD, dz, ddt_bias), from the states entering and the adjoints leaving the chunks."""
-    p = _Problem(dt, A, B, C, D, dt_bias, sequence_ids, options, chunk)
-    return p.backward(p.code.FROM_STATES, dy, x, z, chunk_states.contiguous(), chunk_adjoints.contiguous())
+BACKEND = CpuScan()
 
 
 class _Problem:
     """What all passes over one problem share: the arrays as the compiled code wants them, and the cut into tasks."""
 
-    def __init__(
-        self,
-        dt: Tensor,
-        A: Tensor,
-        B: Tensor,
-        C: Tensor,
-        D: Tensor | None,
-        dt_bias: Tensor | None,
-        sequence_ids: Tensor | None,
-        options: ScanOptions,
-        chunk: int,
-    ) -> None:
+    def __init__(self, a: ScanArguments, chunk: int) -> None:
+        _, dt, A, B, C, D, _, dt_bias, _, sequence_ids, options = a
         self.code = _kernels()
         self.dt, self.D, self.dt_bias = dt, D, dt_bias
         self.given_B, self.given_C = B, C
@@ -266,6 +153,16 @@ class _Problem:
         self.rules = self.ids.numpy(), self.has_ids, options.dt_softplus
         self.B_view, self.C_view = self._map_view(B), self._map_view(C)
 
+    def empty(self, *of_chunk: int) -> Tensor:
+        """Unset (batch, chunks, …)."""
+        return torch.empty(self.batch, self.chunks, *of_chunk)
+
+    def state_from(self, given: Tensor | None) -> Tensor:
+        """A copy to write into (batch, channels, state), zeros if none is given."""
+        if given is None:
+            return torch.zeros(self.batch, self.channels, self.states)
+        return given.clone(memory_format=torch.contiguous_format)
+
     def forward(
         self,
         mode: int,
@@ -306,7 +203,7 @@ class _Problem:
 
     def backward(
         self, mode: int, dy: Tensor, x: Tensor, z: Tensor | None, chunk_states: Tensor, adjoints: Tensor
-    ) -> tuple[Tensor | None, ...]:
+    ) -> ScanGradients:
         shape = self.batch, self.length, self.channels
         dx, ddt = torch.empty(shape), torch.empty(shape)
         dz = None if z is None else torch.empty(shape)
@@ -334,7 +231,7 @@ class _Problem:
             )  # fmt: skip
         run_tasks(self.code.backward_blocks, calls)
         dD, ddt_bias = (self._of_channels(sums[..., kind, :].sum((0, 1))) for kind in (0, 1))
-        return (
+        return ScanGradients(
             dx.to(x.dtype),
             ddt.to(self.dt.dtype),
             self._of_states(dA),
@@ -389,6 +286,11 @@ class _Problem:
     def _of_map(self, gradient: Tensor, like: Tensor) -> Tensor:
         """(parts, batch, length, groups of both, state) summed → the gradient of B or C."""
         return gradient.sum(0).unflatten(2, (like.shape[2], -1)).sum(3).to(like.dtype)
+
+
+@functools.cache
+def _has_numba() -> bool:
+    return importlib.util.find_spec("numba") is not None
 
 
 def _kernels() -> ModuleType:

@@ -1,1 +1,5 @@
-"""CUDA C++ kernels of the selective scan, compiled at first use by NVRTC."""
+"""The scan in CUDA C++, compiled at first use by NVRTC."""
+
+from dnamamba_kernels.scan.cuda.scan import BACKEND
+
+__all__ = ["BACKEND"]

@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import torch
 
+from dnamamba_kernels.scan.arguments import ScanOptions
 from dnamamba_kernels.scan.cuda.nvrtc import Kernel, Module
-from dnamamba_kernels.scan.options import ScanOptions
 
 LANES = 32  # threads of a warp
 TILE = 32  # positions between saved states, as in scan_common.cuh

@@ -17,6 +17,7 @@ import functools
 import torch
 from torch import Tensor
 
+from dnamamba_kernels.scan.arguments import ScanArguments, ScanGradients
 from dnamamba_kernels.scan.cuda.nvrtc import Kernel
 from dnamamba_kernels.scan.cuda.plan import (
     BACKWARD_CHANNELS,
@@ -32,55 +33,93 @@ from dnamamba_kernels.scan.cuda.plan import (
     kernel,
     plan_for,
 )
-from dnamamba_kernels.scan.options import ScanOptions
+from dnamamba_kernels.scan.protocol import ScanBackend
 
 
-def supports(x: Tensor, A: Tensor, B: Tensor, C: Tensor) -> str | None:
-    """None if these kernels serve the arguments, else why not."""
-    if x.dtype not in DATA:
-        return f"serves fp32, bf16 and fp16, not {x.dtype}"
-    if x.dim() == 4:
-        return None  # propagate: x holds the end states
-    if 2 in (B.dim(), C.dim()):
-        return "needs B and C that vary along the length"
-    if A.shape[1] > MAX_STATE or A.shape[1] % 4:
-        return f"serves 4, 8, 12 or {MAX_STATE} states, got {A.shape[1]}"
-    if B.shape[2] != C.shape[2]:
-        return "needs as many groups in B as in C"
-    if x.device.type == "cuda" and torch.cuda.get_device_capability(x.device) < (8, 0):
-        return "needs compute capability 8.0 or later"
-    return None
+class CudaScan(ScanBackend):
+    """4, 8, 12 or 16 states, B and C that vary along the length and have equally many groups; no fp64."""
+
+    def supports(self, x: Tensor, A: Tensor, B: Tensor, C: Tensor) -> str | None:
+        if x.dtype not in DATA:
+            return f"serves fp32, bf16 and fp16, not {x.dtype}"
+        if 2 in (B.dim(), C.dim()):
+            return "needs B and C that vary along the length"
+        if A.shape[1] > MAX_STATE or A.shape[1] % 4:
+            return f"serves 4, 8, 12 or {MAX_STATE} states, got {A.shape[1]}"
+        if B.shape[2] != C.shape[2]:
+            return "needs as many groups in B as in C"
+        if x.device.type == "cuda" and torch.cuda.get_device_capability(x.device) < (8, 0):
+            return "needs compute capability 8.0 or later"
+        return None
+
+    def chunk_length(self, batch: int, length: int, channels: int, state: int, groups: int) -> int:
+        """Between the states saved for the backward pass; the passes themselves cut longer chunks, see `Plan`."""
+        return TILE
+
+    def chunk_summaries(self, a: ScanArguments, chunk: int) -> tuple[Tensor, Tensor]:
+        with torch.cuda.device(a.x.device):
+            return _Call(a).summarize("scan_forward", chunk)
+
+    def propagate(
+        self, dt_sums: Tensor, end_states: Tensor, A: Tensor, initial_state: Tensor | None, reverse: bool
+    ) -> tuple[Tensor, Tensor]:
+        with torch.cuda.device(A.device):
+            dt_sums, ends = _dense(dt_sums), _dense(end_states)
+            states, final = torch.empty_like(ends), torch.empty_like(ends[:, 0])
+            launch = kernel(A.get_device(), "scan_propagate", (0,) * len(LAYER))
+            stream = ctypes.c_void_p(torch.cuda.current_stream(A.device).cuda_stream)
+            _propagate(launch, stream, dt_sums, ends, _dense(A), initial_state, states, final, reverse)
+            return states, final
+
+    def chunk_outputs(self, a: ScanArguments, chunk_states: Tensor, chunk: int) -> Tensor:
+        with torch.cuda.device(a.x.device):
+            return _Call(a).outputs(chunk, _dense(chunk_states), keep_tiles=False)[0].to(a.x.dtype)
+
+    def backward_summaries(self, a: ScanArguments, dy: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
+        with torch.cuda.device(dy.device):
+            return _Call(a, dy).summarize("scan_adjoints", chunk)
+
+    def chunk_gradients(
+        self, a: ScanArguments, dy: Tensor, chunk_states: Tensor, chunk_adjoints: Tensor, chunk: int
+    ) -> ScanGradients:
+        """One more pass of outputs rebuilds the states that enter the tiles."""
+        with torch.cuda.device(a.x.device):
+            call = _Call(a, dy)
+            _, tiles = call.outputs(chunk, _dense(chunk_states), keep_tiles=True)
+            assert tiles is not None
+            return _as_given(call.gradients(tiles, _dense(chunk_adjoints), chunk), a)
+
+    def forward(self, a: ScanArguments, chunk: int, keep_states: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+        """`chunk` is the grid of the kept states: TILE, or the length if that is shorter."""
+        with torch.cuda.device(a.x.device):
+            y, final_state, tiles = _Call(a, in_memory=False).forward(a.initial_state, keep_states)
+            return y.to(a.x.dtype), final_state, tiles
+
+    def backward(
+        self, a: ScanArguments, dy: Tensor, dfinal_state: Tensor | None, kept_states: Tensor, chunk: int
+    ) -> tuple[ScanGradients, Tensor]:
+        with torch.cuda.device(a.x.device):
+            call = _Call(a, dy, in_memory=False)
+            coarse = call.plan.backward_chunk
+            adjoints, dinitial_state = call.adjoints(coarse, dfinal_state)
+            return _as_given(call.gradients(kept_states, adjoints, coarse), a), dinitial_state
 
 
-def chunk_length(batch: int, length: int, channels: int, state: int, groups: int) -> int:
-    """Positions between the states saved for the backward pass; the passes themselves cut longer chunks, see `Plan`."""
-    return TILE
+BACKEND = CudaScan()
 
 
 class _Call:
     """One scan: its tensors, brought to one dtype, and the plan that fits them. Launches on the current stream."""
 
-    def __init__(
-        self,
-        x: Tensor,
-        dt: Tensor,
-        A: Tensor,
-        B: Tensor | None,
-        C: Tensor | None,
-        D: Tensor | None,
-        z: Tensor | None,
-        dt_bias: Tensor | None,
-        sequence_ids: Tensor | None,
-        options: ScanOptions,
-        dy: Tensor | None = None,
-        in_memory: bool = True,
-    ) -> None:
+    def __init__(self, a: ScanArguments, dy: Tensor | None = None, in_memory: bool = True) -> None:
+        x, dt, A, B, C, D, z, dt_bias, _, sequence_ids, options = a
         dtype = x.dtype
         if any(t is not None and t.dtype != dtype for t in (dt, z, dy, B, C)):
             # Mixed dtypes (an fp32 dt beside bf16 x, say) run in fp32: one code path, exact, rarely needed.
             dtype = torch.float32
             x, dt = x.to(dtype), dt.to(dtype)
-            z, dy, B, C = (None if t is None else t.to(dtype) for t in (z, dy, B, C))
+            B, C = B.to(dtype), C.to(dtype)
+            z, dy = (None if t is None else t.to(dtype) for t in (z, dy))
         ids = None if sequence_ids is None else sequence_ids.contiguous()
         data = x, dt, z, dy, B, C
         self.x, self.dt, self.z, self.B, self.C = x, dt, z, B, C
@@ -101,7 +140,7 @@ class _Call:
                 aligned(addresses[:4], 16),
                 tuple(x.shape),
                 self.state,
-                next(m.shape[2] for m in (B, C) if m is not None),
+                B.shape[2],
                 tuple(None if t is None else t.stride() for t in (*data, ids)),
                 D is not None,
                 options,
@@ -192,11 +231,8 @@ class _Call:
         walk({"lacking": lacking, **others}, chunk_states=ends, final_state=final)
         return y, final, tiles
 
-    def gradients(
-        self, tile_states: Tensor, adjoints: Tensor, chunk: int
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    def gradients(self, tile_states: Tensor, adjoints: Tensor, chunk: int) -> ScanGradients:
         """scan_gradients and the sums over its blocks and chunks, all in a fixed order."""
-        assert self.B is not None and self.C is not None
         chunks, columns = self.plan.chunks(chunk), self.plan.columns(BACKWARD_CHANNELS)
         shapes = self.x.shape, self.x.shape, self.B.shape, self.C.shape
         dx, ddt, dB, dC = (torch.empty(shape, dtype=self.dtype, device=self.x.device) for shape in shapes)
@@ -217,36 +253,7 @@ class _Call:
         grid = -(-self.batch * self.plan.layout.groups * self.length * 8 // SUM_THREADS)
         grid += -(-self.channels * (self.state + 2) // LANES)
         self.plan.kernel("scan_sum_parts")(grid, SUM_THREADS, 0, self.stream, block)
-        return dx, ddt, dA, dB, dC, dD, dz, dbias
-
-
-def chunk_summaries(
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    dt_bias: Tensor | None,
-    sequence_ids: Tensor | None,
-    options: ScanOptions,
-    chunk: int,
-) -> tuple[Tensor, Tensor]:
-    """ΣΔ of each chunk, +inf if no state survives it, and the state after it from zero."""
-    with torch.cuda.device(x.device):
-        call = _Call(x, dt, A, B, None, None, None, dt_bias, sequence_ids, options)
-        return call.summarize("scan_forward", chunk)
-
-
-def propagate(
-    dt_sums: Tensor, end_states: Tensor, A: Tensor, initial_state: Tensor | None, options: ScanOptions
-) -> tuple[Tensor, Tensor]:
-    """The state that enters each chunk and the final one: h ← exp(A ΣΔ) h + end."""
-    with torch.cuda.device(A.device):
-        dt_sums, ends = _dense(dt_sums), _dense(end_states)
-        states, final = torch.empty_like(ends), torch.empty_like(ends[:, 0])
-        launch = kernel(A.get_device(), "scan_propagate", (0,) * len(LAYER))
-        stream = ctypes.c_void_p(torch.cuda.current_stream(A.device).cuda_stream)
-        _propagate(launch, stream, dt_sums, ends, _dense(A), initial_state, states, final, options.reverse)
-        return states, final
+        return ScanGradients(dx, ddt, dA, dB, dC, dD, dz, dbias)
 
 
 def _propagate(
@@ -270,117 +277,6 @@ def _propagate(
     )  # fmt: skip
 
 
-def chunk_outputs(
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    dt_bias: Tensor | None,
-    sequence_ids: Tensor | None,
-    chunk_states: Tensor,
-    options: ScanOptions,
-    chunk: int,
-) -> Tensor:
-    """y from the states that enter the chunks."""
-    with torch.cuda.device(x.device):
-        call = _Call(x, dt, A, B, C, D, z, dt_bias, sequence_ids, options)
-        return call.outputs(chunk, _dense(chunk_states), keep_tiles=False)[0].to(x.dtype)
-
-
-def backward_summaries(
-    dy: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    C: Tensor,
-    z: Tensor | None,
-    dt_bias: Tensor | None,
-    sequence_ids: Tensor | None,
-    options: ScanOptions,
-    chunk: int,
-) -> tuple[Tensor, Tensor]:
-    """dt_sums, and dL/d(state that enters a chunk) if that of the state that leaves it is zero."""
-    with torch.cuda.device(dy.device):
-        call = _Call(dy, dt, A, None, C, None, z, dt_bias, sequence_ids, options, dy=dy)
-        return call.summarize("scan_adjoints", chunk)
-
-
-def chunk_gradients(
-    dy: Tensor,
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    dt_bias: Tensor | None,
-    sequence_ids: Tensor | None,
-    chunk_states: Tensor,
-    chunk_adjoints: Tensor,
-    options: ScanOptions,
-    chunk: int,
-) -> tuple[Tensor | None, ...]:
-    """dx, ddt, dA, dB, dC, dD, dz, ddt_bias from the states that enter chunks and the adjoints of those that leave."""
-    with torch.cuda.device(x.device):
-        call = _Call(x, dt, A, B, C, D, z, dt_bias, sequence_ids, options, dy=dy)
-        _, tiles = call.outputs(chunk, _dense(chunk_states), keep_tiles=True)
-        assert tiles is not None
-        return _like((x, dt, B, C, z), call.gradients(tiles, _dense(chunk_adjoints), chunk))
-
-
-def forward(
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    dt_bias: Tensor | None,
-    sequence_ids: Tensor | None,
-    initial_state: Tensor | None,
-    options: ScanOptions,
-    chunk: int,
-    keep_states: bool = True,
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The whole forward pass: y, the final state and the states that `backward` starts from, in an order of its own;
-    None unless they are to be kept.
-
-    `chunk` is the grid of those states: TILE, or the length if that is shorter.
-    """
-    with torch.cuda.device(x.device):
-        call = _Call(x, dt, A, B, C, D, z, dt_bias, sequence_ids, options, in_memory=False)
-        y, final_state, tiles = call.forward(initial_state, keep_states)
-        return y.to(x.dtype), final_state, tiles
-
-
-def backward(
-    dy: Tensor,
-    dfinal_state: Tensor | None,
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    dt_bias: Tensor | None,
-    sequence_ids: Tensor | None,
-    tile_states: Tensor,
-    options: ScanOptions,
-    chunk: int,
-) -> tuple[Tensor | None, ...]:
-    """The whole backward pass: (dx, ddt, dA, dB, dC, dD, dz, ddt_bias, dinitial_state)."""
-    with torch.cuda.device(x.device):
-        call = _Call(x, dt, A, B, C, D, z, dt_bias, sequence_ids, options, dy=dy, in_memory=False)
-        coarse = call.plan.backward_chunk
-        adjoints, dinitial = call.adjoints(coarse, dfinal_state)
-        return *_like((x, dt, B, C, z), call.gradients(tile_states, adjoints, coarse)), dinitial
-
-
 def _address(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
@@ -391,10 +287,12 @@ def _dense(tensor: Tensor) -> Tensor:
     return tensor if tensor.data_ptr() % 16 == 0 else tensor.clone()
 
 
-def _like(arguments: tuple[Tensor | None, ...], gradients: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
-    """dx, ddt, dB, dC, dz in the dtypes of x, dt, B, C, z."""
-    x, dt, B, C, z = arguments
-    dtypes = dict(zip((0, 1, 3, 4, 6), (x, dt, B, C, z), strict=True))
-    return tuple(
-        g if g is None or (like := dtypes.get(i)) is None else g.to(like.dtype) for i, g in enumerate(gradients)
+def _as_given(found: ScanGradients, a: ScanArguments) -> ScanGradients:
+    """In the dtypes of x, dt, B, C and z; the others are fp32 both ways."""
+    return found._replace(
+        x=found.x.to(a.x.dtype),
+        dt=found.dt.to(a.dt.dtype),
+        B=found.B.to(a.B.dtype),
+        C=found.C.to(a.C.dtype),
+        z=None if found.z is None or a.z is None else found.z.to(a.z.dtype),
     )

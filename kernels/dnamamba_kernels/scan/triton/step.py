@@ -1,7 +1,7 @@
-"""One position of the causal convolution and of the selective scan, for generation: one launch each.
+"""One position of the selective scan, for generation: one launch.
 
 In plain PyTorch a step is some thirty small operations, whose launches and passes over the state take ten times as long
-as the arithmetic. Formulas as in `conv` and `scan`; everything is computed in fp32.
+as the arithmetic. Everything is computed in fp32.
 """
 
 # mypy: disable-error-code="assignment"
@@ -12,57 +12,12 @@ import torch
 import triton
 import triton.language as tl
 
+from dnamamba_kernels.scan.arguments import ScanArguments
 from dnamamba_kernels.scan.triton.forward import SERIES_BELOW
-from dnamamba_kernels.triton_common import LOG2E, on_device, optional, sigmoid, softplus, supports
+from dnamamba_kernels.triton_common import LOG2E, on_device, optional, sigmoid, softplus
 
-__all__ = ["conv_step", "scan_step", "supports"]
-
-_CHANNELS = 128
-"""Channels of a program of the convolution."""
 _TILE = 1024
-"""Numbers of state in a program of the scan."""
-
-
-@triton.jit
-def _conv_step_kernel(
-    x, weight, bias, state, y, new_state,
-    channels, x_batch, weight_channel, weight_tap, state_batch, state_row,
-    WIDTH: tl.constexpr, HAS_BIAS: tl.constexpr, SILU: tl.constexpr, BLOCK_C: tl.constexpr,
-):  # fmt: skip
-    """y and the shifted state of BLOCK_C channels of a sequence."""
-    b = tl.program_id(0).to(tl.int64)
-    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    inside = c < channels
-    newest = tl.load(x + b * x_batch + c, mask=inside, other=0.0)
-    taps = weight + c * weight_channel
-    total = tl.load(taps + (WIDTH - 1) * weight_tap, mask=inside, other=0.0).to(tl.float32) * newest.to(tl.float32)
-    shifted = new_state + b * (WIDTH - 1) * channels + c
-    for j in tl.static_range(WIDTH - 1):
-        row = tl.load(state + b * state_batch + j * state_row + c, mask=inside, other=0.0)
-        total += tl.load(taps + j * weight_tap, mask=inside, other=0.0).to(tl.float32) * row.to(tl.float32)
-        if j > 0:
-            tl.store(shifted + (j - 1) * channels, row, mask=inside)
-    tl.store(shifted + (WIDTH - 2) * channels, newest, mask=inside)
-    if HAS_BIAS:
-        total += tl.load(bias + c, mask=inside, other=0.0).to(tl.float32)
-    if SILU:
-        total = total * sigmoid(total)
-    tl.store(y + b * channels + c, total.to(y.dtype.element_ty), mask=inside)
-
-
-def conv_step(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, state: torch.Tensor, activation: str | None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """x (batch, channels), state (batch, width − 1, channels) → y and the new state, both new tensors of x's dtype."""
-    (batch, channels), width = x.shape, weight.shape[1]
-    y, new_state = x.new_empty(batch, channels), x.new_empty(batch, width - 1, channels)
-    with on_device(x):
-        _conv_step_kernel[(batch, triton.cdiv(channels, _CHANNELS))](
-            x, weight, optional(bias, weight), state, y, new_state,
-            channels, x.stride(0), weight.stride(0), weight.stride(1), state.stride(0), state.stride(1),
-            WIDTH=width, HAS_BIAS=bias is not None, SILU=activation == "silu", BLOCK_C=_CHANNELS, num_warps=4,
-        )  # fmt: skip
-    return y, new_state
+"""Numbers of state in a program."""
 
 
 @triton.jit
@@ -113,21 +68,10 @@ def _scan_step_kernel(
     tl.store(y + b * channels + c, total.to(y.dtype.element_ty), mask=inside)
 
 
-def scan_step(
-    x: torch.Tensor,
-    dt: torch.Tensor,
-    A: torch.Tensor,
-    B: torch.Tensor,
-    C: torch.Tensor,
-    D: torch.Tensor | None,
-    z: torch.Tensor | None,
-    dt_bias: torch.Tensor | None,
-    state: torch.Tensor,
-    dt_softplus: bool,
-    zoh: bool,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """x, dt, z (batch, channels), B and C (batch, groups, state) or constant (channels, state), state (batch, channels,
-    state) fp32 → y in x's dtype and the new state, both new tensors."""
+def scan_step(a: ScanArguments) -> tuple[torch.Tensor, torch.Tensor]:
+    """See `ScanStep`."""
+    x, dt, A, B, C, D, z, dt_bias, state, _, options = a
+    assert state is not None
     (batch, channels), states = x.shape, A.shape[1]
     y, new_state = x.new_empty(batch, channels), state.new_empty(batch, channels, states)
     block_n = triton.next_power_of_2(states)
@@ -142,7 +86,7 @@ def scan_step(
             x, dt, A, B, C, optional(D, A), optional(z, x), optional(dt_bias, A), state, y, new_state,
             channels, states, x.stride(0), dt.stride(0), 0 if z is None else z.stride(0), A.stride(0),
             *rows(B), *rows(C), state.stride(0), state.stride(1),
-            HAS_D=D is not None, HAS_Z=z is not None, HAS_BIAS=dt_bias is not None, SOFTPLUS=dt_softplus, ZOH=zoh,
-            BLOCK_C=block_c, BLOCK_N=block_n, num_warps=4,
+            HAS_D=D is not None, HAS_Z=z is not None, HAS_BIAS=dt_bias is not None, SOFTPLUS=options.dt_softplus,
+            ZOH=options.zoh, BLOCK_C=block_c, BLOCK_N=block_n, num_warps=4,
         )  # fmt: skip
     return y, new_state

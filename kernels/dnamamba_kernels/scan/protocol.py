@@ -1,0 +1,65 @@
+"""What a backend of the scan is: `ScanBackend`, and `ScanStep` for one position.
+
+A backend is a module `dnamamba_kernels.scan.NAME` (or a package) whose `BACKEND` is an instance; `backends.py` says
+where "auto" takes it. It gets checked arguments whose last dimensions have unit stride, and a contiguous A; results are
+fresh tensors. What the phases compute is said in `phases.py`.
+"""
+
+from typing import Protocol
+
+from torch import Tensor
+
+from dnamamba_kernels.scan.arguments import ScanArguments, ScanGradients
+
+
+class ScanBackend(Protocol):
+    """One implementation of the scan: its phases, and passes over the whole length, which default to them."""
+
+    def supports(self, x: Tensor, A: Tensor, B: Tensor, C: Tensor) -> str | None:
+        """None if the backend serves these arguments, else why not."""
+
+    def chunk_length(self, batch: int, length: int, channels: int, state: int, groups: int) -> int:
+        """Positions between the states that a backward pass starts from; groups are 0 where B or C is constant."""
+
+    def chunk_summaries(self, a: ScanArguments, chunk: int) -> tuple[Tensor, Tensor]:
+        """ΣΔ of each chunk (batch, chunks, channels), +inf if no state survives it, and the state after it from zero
+        (batch, chunks, channels, state). C, D, z and the initial state play no part."""
+
+    def propagate(
+        self, dt_sums: Tensor, end_states: Tensor, A: Tensor, initial_state: Tensor | None, reverse: bool
+    ) -> tuple[Tensor, Tensor]:
+        """The state that enters each chunk, and the one that leaves the last (batch, channels, state)."""
+
+    def chunk_outputs(self, a: ScanArguments, chunk_states: Tensor, chunk: int) -> Tensor:
+        """y in x's shape and dtype, from the states that enter the chunks."""
+
+    def backward_summaries(self, a: ScanArguments, dy: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
+        """ΣΔ as in `chunk_summaries`, and dL/d(state entering the chunk) if nothing arrives from later chunks. x, B, D
+        and the initial state play no part."""
+
+    def chunk_gradients(
+        self, a: ScanArguments, dy: Tensor, chunk_states: Tensor, chunk_adjoints: Tensor, chunk: int
+    ) -> ScanGradients:
+        """From the states that enter the chunks and the adjoints of those that leave them."""
+
+    def forward(self, a: ScanArguments, chunk: int, keep_states: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+        """y, the final state, and what `backward` starts from, (batch, chunks, channels, state) in an order of the
+        backend's own. The last may be anything unless `keep_states`."""
+        dt_sums, end_states = self.chunk_summaries(a, chunk)
+        chunk_states, final_state = self.propagate(dt_sums, end_states, a.A, a.initial_state, a.options.reverse)
+        return self.chunk_outputs(a, chunk_states, chunk), final_state, chunk_states
+
+    def backward(
+        self, a: ScanArguments, dy: Tensor, dfinal_state: Tensor | None, kept_states: Tensor, chunk: int
+    ) -> tuple[ScanGradients, Tensor]:
+        """The gradients and dL/d(initial state); `a` holds no initial state."""
+        dt_sums, ends = self.backward_summaries(a, dy, chunk)
+        adjoints, dinitial_state = self.propagate(dt_sums, ends, a.A, dfinal_state, not a.options.reverse)
+        return self.chunk_gradients(a, dy, kept_states, adjoints, chunk), dinitial_state
+
+
+class ScanStep(Protocol):
+    """One position of the scan, for generation; `reference` and `triton` have it, too."""
+
+    def step(self, a: ScanArguments) -> tuple[Tensor, Tensor]:
+        """y in x's shape and dtype, and the state after the position that has `a.initial_state` before it."""
