@@ -1,9 +1,9 @@
 """The CUDA scan's own source run on the CPU: what its kernels compute; not how fast, nor whether they race.
 
 The source is compiled by g++ after its few lines of PTX are replaced (BODIES, LINES). The threads of a block are fibers
-of one thread that take turns at barriers, shuffles and matrix products; blocks run one after another. Exponentials and
+of one thread that alternate at barriers, shuffles and matrix products; blocks run one after another. Exponentials and
 reciprocals are libm's, dynamic shared memory starts as NaN, and what is copied to it is NaN until its thread waits for
-it. Threads take turns in alternating order.
+it. Threads run in alternating order.
 """
 
 import contextlib

@@ -375,14 +375,14 @@ def test_plan_covers_the_length(monkeypatch, length, in_memory):
         assert a.shorten == (a.chunks * chunk - length if in_memory else lacking) and a.shorten < chunk
         assert in_memory or a.shorten % cuda_scan.TILE == 0
         assert a.tile_rows * cuda_scan.TILE >= length
-        assert (a.first, a.walked, a.outputs) == (0, a.chunks, 0)
+        assert (a.first, a.taken, a.outputs) == (0, a.chunks, 0)
         assert grid == 2 * a.chunks * a.blocks and a.blocks * channels >= 512
 
 
 @pytest.mark.parametrize("blocks", [1, 3, 16, 44, 64, 132, 150, 264, 1000])
 @pytest.mark.parametrize("length", [1, 31, 33, 1024, 16_384, 131_071, 1_048_576])
 def test_forward_chunks_fill_the_chip_at_once(monkeypatch, blocks, length):
-    """And the first one, whose outputs are made beside the others' summaries, is not longer than that allows."""
+    """And the first one, whose outputs are made with the others' summaries, is not longer than that allows."""
     as_on_an_h100(monkeypatch)
     monkeypatch.setattr(plan, "WHOLE_PACE", WAYS["chunks"])
     found = plan.Plan(layout_of(blocks, length, 256))
@@ -425,7 +425,7 @@ def test_shared_memory_mirrors_the_source(monkeypatch, dtype):
     as_on_an_h100(monkeypatch)
     source = plan.source()
     fixed, warp = 2 * 2 * plan.TILE * 16 * 4 + 2 * plan.TILE, 2 * 3 * plan.TILE * 64
-    assert f"sizeof(WalkShared) == {fixed} + {warp} * WARPS," in source
+    assert f"sizeof(PassShared) == {fixed} + {warp} * WARPS," in source
     assert fixed + warp * plan.CUT["WARPS"] == plan.FORWARD_SHARED
     whole = f"sizeof(WholeShared) == {plan.WHOLE_SHARED[0]} + 8 * TILE * WHOLE_ROW * sizeof(data_t),"
     assert whole in source and "#define PARTS 2\n" in source

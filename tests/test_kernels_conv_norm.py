@@ -80,12 +80,12 @@ def test_conv_equals_the_formula(batch, length, width, bias, initial, packed, ac
     check(found, gradients(exact, tensors, torch.float64, upstream), BOUNDS[dtype])
 
 
-def test_conv_in_pieces_and_steps_equals_the_whole():
+def test_conv_in_chunks_and_steps_equals_the_whole():
     x, weight, bias = torch.randn(2, 23, 6), torch.randn(6, 4), torch.randn(6)
     whole, final = causal_conv1d(x, weight, bias)
     state, rows = None, []
-    for piece in x.split([1, 2, 11, 9], 1):
-        y, state = causal_conv1d(piece, weight, bias, initial_state=state)
+    for chunk in x.split([1, 2, 11, 9], 1):
+        y, state = causal_conv1d(chunk, weight, bias, initial_state=state)
         rows.append(y)
     torch.testing.assert_close(torch.cat(rows, 1), whole)
     assert torch.equal(state, final)

@@ -26,13 +26,13 @@ def on_cpu(monkeypatch):
 def way(monkeypatch, request):
     """The way of WAYS that the forward pass takes; fails if it did not."""
     monkeypatch.setattr(plan, "WHOLE_PACE", WAYS[request.param])
-    launched, walk = [], cuda_scan._Call.walk
+    launched, run_pass = [], cuda_scan._Call.run_pass
 
     def seen(self, name, *how, **tensors):
         launched.append(name)
-        walk(self, name, *how, **tensors)
+        run_pass(self, name, *how, **tensors)
 
-    monkeypatch.setattr(cuda_scan._Call, "walk", seen)
+    monkeypatch.setattr(cuda_scan._Call, "run_pass", seen)
     yield request.param
     assert ("scan_whole" in launched) == (request.param == "one pass")
 

@@ -115,10 +115,10 @@ def test_rows_of_a_wider_tensor(backend):
 
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_pieces_with_carried_state_equal_the_whole(backend, reverse):
+def test_chunks_with_carried_state_equal_the_whole(backend, reverse):
     whole = cases.random_problem(2, 201, 20, 4, reverse=reverse).to(torch.float32)
 
-    def in_pieces(x, dt, A, B, C, *, z, initial_state, **options):
+    def in_chunks(x, dt, A, B, C, *, z, initial_state, **options):
         bounds = [(0, 70), (70, 71), (71, 201)]
         rows, state = {}, initial_state
         for low, high in reversed(bounds) if reverse else bounds:
@@ -126,7 +126,7 @@ def test_pieces_with_carried_state_equal_the_whole(backend, reverse):
             rows[low], state = selective_scan(*cut, z=z[:, low:high], initial_state=state, **options)
         return torch.cat([rows[low] for low, _ in bounds], 1), state
 
-    cases.check_fp32(whole, cases.results(whole, in_pieces, backend=backend))
+    cases.check_fp32(whole, cases.results(whole, in_chunks, backend=backend))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

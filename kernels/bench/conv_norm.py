@@ -4,8 +4,8 @@
 
 The kernels are first compared with the plain PyTorch reference in fp64; nothing is timed if that fails. The floor of
 a row is its bytes (each input read once, each output written once) over the copy bandwidth measured in the same run;
-beside it stands what torch takes to copy as many bytes, which for small tensors is far above the floor. Times are the
-GPU's alone: replays of a CUDA graph of calls on as many sets of tensors as do not fit the L2 cache, a call's share.
+next to it is the time in which torch copies as many bytes, which for small tensors is far above the floor. Times are
+the GPU's alone: replays of a CUDA graph of calls on as many sets of tensors as do not fit the L2 cache, a call's share.
 Needs a CUDA device.
 """
 

@@ -1,4 +1,4 @@
-"""Time the CPU scan beside plain PyTorch: `python kernels/bench/cpu_scan.py [--compile] [--csv results.csv]`.
+"""Time the CPU scan and plain PyTorch: `python kernels/bench/cpu_scan.py [--compile] [--csv results.csv]`.
 
 First every result and gradient is compared with the fp64 reference on a smaller problem; no timing on a wrong answer.
 Then ns per (position, channel, state), forward and forward + backward: the median of some runs, and the CPU seconds

@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from dnamamba_kernels.scan.cuda import nvrtc, plan
 
 ELEMENTS = {"scan_forward": 128, "scan_whole": 128, "scan_adjoints": 128, "scan_gradients": 32}
-"""(position, channel, state) triples of a thread in a turn of the loop"""
+"""(position, channel, state) triples of a thread in an iteration of the loop"""
 LAYER = {"DATA": 1, "ALIGNED": 1, "WIDE": 1, "STATE": 16, "SOFTPLUS": 1, "ZOH": 0, "HAS_Z": 1, "HAS_D": 1, "HAS_IDS": 0}
 OTHER, SPECIAL, SHARED, SHARED_16, INTEGER, BRANCH = range(6)
 UNITS = {
@@ -38,7 +38,7 @@ UNITS = {
     **dict.fromkeys(("LEA", "FMNMX", "SHF", "LOP3", "IADD3", "FSEL", "ISETP", "PRMT", "SEL", "FSETP", "F2FP"), INTEGER),
     "BRA": BRANCH,
 }
-TURNS, WARM_UP = 14, 2
+ITERATIONS, WARM_UP = 14, 2
 
 
 class Instruction(NamedTuple):
@@ -106,15 +106,15 @@ def waiting(clear: np.ndarray, mask: int, now: int) -> bool:
 
 @numba.njit
 def cycles(rows: np.ndarray, warps: int) -> int:
-    """Cycles of a scheduler for TURNS − WARM_UP turns of each warp; rows: unit, stall, two barriers, mask."""
-    at, turn, ready = np.zeros(warps, np.int64), np.zeros(warps, np.int64), np.arange(warps) * 37
+    """Cycles of a scheduler for ITERATIONS − WARM_UP iterations of each warp; rows: unit, stall, two barriers, mask."""
+    at, done_by, ready = np.zeros(warps, np.int64), np.zeros(warps, np.int64), np.arange(warps) * 37
     clear = np.zeros((warps, 8), np.int64)
     special_free = shared_free = integer_free = port_free = now = last = done = begun = 0
     while done < warps:
         for k in range(warps):
             w = (last + k) % warps
             unit, stall, result, read, mask = rows[at[w]]
-            if now < port_free or turn[w] == TURNS or ready[w] > now:
+            if now < port_free or done_by[w] == ITERATIONS or ready[w] > now:
                 continue
             if waiting(clear[w], mask, now):
                 continue
@@ -134,9 +134,9 @@ def cycles(rows: np.ndarray, warps: int) -> int:
             ready[w] = now + max(stall, 1) + (8 if unit == BRANCH else 0)
             at[w] += 1
             if at[w] == len(rows):
-                at[w], turn[w] = 0, turn[w] + 1
-                begun = now if w == 0 and turn[w] == WARM_UP else begun
-                done += turn[w] == TURNS
+                at[w], done_by[w] = 0, done_by[w] + 1
+                begun = now if w == 0 and done_by[w] == WARM_UP else begun
+                done += done_by[w] == ITERATIONS
             last = w
             break
         now += 1
@@ -155,7 +155,7 @@ def main() -> None:
         for loop in main_loops(machine_code(kernel, switches), elements // 2):
             special = sum(instruction.unit == SPECIAL for instruction in loop)
             rows = np.array([(i.unit, i.stall, *i.sets, i.waits) for i in loop], np.int64)
-            times = (cycles(rows, warps) / ((TURNS - WARM_UP) * warps * elements) for warps in (1, 2, 3))
+            times = (cycles(rows, warps) / ((ITERATIONS - WARM_UP) * warps * elements) for warps in (1, 2, 3))
             print(
                 f"{kernel}: {len(loop) / elements:.2f} instructions, {special / elements:.2f} special ones an element;",
                 f"cycles with 1, 2, 3 warps a scheduler {', '.join(f'{time:.2f}' for time in times)}",

@@ -86,7 +86,7 @@ def findings(output: str) -> collections.Counter[str]:
 
 
 def main() -> int:
-    """Run what was asked for; 0 if nothing was found."""
+    """Run the kinds of the command line; 0 if nothing was found."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kinds", nargs="*", metavar="KIND", help="scan, conv, norm; all unless said")
     parser.add_argument("--tools", nargs="+", choices=["memcheck", "racecheck"], default=["memcheck", "racecheck"])

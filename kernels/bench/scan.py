@@ -1,4 +1,4 @@
-"""The selective scan on a GPU: checked, then timed beside mamba-ssm's figures and the chip's ceilings.
+"""The selective scan on a GPU: checked, then timed, with mamba-ssm's figures and the chip's ceilings.
 
     python kernels/bench/scan.py --backends cuda triton --out results/scan
 
@@ -200,7 +200,7 @@ def table(rows: list[dict[str, object]]) -> str:
 
 
 def main() -> None:
-    """Check and time the backends asked for."""
+    """Check and time the backends of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backends", nargs="+", default=["cuda", "triton"], choices=sorted(backends.NAMES))
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"])

@@ -2,7 +2,7 @@
 
     python kernels/bench/session.py --out results [--skip tests …]
 
-Each part is a process of its own whose output goes into a file under --out beside its CSV and picture; the ends of the
+Each part is a process of its own whose output goes into a file under --out next to its CSV and picture; the ends of the
 files are printed last. A part that fails does not stop the others, but the exit code then is 1.
 """
 

@@ -62,5 +62,5 @@ def observed(*inputs: Any) -> bool:
 
 
 def wants_gradient(*inputs: Any) -> bool:
-    """Whether autograd will ask for the gradient of a function of these inputs."""
+    """Whether autograd will need the gradient of a function of these inputs."""
     return torch.is_grad_enabled() and any(isinstance(t, torch.Tensor) and t.requires_grad for t in inputs)

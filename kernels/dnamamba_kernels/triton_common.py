@@ -75,8 +75,8 @@ def _sum_rows_kernel(
     total = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
     for first in range(0, rows, BLOCK_R):
         row = first + tl.arange(0, BLOCK_R)
-        place = (row.to(tl.int64) * (TAPS + 1) + j)[:, None] * columns + c[None, :]
-        total += tl.load(partials + place, mask=(row < rows)[:, None] & inside[None, :], other=0.0)
+        slot = (row.to(tl.int64) * (TAPS + 1) + j)[:, None] * columns + c[None, :]
+        total += tl.load(partials + slot, mask=(row < rows)[:, None] & inside[None, :], other=0.0)
     to = last + c
     if j < TAPS:
         to = out + c * TAPS + j

@@ -9,7 +9,7 @@ x[−1], x[−2], … come from ``initial_state`` (oldest first), or are 0. With
 if no id changes between it and t; the initial state belongs to the first id and the final state to the last.
 """
 
-# ruff: noqa: RUF005, SIM102, SIM108 - Triton's language knows no unpacking, and tells constant from run-time conditions
+# ruff: noqa: RUF005, SIM102, SIM108 - Triton's language knows no unpacking, and distinguishes constant from run-time conditions
 # mypy: disable-error-code="assignment, var-annotated"
 
 from __future__ import annotations
@@ -171,7 +171,7 @@ def _backward_kernel(
     HAS_IDS: tl.constexpr, SILU: tl.constexpr, REVERSE: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
-    """A strip of BLOCK_T rows of dx, walked in scan order with the last WIDTH inputs and gradients in registers.
+    """A strip of BLOCK_T rows of dx, in scan order with the last WIDTH inputs and gradients in registers.
 
     With g = dL/dpre = dy · silu'(pre):   dx[s] = Σ_j w[j] g[s + j],   dw[j] = Σ_t g[t] x[t − j],   dbias = Σ_t g[t].
     dx[s] is complete once g[s + WIDTH − 1] is known, so a strip reads WIDTH − 1 rows more on either side. Each row is

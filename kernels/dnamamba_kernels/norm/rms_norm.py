@@ -32,7 +32,7 @@ def rms_norm(
         backend: "auto", "reference", "cpu" or "triton".
 
     Returns:
-        y in x's dtype and new_residual in residual's dtype (x's if None; fp32 if asked for), both fresh tensors.
+        y in x's dtype and new_residual in residual's dtype (x's if None, or fp32 on request), both fresh tensors.
 
     Raises:
         ValueError: a shape, dtype, device or stride is wrong, or the backend cannot run this.

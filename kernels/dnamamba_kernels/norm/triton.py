@@ -105,10 +105,10 @@ def _backward_kernel(
         total = (g - normal * mean[:, None]) * rstd[:, None]
         if HAS_DNEW:
             total += passed.to(tl.float32)
-        place = row[:, None] * width + column[None, :]
-        tl.store(dx + place, total.to(dx.dtype.element_ty), mask=inside)
+        slot = row[:, None] * width + column[None, :]
+        tl.store(dx + slot, total.to(dx.dtype.element_ty), mask=inside)
         if TWICE:
-            tl.store(dresidual + place, total.to(dresidual.dtype.element_ty), mask=inside)
+            tl.store(dresidual + slot, total.to(dresidual.dtype.element_ty), mask=inside)
     tl.store(partials + tl.program_id(0) * width + column, tl.sum(dweight, axis=0), mask=in_width)
 
 

@@ -15,9 +15,9 @@ and so is its gradient, against time, with g = dL/d(state):
 **Context parallelism.** Each rank holds a slice of the length and runs `chunk_summaries` on it. Its slice as a whole
 has dt_sum = Σ_k dt_sums[:, k] and, as end state, propagate(…)'s final state from zero. The ranks gather these two
 small tensors, stack them as chunks, `propagate` over ranks, and each takes its row as the initial state of its own
-`propagate`, then `chunk_outputs`. The gradient goes likewise, the ranks in the other order; dA, dD and ddt_bias are
-then summed over ranks. No phase runs twice (but CUDA's `chunk_gradients` begins with one more pass of outputs, which
-rebuilds the states within chunks).
+`propagate`, then `chunk_outputs`. The gradient is computed likewise, the ranks in the other order; dA, dD and ddt_bias
+are then summed over ranks. No phase runs twice (but CUDA's `chunk_gradients` begins with one more pass of outputs,
+which rebuilds the states within chunks).
 With sequence ids, a rank cannot see the id before its first position: where the id changes at a border, set the
 slice's dt_sum (forward: of the later slice; backward too) to +inf, and the state and the adjoint that cross the
 border to zero.

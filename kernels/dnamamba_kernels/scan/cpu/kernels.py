@@ -9,7 +9,7 @@ Two layers, in one file because numba's cache on disk watches only the file that
   channels.
 
 The forward pass needs one exp2 (polynomial, 2 ulp) and three fused multiply-adds an element. The backward pass
-recomputes a tile's states from the state that enters its chunk, keeps them and the decays in L2 cache, and walks the
+recomputes a tile's states from the state that enters its chunk, keeps them and the decays in L2 cache, and scans the
 tile against time. Only `contract` is allowed to the compiler: NaN and infinity behave as in the formulas, and the
 order of every sum is fixed.
 
@@ -209,7 +209,7 @@ def vector_code(body):
         return types.void(*argument_types), generate
 
     typed.__name__ = body.__name__
-    typed.__signature__ = inspect.signature(body)  # type: ignore[attr-defined]  # the emitter's place is that of the typing context
+    typed.__signature__ = inspect.signature(body)  # type: ignore[attr-defined]  # the emitter stands for the typing context
     return intrinsic(typed)
 
 
@@ -445,7 +445,7 @@ def forward_blocks(
     x_view, dt_view, z_view, has_z, B_view, C_view, ids, has_ids, softplus_on, const_b, const_c, zoh, with_y,
     y_out, chunk_states, final_state, dt_sums,
 ):  # fmt: skip
-    """Scan some chunks of some blocks of one batch entry.
+    """Scan some chunks of some blocks of one sequence of the batch.
 
     FUSED: from final_state (which holds the initial state) on, writing chunk_states and final_state; FROM_STATES: from
     chunk_states; SUMMARIES: from zero, writing end states into chunk_states, and dt_sums. y only if with_y is not None.
@@ -579,7 +579,7 @@ def backward_blocks(
     dy_view, chunk_states, adjoints, dx_out, ddt_out, dz_out, dA_out, dB_out, dC_out, map_strides, const_dB_out,
     const_dC_out, sums_out,
 ):  # fmt: skip
-    """Gradients over some chunks of some blocks of one batch entry, against time.
+    """Gradients over some chunks of some blocks of one sequence of the batch, against time.
 
     FUSED: from adjoints (batch, channels, state), which holds that of the final state, and which then gets that of
     the initial one; FROM_STATES: from adjoints of the states leaving the chunks. Per position, dB_out and dC_out are

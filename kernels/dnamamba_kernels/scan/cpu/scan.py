@@ -3,9 +3,9 @@ out.
 
 Work is cut into tasks by shape alone (never by the number of threads), and what tasks add up is added in task order,
 so the bits do not depend on threads. A whole scan with enough channels is one pass (`forward`, `backward`): each task
-takes some channels over the whole length, keeping the state on entry to every chunk. With few channels, tasks are
+takes some channels over the whole length, keeping the state that enters every chunk. With few channels, tasks are
 also cut along the length and the scan takes two passes, like the public phases. Half precision is converted to fp32
-first. The first call compiles (seconds), later processes load the code from numba's cache: beside this file, else in
+first. The first call compiles (seconds), later processes load the code from numba's cache: next to this file, else in
 the user's cache folder, or where NUMBA_CACHE_DIR says.
 """
 
@@ -249,7 +249,7 @@ class _Problem:
         return 1 if mode == self.code.FUSED else min(self.chunks, LENGTH_TASKS)
 
     def _tasks(self, mode: int) -> list[tuple[int, int, tuple[int, int], int, tuple[int, int]]]:
-        """(batch entry, part of the channels, its blocks, part of the length, its chunks) of each task."""
+        """(index of the sequence, part of the channels, its blocks, part of the length, its chunks) of each task."""
         return [
             (batch, part, blocks, length_part, chunks)
             for batch in range(self.batch)

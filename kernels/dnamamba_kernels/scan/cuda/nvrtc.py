@@ -61,7 +61,7 @@ def version() -> tuple[int, int]:
     """NVRTC's version, e.g. (13, 0)."""
     major, minor = ctypes.c_int(), ctypes.c_int()
     if _nvrtc().nvrtcVersion(ctypes.byref(major), ctypes.byref(minor)):
-        raise RuntimeError("NVRTC does not tell its version")
+        raise RuntimeError("NVRTC does not say its version")
     return major.value, minor.value
 
 
@@ -119,7 +119,7 @@ def cached_cubin(source: str, options: Sequence[str], architecture: str) -> byte
     cubin = compile_cubin(source, options, architecture)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Written beside and renamed: another process sees the whole file or none.
+        # Written next to it and renamed: another process sees the whole file or none.
         with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
             file.write(cubin)
         os.replace(file.name, path)
@@ -151,7 +151,7 @@ class Kernel:
         """Launch on a stream of the current device."""
         if shared > self._shared:
             code = self._in_context(_driver().cuFuncSetAttribute, self._function, MAX_DYNAMIC_SHARED_SIZE, shared)
-            _check_driver(code, f"asking for {shared} bytes of shared memory for {self._name}")
+            _check_driver(code, f"requesting {shared} bytes of shared memory for {self._name}")
             self._shared = shared
         pointers = (ctypes.c_void_p * len(arguments))(*map(ctypes.addressof, arguments))
         shape = grid, 1, 1, block, 1, 1
@@ -181,7 +181,7 @@ class Module:
         self._context = (
             ctypes.c_void_p()
         )  # the device's primary one, which PyTorch keeps for as long as the process lives
-        _check_driver(_driver().cuCtxGetCurrent(ctypes.byref(self._context)), "asking for the current context")
+        _check_driver(_driver().cuCtxGetCurrent(ctypes.byref(self._context)), "getting the current context")
         self._kernels: dict[str, Kernel] = {}
 
     def __getitem__(self, name: str) -> Kernel:

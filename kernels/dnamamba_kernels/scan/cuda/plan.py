@@ -52,17 +52,17 @@ CUT = {
     "WHOLE_WARPS": WHOLE_THREADS // LANES,
     "WHOLE_BLOCKS": WHOLE_BLOCKS,
 }  # compile-time switches that are the same for all scans
-FORWARD_SHARED = 8256 + 12288 * (FORWARD_THREADS // LANES)  # struct WalkShared
+FORWARD_SHARED = 8256 + 12288 * (FORWARD_THREADS // LANES)  # struct PassShared
 WHOLE_SHARED = 8256, 8 * TILE * (WHOLE_CHANNELS + LANES // 2)  # struct WholeShared: bytes, and elements of data
 BACKWARD_SHARED = 4 * (3 * TILE * 64 + 2 * TILE * 16 + (TILE // 4) * 4 * 256 + 4 * 128) + TILE  # struct BackwardShared
 BACKWARD_ROWS_SHARED = 3 * TILE * LANES * 4  # the same struct's rows, where they are kept: 16-bit data
 LAYER = ("DATA", "ALIGNED", "WIDE", "STATE", "SOFTPLUS", "ZOH", "HAS_Z", "HAS_D", "HAS_IDS")
 SCALARS = ("DATA", "ALIGNED", "STATE", "SOFTPLUS", "HAS_IDS")
-WALK = (*SCALARS, "WIDE", "WARPS", "MIN_BLOCKS")
+PASS = (*SCALARS, "WIDE", "WARPS", "MIN_BLOCKS")
 KERNELS = {  # the compile-time switches that each kernel depends on; the others are 0
-    "scan_forward": (*WALK, "ZOH", "HAS_Z", "HAS_D", "POLYNOMIAL_OUTPUT", "POLYNOMIAL_SUMMARY"),
+    "scan_forward": (*PASS, "ZOH", "HAS_Z", "HAS_D", "POLYNOMIAL_OUTPUT", "POLYNOMIAL_SUMMARY"),
     "scan_whole": (*SCALARS, "ZOH", "HAS_Z", "HAS_D", "WHOLE_WARPS", "WHOLE_BLOCKS"),
-    "scan_adjoints": (*WALK, "HAS_Z", "POLYNOMIAL_SUMMARY"),
+    "scan_adjoints": (*PASS, "HAS_Z", "POLYNOMIAL_SUMMARY"),
     "scan_propagate": (),
     "scan_gradients": (*SCALARS, "ZOH", "HAS_Z", "HAS_D", "BACKWARD_BLOCKS"),
     "scan_sum_parts": ("DATA", "STATE"),
@@ -78,7 +78,7 @@ _POINTERS = (
 _SIZES = (
     "batch", "length", "channels", "group_channels", "groups", "blocks",
     "chunk", "chunks", "tiles", "tile_rows", "shorten", "reverse",
-    "first", "walked", "outputs",
+    "first", "taken", "outputs",
 )  # fmt: skip
 
 
@@ -173,12 +173,12 @@ class Plan:
         self._kernels: dict[str, Kernel] = {}
         self._cuts: dict[tuple[int | None, ...], tuple[int, bytes]] = {}
         self.tiles = -(-self.length // TILE)
-        walk = Block(FORWARD_CHANNELS, FORWARD_THREADS, FORWARD_SHARED)
+        one_pass = Block(FORWARD_CHANNELS, FORWARD_THREADS, FORWARD_SHARED)
         whole = WHOLE_SHARED[0] + WHOLE_SHARED[1] * layout.dtype.itemsize
         backward = BACKWARD_SHARED + BACKWARD_ROWS_SHARED * (layout.dtype != torch.float32)
         self.blocks = {
-            "scan_forward": walk,
-            "scan_adjoints": walk,
+            "scan_forward": one_pass,
+            "scan_adjoints": one_pass,
             "scan_whole": Block(WHOLE_CHANNELS, WHOLE_THREADS, whole),
             "scan_gradients": Block(BACKWARD_CHANNELS, BACKWARD_THREADS, backward),
         }
@@ -222,8 +222,8 @@ class Plan:
     def _whole_cost(self) -> float:
         """Cost of scan_whole in tiles of one block of scan_forward."""
         blocks = self._blocks_each(WHOLE_CHANNELS)
-        turns = -(-blocks // self._held(WHOLE_BLOCKS, "scan_whole"))
-        return self.tiles * (WHOLE_PACE[0] * turns + WHOLE_PACE[1] * blocks)
+        rounds = -(-blocks // self._held(WHOLE_BLOCKS, "scan_whole"))
+        return self.tiles * (WHOLE_PACE[0] * rounds + WHOLE_PACE[1] * blocks)
 
     def _ways_to_cut(self) -> Iterator[tuple[float, int, int]]:
         """For scan_forward: cost in tiles of one block, tiles of a chunk, tiles of the first one.
@@ -292,8 +292,8 @@ class Plan:
             a.tile_rows = self.tile_rows(chunk)
             # in reverse the last chunk in memory, which may be short, comes first
             a.shorten = a.chunks * chunk - self.length if a.reverse and layout.in_memory else lacking
-            a.first, a.walked, a.outputs = first, (a.chunks if last is None else last) - first, outputs
-            self._cuts[key] = self.batch * a.walked * a.groups * a.blocks, bytes(a)
+            a.first, a.taken, a.outputs = first, (a.chunks if last is None else last) - first, outputs
+            self._cuts[key] = self.batch * a.taken * a.groups * a.blocks, bytes(a)
         return self._cuts[key]
 
 

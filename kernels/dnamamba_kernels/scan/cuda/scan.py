@@ -1,4 +1,4 @@
-"""The selective scan in CUDA C++: launches the kernels of the .cuh files beside it.
+"""The selective scan in CUDA C++: launches the kernels of the .cuh files next to it.
 
     forward    scan_forward (the first chunk's outputs, the others' summaries) → scan_propagate → scan_forward (the
                others' outputs), or scan_whole, where a batch has channels enough to fill the chip without chunks:
@@ -115,7 +115,7 @@ class _Call:
         x, dt, A, B, C, D, z, dt_bias, _, sequence_ids, options = a
         dtype = x.dtype
         if any(t is not None and t.dtype != dtype for t in (dt, z, dy, B, C)):
-            # Mixed dtypes (an fp32 dt beside bf16 x, say) run in fp32: one code path, exact, rarely needed.
+            # Mixed dtypes (fp32 dt with bf16 x, say) run in fp32: one code path, exact, rarely needed.
             dtype = torch.float32
             x, dt = x.to(dtype), dt.to(dtype)
             B, C = B.to(dtype), C.to(dtype)
@@ -160,28 +160,28 @@ class _Call:
         return arguments
 
     def launch(self, name: str, chunk: int, cut: dict[str, int], **addresses: int | None) -> Arguments:
-        """Launch a kernel on the chunks that `Plan.cut` is told to take; its argument block."""
+        """Launch a kernel on the chunks that `cut` gives to `Plan.cut`; its argument block."""
         channels, threads, shared = self.plan.blocks[name]
         grid, template = self.plan.cut(chunk, channels, **cut)
         block = self.block(template, **addresses)
         self.plan.kernel(name)(grid, threads, shared, self.stream, block)
         return block
 
-    def walk(self, name: str, chunk: int, cut: dict[str, int] | None = None, **tensors: Tensor | None) -> None:
-        """Launch one of the passes that walk chunks."""
+    def run_pass(self, name: str, chunk: int, cut: dict[str, int] | None = None, **tensors: Tensor | None) -> None:
+        """Launch one of the passes that scan chunks."""
         self.launch(name, chunk, cut or {}, **{name: _address(tensor) for name, tensor in tensors.items()})
 
     def empty(self, *shape: int) -> Tensor:
         return torch.empty(shape, dtype=torch.float32, device=self.x.device)
 
     def summaries(self, chunks: int) -> tuple[Tensor, Tensor]:
-        """Room for ΣΔ of chunks and their end states (or adjoints)."""
+        """Memory for ΣΔ of chunks and their end states (or adjoints)."""
         return self.empty(self.batch, chunks, self.channels), self.empty(self.batch, chunks, self.channels, self.state)
 
     def summarize(self, name: str, chunk: int) -> tuple[Tensor, Tensor]:
         """dt_sums and ends of the chunks by scan_forward or scan_adjoints."""
         dt_sums, ends = self.summaries(self.plan.chunks(chunk))
-        self.walk(name, chunk, dt_sums=dt_sums, chunk_ends=ends)
+        self.run_pass(name, chunk, dt_sums=dt_sums, chunk_ends=ends)
         return dt_sums, ends
 
     def adjoints(self, chunk: int, initial: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -199,7 +199,7 @@ class _Call:
         _propagate(launch, self.stream, dt_sums, ends, self.A, initial, ends, final, backwards)
 
     def rows(self, chunk: int, keep_tiles: bool) -> tuple[Tensor, Tensor | None]:
-        """Room for y, and for the states that enter the tiles, in the kernels' own order, if they are to be kept."""
+        """Memory for y, and for the states that enter the tiles, in the kernels' own order, if they are to be kept."""
         y = torch.empty(self.x.shape, dtype=self.dtype, device=self.x.device)
         tiles = self.empty(self.batch, self.plan.tile_rows(chunk), self.channels, self.state) if keep_tiles else None
         return y, tiles
@@ -208,7 +208,7 @@ class _Call:
         """`rows` from the states that enter the chunks."""
         y, tiles = self.rows(chunk, keep_tiles)
         cut = {"outputs": self.plan.chunks(chunk)}
-        self.walk("scan_forward", chunk, cut, chunk_states=chunk_states, y=y, tile_states=tiles)
+        self.run_pass("scan_forward", chunk, cut, chunk_states=chunk_states, y=y, tile_states=tiles)
         return y, tiles
 
     def forward(self, initial: Tensor | None, keep_tiles: bool) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -218,17 +218,17 @@ class _Call:
         initial = None if initial is None else _dense(initial)
         y, tiles = self.rows(chunk, keep_tiles)
         final = self.empty(self.batch, self.channels, self.state)
-        walk = functools.partial(self.walk, self.plan.forward_kernel, chunk, y=y, tile_states=tiles)
+        run = functools.partial(self.run_pass, self.plan.forward_kernel, chunk, y=y, tile_states=tiles)
         if chunks == 1:
-            walk({"outputs": 1}, initial_state=initial, final_state=final)
+            run({"outputs": 1}, initial_state=initial, final_state=final)
             return y, final, tiles
         # What enters the first chunk, which is shorter, is known: it gives its outputs while the others are summarized.
-        # The last one needs no summary. So each launch has one chunk less, and the chip room for one chunk more.
+        # The last one needs no summary. So each launch has one chunk less, and the chip takes one chunk more.
         dt_sums, ends = self.summaries(chunks)
         begin, others = {"last": chunks - 1, "outputs": 1}, {"first": 1, "outputs": chunks}
-        walk({"lacking": lacking, **begin}, initial_state=initial, dt_sums=dt_sums, chunk_ends=ends)
+        run({"lacking": lacking, **begin}, initial_state=initial, dt_sums=dt_sums, chunk_ends=ends)
         self._propagate(dt_sums, ends, None, None, self.plan.layout.options.reverse)
-        walk({"lacking": lacking, **others}, chunk_states=ends, final_state=final)
+        run({"lacking": lacking, **others}, chunk_states=ends, final_state=final)
         return y, final, tiles
 
     def gradients(self, tile_states: Tensor, adjoints: Tensor, chunk: int) -> ScanGradients:
@@ -239,10 +239,10 @@ class _Call:
         dz = None if self.z is None else torch.empty_like(dx)
         dA = self.empty(self.channels, self.state)
         dD, dbias = (None if t is None else self.empty(self.channels) for t in (self.D, self.dt_bias))
-        # Sums of single blocks and chunks, in one piece: dB and dC side by side, dA, dD, ddt_bias.
+        # Sums of single blocks and chunks, in one tensor: dB and dC side by side, dA, dD, ddt_bias.
         maps, parts = self.batch * columns * self.length * 2 * MAX_STATE, self.batch * chunks * self.channels
-        room = self.empty(maps + parts * (self.state + 2))
-        dmaps = room.data_ptr()
+        sums = self.empty(maps + parts * (self.state + 2))
+        dmaps = sums.data_ptr()
         dA_parts = dmaps + 4 * maps
         dD_parts = dA_parts + 4 * parts * self.state
         addresses = {"dmaps": dmaps, "dA_parts": dA_parts, "dD_parts": dD_parts, "dbias_parts": dD_parts + 4 * parts}

@@ -8,7 +8,7 @@
 // Tiles of TILE positions go from the last in time to the first. In a tile:
 //   1. the per-position scalars (delta, its input, dL/dy before the gate) of all channels into shared memory, once;
 //   2. a sweep forward keeps the state at every STEPS positions in shared memory;
-//   3. STEPS positions at a time, last first: states and decays recomputed into registers, then walked backwards.
+//   3. STEPS positions at a time, last first: states and decays recomputed into registers, then scanned backwards.
 // Sums over states are shuffles over the four lanes of a channel pair. Sums over the 16 channels of a warp go through the
 // tensor cores: a lane's 4 dB and 4 dC (summed over its two channels) are the B operand of mma.m16n8k16, whose product with
 // a matrix of zeros and ones adds the four lanes of a quad exactly in fp32 and lays what belongs to one state side by side.
@@ -36,7 +36,7 @@ struct BackwardShared {
     float4 row_sums[BACKWARD_THREADS];   // dbias and dskip of a worker on scalars, whose registers are needed for states
     bool restart[TILE];
 };
-static_assert(sizeof(BackwardShared) == 63520 + KEEP_ROWS * 12288, "plan.py asks for as many bytes");
+static_assert(sizeof(BackwardShared) == 63520 + KEEP_ROWS * 12288, "plan.py has as many bytes");
 static_assert(BACKWARD_WARPS == STEPS, "stage 4 takes row i of each warp to lie in step group i");
 
 FORCE void mma_add(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
@@ -74,7 +74,7 @@ FORCE u32 ones(bool low, bool high) { return (low ? 0x3f80u : 0u) | (high ? 0x3f
 extern "C" __global__ void __launch_bounds__(BACKWARD_THREADS, BACKWARD_BLOCKS) scan_gradients(const Arguments a) {
     extern __shared__ __align__(16) char memory[];
     BackwardShared &s = *reinterpret_cast<BackwardShared *>(memory);
-    const Place at = locate(a);
+    const Task at = locate(a);
     const int lane = threadIdx.x % LANES, warp = threadIdx.x / LANES;
     const int block_start = (at.channel_block % a.blocks) * BLOCK_CHANNELS;   // within the group
 
@@ -103,9 +103,9 @@ extern "C" __global__ void __launch_bounds__(BACKWARD_THREADS, BACKWARD_BLOCKS) 
     u32 pickB[4] = {ones(quad == 0, quad == 1), 0, ones(quad == 2, quad == 3), 0};
     u32 pickC[4] = {ones(quad == 4, quad == 5), 0, ones(quad == 6, quad == 7), 0};
     int own = 2 * (lane % 8) + (lane >> 3 & 1);   // the channel whose sums this lane ends with
-    int place = (quad >> 2) * 16 + (lane & 3) * 4 + (quad & 3);   // dB then dC, by state
+    int slot = (quad >> 2) * 16 + (lane & 3) * 4 + (quad & 3);   // dB then dC, by state
     // so that they stay in registers: else they are made anew for each group of steps
-    asm volatile("" : "+r"(own), "+r"(place), "+r"(pickB[0]), "+r"(pickB[1]), "+r"(pickB[2]), "+r"(pickB[3]),
+    asm volatile("" : "+r"(own), "+r"(slot), "+r"(pickB[0]), "+r"(pickB[1]), "+r"(pickB[2]), "+r"(pickB[3]),
                       "+r"(pickC[0]), "+r"(pickC[1]), "+r"(pickC[2]), "+r"(pickC[3]));
 
     const data_t *B = a.B + at.batch * a.B_batch + at.group * a.B_group;
@@ -275,8 +275,8 @@ extern "C" __global__ void __launch_bounds__(BACKWARD_THREADS, BACKWARD_BLOCKS) 
                 if (HAS_Z) s.dy[t][warp * 16 + own] = total[half][0];
                 s.input[t][warp * 16 + own] = total[half][1];
                 kept[STEPS * 32 + j * 16 + own] = total[half][2] * LN2;
-                kept[(2 * half) * 32 + place] = both[half][0];
-                kept[(2 * half + 1) * 32 + place] = both[half][1];
+                kept[(2 * half) * 32 + slot] = both[half][0];
+                kept[(2 * half + 1) * 32 + slot] = both[half][1];
             }
         }
         __syncthreads();

@@ -54,7 +54,7 @@ struct Arguments {
     int batch, length, channels, group_channels, groups, blocks;   // blocks of channels in a group
     int chunk, chunks, tiles, tile_rows;   // tiles of a chunk, tiles in all
     int shorten, reverse;                  // shorten: positions that the first chunk in time lacks
-    int first, walked;                     // chunks that this launch takes: the first one in time, and how many
+    int first, taken;                     // chunks that this launch takes: the first one in time, and how many
     int outputs;                           // chunks before this one in time give outputs, the others summaries
 };
 
@@ -233,21 +233,21 @@ FORCE void store_four(float *p, float v0, float v1, float v2, float v3, bool val
 }
 
 // Where a block works. Time index i of a chunk lies at position begin + i, or at begin - i in reverse.
-struct Place {
+struct Task {
     int batch, group, channel_block, slot, time_chunk;   // slot: index of the chunk in memory order
     int count;                     // positions of the chunk
     i64 begin;                     // position of the first one in time
     int sign;
 };
 
-FORCE Place locate(const Arguments &a) {
-    Place at;
+FORCE Task locate(const Arguments &a) {
+    Task at;
     u32 i = blockIdx.x;
     u32 blocks = a.groups * a.blocks;
     at.channel_block = i % blocks;
     i /= blocks;
-    at.time_chunk = a.first + i % a.walked;
-    at.batch = i / a.walked;
+    at.time_chunk = a.first + i % a.taken;
+    at.batch = i / a.taken;
     at.group = at.channel_block / a.blocks;
     i64 start = (i64)at.time_chunk * a.chunk - a.shorten, end = start + a.chunk;
     if (start < 0) start = 0;
@@ -260,12 +260,12 @@ FORCE Place locate(const Arguments &a) {
 }
 
 // The first tile of a chunk, whose states are kept in order of time: the first chunk may be shorter by whole tiles.
-FORCE i64 first_tile(const Arguments &a, const Place &at) {
+FORCE i64 first_tile(const Arguments &a, const Task &at) {
     return at.time_chunk ? (i64)at.time_chunk * a.tiles - a.shorten / TILE : 0;
 }
 
 // Does the state restart before the position at p (the first one in time never does: it takes the initial state)?
-FORCE bool restarts(const Arguments &a, const Place &at, i64 p) {
+FORCE bool restarts(const Arguments &a, const Task &at, i64 p) {
     i64 before = p - at.sign;
     if (before < 0 || before >= a.length) return false;
     const int *ids = a.ids + at.batch * a.ids_batch;
@@ -312,13 +312,13 @@ template <int THREADS, bool NEEDS_B, bool NEEDS_C> struct Maps {
     pair_t staged[MAPS][ROWS];
     bool restart;
 
-    FORCE Maps(const Arguments &a, const Place &at, int sign, i64 start)
+    FORCE Maps(const Arguments &a, const Task &at, int sign, i64 start)
         : row(threadIdx.x / (PADDED / 2)), n(threadIdx.x % (PADDED / 2) * 2), sign(sign), start(start), B_step(sign * a.B_row),
           C_step(sign * a.C_row), restart(false) {
         B = NEEDS_B ? a.B + at.batch * a.B_batch + at.group * a.B_group + start * a.B_row + row * B_step + n : nullptr;
         C = NEEDS_C ? a.C + at.batch * a.C_batch + at.group * a.C_group + start * a.C_row + row * C_step + n : nullptr;
     }
-    FORCE void fetch(const Arguments &a, const Place &at, int tile) {
+    FORCE void fetch(const Arguments &a, const Task &at, int tile) {
         const int rest = n < STATE ? at.count - tile * TILE - (int)row : 0;
 #pragma unroll
         for (int i = 0; i < ROWS; i++) {

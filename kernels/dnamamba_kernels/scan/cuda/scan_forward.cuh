@@ -1,4 +1,4 @@
-// Passes that walk a chunk once with the states in registers: a thread owns WIDTH neighbouring channels and their 16 states, so
+// Passes that scan a chunk once with the states in registers: a thread owns WIDTH neighbouring channels and their 16 states, so
 // that sums over states stay within it and the rows of B and C, which all channels of a block share, are broadcast from shared
 // memory.
 //   SUMMARY  state after the chunk entered with zero, and the sum of delta
@@ -71,29 +71,29 @@ FORCE void write_row(data_t *row, int lane, const float (&v)[WIDTH]) {
     reinterpret_cast<pair_t *>(row)[lane] = pack(v[0], v[1]);
 }
 
-struct WalkShared {
+struct PassShared {
     float maps[2][2][TILE][PADDED];                   // rows of B or C, or of both, of a tile and the next
     data_t ring[2][WARPS][3][GROUP][ROW];             // rows of dt, x (dL/dy for ADJOINT) and z of a group and the next
     bool restart[2][TILE];
 };
-static_assert(sizeof(WalkShared) == 8256 + 12288 * WARPS, "plan.py asks for as many bytes");
+static_assert(sizeof(PassShared) == 8256 + 12288 * WARPS, "plan.py has as many bytes");
 
-template <Pass PASS, int POLYNOMIAL> FORCE void walk(const Arguments &a) {
+template <Pass PASS, int POLYNOMIAL> FORCE void run_pass(const Arguments &a) {
     constexpr int THREADS = WARPS * LANES;
     constexpr bool NEEDS_B = PASS != ADJOINT, NEEDS_C = PASS != SUMMARY, NEEDS_Z = HAS_Z && PASS != SUMMARY;
     constexpr int MAPS = NEEDS_B + NEEDS_C;
     extern __shared__ __align__(16) char memory[];
-    WalkShared &s = *reinterpret_cast<WalkShared *>(memory);
+    PassShared &s = *reinterpret_cast<PassShared *>(memory);
     enum { DT, X, Z };
 
-    const Place at = locate(a);
+    const Task at = locate(a);
     const int lane = threadIdx.x % LANES, warp = threadIdx.x / LANES;
     const int warp_local = at.channel_block % a.blocks * (THREADS * WIDTH) + warp * ROW;
     const int warp_channel = at.group * a.group_channels + warp_local, channel = warp_channel + lane * WIDTH;
     const int there = a.group_channels - warp_local - lane * WIDTH;   // channels from the thread's first on
     const int moved = WIDE ? a.group_channels - warp_local - lane % ROW_LANES * QUAD : there;
 
-    // SUMMARY walks the chunk from its last position in time to the first.
+    // SUMMARY scans the chunk from its last position in time to the first.
     const int sign = PASS == SUMMARY ? -at.sign : at.sign;
     const i64 start = PASS == SUMMARY ? at.begin + (i64)at.sign * (at.count - 1) : at.begin;
     Rows dt(a.dt + at.batch * a.dt_batch + start * a.dt_row + warp_channel, sign * a.dt_row, lane);
@@ -188,7 +188,7 @@ template <Pass PASS, int POLYNOMIAL> FORCE void walk(const Arguments &a) {
             write_row(rows[DT][j], lane, gate);   // dt has been read
         }
     };
-    // What the others do, for the first `live` fours of states; whether the walk ends there, as the state restarts.
+    // What the others do, for the first `live` fours of states; whether the pass ends there, as the state restarts.
     auto add_up = [&](data_t (*rows)[GROUP][ROW], const float (*map)[TILE][PADDED], const bool *restarts_at, int positions, int live) {
         float local[WIDTH] = {};   // sum of delta in this group
 #pragma unroll 4
@@ -301,22 +301,22 @@ template <Pass PASS, int POLYNOMIAL> FORCE void walk(const Arguments &a) {
 
 #ifdef scan_forward_BUILT
 extern "C" __global__ void __launch_bounds__(WARPS * LANES, MIN_BLOCKS) scan_forward(const Arguments a) {
-    // walk locates again: if it is told, the compiler's order is 4 % worse (issue_model.py)
-    if (locate(a).time_chunk < a.outputs) walk<OUTPUT, POLYNOMIAL_OUTPUT>(a);
-    else walk<SUMMARY, POLYNOMIAL_SUMMARY>(a);
+    // run_pass locates again: with the task as an argument the compiler's order is 4 % worse (issue_model.py)
+    if (locate(a).time_chunk < a.outputs) run_pass<OUTPUT, POLYNOMIAL_OUTPUT>(a);
+    else run_pass<SUMMARY, POLYNOMIAL_SUMMARY>(a);
 }
 #endif
 #ifdef scan_adjoints_BUILT
 extern "C" __global__ void __launch_bounds__(WARPS * LANES, MIN_BLOCKS) scan_adjoints(const Arguments a) {
-    walk<ADJOINT, POLYNOMIAL_SUMMARY>(a);
+    run_pass<ADJOINT, POLYNOMIAL_SUMMARY>(a);
 }
 #endif
 #endif
 
 #ifdef scan_propagate_BUILT
 // From chunk to chunk: h <- exp(A dt_sum) h + end. The warps of a block, MAX_RUNS at most, take the same 32 pairs of channel and
-// state, each a run of chunks: it goes through its run from zero, learns from the runs before it what enters its own, and goes
-// through again. `backwards` takes the chunks from the last in memory to the first.
+// state, each a run of chunks: it scans its run from zero, learns from the runs before it what enters its own, and scans it
+// again. `backwards` takes the chunks from the last in memory to the first.
 #define MAX_RUNS 16
 #define AHEAD_CHUNKS 13   // of a run, in registers
 extern "C" __global__ void __launch_bounds__(MAX_RUNS * LANES)

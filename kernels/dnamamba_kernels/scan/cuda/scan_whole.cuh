@@ -7,7 +7,7 @@
 #define OWN (PADDED / PARTS)
 #define WHOLE_CHANNELS (WHOLE_WARPS * LANES / PARTS)     // of a block
 #define WHOLE_ROW (WHOLE_CHANNELS + LANES / PARTS)       // so that what a warp reads of PARTS rows lies in different banks
-#define STRETCH 16                                       // positions of a turn of the loop, which the instruction cache must hold
+#define SPAN 16                                       // positions of an iteration, which the instruction cache must hold
 #define ALL_LANES 0xffffffffu
 
 struct WholeShared {
@@ -16,7 +16,7 @@ struct WholeShared {
     data_t y[2][TILE][WHOLE_ROW];                        // rows of y of a tile and the one before
     bool restart[2][TILE];
 };
-static_assert(sizeof(WholeShared) == 8256 + 8 * TILE * WHOLE_ROW * sizeof(data_t), "plan.py asks for as many bytes");
+static_assert(sizeof(WholeShared) == 8256 + 8 * TILE * WHOLE_ROW * sizeof(data_t), "plan.py has as many bytes");
 
 extern "C" __global__ void __launch_bounds__(WHOLE_WARPS * LANES, WHOLE_BLOCKS) scan_whole(const Arguments a) {
     constexpr int THREADS = WHOLE_WARPS * LANES, LANES_OF_ROW = WHOLE_CHANNELS / QUAD, AT_ONCE = THREADS / LANES_OF_ROW;
@@ -24,7 +24,7 @@ extern "C" __global__ void __launch_bounds__(WHOLE_WARPS * LANES, WHOLE_BLOCKS) 
     WholeShared &s = *reinterpret_cast<WholeShared *>(memory);
     enum { DT, X, Z };
 
-    const Place at = locate(a);
+    const Task at = locate(a);
     const int part = threadIdx.x % PARTS, own = threadIdx.x / PARTS, n = part * OWN;
     const int first_local = at.channel_block % a.blocks * WHOLE_CHANNELS;
     const int first_channel = at.group * a.group_channels + first_local, channel = first_channel + own;
@@ -41,12 +41,12 @@ extern "C" __global__ void __launch_bounds__(WHOLE_WARPS * LANES, WHOLE_BLOCKS) 
     // Of the rows of dt, x, z and y of a tile a thread moves 16 bytes of every AT_ONCE-th.
     const int moved_row = threadIdx.x / LANES_OF_ROW, moved_channel = threadIdx.x % LANES_OF_ROW * QUAD;
     const bool moves = moved_channel < a.group_channels - first_local;
-    auto place = [&](const data_t *p, i64 batch, i64 row) {
+    auto row_of = [&](const data_t *p, i64 batch, i64 row) {
         return p + at.batch * batch + (at.begin + at.sign * moved_row) * row + first_channel + moved_channel;
     };
-    const data_t *dt = place(a.dt, a.dt_batch, a.dt_row), *x = place(a.x, a.x_batch, a.x_row);
-    const data_t *z = HAS_Z ? place(a.z, a.z_batch, a.z_row) : nullptr;
-    data_t *y = const_cast<data_t *>(place(a.y, a.length * (i64)a.channels, a.channels));
+    const data_t *dt = row_of(a.dt, a.dt_batch, a.dt_row), *x = row_of(a.x, a.x_batch, a.x_row);
+    const data_t *z = HAS_Z ? row_of(a.z, a.z_batch, a.z_row) : nullptr;
+    data_t *y = const_cast<data_t *>(row_of(a.y, a.length * (i64)a.channels, a.channels));
     const i64 step = at.sign * AT_ONCE;
     auto fetch_rows = [&](int tile) {
         data_t (*to)[TILE][WHOLE_ROW] = s.rows[tile & 1];
@@ -138,13 +138,13 @@ extern "C" __global__ void __launch_bounds__(WHOLE_WARPS * LANES, WHOLE_BLOCKS) 
         if (tile > 0) store_rows(tile - 1);
         if (states_at) keep_states();
 
-        // Some positions are prepared while those before are walked and those before them are finished.
+        // Some positions are prepared while those before are scanned and those before them are finished.
         Few next = prepare(buffer, 0, positions), now = next;
         float out[PARTS] = {};
 #pragma unroll 1
-        for (int turn = 0; turn < TILE; turn += STRETCH)
+        for (int first = 0; first < TILE; first += SPAN)
 #pragma unroll
-            for (int j = turn; j < turn + STRETCH; j += PARTS) {
+            for (int j = first; j < first + SPAN; j += PARTS) {
                 const data_t done = finish(now, out);
                 now = next;
                 recur(now, buffer, j, out);

@@ -8,7 +8,7 @@ against time:
     dA = Σ_t λ_t Δ_t Ā_t h_{t−1}  (zoh: … + λ_t B_t x_t d(B̄/B)/dA)
 """
 
-# ruff: noqa: RUF005 - Triton's language knows no unpacking, and tells constant from run-time conditions
+# ruff: noqa: RUF005 - Triton's language knows no unpacking, and distinguishes constant from run-time conditions
 # mypy: disable-error-code="assignment, var-annotated"
 
 import triton
@@ -55,7 +55,7 @@ def backward_summaries_kernel(
     state_in = d_in[:, None, :] & (n[None, :, None] < state)
     start = chunk.to(tl.int64) * chunk_size
     count = tl.minimum(chunk_size, length - start).to(tl.int32)
-    last = start if REVERSE else start + count - 1  # the walk begins at the end of scan order
+    last = start if REVERSE else start + count - 1  # the pass begins at the end of scan order
     sign = 1 if REVERSE else -1
 
     A_log2 = tl.load(per_state(A, d, state, zero, BLOCK_N, BLOCK_C), mask=state_in, other=0.0) * LOG2E
@@ -121,8 +121,8 @@ def chunk_gradients_kernel(
 ):  # fmt: skip
     """Gradients of the chunks task, task + programs, …, one after another.
 
-    A first walk along the chunk keeps the state at every SPAN-th position in this program's part of ``checkpoints``;
-    then, from the last span to the first, the states within the span are recomputed into registers and walked against
+    A first pass along the chunk keeps the state at every SPAN-th position in this program's part of ``checkpoints``;
+    then, from the last span to the first, the states within the span are recomputed into registers and scanned against
     time. dA, dD and ddt_bias are this chunk's sums, dB and dC this channel block's; they are added up in a fixed order
     afterwards.
     """
@@ -204,9 +204,9 @@ def chunk_gradients_kernel(
         dC_sum = dA
         dD = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
         dbias = dD
-        for turn in range(0, spans):
-            span = spans - 1 - turn
-            if turn > 0:
+        for done in range(0, spans):
+            span = spans - 1 - done
+            if done > 0:
                 at = kept + tl.cast(span, tl.int64) * (BLOCK_R * BLOCK_N * BLOCK_C)
                 h = tl.load(tl.max_contiguous(at + in_tile, [1, 2, BLOCK_C]))
             x_rows = ()

@@ -1,6 +1,6 @@
 """Kernels of the scan's forward pass: chunk summaries, the pass over chunks, and the outputs of all chunks.
 
-A program owns R · C channels of one group, with all N states of each, and walks one chunk in scan order; its state is
+A program owns R · C channels of one group, with all N states of each, and scans one chunk; its state is
 an [R, N, C] tile of fp32 registers. With 32 lanes along C the default layout keeps a channel's states in one thread, so
 that sums over states need no other lane; R neighbouring channels a thread share each row of B and C. Channels of a
 program: first + c · R + r.
@@ -9,7 +9,7 @@ Inputs of the next position are loaded before the present one is worked on; poin
 last row at the chunk's end, so no load needs a bound on the position.
 """
 
-# ruff: noqa: SIM108 - Triton tells constant from run-time conditions, and compiles one branch of the former
+# ruff: noqa: SIM108 - Triton distinguishes constant from run-time conditions, and compiles one branch of the former
 
 import triton
 import triton.language as tl
