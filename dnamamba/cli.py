@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from dnamamba.errors import InputError
+from dnamamba.errors import InputError, one_line
 
 USER_ERROR = 2
 """Exit code for what the user can fix; that of argparse too."""
@@ -93,5 +93,5 @@ def _end_on_signals() -> Iterator[None]:
 
 
 def _refuse(message: str) -> int:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"error: {one_line(message)}", file=sys.stderr)
     return USER_ERROR
