@@ -22,11 +22,11 @@ for _base in range(BASES):
     COMPLEMENT[_base] = 3 - _base
     COMPLEMENT[_base | SOFT_MASK_BIT] = (3 - _base) | SOFT_MASK_BIT
 
-IUPAC_AMBIGUOUS = "RYSWKMBDHVUX"
-"""Codes read as N and counted. U is RNA's T and X a mask of old; in a reference genome both are worth counting."""
+IUPAC_AMBIGUOUS = "RYSWKMBDHVX"
+"""Codes read as N and counted; X masks repeats."""
 
 ASCII_TO_TOKEN = np.full(256, UNK, np.uint8)
-"""byte -> token, lower case with the soft-mask bit; IUPAC codes are N, what is no nucleotide code is UNK."""
+"""byte -> token, lower case with the soft-mask bit; U is T, IUPAC codes are N, what is no nucleotide code is UNK."""
 TOKEN_TO_ASCII = np.full(256, ord("?"), np.uint8)
 """token -> byte: the inverse for A, C, G, T, N, lower case where the soft-mask bit is set."""
 for _letter in IUPAC_AMBIGUOUS:
@@ -36,6 +36,7 @@ for _token, _letter in enumerate("ACGTN"):
     for _mask, _byte in ((0, ord(_letter)), (SOFT_MASK_BIT, ord(_letter.lower()))):
         ASCII_TO_TOKEN[_byte] = _token | _mask
         TOKEN_TO_ASCII[_token | _mask] = _byte
+ASCII_TO_TOKEN[ord("U")], ASCII_TO_TOKEN[ord("u")] = T, T | SOFT_MASK_BIT
 
 
 def encode(sequence: str | bytes) -> np.ndarray:

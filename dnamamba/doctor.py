@@ -11,7 +11,7 @@ from dnamamba import __version__, verbs
 from dnamamba.errors import InputError
 from dnamamba.settings.fields import Settings
 
-PACKAGES = ("torch", "triton", "numba", "numpy", "lightning", "safetensors", "polars", "biopython")
+PACKAGES = ("torch", "triton", "numba", "numpy", "lightning", "safetensors", "polars")
 """Those whose versions change what a run does or what it can read."""
 
 

@@ -9,6 +9,7 @@
 Whatever is wrong with a file is an `InputError` raised by the read that meets it.
 """
 
+import atexit
 import codecs
 import io
 import stat
@@ -237,14 +238,24 @@ class _Pipe:
             pass
         return self._size
 
+    def close(self) -> None:
+        self._source.close()
+        self._kept.close()
+
 
 _pipes: dict[tuple[str, int, int], _Pipe] = {}
 
 
-def decompressed(raw: RawFile) -> IO[bytes]:
+@atexit.register
+def _close_pipes() -> None:
+    for pipe in _pipes.values():
+        pipe.close()
+
+
+def decompressed(raw: RawFile) -> io.BufferedReader:
     """The bytes of a file, decompressed if they are gzip, from behind a byte order mark. Raises as `open_bytes`."""
     buffered = io.BufferedReader(raw, _BUFFER)
-    stream = io.BufferedReader(_Gunzip(raw.path, buffered), _BUFFER) if buffered.peek(2)[:2] == _GZIP else buffered
+    stream: Any = io.BufferedReader(_Gunzip(raw.path, buffered), _BUFFER) if buffered.peek(2)[:2] == _GZIP else buffered
     head = stream.peek(4)[:4]
     if head.startswith(codecs.BOM_UTF8):
         stream.read(len(codecs.BOM_UTF8))

@@ -2,6 +2,9 @@
 
 import gzip
 import io
+import subprocess
+import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dnamamba import text_files
 from dnamamba.alphabet import SOFT_MASK_BIT, N, decode, encode, reverse_complement
 from dnamamba.errors import InputError
 from dnamamba.genome import reader
@@ -111,13 +115,14 @@ def bgzip(data: bytes, *, end_mark: bool) -> bytes:
     size = len(body) + 25
     head = b"\x1f\x8b\x08\x04\0\0\0\0\0\xff\x06\0BC\x02\0" + struct.pack("<H", size)
     block = head + body + struct.pack("<II", zlib.crc32(data), len(data))
-    return block + (reader._BGZIP_EOF if end_mark else b"")
+    return block + (text_files._BGZIP_END if end_mark else b"")
 
 
-def test_bgzip_is_read_and_its_end_mark_required(tmp_path):
+def test_bgzip_is_read_and_its_end_block_missed(tmp_path, capsys):
     assert records(write(tmp_path, bgzip(b">a\nACGT\n", end_mark=True)))["a"][1] == "ACGT"
-    with pytest.raises(InputError, match="truncated"):
-        records(write(tmp_path, bgzip(b">a\nACGT\n", end_mark=False)))
+    assert not capsys.readouterr().err
+    assert records(write(tmp_path, bgzip(b">a\nACGT\n", end_mark=False)))["a"][1] == "ACGT"
+    assert "bgzip's last block is missing" in capsys.readouterr().err
 
 
 LONG = b">chr1\n" + b"ACGTTGCA\n" * 4000
@@ -148,7 +153,6 @@ PROTEIN = b">P1\nMKTAYIAKQR\n"
         (b">a\nAC-G\n", "column 3: '-' is a gap"),
         (b">a\nACG>T\n", "record 'a', line 2, column 4: '>' within a line"),
         (b">\nACGT\n", "line 1: a header without a name"),
-        (b">a\rACGT\r>b\rAC\r", "old Mac"),
     ],
 )
 def test_bad_files_are_named(tmp_path, data, expected):
@@ -175,6 +179,57 @@ def test_missing_file_and_folder(tmp_path):
         records(tmp_path)
 
 
+def test_files_of_every_line_end_and_encoding(tmp_path):
+    expected = {"chr1": ("one \u2028 a", "ACGTacgt", 0), "gène": ("", "GG", 0)}
+    text = ">chr1 one \u2028 a\nACGT\nacgt\n>gène\nGG\n"
+    for data in (
+        text.encode(),
+        text.replace("\n", "\r").encode(),
+        text.replace("\n", "\r\n").encode("utf-8-sig"),
+        text.replace("gène", "g\ne").encode().replace(b">g\ne", ">gène".encode("latin-1")),
+        gzip.compress(text.encode("utf-8-sig")) + b"\r\n",
+    ):
+        assert records(write(tmp_path, data)) == expected
+    with pytest.raises(InputError, match="UTF-16; expected FASTA"):
+        records(write(tmp_path, text.encode("utf-16")))
+
+
+def test_old_mac_lines_are_counted(tmp_path):
+    with pytest.raises(InputError, match=r"record 'b', line 5, column 3: '1'"):
+        records(write(tmp_path, b">a\rAC\rGT\r>b\rAC1\r"))
+
+
+def test_rna_and_masks(tmp_path):
+    """U is T; X is N, soft-masked by its case, and no sign of protein however much of it there is."""
+    found = records(write(tmp_path, b">r\nACGUacgu\n>m\n" + b"ACGT" * 5 + b"X" * 70 + b"x" * 9 + b"\n"))
+    assert found == {"r": ("", "ACGTacgt", 0), "m": ("", "ACGT" * 5 + "N" * 70 + "n" * 9, 79)}
+    for letter in b"EFILPQefilpq":
+        with pytest.raises(InputError, match="amino-acid code"):
+            records(write(tmp_path, b">p\nAC" + bytes([letter])))
+
+
+@pytest.mark.parametrize("header", [b"track_1 x", b"browser2", b"track", b'ctg"1"', b"it's;2", b"a,b|c=d"])
+def test_any_word_is_a_contigs_name(tmp_path, header):
+    name, _, description = header.decode().partition(" ")
+    assert records(write(tmp_path, b">" + header + b"\nACGT\n")) == {name: (description, "ACGT", 0)}
+
+
+def test_memory_does_not_grow_with_a_line(tmp_path):
+    """A chromosome in one line, of 100 M bases packed into 100 kB."""
+    packer = zlib.compressobj(9, zlib.DEFLATED, 31)
+    data = packer.compress(b">one\n") + b"".join(packer.compress(b"ACGT" * (1 << 18)) for _ in range(100))
+    path = write(tmp_path, data + packer.flush(), "one.fa.gz")
+    code = (
+        "import resource, sys; from pathlib import Path; from dnamamba.genome.reader import read_genome\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "bases = sum(block.tokens.size for block in read_genome(Path(sys.argv[1])) if hasattr(block, 'tokens'))\n"
+        "print(bases, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, check=True, text=True)
+    bases, kilobytes = map(int, done.stdout.split())
+    assert bases == 100 << 20 and kilobytes < 60_000
+
+
 def genbank(sequence: str, name: str = "X1") -> bytes:
     seqio, record_type, seq = pytest.importorskip("Bio.SeqIO"), "Bio.SeqRecord", pytest.importorskip("Bio.Seq").Seq
     record = pytest.importorskip(record_type).SeqRecord(
@@ -192,13 +247,75 @@ def test_genbank_plain_and_gzip(tmp_path):
     assert records(write(tmp_path, gzip.compress(data), "g.gb.gz")) == expected
 
 
-@pytest.mark.parametrize("end", [b"", b"\n//\n"])
-def test_genbank_cut_short(tmp_path, end):
+def with_ids(accession: str, version: str, name: str, sequence: str = "acgt" * 30) -> bytes:
+    data = genbank(sequence, name)
+    lines = [line for line in data.split(b"\n") if not line.startswith((b"ACCESSION", b"VERSION"))]
+    lines[2:2] = [b"ACCESSION   " + accession.encode()] + ([b"VERSION     " + version.encode()] if version else [])
+    return b"\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("records_of", "names"),
+    [
+        ([("A", "A.2", "L")], ["A.2"]),
+        ([("A B", "A.2  GI:1", "L")], ["A.2"]),
+        ([("", "", "L")], ["L"]),
+        ([(".", ".", "L1"), (".", ".", "L2")], ["L1", "L2"]),
+        ([("unknown", "", "L1"), ("C", "C.1", "L2"), ("unknown", "", "L3")], ["L1", "C.1", "L3"]),
+        ([("urn.local...1", ".", "L1"), ("urn.local...2", "", "L2")], ["L1", "urn.local...2"]),
+        ([("N_cov_2", "N_cov_2.5", "N_cov_2.05"), ("N_cov_2", "N_cov_2.5", "N_cov_2.5")], ["N_cov_2.05", "N_cov_2.5"]),
+    ],
+)
+def test_genbank_names(tmp_path, records_of, names):
+    """Those of Biopython where they tell the records apart, else those of the LOCUS lines."""
+    from Bio import SeqIO
+
+    data = b"".join(with_ids(*record) for record in records_of)
+    assert list(records(write(tmp_path, data))) == names
+    theirs = [record.id for record in SeqIO.parse(io.StringIO(data.decode()), "genbank")]
+    useless = {"", ".", "unknown", "<unknown id>", *(name for name in theirs if theirs.count(name) > 1)}
+    assert [name for name in theirs if name not in useless] == [
+        name for name, their in zip(names, theirs, strict=True) if their not in useless
+    ]
+
+
+RELEASE = b"GBBCT1.SEQ          Genetic Sequence Data Bank\n                     June 15 2026\n\n\n"
+
+
+@pytest.mark.parametrize("before", [b"", b"\xef\xbb\xbf", b"\n\n", RELEASE], ids=["plain", "BOM", "blank", "release"])
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
+@pytest.mark.parametrize("columns", ["right", "wide", "none", "from 501"])
+def test_genbank_as_programs_write_it(tmp_path, before, end, columns):
+    sequence = "acgtnrxu" * 300
+    data = before + genbank(sequence.replace("u", "t"), "X1").replace(b"nrxt", b"nrxu") + genbank("ACGT" * 5, "X2")
+    if columns != "right":
+        lines = data.split(b"\n")
+        for number, line in enumerate(lines):
+            if line[:9].strip().isdigit():
+                numbers = {"wide": b" " + line[:9], "none": b" " * 9, "from 501": b"%9d" % (int(line[:9]) + 500)}
+                lines[number] = numbers[columns] + line[9:]
+        data = b"\n".join(lines)
+    found = records(write(tmp_path, data.replace(b"\n", end)))
+    assert found == {"X1.1": ("a phage", "ACGTNNNT" * 300, 600), "X2.1": ("a phage", "ACGT" * 5, 0)}
+
+
+def test_damaged_genbank(tmp_path):
     whole = genbank("acgt" * 300)
-    path = tmp_path / "cut.gb"
-    path.write_bytes(whole[: len(whole) // 2].rsplit(b"\n", 1)[0] + end)
-    with pytest.raises(InputError, match="truncated or damaged"):
-        list(read_genome(path))
+    half = whole[: len(whole) // 2].rsplit(b"\n", 1)[0]
+    cases = {
+        half: r"record 'X1.1': truncated or damaged: the file ends within it",
+        half + b"\n//\n": r"record 'X1.1', line 1: truncated or damaged: 1,200 bp are declared, \d+ are there",
+        half + b"\n" + whole: r"record 'X1\w*', line \d+: truncated or damaged: the next record begins before `//`",
+        whole.replace(b"\n      121 ", b"\n      127 "): r"line \d+, column 1: position '127', expected 121; a line is",
+        whole.replace(b"\n      121 ", b"\n      1x1 "): r"line \d+, column 1: position '1x1', expected 121",
+        whole.replace(b"\n      121 acgtacgtac", b"\n      121 acgtacgEac"): r"position 128: 'E' is no nucleotide",
+        whole.replace(b"\n      121 acgt", b"\n      121acgtt"): r"line \d+: expected a position, then bases",
+        whole.replace(b" bp ", b" ba "): r"line 1: no length in the LOCUS line",
+        whole + b"LOCUS       X2 4 bp\nDEFINITION  x\n": r"record 'X2': truncated or damaged: the file ends",
+    }
+    for data, message in cases.items():
+        with pytest.raises(InputError, match=message):
+            records(write(tmp_path, data))
 
 
 def test_genbank_without_sequence(tmp_path):

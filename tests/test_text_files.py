@@ -176,7 +176,7 @@ def test_messages_are_one_line_that_a_terminal_shows(capsys):
         assert text.startswith(f"f.bed: {quoted[0]}{long[:199]}…{quoted[0]} is") and text.endswith("expected one")
 
     def main(_: object) -> None:
-        raise InputError(f"f.csv: no column x among {', '.join(f'c{n}' for n in range(10**6))}; name it")
+        raise InputError(f"f.csv: no column x among {', '.join(f'c{n}' for n in range(10**5))}; name it")
 
     assert cli.run(main) == cli.USER_ERROR
     told = capsys.readouterr().err

@@ -1,41 +1,42 @@
-"""Genome files to tokens: FASTA (plain, gzip, bgzip) streamed at the speed of the decompressor, GenBank by Biopython.
+"""Genome files to tokens: FASTA (plain, gzip, bgzip) streamed at the speed of the decompressor, GenBank.
 
 A contig's name is its header up to the first white space (pipes stay: `gi|1|ref|NC_1.1|` is one name); the rest is its
-description. Lower case is a base with the soft-mask bit; IUPAC codes become N and are counted. CRLF, blank lines and
-blanks within lines are read over. Everything else is an `InputError` with file, record, line and column.
+description. Lower case is a base with the soft-mask bit; U is T; IUPAC codes, X too, become N and are counted. Blank
+lines and blanks within lines are read over. Everything else is an `InputError` with file, record, line and column.
 """
 
-import gzip
 import hashlib
 import io
-import warnings
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from dnamamba.alphabet import ASCII_TO_TOKEN, IUPAC_AMBIGUOUS, SOFT_MASK_BIT, N
 from dnamamba.errors import InputError
+from dnamamba.genome.genbank import is_genbank, read_genbank
+from dnamamba.text_files import DamagedGzip, RawFile, as_text, blocks, decompressed, is_pipe
 
+EXPECTED = "FASTA (plain, gzip, bgzip) or GenBank"
 READ_BYTES = 4 << 20
 """Decompressed bytes handled at once: large enough for numpy, small for any machine's memory."""
 MAX_HEADER = 1 << 20
 """A longer header line is no FASTA header."""
 
-_BLANKS = b"\r\n \t\v\f"
-_AMBIGUOUS, _INVALID = 0x20, 0xFF
-"""Marks that live within this module only: an IUPAC code (perhaps with the mask bit), and a byte that is no code."""
+_BLANKS = b"\n \t\v\f"
+_AMBIGUOUS, _MASKED, _INVALID = 0x20, 0x21, 0xFF
+"""Marks that live within this module only: an IUPAC code and X (perhaps with the mask bit), and a byte that is no code.
+"""
 _MARKED = np.where(ASCII_TO_TOKEN <= N, ASCII_TO_TOKEN, _INVALID).astype(np.uint8)
-for _byte in b"ACGTN":
+for _byte in b"ACGTUN":
     _MARKED[_byte | 0x20] = ASCII_TO_TOKEN[_byte | 0x20]
-for _byte in IUPAC_AMBIGUOUS.encode():
-    _MARKED[_byte], _MARKED[_byte | 0x20] = _AMBIGUOUS, _AMBIGUOUS | SOFT_MASK_BIT
-_TO_MARKED = _MARKED.tobytes()
-_AMBIGUOUS_MARKS = tuple(bytes([mark]) for mark in (_AMBIGUOUS, _AMBIGUOUS | SOFT_MASK_BIT))
 _TO_N = bytearray(range(256))
-_TO_N[_AMBIGUOUS], _TO_N[_AMBIGUOUS | SOFT_MASK_BIT] = N, N | SOFT_MASK_BIT
+for _byte in IUPAC_AMBIGUOUS.encode():
+    _mark = _MASKED if _byte == ord("X") else _AMBIGUOUS
+    _MARKED[_byte], _MARKED[_byte | 0x20] = _mark, _mark | SOFT_MASK_BIT
+    _TO_N[_mark], _TO_N[_mark | SOFT_MASK_BIT] = N, N | SOFT_MASK_BIT
+_TO_MARKED = _MARKED.tobytes()
 
 _FOREIGN = (
     (b"\x1a\x41\x27\x43", "a 2bit file: convert it with `twoBitToFa`"),
@@ -47,7 +48,6 @@ _FOREIGN = (
     (b"BAM\x01", "a BAM file, not a genome"),
     (b"CRAM", "a CRAM file, not a genome"),
 )
-_BGZIP_EOF = bytes.fromhex("1f8b08040000000000ff0600424302001b0003000000000000000000")
 
 
 class SequenceBlock(NamedTuple):
@@ -74,28 +74,17 @@ class SourceFile(NamedTuple):
     sha256: str
 
 
-class HashingFile(io.RawIOBase):
-    """A binary file that takes the SHA-256 of what is read; `on_read` gets the number of bytes of each read."""
+class HashingFile(RawFile):
+    """A file read from its start to its end, of which the SHA-256 is taken."""
 
     def __init__(self, path: Path, on_read: Callable[[int], None] | None = None) -> None:
-        self.path = path
-        self._file = path.open("rb", buffering=0)
+        super().__init__(path, EXPECTED, on_read)
         self._hash = hashlib.sha256()
-        self._on_read = on_read
-
-    def readable(self) -> bool:
-        return True
 
     def readinto(self, buffer: Any) -> int:
-        count = self._file.readinto(buffer) or 0
+        count = super().readinto(buffer)
         self._hash.update(memoryview(buffer)[:count])
-        if self._on_read is not None and count:
-            self._on_read(count)
         return count
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
 
     def hash_to_end(self) -> str:
         """SHA-256 of the whole file, what has not been read included, as 64 hexadecimal digits."""
@@ -110,52 +99,31 @@ def read_genome(path: Path, on_read: Callable[[int], None] | None = None) -> Ite
     `on_read` gets the number of bytes (of the file, so compressed ones) that each read took.
     Raises `InputError` if the file is missing, empty, truncated, binary, or no nucleotide FASTA or GenBank.
     """
-    try:
+    with HashingFile(path, on_read) as raw:
         status = path.stat()
-        if path.is_dir():
-            raise InputError(f"{path}: a folder that is no token store; give a FASTA or GenBank file")
-        raw = HashingFile(path, on_read)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; give a FASTA (plain, gzip, bgzip) or GenBank file") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-    with raw:
-        yield from _read_stream(path, raw)
-        yield SourceFile(str(path.resolve()), status.st_size, status.st_mtime_ns, raw.hash_to_end())
+        name = ""
+        try:
+            stream = decompressed(raw)
+            for block in _read_stream(path, stream):
+                name = block.name
+                yield block
+        except DamagedGzip as error:
+            raise InputError(f"{error} (the last record read is {name!r})" if name else str(error)) from None
+        digest = raw.hash_to_end()
+        if is_pipe(path):
+            yield SourceFile(str(path), raw.tell(), 0, digest)
+        else:
+            yield SourceFile(str(path.resolve()), status.st_size, status.st_mtime_ns, digest)
 
 
-def _read_stream(path: Path, raw: HashingFile) -> Iterator[SequenceBlock]:
-    buffered = io.BufferedReader(raw, 1 << 20)
-    magic = buffered.peek(18)[:18]
-    stream: IO[bytes] = buffered
-    if magic[:2] == b"\x1f\x8b":
-        if magic[12:14] == b"BC":
-            _check_bgzip_end(path)
-        stream = cast(IO[bytes], gzip.GzipFile(fileobj=buffered))
-    position = "at its start"
-    try:
-        head = stream.read(READ_BYTES)
-        stripped = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+def _read_stream(path: Path, stream: io.BufferedReader) -> Iterator[SequenceBlock]:
+    head = stream.peek(1)
+    stripped = head.lstrip()
+    if is_genbank(stripped):
+        yield from _read_genbank(path, stream)
+    else:
         _check_kind(path, head, stripped)
-        if stripped.startswith(b"LOCUS "):
-            yield from _read_genbank(path, head, stream)
-            return
-        for block in _read_fasta(path, head.removeprefix(b"\xef\xbb\xbf"), stream):
-            position = f"in record {block.name!r}"
-            yield block
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        kind = "truncated" if isinstance(error, EOFError) else "damaged"
-        raise InputError(f"{path}: the gzip data are {kind} {position}; fetch the file again") from None
-    finally:
-        buffered.detach()  # or its end would close `raw`, whose hash is still to be taken
-
-
-def _check_bgzip_end(path: Path) -> None:
-    """A bgzip file cut between two of its blocks is valid gzip: only the missing end mark shows it."""
-    with path.open("rb") as file:
-        file.seek(-min(len(_BGZIP_EOF), path.stat().st_size), io.SEEK_END)
-        if file.read() != _BGZIP_EOF:
-            raise InputError(f"{path}: truncated: bgzip's end mark is missing; fetch the file again")
+        yield from _read_fasta(path, stream)
 
 
 def _check_kind(path: Path, head: bytes, stripped: bytes) -> None:
@@ -166,18 +134,18 @@ def _check_kind(path: Path, head: bytes, stripped: bytes) -> None:
             raise InputError(f"{path}: this is {what}")
     if b"\0" in head or stripped[0] >= 0x80:
         raise InputError(f"{path}: binary data, not FASTA or GenBank")
-    if not stripped.startswith((b">", b"LOCUS ")):
-        line = head[: len(head) - len(stripped)].count(b"\n") + 1
-        shown = stripped.split(b"\n", 1)[0][:20].decode("ascii", "backslashreplace")
+    if not stripped.startswith(b">"):
+        line = b"".join(blocks(io.BytesIO(head[: len(head) - len(stripped)]), READ_BYTES)).count(b"\n") + 1
+        shown = stripped.splitlines()[0][:20].decode("ascii", "backslashreplace")
         raise InputError(f"{path}, line {line}: no FASTA header: the first record must begin with '>', found {shown!r}")
 
 
-def _read_fasta(path: Path, block: bytes, stream: IO[bytes]) -> Iterator[SequenceBlock]:
+def _read_fasta(path: Path, stream: io.BufferedReader) -> Iterator[SequenceBlock]:
     name, description, header_line = "", "", 0
     header: bytes | None = None  # the part of an unfinished header line that earlier blocks held
     line, column = 1, 0  # line of the next byte, and how many bytes of that line earlier blocks held
-    bases = ambiguous = 0
-    while block:
+    bases = ambiguous = masked = 0
+    for block in blocks(stream, READ_BYTES):
         position = 0
         while position < len(block):
             if header is not None:
@@ -188,7 +156,7 @@ def _read_fasta(path: Path, block: bytes, stream: IO[bytes]) -> Iterator[Sequenc
                 position = end + 1 if end >= 0 else len(block)
                 if end >= 0:
                     name, description = _parse_header(path, line, header)
-                    header, header_line, bases, ambiguous = None, line, 0, 0
+                    header, header_line, bases, ambiguous, masked = None, line, 0, 0, 0
                     line, column = line + 1, 0
                     yield SequenceBlock(name, description, header_line, True, np.empty(0, np.uint8), 0)
                 continue
@@ -198,11 +166,10 @@ def _read_fasta(path: Path, block: bytes, stream: IO[bytes]) -> Iterator[Sequenc
             marked = text.translate(_TO_MARKED, _BLANKS)
             if _INVALID in marked:
                 raise _bad_byte(path, name, line, column, text)
-            codes = sum(marked.count(mark_byte) for mark_byte in _AMBIGUOUS_MARKS)
-            bases, ambiguous = bases + len(marked), ambiguous + codes
+            codes, masks = _count_codes(marked)
+            bases, ambiguous, masked = bases + len(marked), ambiguous + codes, masked + masks
             if marked:
-                tokens = marked.translate(_TO_N) if codes else marked
-                yield SequenceBlock(name, description, header_line, False, np.frombuffer(tokens, np.uint8), codes)
+                yield SequenceBlock(name, description, header_line, False, _tokens(marked), codes + masks)
             newlines = text.count(b"\n")
             line += newlines
             column = len(text) - text.rfind(b"\n") - 1 if newlines else column + len(text)
@@ -212,25 +179,31 @@ def _read_fasta(path: Path, block: bytes, stream: IO[bytes]) -> Iterator[Sequenc
                         f"{path}, record {name!r}, line {line}, column {column + 1}: '>' within a line of sequence; "
                         "a header must begin its line"
                     )
-                _check_composition(path, name, header_line, bases, ambiguous)
+                _check_composition(path, name, header_line, bases - masked, ambiguous)
                 header, end = b"", end + 1
             position = end
-        block = stream.read(READ_BYTES)
     if header is not None:  # the file ends within a header line, which so has no sequence
         name, description = _parse_header(path, line, header)
         yield SequenceBlock(name, description, line, True, np.empty(0, np.uint8), 0)
     else:
-        _check_composition(path, name, header_line, bases, ambiguous)
+        _check_composition(path, name, header_line, bases - masked, ambiguous)
+
+
+def _count_codes(marked: bytes) -> tuple[int, int]:
+    """How many letters are IUPAC codes, X left out, and how many are X."""
+    codes, masks = (marked.count(mark) + marked.count(mark | SOFT_MASK_BIT) for mark in (_AMBIGUOUS, _MASKED))
+    return codes, masks
+
+
+def _tokens(marked: bytes) -> np.ndarray:
+    return np.frombuffer(marked.translate(_TO_N), np.uint8)
 
 
 def _parse_header(path: Path, line: int, header: bytes) -> tuple[str, str]:
-    text = header.rstrip()
-    if b"\r" in text:
-        raise InputError(f"{path}, line {line}: lines end in CR alone (old Mac); convert them to LF")
-    words = text.decode("utf-8", "backslashreplace").split(maxsplit=1)
+    words = header.split(maxsplit=1)
     if not words:
         raise InputError(f"{path}, line {line}: a header without a name; expected '>name'")
-    return words[0], words[1] if len(words) > 1 else ""
+    return as_text(words[0]), as_text(words[1].strip()) if len(words) > 1 else ""
 
 
 def _bad_byte(path: Path, name: str, line: int, column: int, text: bytes) -> InputError:
@@ -250,7 +223,7 @@ def _bad_byte(path: Path, name: str, line: int, column: int, text: bytes) -> Inp
 
 
 def _check_composition(path: Path, name: str, line: int, bases: int, ambiguous: int) -> None:
-    """Protein can be spelled in IUPAC letters alone; no genome has more codes than bases."""
+    """Protein can be spelled in IUPAC letters alone; no genome has more codes than bases, masks (X) left out."""
     if bases >= 10 and 2 * ambiguous > bases:
         raise InputError(
             f"{path}, record {name!r}, line {line}: {ambiguous} of {bases} letters are IUPAC ambiguity codes; "
@@ -258,65 +231,17 @@ def _check_composition(path: Path, name: str, line: int, bases: int, ambiguous: 
         )
 
 
-class _Joined(io.RawIOBase):
-    """Bytes already read, then the rest of their stream."""
-
-    def __init__(self, head: bytes, stream: IO[bytes]) -> None:
-        self._head, self._stream = memoryview(head), stream
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        data = self._head[: len(buffer)] if self._head else self._stream.read(len(buffer))
-        self._head = self._head[len(data) :]
-        buffer[: len(data)] = data
-        return len(data)
-
-
-def _complete_records(records: Iterator[Any], kind: type[Warning]) -> Iterator[Any]:
-    """Biopython only warns of a record that is cut short; its other remarks are on matters of form."""
-    while True:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", kind)
-            warnings.filterwarnings("error", "Premature end of file|Expected sequence length", kind)
-            if (record := next(records, None)) is None:
-                return
-        yield record
-
-
-def _read_genbank(path: Path, head: bytes, stream: IO[bytes]) -> Iterator[SequenceBlock]:
-    """A record is one contig, named by its accession and version. GenBank is lower case by custom: no soft mask."""
-    try:
-        from Bio import BiopythonParserWarning, SeqIO
-        from Bio.Seq import UndefinedSequenceError
-    except ImportError:
-        raise InputError(f"{path}: reading GenBank needs Biopython: pip install biopython; or give FASTA") from None
-    text = io.TextIOWrapper(io.BufferedReader(_Joined(head, stream)), encoding="utf-8", errors="replace")
-    name = ""
-    try:
-        for record in _complete_records(SeqIO.parse(text, "genbank"), BiopythonParserWarning):
-            name = record.id
-            sequence = bytes(record.seq).upper()
-            marked = sequence.translate(_TO_MARKED)
-            if _INVALID in marked:
-                at = marked.index(_INVALID)
-                raise InputError(f"{path}, record {name!r}, position {at + 1}: {chr(sequence[at])!r} is no nucleotide")
-            codes = marked.count(_AMBIGUOUS_MARKS[0])
-            _check_composition(path, name, 0, len(marked), codes)
-            yield SequenceBlock(name, record.description, 0, True, np.empty(0, np.uint8), 0)
-            yield SequenceBlock(
-                name, record.description, 0, False, np.frombuffer(marked.translate(_TO_N), np.uint8), codes
+def _read_genbank(path: Path, stream: io.BufferedReader) -> Iterator[SequenceBlock]:
+    """A record is one contig. GenBank is lower case by custom: no soft mask."""
+    bases = ambiguous = masked = 0
+    for name, description, line, first, start, letters in read_genbank(path, stream):
+        marked = letters.translate(_TO_MARKED)
+        if _INVALID in marked:
+            at = marked.index(_INVALID)
+            raise InputError(
+                f"{path}, record {name!r}, position {start + at + 1}: {chr(letters[at])!r} is no nucleotide"
             )
-    except UndefinedSequenceError:
-        raise InputError(
-            f"{path}, record {name!r}: a GenBank record without its sequence; fetch the full one"
-        ) from None
-    except BiopythonParserWarning as warning:
-        raise InputError(
-            f"{path}, after record {name!r}: truncated or damaged ({warning}); fetch the file again"
-        ) from None
-    except InputError:
-        raise
-    except ValueError as error:
-        raise InputError(f"{path}, after record {name!r}: not valid GenBank: {error}") from None
+        bases, ambiguous, masked = (0, 0, 0) if first else (bases, ambiguous, masked)
+        codes, masks = _count_codes(marked)
+        bases, ambiguous, masked = bases + len(marked), ambiguous + codes, masked + masks
+        yield SequenceBlock(name, description, line, first, _tokens(marked), codes + masks)
