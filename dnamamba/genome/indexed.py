@@ -6,6 +6,7 @@ size than it says.
 """
 
 import contextlib
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ from dnamamba.genome.contig_names import ContigNames
 from dnamamba.genome.progress import OnProgress
 from dnamamba.genome.store import TokenStore, cache_name, current_store, is_writable, open_genome
 from dnamamba.genome.view import GenomeView
+from dnamamba.text_files import is_pipe
 
 LITTLE = 1 << 26
 """Bases: for up to this many to read no token store is built."""
@@ -155,15 +157,17 @@ def _state(path: Path) -> tuple[int, ...]:
 
 
 def _kind(path: Path) -> str | None:
-    """`fasta` or `bgzip`, None for what has no index."""
+    """`fasta` or `bgzip`, None for what has no index: lines that end in CR alone have none either."""
+    if is_pipe(path):
+        return None
     try:
         with path.open("rb") as file:
-            start = file.read(18)
+            start = file.read(1 << 16)
     except OSError:
         return None
     named_packed = path.name.lower().endswith((".gz", ".bgz"))  # by which pyfaidx distinguishes them
     if start[:1] == b">" and not named_packed:
-        return "fasta"
+        return None if re.search(rb"\r[^\n]", start) else "fasta"
     return "bgzip" if start[:2] == b"\x1f\x8b" and start[12:14] == b"BC" and named_packed else None
 
 

@@ -1,12 +1,15 @@
 """The token store of a genome: opened in milliseconds, built from its FASTA when there is none or the source changed.
 
 The store (its files: `store_format`) lies next to the first genome file, in the user's cache folder where that is
-read-only, or where the user says. It is written under a temporary name and renamed when complete, by one builder at a
-time, so that a store that exists is a whole one. Header and sizes are checked at opening, the blocks by `verify`.
+read-only, or where the user says; that of a pipe lasts as long as the process. It is written under a temporary name
+and renamed when complete, by one builder at a time, so that a store that exists is a whole one. Header and sizes are
+checked at opening, the blocks by `verify`.
 """
 
+import atexit
 import contextlib
 import errno
+import functools
 import glob
 import hashlib
 import os
@@ -39,6 +42,7 @@ from dnamamba.genome.store_format import (
     read_json,
     write_index,
 )
+from dnamamba.text_files import is_pipe
 
 __all__ = ["Contig", "TokenStore", "open_genome"]
 
@@ -203,7 +207,12 @@ def _open_or_build(files: list[Path], explicit: Path | None, progress: OnProgres
         if path.is_dir():
             raise InputError(f"{path}: a folder that is no token store; give a FASTA or GenBank file")
     gone = next((path for path in files if not path.exists()), None)
-    folders = [explicit] if explicit is not None else [_store_name(files), cache_name(files)]
+    if explicit is not None:
+        folders = [explicit]
+    elif any(map(is_pipe, files)):
+        folders = [_temporary_folder() / cache_name(files).name]
+    else:
+        folders = [_store_name(files), cache_name(files)]
     for folder in folders:
         if (opened := _open_current(folder, files)) is not None:
             if gone is not None:
@@ -233,6 +242,14 @@ def cache_name(files: list[Path]) -> Path:
     return user_cache_path("dnamamba") / "genomes" / f"{files[0].name}-{key}.dnamamba"
 
 
+@functools.cache
+def _temporary_folder() -> Path:
+    """Of this process, for the stores of what comes through a pipe once."""
+    folder = tempfile.mkdtemp(prefix="dnamamba-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
+
+
 def is_writable(folder: Path) -> bool:
     """Whether a folder can be written or created. One without any write permission counts as read-only for root too."""
     while not folder.exists() and folder != folder.parent:
@@ -255,13 +272,14 @@ def _open_current(folder: Path, files: list[Path]) -> TokenStore | None:
             renewed.append(recorded)
             continue
         now = path.stat()
-        if now.st_size != recorded["size"]:
+        has_time = not is_pipe(path)  # nor has a pipe a size
+        if has_time and now.st_size != recorded["size"]:
             return None
-        if now.st_mtime_ns != recorded["mtime_ns"]:
+        if not has_time or now.st_mtime_ns != recorded["mtime_ns"]:
             with HashingFile(path) as file:
                 if file.hash_to_end() != recorded["sha256"]:
                     return None
-        renewed.append({**recorded, "mtime_ns": now.st_mtime_ns})
+        renewed.append({**recorded, "mtime_ns": now.st_mtime_ns if has_time else 0})
     if renewed != store.source:
         with contextlib.suppress(OSError):  # where the store is read-only, the next opening hashes again
             write_index(folder, {**read_index(folder), "source": renewed})
