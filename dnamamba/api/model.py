@@ -1,9 +1,9 @@
 """A trained model as a Python object: likelihoods, embeddings, samples, variants, classes.
 
-Sequences are `str` (any case, U is read as T), one or a list of them; genomes are paths of FASTA files, GenBank files
-or token stores, or an open one. Regions are written as samtools takes them (`chr20:1,000,001-1,010,000`, 1-based, both
-ends included), or are (contig, start, end), 0-based and half-open, or a BED file. A call for one sequence or
-region gives one value; a call for several, a list in their order.
+Sequences are `str` (any case; U is read as T, other IUPAC codes as N), one or a list of them. Genomes are paths of
+FASTA files, GenBank files or token stores, or an open one. Regions are written as samtools takes them
+(`chr20:1,000,001-1,010,000`, 1-based, both ends included), or are (contig, start, end), 0-based and half-open, or a BED
+file. A call for one sequence or region gives one value; a call for several, a list in their order.
 """
 
 import os
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from dnamamba.alphabet import TOKEN_BITS, UNK, decode, encode
+from dnamamba.alphabet import decode
 from dnamamba.analysis.embedding.compute import Pool, embed_sequences, position_offsets
 from dnamamba.analysis.generation.job import check_temperature
 from dnamamba.analysis.generation.settings import GenerateSettings
@@ -35,7 +35,7 @@ from dnamamba.genome.alleles import check, refuse_mismatches
 from dnamamba.genome.genome import Genome
 from dnamamba.genome.intervals import Interval
 from dnamamba.genome.regions import parse_region, read_regions
-from dnamamba.genome.sequences import NamedSequence
+from dnamamba.genome.sequences import CodesReadAsN, NamedSequence, to_tokens
 from dnamamba.genome.store import TokenStore
 from dnamamba.genome.view import GenomeView
 from dnamamba.inference.device import Accelerator, Precision
@@ -253,7 +253,7 @@ class Model:
             checkpoint=self.checkpoint, length=length, samples=samples, batch=batch, top_k=top_k, seed=seed
         )
         check_temperature(temperature)
-        prompts = [_tokens(text, f"prompt {number}") for number, text in enumerate(_several(prompt), 1)]
+        prompts = [to_tokens(text, f"prompt {number}", None) for number, text in enumerate(_several(prompt), 1)]
         if not all(len(tokens) for tokens in prompts):
             raise InputError("prompt: empty; a causal model needs at least one base to continue from")
         rows = [tokens for tokens in prompts for _ in range(samples)]
@@ -357,8 +357,8 @@ class Model:
     ) -> list[NamedSequence]:
         if _are_sequences(sequences, genome, regions):
             assert sequences is not None
-            found = [_tokens(text, f"sequence {number}") for number, text in enumerate(_several(sequences), 1)]
-            return [NamedSequence(f"{n}", f"{n}", 0, tokens.size, False, tokens) for n, tokens in enumerate(found, 1)]
+            found = enumerate(_tokens(sequences), 1)
+            return [NamedSequence(f"{n}", f"{n}", 0, tokens.size, False, tokens) for n, tokens in found]
         assert genome is not None and regions is not None
         store = _open(genome)
         return [NamedSequence(str(each), *each, False, store.read(*each)) for each in _intervals(regions, store)]
@@ -378,8 +378,7 @@ class Model:
         tiling = tiling_for(inference, context, None)
         if _are_sequences(sequences, genome, regions):
             assert sequences is not None
-            tokens = [_tokens(text, f"sequence {number}") for number, text in enumerate(_several(sequences), 1)]
-            return likelihoods_of_sequences(inference, tokens, tiling, strand, tracks, batch_tokens)
+            return likelihoods_of_sequences(inference, _tokens(sequences), tiling, strand, tracks, batch_tokens)
         assert genome is not None and regions is not None
         store = _open(genome)
         intervals = _intervals(regions, store)
@@ -417,13 +416,10 @@ def _one_or_all(found: list[Any], sequences: Sequences | None, regions: Regions 
     return found[0] if _is_one(sequences, regions) else found
 
 
-def _tokens(text: str, where: str) -> np.ndarray:
-    """(bases,) uint8 of a sequence; U is T. Raises `InputError` for a letter that is no nucleotide code."""
-    tokens = encode(text.replace("U", "T").replace("u", "t")) & np.uint8(TOKEN_BITS)
-    if (tokens == UNK).any():
-        position = int(np.flatnonzero(tokens == UNK)[0])
-        raise InputError(f"{where}: {text[position]!r} at position {position + 1} is no nucleotide code (IUPAC)")
-    return tokens
+def _tokens(sequences: Sequences) -> list[np.ndarray]:
+    """(bases,) uint8 of each. Raises `InputError` for a letter that is no nucleotide code."""
+    with CodesReadAsN("sequences") as codes:
+        return [to_tokens(text, f"sequence {number}", codes) for number, text in enumerate(_several(sequences), 1)]
 
 
 def _open(genome: GenomeLike) -> GenomeView:

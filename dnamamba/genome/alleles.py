@@ -93,7 +93,7 @@ def check(records: Records, store: GenomeView, longest: int) -> Checked:
             if why or reason[allele]:
                 reason[allele] = _CODES[why] or reason[allele]
             else:
-                begin, ref_length[allele], alt[allele] = trim(ref.upper(), text.upper())
+                begin, ref_length[allele], alt[allele] = trim(_dna(ref), _dna(text))
                 starts[allele] += begin
                 if max(ref_length[allele], len(alt[allele])) > longest:
                     reason[allele] = _CODES["too_long"]
@@ -178,9 +178,13 @@ def _check_references(records: Records, store: GenomeView, contig: np.ndarray) -
     return reason
 
 
+def _dna(allele: str) -> str:
+    return allele.upper().replace("U", "T")
+
+
 def _kind(alt: str) -> str:
     """Why an alternate allele has no bases to score, by its spelling; "" if it has."""
-    if not alt.strip("ACGTacgt") and alt:
+    if not _dna(alt).strip("ACGT") and alt:
         return ""
     if alt == "*":
         return "spanning_deletion"

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dnamamba.alphabet import TOKEN_BITS, UNK, encode, reverse_complement
-from dnamamba.errors import InputError
+from dnamamba.alphabet import TOKEN_BITS, UNK, N, encode, reverse_complement
+from dnamamba.errors import InputError, warn
 from dnamamba.genome.bed import read_bed
 from dnamamba.genome.indexed import open_for
 from dnamamba.genome.progress import OnProgress
@@ -87,35 +87,94 @@ def open_for_sequences(
     return open_for(genome, store, bases, progress)
 
 
-def fasta_records(path: Path) -> Iterator[tuple[SequenceBlock, np.ndarray]]:
-    """The first block of each record of FASTA or GenBank, for its names, and (bases,) uint8 tokens of all of it.
+class CodesReadAsN:
+    """Counts the IUPAC codes of a source that are read as N, and reports them once at its end. A context manager."""
 
-    Raises `InputError` for a record without bases.
+    def __init__(self, source: object) -> None:
+        self._source = source
+        self._codes = self._sequences = 0
+
+    def __enter__(self) -> "CodesReadAsN":
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if self._codes and kind is None:
+            warn(
+                f"{self._source}: {self._codes:,} letters in {self._sequences:,} sequences are other codes than A, C, "
+                "G, T, U and N; they are read as N"
+            )
+
+    def add(self, codes: int) -> None:
+        """So many of them in a sequence."""
+        self._codes += codes
+        self._sequences += codes > 0
+
+
+def to_tokens(sequence: str, where: object, codes: CodesReadAsN | None) -> np.ndarray:
+    """(bases,) uint8 of a sequence as text, in any case: the one check of letters. U is T.
+
+    Args:
+        where: what the sequence is, for the messages.
+        codes: counts IUPAC codes, which are read as N; None refuses them.
+
+    Raises:
+        InputError: a letter that is no nucleotide code, or that is not wanted.
     """
-    begun: SequenceBlock | None = None
-    blocks: list[np.ndarray] = []
-    for item in read_genome(path):
-        if not isinstance(item, SequenceBlock) or item.first:
-            if begun is not None:
-                tokens = np.concatenate(blocks)
-                if not tokens.size:
-                    raise InputError(f"{path}, record {begun.name!r}, line {begun.line}: the sequence is empty")
-                yield begun, tokens
-            begun, blocks = (item if isinstance(item, SequenceBlock) else None), []
-        if isinstance(item, SequenceBlock):
-            blocks.append(item.tokens)
-
-
-def to_tokens(sequence: str, where: object) -> np.ndarray:
-    """(bases,) uint8 without case. Raises `InputError` for empty sequences and letters that are no nucleotide code."""
-    sequence = sequence.strip()
-    if not sequence:
-        raise InputError(f"{where}: the sequence is empty")
     tokens = encode(sequence)
     if (tokens == UNK).any():
         position = int(np.argmax(tokens == UNK))
-        raise InputError(f"{where}: position {position + 1} is {sequence[position]!r}, which is no nucleotide code")
-    return tokens & np.uint8(TOKEN_BITS)
+        raise InputError(f"{where}: {sequence[position]!r} at position {position + 1} is no nucleotide code")
+    tokens &= np.uint8(TOKEN_BITS)
+    count = int((tokens == N).sum()) - sequence.count("N") - sequence.count("n")
+    if codes is not None:
+        codes.add(count)
+    elif count:
+        position = next(at for at in np.flatnonzero(tokens == N).tolist() if sequence[at] not in "Nn")
+        raise InputError(
+            f"{where}: {sequence[position]!r} at position {position + 1} stands for several bases; "
+            "expected A, C, G, T, U or N"
+        )
+    return tokens
+
+
+def fasta_records(path: Path, allow_codes: bool = True) -> Iterator[tuple[SequenceBlock, np.ndarray]]:
+    """The first block of each record of FASTA or GenBank, for its names, and (bases,) uint8 tokens of all of it.
+
+    Raises `InputError` for a record without bases, and without `allow_codes` for one with other codes than A, C, G, T,
+    U and N; with it they are read as N, and a warning counts them.
+    """
+    with CodesReadAsN(path) as codes:
+        begun: SequenceBlock | None = None
+        blocks: list[SequenceBlock] = []
+        for item in read_genome(path):
+            if not isinstance(item, SequenceBlock) or item.first:
+                if begun is not None:
+                    yield begun, _record_tokens(path, begun, blocks, codes if allow_codes else None)
+                begun, blocks = (item if isinstance(item, SequenceBlock) else None), []
+            if isinstance(item, SequenceBlock):
+                blocks.append(item)
+
+
+def _record_tokens(
+    path: Path, record: SequenceBlock, blocks: list[SequenceBlock], codes: CodesReadAsN | None
+) -> np.ndarray:
+    tokens = np.concatenate([block.tokens for block in blocks])
+    count = sum(block.ambiguous for block in blocks)
+    where = f"{path}, record {record.name!r}, line {record.line}"
+    if not tokens.size:
+        raise InputError(f"{where}: the sequence is empty")
+    if codes is not None:
+        codes.add(count)
+    elif count:
+        raise InputError(f"{where}: {count:,} letters stand for several bases; expected A, C, G, T, U or N")
+    return tokens
+
+
+def cell_tokens(text: str, where: object, codes: CodesReadAsN) -> np.ndarray:
+    """As `to_tokens`, of a table's cell or a file with one sequence. Raises `InputError` for an empty one, too."""
+    if not (text := text.strip()):
+        raise InputError(f"{where}: the sequence is empty")
+    return to_tokens(text, where, codes)
 
 
 def sequence_column_index(header: list[str], wanted: str | None, path: Path) -> int:
@@ -144,9 +203,10 @@ def _of_fasta(path: Path) -> Iterator[NamedSequence]:
 def _of_table(path: Path, sequence_column: str | None) -> Iterator[NamedSequence]:
     header, rows = table_rows(path)
     sequence, named = sequence_column_index(header, sequence_column, path), name_column_index(header)
-    for number, (where, cells) in enumerate(rows, 1):
-        if (text := cells[sequence]) is None:
-            raise InputError(f"{where}: {header[sequence]} is missing")
-        tokens = to_tokens(text, where)
-        name = (cells[named] if named is not None else "") or str(number)
-        yield NamedSequence(name, name, 0, tokens.size, False, tokens)
+    with CodesReadAsN(path) as codes:
+        for number, (where, cells) in enumerate(rows, 1):
+            if (text := cells[sequence]) is None:
+                raise InputError(f"{where}: {header[sequence]} is missing")
+            tokens = cell_tokens(text, where, codes)
+            name = (cells[named] if named is not None else "") or str(number)
+            yield NamedSequence(name, name, 0, tokens.size, False, tokens)

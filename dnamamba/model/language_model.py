@@ -22,6 +22,7 @@ from dnamamba.model.blocks import Block, RMSNorm
 from dnamamba.model.config import ModelConfig
 from dnamamba.model.objectives import objective_class
 from dnamamba.model.objectives.objective import LossSums, Objective
+from dnamamba.model.tokens import plain_tokens
 
 ModelState = tuple[Any, ...]
 """One mixer state a block, a pytree of tensors with the batch first."""
@@ -56,7 +57,7 @@ class Backbone(nn.Module):
         self.norm_f = RMSNorm(config)
 
     def _embed(self, tokens: Tensor) -> Tensor:
-        hidden = self.embedding(tokens.int())
+        hidden = self.embedding(plain_tokens(tokens).int())
         device = hidden.device.type
         if not self.residual_in_fp32 and torch.is_autocast_enabled(device):
             hidden = hidden.to(torch.get_autocast_dtype(device))
@@ -139,7 +140,7 @@ class LanguageModel(nn.Module):
         """One pass over a batch of sequences, or over the next chunk of them.
 
         Args:
-            tokens: (batch, length) uint8 or int64 token ids, without the soft-mask bit.
+            tokens: (batch, length) uint8 or int64 token ids; the soft-mask bit says nothing.
             state: as returned by the chunk before, or by `init_state`; None starts afresh.
             sequence_ids: (batch, length) int32 for packed windows: nothing crosses a change of id; `state` belongs to
                 the first id, the returned one to the last.

@@ -8,10 +8,10 @@ from typing import NamedTuple, TextIO
 
 import numpy as np
 
-from dnamamba.alphabet import TOKEN_BITS, UNK, decode, encode
+from dnamamba.alphabet import TOKEN_BITS, decode
 from dnamamba.analysis.generation.settings import GenerateSettings
 from dnamamba.errors import InputError
-from dnamamba.genome.reader import SequenceBlock, read_genome
+from dnamamba.genome.sequences import fasta_records, to_tokens
 from dnamamba.inference.load import load_for_inference
 from dnamamba.inference.sampling import Generator, Sampling
 from dnamamba.model.abilities import Ability, require
@@ -66,27 +66,16 @@ def read_prompts(settings: GenerateSettings) -> list[Prompt]:
     if (settings.prompt is None) == (settings.prompts is None):
         raise InputError("give a prompt by --prompt BASES, or prompts by --prompts FASTA (one of the two)")
     if settings.prompt is not None:
-        tokens = encode(settings.prompt)
-        for position in np.flatnonzero(tokens == UNK):
-            letter = settings.prompt[position]
-            raise InputError(
-                f"--prompt: {letter!r} at position {position + 1} is no nucleotide; expected A, C, G, T, N"
-            )
-        found = {"sampled": [tokens]}
-    else:
-        assert settings.prompts is not None
-        found = {}
-        for item in read_genome(settings.prompts):
-            if isinstance(item, SequenceBlock):
-                if item.first and item.name in found:
-                    raise InputError(f"{settings.prompts}, line {item.line}: record {item.name!r} is there twice")
-                found.setdefault(item.name, []).append(item.tokens)
-    prompts = [Prompt(name, np.concatenate(parts) & TOKEN_BITS) for name, parts in found.items()]
-    for prompt in prompts:
-        if not len(prompt.tokens):
-            where = "--prompt" if settings.prompts is None else f"{settings.prompts}, record {prompt.name!r}"
-            raise InputError(f"{where}: empty; a causal model needs at least one base to continue from")
-    return prompts
+        if not settings.prompt:
+            raise InputError("--prompt: empty; a causal model needs at least one base to continue from")
+        return [Prompt("sampled", to_tokens(settings.prompt, "--prompt", None))]
+    assert settings.prompts is not None
+    prompts: dict[str, Prompt] = {}
+    for record, tokens in fasta_records(settings.prompts, allow_codes=False):
+        if record.name in prompts:
+            raise InputError(f"{settings.prompts}, line {record.line}: record {record.name!r} is there twice")
+        prompts[record.name] = Prompt(record.name, tokens & np.uint8(TOKEN_BITS))
+    return list(prompts.values())
 
 
 def check_temperature(temperature: float) -> None:
@@ -107,7 +96,7 @@ def _output(settings: GenerateSettings) -> Iterator[TextIO]:
     if settings.out is None:
         yield sys.stdout
         return
-    with whole_file(settings.out) as partial, partial.open("w", encoding="ascii", errors="replace") as file:
+    with whole_file(settings.out) as partial, partial.open("w", encoding="utf-8", errors="replace") as file:
         yield file
 
 

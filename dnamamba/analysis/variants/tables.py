@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dnamamba.alphabet import encode
+from dnamamba.alphabet import TOKEN_BITS, encode
 from dnamamba.genome.effects import effects_of_changes
 from dnamamba.genome.genes import Gene
 from dnamamba.genome.store import TokenStore
@@ -37,11 +37,11 @@ def with_effects(variants: "polars.DataFrame", store: TokenStore, genes: Iterabl
     genes = list(genes)
     effect = np.full(len(variants), None, object)
     one_base = [pl.col(name).str.len_bytes() == 1 for name in ("ref", "alt")]
-    plain = variants.select(plain=pl.all_horizontal(*one_base, pl.col("alt").is_in(list("ACGT"))))["plain"]
+    plain = variants.select(plain=pl.all_horizontal(*one_base, pl.col("alt").is_in(list("ACGTacgt"))))["plain"]
     contigs = variants["contig"].cast(pl.String).to_numpy()
     for contig in np.unique(contigs).tolist():
         rows = np.flatnonzero((contigs == contig) & plain.fill_null(False).to_numpy())
-        alt = encode("".join(variants["alt"].gather(rows).to_list()))
+        alt = encode("".join(variants["alt"].gather(rows).to_list())) & TOKEN_BITS
         start = variants["start"].gather(rows).to_numpy().astype(np.int64)
         effect[rows] = effects_of_changes(store, genes, contig, start, alt)
     return variants.with_columns(effect=pl.Series(effect.tolist(), dtype=pl.String))
@@ -49,7 +49,7 @@ def with_effects(variants: "polars.DataFrame", store: TokenStore, genes: Iterabl
 
 def is_transversion(variants: "polars.DataFrame") -> np.ndarray:
     """(rows,) 1.0 where a purine becomes a pyrimidine or the other way round: the simplest predictor of harm."""
-    purine = [variants[name].is_in(["A", "G"]).to_numpy() for name in ("ref", "alt")]
+    purine = [variants[name].is_in(list("AGag")).to_numpy() for name in ("ref", "alt")]
     return (purine[0] != purine[1]).astype(float)
 
 

@@ -11,8 +11,16 @@ import numpy as np
 
 from dnamamba.alphabet import TOKEN_BITS
 from dnamamba.errors import InputError
-from dnamamba.genome.sequences import FASTA, fasta_records, name_column_index, sequence_column_index, to_tokens
+from dnamamba.genome.sequences import (
+    FASTA,
+    CodesReadAsN,
+    cell_tokens,
+    fasta_records,
+    name_column_index,
+    sequence_column_index,
+)
 from dnamamba.tables import TABLES, column_index, suffix, table_rows
+from dnamamba.text_files import read_text_lines
 
 LABEL_COLUMNS = ("label", "labels", "class", "target", "y")
 
@@ -56,13 +64,14 @@ def read_records(path: Path, columns: TableColumns) -> Iterator[Record]:
 
 def read_class_folder(folder: Path) -> Iterator[Record]:
     """SPLIT/CLASS/*.txt, one sequence a file, as Genomic Benchmarks are published. Classes and files are sorted."""
-    for class_folder in sorted(path for path in folder.iterdir() if path.is_dir()):
-        files = sorted(class_folder.glob("*.txt"))
-        if not files:
-            raise InputError(f"{class_folder}: no .txt files; expected one sequence a file")
-        for path in files:
-            tokens = to_tokens(path.read_text("ascii", "replace"), path)
-            yield Record(str(path), path.stem, tokens, (class_folder.name,))
+    with CodesReadAsN(folder) as codes:
+        for class_folder in sorted(path for path in folder.iterdir() if path.is_dir()):
+            files = sorted(class_folder.glob("*.txt"))
+            if not files:
+                raise InputError(f"{class_folder}: no .txt files; expected one sequence a file")
+            for path in files:
+                text = "".join(line.strip() for _, line in read_text_lines(path, "one sequence as text"))
+                yield Record(str(path), path.stem, cell_tokens(text, path, codes), (class_folder.name,))
 
 
 def _read_table(path: Path, columns: TableColumns) -> Iterator[Record]:
@@ -77,16 +86,16 @@ def _read_table(path: Path, columns: TableColumns) -> Iterator[Record]:
         tasks = sorted({cells[header.index("task")] or "" for _, cells in held})
         if len(tasks) > 1:
             raise InputError(f"{path}: holds several tasks; choose one with --subset: {', '.join(tasks[:20])}")
-    for where, cells in rows:
-        for index in (sequence, *labels):
-            if cells[index] is None:
-                raise InputError(f"{where}: {header[index]} is missing")
-        texts = ["" if cell is None else cell for cell in cells]
-        if task is None or texts[task] == columns.subset:
-            name = "" if named is None else texts[named]
-            yield Record(
-                where, name, to_tokens(texts[sequence], where), tuple(texts[index].strip() for index in labels)
-            )
+    with CodesReadAsN(path) as codes:
+        for where, cells in rows:
+            for index in (sequence, *labels):
+                if cells[index] is None:
+                    raise InputError(f"{where}: {header[index]} is missing")
+            texts = ["" if cell is None else cell for cell in cells]
+            if task is None or texts[task] == columns.subset:
+                name = "" if named is None else texts[named]
+                tokens = cell_tokens(texts[sequence], where, codes)
+                yield Record(where, name, tokens, tuple(texts[index].strip() for index in labels))
 
 
 def _read_fasta(path: Path) -> Iterator[Record]:
