@@ -22,7 +22,7 @@ import numpy as np
 
 VOLATILE = frozenset(
     {
-        *("seconds", "seconds_since_row", "read_at", "test_read_at", "written", "mtime_ns"),
+        *("seconds", "seconds_since_row", "read_at", "test_read_at", "written", "mtime_ns", "checksum"),
         *("tokens_per_second", "examples_per_second", "bases_per_second", "data_wait_fraction"),
         *("peak_fraction", "peak_memory_gib", "python", "platform", "cpu_count", "device", "devices"),
         *("versions", "version", "commit", "git_commit", "command", "pytorch-lightning_version"),

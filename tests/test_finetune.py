@@ -392,7 +392,11 @@ def bad(name, train=GOOD, test=GOOD, flags=(), message="", header=("sequence", "
         ),
         bad("empty sequence", [*GOOD, ("", "x")], message=r"train.csv, line 22: the sequence is empty"),
         bad("empty label", [*GOOD, ("ACG", "")], message=r"train.csv, line 22: the label is empty"),
-        bad("protein", [("MKVLE", "x"), *GOOD], message=r"train.csv, line 2: 'L' at position 4 is no nucleotide code"),
+        bad(
+            "protein",
+            [("MKVLE", "x"), *GOOD],
+            message=r"train.csv, line 2: 'L' at position 4 is no nucleotide",
+        ),
         bad("short row", [*GOOD, ("ACGT",)], message=r"train.csv, line 22: 1 columns, the header has 2"),
         bad("long row", [*GOOD, ("ACGT", "x", "1")], message=r"train.csv, line 22: 3 columns, the header has 2"),
         bad(

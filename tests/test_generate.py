@@ -126,7 +126,7 @@ class TestCommandLine:
     @pytest.mark.parametrize(
         ("flags", "message"),
         [
-            (["--prompt", "ACGQ"], "--prompt: 'Q' at position 4 is no nucleotide code"),
+            (["--prompt", "ACGQ"], "--prompt: 'Q' at position 4 is no nucleotide; expected A, C, G, T, N"),
             (["--prompt", ""], "--prompt: empty; a causal model needs at least one base to continue from"),
             ([], "give a prompt by --prompt BASES, or prompts by --prompts FASTA (one of the two)"),
             (["--prompt", "A", "--top_k", "5"], "--top_k: 5 is above 4"),

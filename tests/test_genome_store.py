@@ -1,11 +1,13 @@
 """The token store: content, rebuilding, damage, concurrency, and that failure leaves nothing behind."""
 
+import contextlib
 import errno
 import gzip
 import json
 import multiprocessing
 import os
 import pickle
+import re
 import time
 from pathlib import Path
 
@@ -294,11 +296,118 @@ def test_parts_of_two_stores_are_refused(fasta, tmp_path):
 
 def test_other_format_versions(fasta):
     folder = open_genome(fasta).path
-    index = json.loads((folder / "index.json").read_text())
-    (folder / "index.json").write_text(json.dumps({**index, "version": 0}))
+    index = store_format.read_json(folder)
+    store_format.write_index(folder, {**index, "version": 0})
     with pytest.raises(InputError, match="format 0"):
         open_genome(folder)
     assert open_genome(fasta).bases == index["bases"]  # the source is there: built again
+
+
+def as_format_1(place: Path) -> dict:
+    """Makes a store one of format 1, whose index has no checksum; gives its index."""
+    index = {key: value for key, value in store_format.read_json(place).items() if key != "checksum"}
+    (place / "index.json").write_text(json.dumps({**index, "version": 1}))
+    return index
+
+
+def test_format_1_is_read_and_not_built_again(fasta, monkeypatch):
+    first = open_genome(fasta)
+    as_format_1(first.path)
+    monkeypatch.setattr(store_module, "read_genome", None)
+    again = open_genome(fasta, verify=True)
+    assert (again.fingerprint, again.contigs) == (first.fingerprint, first.contigs)
+    os.utime(fasta, ns=(7, 7))
+    open_genome(fasta)
+    index = store_format.read_index(first.path)
+    assert (index["version"], index["source"][0]["mtime_ns"]) == (1, 7)  # the time is remembered
+
+
+def test_any_damaged_byte_of_an_index_is_seen(fasta):
+    place = open_genome(fasta).path
+    whole = (place / "index.json").read_bytes()
+    random = np.random.default_rng(5)
+    for at in range(len(whole)):
+        data = bytearray(whole)
+        data[at] = random.choice([byte for byte in b'0123456789abcdef"{}[],: \xff' if byte != data[at]])
+        (place / "index.json").write_bytes(data)
+        with pytest.raises(InputError, match=r"index\.json: (damaged|not the index)"):
+            TokenStore(place)
+
+
+RUBBISH = [None, True, -1, 0, 1, 7, 1 << 70, 0.5, "", "abc", "a" * 64, [], [1], [[0, 1]], ["x"], {}, {"a": 1}]
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_other_shapes_of_an_index_are_refused(fasta, version):
+    """With a checksum that fits, as of a stranger's store: every value is replaced by ones of other types and sizes."""
+    place = open_genome(fasta).path
+    index = as_format_1(place)
+
+    def places(value, path=()):
+        yield path
+        pairs = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+        for key, inner in pairs:
+            yield from places(inner, (*path, key))
+
+    free = {("source", 0, key) for key in ("path", "size", "mtime_ns", "sha256")}  # any of the right type will do
+    free |= {("contigs", key, number) for key in ("description", "soft_masked", "ambiguous") for number in range(3)}
+    tried = 0
+    for path in places(index):
+        for rubbish in RUBBISH:
+            changed = {"": json.loads(json.dumps({**index, "version": version}))}
+            into = changed
+            for key in ("", *path)[:-1]:
+                into = into[key]
+            if into[("", *path)[-1]] == rubbish or (path == ("version",) and rubbish in (1, 2)):
+                continue
+            into[("", *path)[-1]] = rubbish
+            if isinstance(changed[""], dict):
+                store_format.write_index(place, changed[""])
+            else:
+                (place / "index.json").write_text(json.dumps(changed[""]))
+            if path in free or path[:1] == ("empty_records",):
+                with contextlib.suppress(InputError):
+                    TokenStore(place)
+            else:
+                with pytest.raises(InputError, match=re.escape(str(place))):
+                    TokenStore(place)
+            tried += 1
+    assert tried > 500
+    (place / "index.json").write_text("[" * 100_000)
+    with pytest.raises(InputError, match="not valid JSON"):
+        TokenStore(place)
+
+
+@pytest.mark.parametrize(
+    ("field", "change"),
+    [
+        ("digest", lambda found: ["0" * 32, *found[1:]]),
+        ("soft_masked", lambda found: [found[0] + 1, *found[1:]]),
+    ],
+)
+def test_verify_counts_everything_again(fasta, field, change):
+    """An index that fits in itself, over tokens that are whole, and still says what is not so."""
+    place = open_genome(fasta).path
+    index = as_format_1(place)
+    index["contigs"][field] = change(index["contigs"][field])
+    contigs = [store_format.Contig._make(row) for row in zip(*index["contigs"].values(), strict=True)]
+    index["fingerprint"] = store_format.fingerprint_of(contigs, index["block_crc32"]).hexdigest()
+    store_format.write_index(place, index)
+    with (place / "tokens.bin").open("r+b") as file:
+        file.seek(24)
+        file.write(bytes.fromhex(index["fingerprint"]))
+    store = TokenStore(place)
+    with pytest.raises(InputError, match=r"index\.json: damaged \(what it says of contig chr1 is not"):
+        store.verify()
+
+
+def test_runs_of_n_over_many_blocks_are_verified(tmp_path, monkeypatch):
+    monkeypatch.setattr(store_format, "BLOCK_BYTES", 7)
+    monkeypatch.setattr(store_module, "BLOCK_BYTES", 7)
+    fasta = tmp_path / "n.fa"
+    fasta.write_text(">a\n" + "ACGTNNNNNNNNNNNNNNNNacgtn" + "\n>b\nNNNNNNNNN\n>c\nNACGT\n")
+    store = open_genome(fasta, verify=True)
+    assert store.all_n_runs.tolist() == [[4, 20], [24, 25], [25, 34], [34, 35]]
 
 
 def test_a_folder_that_is_no_store(tmp_path):

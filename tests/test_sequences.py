@@ -85,8 +85,8 @@ def test_prompts(model, tmp_path):
     assert prompts(prompt="ACGUacguN") == ["ACGTACGTN"]
     assert model.generate([RNA, DNA.lower()], length=20, seed=3) == model.generate([DNA, DNA], length=20, seed=3)
     refused = {
-        "--prompt: 'R' at position 3 stands for several bases; expected A, C, G, T, U or N": {"prompt": "ACRG"},
-        "--prompt: 'é' at position 2 is no nucleotide code": {"prompt": "Aé"},
+        "--prompt: 'R' at position 3 stands for several bases; expected A, C, G, T, N": {"prompt": "ACRG"},
+        "--prompt: 'é' at position 2 is no nucleotide; expected A, C, G, T, N": {"prompt": "Aé"},
         f"{path}, record 'b', line 3: 2 letters stand for several bases": {"prompts": path},
     }
     write(path, ">a\nACGT\n>b\nACGTXACGTxAC\n")

@@ -123,7 +123,9 @@ def to_tokens(sequence: str, where: object, codes: CodesReadAsN | None) -> np.nd
     tokens = encode(sequence)
     if (tokens == UNK).any():
         position = int(np.argmax(tokens == UNK))
-        raise InputError(f"{where}: {sequence[position]!r} at position {position + 1} is no nucleotide code")
+        raise InputError(
+            f"{where}: {sequence[position]!r} at position {position + 1} is no nucleotide; expected A, C, G, T, N"
+        )
     tokens &= np.uint8(TOKEN_BITS)
     count = int((tokens == N).sum()) - sequence.count("N") - sequence.count("n")
     if codes is not None:
@@ -132,7 +134,7 @@ def to_tokens(sequence: str, where: object, codes: CodesReadAsN | None) -> np.nd
         position = next(at for at in np.flatnonzero(tokens == N).tolist() if sequence[at] not in "Nn")
         raise InputError(
             f"{where}: {sequence[position]!r} at position {position + 1} stands for several bases; "
-            "expected A, C, G, T, U or N"
+            "expected A, C, G, T, N"
         )
     return tokens
 
@@ -166,7 +168,7 @@ def _record_tokens(
     if codes is not None:
         codes.add(count)
     elif count:
-        raise InputError(f"{where}: {count:,} letters stand for several bases; expected A, C, G, T, U or N")
+        raise InputError(f"{where}: {count:,} letters stand for several bases; expected A, C, G, T, N")
     return tokens
 
 

@@ -17,7 +17,6 @@ import shutil
 import stat
 import sys
 import tempfile
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,14 +29,16 @@ from dnamamba.genome.progress import OnProgress
 from dnamamba.genome.reader import HashingFile, SourceFile, read_genome
 from dnamamba.genome.store_format import (
     BLOCK_BYTES,
-    FORMAT_VERSION,
     HEADER,
     HEADER_BYTES,
     INDEX_FILE,
     MAGIC,
     TOKENS_FILE,
+    TOKENS_VERSION,
     Contig,
+    TokenSummary,
     TokenWriter,
+    is_readable,
     read_index,
     read_json,
     write_index,
@@ -140,15 +141,31 @@ class TokenStore:
         return self._n_cumulative[run] - np.where(run > 0, np.maximum(inside, 0), 0)
 
     def verify(self) -> None:
-        """Reads every block against its checksum; `InputError` naming the contigs of the first damaged one."""
-        for block, (crc, start) in enumerate(zip(self._block_crcs, range(0, self.bases, BLOCK_BYTES), strict=True)):
-            end = min(start + BLOCK_BYTES, self.bases)
-            if zlib.crc32(self.tokens[start:end].data) != crc:
-                hit = next(c.name for c in self.contigs if c.offset + c.length > start)
+        """Reads all tokens against the checksums of their blocks and all that the index counts of them.
+
+        Raises `InputError` that names the contig of the first damaged block, or what of the index is another.
+        """
+        found = TokenSummary()
+        for contig in self.contigs:
+            found.begin(contig.name, contig.description)
+            for start in range(0, contig.length, BLOCK_BYTES):
+                found.append(self.read(contig.name, start, min(start + BLOCK_BYTES, contig.length)), 0)
+        found.end()
+        for block, (crc, stored) in enumerate(zip(found.block_crcs, self._block_crcs, strict=True)):
+            if crc != stored:
+                hit = next(c.name for c in self.contigs if c.offset + c.length > block * BLOCK_BYTES)
                 raise InputError(
                     f"{self.path / TOKENS_FILE}: block {block} is damaged (at contig {hit}); "
                     "delete the store to have it rebuilt"
                 )
+        for contig, now in zip(self.contigs, found.contigs, strict=True):
+            if contig != now._replace(ambiguous=contig.ambiguous):
+                raise InputError(
+                    f"{self.path / INDEX_FILE}: damaged (what it says of contig {contig.name} is not what its tokens "
+                    "are); delete the store to have it rebuilt"
+                )
+        if found.runs != self.all_n_runs.tolist():
+            raise InputError(f"{self.path / INDEX_FILE}: damaged (n_runs); delete the store to have it rebuilt")
 
     def _check_file(self) -> None:
         file = self.path / TOKENS_FILE
@@ -158,7 +175,7 @@ class TokenStore:
                 size = os.fstat(handle.fileno()).st_size
         except OSError as error:
             raise InputError(f"{file}: cannot be read: {error.strerror}; delete the store to have it rebuilt") from None
-        expected = HEADER.pack(MAGIC, FORMAT_VERSION, 0, self.bases, bytes.fromhex(self.fingerprint))
+        expected = HEADER.pack(MAGIC, TOKENS_VERSION, 0, self.bases, bytes.fromhex(self.fingerprint))
         if header != expected or size != HEADER_BYTES + self.bases:
             raise InputError(
                 f"{file}: damaged, or replaced while in use (header or size, {size} bytes, do not fit the index); "
@@ -261,7 +278,7 @@ def is_writable(folder: Path) -> bool:
 def _open_current(folder: Path, files: list[Path]) -> TokenStore | None:
     """The store at `folder` if it is the one of these files as they are now, but for those that are gone; None if it
     has to be built."""
-    if not (folder / INDEX_FILE).exists() or read_json(folder)["version"] != FORMAT_VERSION:
+    if not (folder / INDEX_FILE).exists() or not is_readable(read_json(folder)):
         return None
     store = TokenStore(folder)
     if len(store.source) != len(files):
