@@ -303,6 +303,17 @@ def test_equal_neighbours_share_a_line_of_bedgraph(tmp_path):
         assert text.read() == "c\t0\t1\t0.25\nc\t2\t4\t0.25\nc\t5\t6\t0.25\nc\t6\t7\t0.5\n"
 
 
+@pytest.mark.parametrize("name", ['ctg"1"', "it's;2", "a,b|c=d", "track_1", "gène"])
+def test_names_of_contigs_stand_in_bedgraph_as_they_are(tmp_path, name):
+    with contig_tracks.ContigTracks(
+        name, np.zeros(2, np.uint8), np.array([[0, 2]]), ["forward"], ["entropy"], tmp_path
+    ) as tracks:
+        tracks.put("forward", 0, np.full((1, 2), 0.5, np.float32))
+        with track_files.open_bedgraph(tmp_path / "x.gz", contig_tracks.Column("forward", "entropy")) as write:
+            write(tracks)
+    assert gzip.decompress((tmp_path / "x.gz").read_bytes()).decode() == f"{name}\t0\t2\t0.5\n"
+
+
 def test_all_formats_at_once_on_many_bases(tmp_path):
     """Each in its thread, two of them with polars, whose own threads must not wait for ours: this has hung."""
     bases = 1_300_000  # more than a block

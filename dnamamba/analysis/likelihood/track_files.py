@@ -74,7 +74,7 @@ def open_bedgraph(path: Path, column: Column) -> Iterator[Write]:
                         pl.Series("value", values[begins]),
                     ]
                 )
-                append(table.write_csv(separator="\t", include_header=False).encode())
+                append(table.write_csv(separator="\t", include_header=False, quote_style="never").encode())
 
         yield write
 
