@@ -205,6 +205,18 @@ def test_read_only_folder_uses_the_cache(tmp_path, fasta, monkeypatch):
         folder.chmod(0o755)
 
 
+def test_without_a_home_nothing_is_left_in_the_working_folder(tmp_path, fasta, monkeypatch):
+    """As in containers whose user has no entry: `~` stays as it is."""
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    monkeypatch.setattr(store_module, "_store_name", lambda files: Path("/proc/none"))
+    assert open_genome(fasta).path.parent.parent == store_module._temporary_folder()
+    assert not list(work.iterdir())
+
+
 @pytest.mark.parametrize(
     "data", [b">a\nMKLV\n", b"", b">a\nACGT\n>a\nAC\n", b">a\n>b\n", gzip.compress(FASTA, mtime=0)[:-9]]
 )

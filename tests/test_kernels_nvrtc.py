@@ -1,6 +1,7 @@
 """The folder of compiled CUDA kernels, without CUDA: the compiler and the driver are stand-ins."""
 
 import ctypes
+import os
 import tempfile
 from pathlib import Path
 
@@ -53,7 +54,29 @@ def test_folder(monkeypatch, tmp_path):
         raise RuntimeError("Could not determine home directory.")
 
     monkeypatch.setattr(Path, "home", homeless)
-    assert nvrtc.cache_folder() == Path(tempfile.gettempdir()) / "dnamamba_kernels"
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    own = tmp_path / f"dnamamba_kernels-{os.getuid()}"
+    assert nvrtc.cache_folder() == own and own.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("theirs", ["writable by others", "link", "file", "another user's"])
+def test_a_folder_of_somebody_else_is_not_used(theirs, monkeypatch, tmp_path):
+    folder = tmp_path / "dnamamba_kernels-7"
+    (tmp_path / "elsewhere").mkdir(mode=0o700)
+    if theirs == "link":
+        folder.symlink_to(tmp_path / "elsewhere")
+    elif theirs == "file":
+        folder.write_bytes(b"")
+    else:
+        folder.mkdir(mode=0o700)
+        folder.chmod(0o770 if theirs == "writable by others" else 0o700)
+    if theirs == "another user's":
+        monkeypatch.setattr(os, "getuid", lambda: folder.stat().st_uid + 1)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    nvrtc._own_folder.cache_clear()
+    found = nvrtc._own_folder(folder)
+    assert found != folder and found.stat().st_mode & 0o777 == 0o700
+    assert nvrtc._own_folder(folder) == found  # one a process
 
 
 def test_a_file_that_does_not_load_is_compiled_again(compiled):

@@ -419,3 +419,16 @@ if child == 0:
 raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
     assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0
+
+
+def test_cpu_kernels_are_compiled_where_nothing_can_be_kept():
+    """A read-only installation, and no home that can be written: numba finds no folder."""
+    code = (
+        "from numba.core import caching\n"
+        "def ensure_cache_path(self): raise OSError(30, 'Read-only file system')\n"
+        "caching._CacheLocator.ensure_cache_path = ensure_cache_path\n"
+        "from dnamamba_kernels.cpu import kernels\n"
+        "print(kernels.compiled(lambda x: x + 1)(1), kernels.load_rows.stats.cache_path)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "2 None\n"

@@ -30,6 +30,7 @@ import numpy as np
 from dnamamba.alphabet import BASES, COMPLEMENT, PAD, TOKEN_BITS
 from dnamamba.errors import InputError
 from dnamamba.genome.progress import OnProgress
+from dnamamba.genome.store import user_cache
 
 MAX_ORDER = 12
 """Beyond it the tables outgrow a laptop, and no genome has the bases to fill them."""
@@ -299,9 +300,7 @@ def _sum_at(table: np.ndarray, codes: np.ndarray) -> float:
 
 
 def _cache_folder() -> Path:
-    from platformdirs import user_cache_path  # only where a score is wanted: training alone does without
-
-    return user_cache_path("dnamamba") / "markov"
+    return user_cache() / "markov"
 
 
 def _read_cache(path: Path, key: dict) -> MarkovScore | None:

@@ -252,11 +252,19 @@ def _store_name(files: list[Path]) -> Path:
     return files[0].with_name(f"{files[0].name}.and-{len(files) - 1}-more-{key}.dnamamba")
 
 
-def cache_name(files: list[Path]) -> Path:
+def user_cache() -> Path:
+    """The user's cache folder of dnamamba; for a user without a home, as in some containers, one of this process."""
     from platformdirs import user_cache_path
 
+    with contextlib.suppress(RuntimeError):  # from recent versions; others leave `~` as it is
+        if (folder := user_cache_path("dnamamba")).is_absolute():
+            return folder
+    return _temporary_folder()
+
+
+def cache_name(files: list[Path]) -> Path:
     key = hashlib.sha256("\0".join(str(path.resolve()) for path in files).encode()).hexdigest()[:16]
-    return user_cache_path("dnamamba") / "genomes" / f"{files[0].name}-{key}.dnamamba"
+    return user_cache() / "genomes" / f"{files[0].name}-{key}.dnamamba"
 
 
 @functools.cache

@@ -362,7 +362,12 @@ def adjoint_summary_position(e, g, A2, a_at, delta, dy, at, C, c_at, states, con
         e.store(adjoint * decay, g, lane)
 
 
-compiled = numba.njit(nogil=True, cache=True)
+def compiled(function):
+    """Compiled by numba when it is first called, and kept on the disk where there is a folder for that."""
+    try:
+        return numba.njit(nogil=True, cache=True)(function)
+    except RuntimeError:  # "cannot cache function": a read-only installation, and no home that can be written
+        return numba.njit(nogil=True)(function)
 
 
 @compiled

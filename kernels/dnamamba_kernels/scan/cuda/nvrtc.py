@@ -5,12 +5,15 @@ process on a machine compiles (a second a kernel). The folder is $DNAMAMBA_KERNE
 user's cache folder, else in the folder for temporary files.
 """
 
+import atexit
 import contextlib
 import ctypes
 import functools
 import glob
 import hashlib
 import os
+import shutil
+import stat
 import sys
 import sysconfig
 import tempfile
@@ -100,7 +103,24 @@ def cache_folder() -> Path:
     try:
         return Path.home() / ".cache" / "dnamamba_kernels"
     except RuntimeError:  # this user has no home, as in some containers
-        return Path(tempfile.gettempdir()) / "dnamamba_kernels"
+        return _own_folder(Path(tempfile.gettempdir()) / f"dnamamba_kernels-{os.getuid()}")
+
+
+@functools.cache
+def _own_folder(folder: Path) -> Path:
+    """A folder where others may put files, too, if it is this user's alone; else one of this process.
+
+    What lies in it is run: somebody else's could be anything.
+    """
+    with contextlib.suppress(OSError):
+        folder.mkdir(mode=0o700)
+    with contextlib.suppress(OSError):
+        status = folder.lstat()
+        if stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o077:
+            return folder
+    new = Path(tempfile.mkdtemp(prefix="dnamamba_kernels-"))
+    atexit.register(shutil.rmtree, new, ignore_errors=True)
+    return new
 
 
 def cubin_path(source: str, options: Sequence[str], architecture: str) -> Path:
