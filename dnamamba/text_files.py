@@ -194,9 +194,6 @@ class RawFile(io.RawIOBase):
             self._position = offset + (self._pipe.size_at_end() if base is None else base)
         return self._position
 
-    def tell(self) -> int:
-        return self._position
-
     def close(self) -> None:
         if self._pipe is None and not self.closed:
             self._file.close()

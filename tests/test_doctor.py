@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from dnamamba import __version__, cli, doctor
-from dnamamba.genome.store import open_genome
+from dnamamba import __version__, cli, doctor, info
+from dnamamba.genome.store import TokenStore, open_genome
 
 
 @pytest.fixture
@@ -52,3 +52,13 @@ def test_damaged_store_ends_with_exit_code_2_after_the_others_were_checked(store
 def test_something_else_than_a_store(tmp_path, capsys):
     assert cli.run(lambda _: doctor.verify_stores([tmp_path])) == 2
     assert str(tmp_path) in capsys.readouterr().err
+
+
+def test_info_of_a_store(store, capsys):
+    assert cli.run(info.main, [str(store)]) == 0
+    out = capsys.readouterr().out
+    assert "5,000 bases in 1 contigs: 0 N, 0 soft-masked, 0 other codes read as N" in out
+    assert f"fingerprint  {TokenStore(store).fingerprint}" in out
+    (store / "index.json").write_bytes((store / "index.json").read_bytes().replace(b"5000", b"5001"))
+    assert cli.run(info.main, [str(store)]) == 2
+    assert "index.json: damaged (its checksum is another)" in capsys.readouterr().err

@@ -267,7 +267,7 @@ def with_ids(accession: str, version: str, name: str, sequence: str = "acgt" * 3
     ],
 )
 def test_genbank_names(tmp_path, records_of, names):
-    """Those of Biopython where they tell the records apart, else those of the LOCUS lines."""
+    """Those of Biopython where they distinguish the records, else those of the LOCUS lines."""
     from Bio import SeqIO
 
     data = b"".join(with_ids(*record) for record in records_of)

@@ -315,10 +315,10 @@ def test_other_format_versions(fasta):
     assert open_genome(fasta).bases == index["bases"]  # the source is there: built again
 
 
-def as_format_1(place: Path) -> dict:
+def as_format_1(folder: Path) -> dict:
     """Makes a store one of format 1, whose index has no checksum; gives its index."""
-    index = {key: value for key, value in store_format.read_json(place).items() if key != "checksum"}
-    (place / "index.json").write_text(json.dumps({**index, "version": 1}))
+    index = {key: value for key, value in store_format.read_json(folder).items() if key != "checksum"}
+    (folder / "index.json").write_text(json.dumps({**index, "version": 1}))
     return index
 
 
@@ -335,15 +335,15 @@ def test_format_1_is_read_and_not_built_again(fasta, monkeypatch):
 
 
 def test_any_damaged_byte_of_an_index_is_seen(fasta):
-    place = open_genome(fasta).path
-    whole = (place / "index.json").read_bytes()
+    folder = open_genome(fasta).path
+    whole = (folder / "index.json").read_bytes()
     random = np.random.default_rng(5)
     for at in range(len(whole)):
         data = bytearray(whole)
         data[at] = random.choice([byte for byte in b'0123456789abcdef"{}[],: \xff' if byte != data[at]])
-        (place / "index.json").write_bytes(data)
+        (folder / "index.json").write_bytes(data)
         with pytest.raises(InputError, match=r"index\.json: (damaged|not the index)"):
-            TokenStore(place)
+            TokenStore(folder)
 
 
 RUBBISH = [None, True, -1, 0, 1, 7, 1 << 70, 0.5, "", "abc", "a" * 64, [], [1], [[0, 1]], ["x"], {}, {"a": 1}]
@@ -352,19 +352,19 @@ RUBBISH = [None, True, -1, 0, 1, 7, 1 << 70, 0.5, "", "abc", "a" * 64, [], [1], 
 @pytest.mark.parametrize("version", [1, 2])
 def test_other_shapes_of_an_index_are_refused(fasta, version):
     """With a checksum that fits, as of a stranger's store: every value is replaced by ones of other types and sizes."""
-    place = open_genome(fasta).path
-    index = as_format_1(place)
+    folder = open_genome(fasta).path
+    index = as_format_1(folder)
 
-    def places(value, path=()):
+    def paths_in(value, path=()):
         yield path
         pairs = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
         for key, inner in pairs:
-            yield from places(inner, (*path, key))
+            yield from paths_in(inner, (*path, key))
 
     free = {("source", 0, key) for key in ("path", "size", "mtime_ns", "sha256")}  # any of the right type will do
     free |= {("contigs", key, number) for key in ("description", "soft_masked", "ambiguous") for number in range(3)}
     tried = 0
-    for path in places(index):
+    for path in paths_in(index):
         for rubbish in RUBBISH:
             changed = {"": json.loads(json.dumps({**index, "version": version}))}
             into = changed
@@ -374,20 +374,20 @@ def test_other_shapes_of_an_index_are_refused(fasta, version):
                 continue
             into[("", *path)[-1]] = rubbish
             if isinstance(changed[""], dict):
-                store_format.write_index(place, changed[""])
+                store_format.write_index(folder, changed[""])
             else:
-                (place / "index.json").write_text(json.dumps(changed[""]))
+                (folder / "index.json").write_text(json.dumps(changed[""]))
             if path in free or path[:1] == ("empty_records",):
                 with contextlib.suppress(InputError):
-                    TokenStore(place)
+                    TokenStore(folder)
             else:
-                with pytest.raises(InputError, match=re.escape(str(place))):
-                    TokenStore(place)
+                with pytest.raises(InputError, match=re.escape(str(folder))):
+                    TokenStore(folder)
             tried += 1
     assert tried > 500
-    (place / "index.json").write_text("[" * 100_000)
+    (folder / "index.json").write_text("[" * 100_000)
     with pytest.raises(InputError, match="not valid JSON"):
-        TokenStore(place)
+        TokenStore(folder)
 
 
 @pytest.mark.parametrize(
@@ -399,16 +399,16 @@ def test_other_shapes_of_an_index_are_refused(fasta, version):
 )
 def test_verify_counts_everything_again(fasta, field, change):
     """An index that fits in itself, over tokens that are whole, and still says what is not so."""
-    place = open_genome(fasta).path
-    index = as_format_1(place)
+    folder = open_genome(fasta).path
+    index = as_format_1(folder)
     index["contigs"][field] = change(index["contigs"][field])
     contigs = [store_format.Contig._make(row) for row in zip(*index["contigs"].values(), strict=True)]
     index["fingerprint"] = store_format.fingerprint_of(contigs, index["block_crc32"]).hexdigest()
-    store_format.write_index(place, index)
-    with (place / "tokens.bin").open("r+b") as file:
+    store_format.write_index(folder, index)
+    with (folder / "tokens.bin").open("r+b") as file:
         file.seek(24)
         file.write(bytes.fromhex(index["fingerprint"]))
-    store = TokenStore(place)
+    store = TokenStore(folder)
     with pytest.raises(InputError, match=r"index\.json: damaged \(what it says of contig chr1 is not"):
         store.verify()
 

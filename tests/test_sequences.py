@@ -13,7 +13,7 @@ from dnamamba.alphabet import decode
 from dnamamba.analysis.generation.job import read_prompts
 from dnamamba.analysis.generation.settings import GenerateSettings
 from dnamamba.errors import InputError
-from dnamamba.finetuning.tasks.readers import Columns, read_class_folder, read_records
+from dnamamba.finetuning.tasks.readers import TableColumns, read_class_folder, read_records
 from dnamamba.formats.checkpoint import save_checkpoint
 from dnamamba.genome.sequences import read_sequences
 
@@ -51,7 +51,7 @@ FILES = {
 def test_case_and_rna_say_nothing(name, text, tmp_path, capsys):
     path = write(tmp_path / name, FILES[name].format(text, text))
     assert [decode(sequence.tokens()) for sequence in read_sequences(path, None)] == [DNA, DNA]
-    assert [decode(record.tokens) for record in read_records(path, Columns())] == [DNA, DNA]
+    assert [decode(record.tokens) for record in read_records(path, TableColumns())] == [DNA, DNA]
     assert not capsys.readouterr().err
 
 
@@ -60,7 +60,7 @@ def test_other_codes_are_n_and_counted(name, tmp_path, capsys):
     path = write(tmp_path / name, FILES[name].format(DNA + "RYnN", DNA + "x"))
     expected = [DNA + "NNNN", DNA + "N"]
     assert [decode(sequence.tokens()) for sequence in read_sequences(path, None)] == expected
-    assert [decode(record.tokens) for record in read_records(path, Columns())] == expected
+    assert [decode(record.tokens) for record in read_records(path, TableColumns())] == expected
     assert capsys.readouterr().err == (
         f"warning: {path}: 3 letters in 2 sequences are other codes than A, C, G, T, U and N; they are read as N\n"
     )

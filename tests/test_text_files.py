@@ -67,15 +67,15 @@ def test_what_gzip_reads_is_read(kind, tmp_path, capsys):
     if data is not TEXT:
         assert subprocess.run(["gzip", "-dc", path], stdout=subprocess.PIPE, check=False).stdout == TEXT
     assert content(path) == TEXT == content(path)
-    told = capsys.readouterr().err
-    assert told.count("\n") == bool(warning)  # once for both readings
-    assert warning in told and (not warning or told.startswith(f"warning: {path}: "))
+    printed = capsys.readouterr().err
+    assert printed.count("\n") == bool(warning)  # once for both readings
+    assert warning in printed and (not warning or printed.startswith(f"warning: {path}: "))
 
 
-@pytest.mark.parametrize("pieces", [1, 7, 1 << 16])
-def test_any_sizes_of_reads_and_bombs(pieces, tmp_path, monkeypatch):
-    monkeypatch.setattr(text_files, "_PACKED", pieces)
-    monkeypatch.setattr(text_files, "_BUFFER", max(pieces, 8))
+@pytest.mark.parametrize("size", [1, 7, 1 << 16])
+def test_any_sizes_of_reads_and_bombs(size, tmp_path, monkeypatch):
+    monkeypatch.setattr(text_files, "_PACKED", size)
+    monkeypatch.setattr(text_files, "_BUFFER", max(size, 8))
     data = bgzip(TEXT[:3000], 700) + END + gzip.compress(bytes(100_000) + TEXT[3000:9000])
     assert content(write(tmp_path, data)) == TEXT[:3000] + bytes(100_000) + TEXT[3000:9000]
 
@@ -179,5 +179,5 @@ def test_messages_are_one_line_that_a_terminal_shows(capsys):
         raise InputError(f"f.csv: no column x among {', '.join(f'c{n}' for n in range(10**5))}; name it")
 
     assert cli.run(main) == cli.USER_ERROR
-    told = capsys.readouterr().err
-    assert len(told) < 1300 and told.startswith("error: f.csv: no column") and told.endswith("; name it\n")
+    printed = capsys.readouterr().err
+    assert len(printed) < 1300 and printed.startswith("error: f.csv: no column") and printed.endswith("; name it\n")

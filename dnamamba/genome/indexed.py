@@ -208,7 +208,8 @@ def _is_current(index: Path, path: Path, kind: str) -> bool:
             return False
         if kind == "bgzip":
             return True
-        length, offset, bases, width = map(int, index.read_text("utf-8").splitlines()[-1].split("\t")[1:5])
+        *_, last = index.read_bytes().split(b"\n")[:-1]
+        length, offset, bases, width = map(int, last.split(b"\t")[1:5])
     except (OSError, ValueError, IndexError):
         return False
     end = offset + length // bases * width + length % bases if bases else offset

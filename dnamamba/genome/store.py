@@ -39,6 +39,7 @@ from dnamamba.genome.store_format import (
     TokenSummary,
     TokenWriter,
     is_readable,
+    is_store,
     read_index,
     read_json,
     write_index,
@@ -196,7 +197,7 @@ def open_genome(
     files = [Path(paths)] if isinstance(paths, str | Path) else [Path(path) for path in paths]
     if not files:
         raise InputError("no genome file was given")
-    given_stores = [path for path in files if path.is_dir() and (path / INDEX_FILE).exists()]
+    given_stores = [path for path in files if is_store(path)]
     if given_stores:
         if len(files) > 1 or store is not None:
             raise InputError(
@@ -216,7 +217,7 @@ def current_store(files: Sequence[Path], store: Path | None = None) -> TokenStor
     if paths and all(path.is_file() for path in paths):
         folders = [store] if store is not None else [_store_name(paths), cache_name(paths)]
         return next((opened for folder in folders if (opened := _open_current(folder, paths)) is not None), None)
-    return open_genome(paths, store) if len(paths) == 1 and (paths[0] / INDEX_FILE).exists() else None
+    return open_genome(paths, store) if len(paths) == 1 and is_store(paths[0]) else None
 
 
 def _open_or_build(files: list[Path], explicit: Path | None, progress: OnProgress | None) -> TokenStore:
@@ -286,7 +287,7 @@ def is_writable(folder: Path) -> bool:
 def _open_current(folder: Path, files: list[Path]) -> TokenStore | None:
     """The store at `folder` if it is the one of these files as they are now, but for those that are gone; None if it
     has to be built."""
-    if not (folder / INDEX_FILE).exists() or not is_readable(read_json(folder)):
+    if not is_store(folder) or not is_readable(read_json(folder)):
         return None
     store = TokenStore(folder)
     if len(store.source) != len(files):
@@ -314,7 +315,7 @@ def _open_current(folder: Path, files: list[Path]) -> TokenStore | None:
 def _build(folder: Path, files: list[Path], is_explicit: bool, progress: OnProgress | None) -> TokenStore:
     from filelock import FileLock
 
-    if folder.exists() and not (folder / INDEX_FILE).exists():
+    if folder.exists() and not is_store(folder):
         raise InputError(f"{folder}: exists and is no token store; move it away, or give another --store")
     lock = folder.with_name(f"{folder.name}.lock")
     try:
@@ -359,7 +360,7 @@ def _build_locked(folder: Path, files: list[Path], is_explicit: bool, progress: 
 
 def _check_same_genome(folder: Path, files: list[Path]) -> None:
     """A store given by --store is replaced when its source changed, never by another genome's."""
-    recorded = [Path(source["path"]).name for source in read_json(folder).get("source", [])]
+    recorded = [Path(source["path"]).name for source in read_index(folder)["source"]]
     if recorded != [path.name for path in files]:
         raise InputError(f"{folder}: the token store of another genome ({', '.join(recorded)}); give another --store")
 

@@ -90,13 +90,18 @@ def read_json(path: Path) -> dict[str, Any]:
     return index
 
 
+def is_store(folder: Path) -> bool:
+    """Whether a folder is a token store, whole or not."""
+    return (folder / INDEX_FILE).exists()
+
+
 def is_readable(index: dict[str, Any]) -> bool:
     """Whether an index is of a format that `read_index` reads."""
     return 1 <= index["version"] <= FORMAT_VERSION
 
 
 def read_index(path: Path) -> dict[str, Any]:
-    """The index of a store, of which all is checked that the index alone tells; `InputError` otherwise."""
+    """The index of a store, checked as far as it goes by itself; `InputError` otherwise."""
     index = read_json(path)
     if not is_readable(index):
         raise InputError(

@@ -12,7 +12,7 @@ class GenerateSettings(ExactComputeOptions, OverwriteOptions, PretrainedModelOpt
     """Sequences sampled from a pretrained model, base by base, as FASTA."""
 
     prompt: str | None = None
-    """Bases to continue from (A, C, G, T, U, N), at least one: a causal model has no prediction before the first base."""
+    """Bases to continue from (A, C, G, T, U, N), at least one: a causal model predicts no first base."""
     prompts: Path | None = None
     """FASTA or GenBank file with prompts, one a record, in place of --prompt."""
     length: int = setting(1000, at_least=1)
