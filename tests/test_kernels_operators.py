@@ -427,7 +427,7 @@ def test_cpu_kernels_are_compiled_where_nothing_can_be_kept():
         "from numba.core import caching\n"
         "def ensure_cache_path(self): raise OSError(30, 'Read-only file system')\n"
         "caching._CacheLocator.ensure_cache_path = ensure_cache_path\n"
-        "from dnamamba_kernels.cpu import kernels\n"
+        "from dnamamba_kernels.scan.cpu import kernels\n"
         "print(kernels.compiled(lambda x: x + 1)(1), kernels.load_rows.stats.cache_path)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

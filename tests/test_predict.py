@@ -143,7 +143,7 @@ def test_sequences_are_held_in_blocks():
         ("chr1\t0\t9\n", "in.bed", [], "in.bed: a BED file needs its genome"),
         ("chr1\t0\t9\n", "in.bed", ["--genome", "genome.fa"], "chr1:0-9 ends beyond the contig"),
         ("text,class\nACGT,1\nAXGU!\n", "in.csv", ["--sequence_column", "text"], "in.csv, line 3: 1 columns"),
-        ("text\nACGT\nACG!\n", "in.csv", [], "in.csv, line 3: position 4 is '!'"),
+        ("text\nACGT\nACG!\n", "in.csv", [], "in.csv, line 3: '!' at position 4"),
         ("a,b\n1,2\n", "in.csv", [], "in.csv: no sequence column sequence or seq among a, b"),
         ("sequence\n", "in.csv", [], "in.csv: no sequences"),
     ],
