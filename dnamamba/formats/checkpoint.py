@@ -16,8 +16,6 @@ and `head.weight`, `head.bias` in place of the language model's head. The one is
 A run folder keeps its checkpoints as RUN/checkpoints/best (by validation) and RUN/checkpoints/last.
 """
 
-import re
-import shutil
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -25,27 +23,32 @@ from typing import Any, TypeVar
 
 import torch
 import torch.nn as nn
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from dnamamba import __version__
 from dnamamba.alphabet import TOKENS
 from dnamamba.errors import InputError
 from dnamamba.formats.fields import FORMAT_VERSION, format_needed, from_json, newer, to_json
-from dnamamba.formats.files import CONFIG, checkpoint_folder, read_json, sha256, sibling, sync, write_json
+from dnamamba.formats.files import CONFIG, PROVENANCE, checkpoint_folder, read_json, sha256, whole_folder, write_json
+from dnamamba.formats.tensors import (
+    HEAD,
+    SAFETENSORS,
+    check_numbers,
+    check_shapes,
+    check_sizes,
+    meta_model,
+    read_safetensors,
+)
 from dnamamba.model.classifier import HeadConfig, SequenceClassifier
 from dnamamba.model.config import ModelConfig
 from dnamamba.model.language_model import LanguageModel
 
-WEIGHTS, ALPHABET, PROVENANCE = "model.safetensors", "tokens.json", "provenance.json"
+ALPHABET = "tokens.json"
 MODEL_TYPE = "dnamamba"
 CLASSIFIER = "classifier.json"
-_DIGESTS = {WEIGHTS: "weights_sha256", CONFIG: "config_sha256", CLASSIFIER: "classifier_sha256"}
+_DIGESTS = {SAFETENSORS: "weights_sha256", CONFIG: "config_sha256", CLASSIFIER: "classifier_sha256"}
 """File → the key of its checksum in provenance.json; folders of format 1 have that of the weights alone."""
-_TIED = "lm_head.weight"
-_EMBEDDING = "backbone.embedding.weight"
-_LAYER = re.compile(r"backbone\.layers\.(\d+)\.")
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -53,11 +56,7 @@ Model = TypeVar("Model", bound=nn.Module)
 def save_checkpoint(
     model: LanguageModel, folder: Path | str, provenance: dict[str, Any], *, overwrite: bool = False
 ) -> None:
-    """Write the folder whole or not at all: into a temporary folder next to it, synced to disk, then renamed.
-
-    `provenance` is any JSON object. An existing `folder` is an `InputError` unless `overwrite`; then the old one stays
-    until the new one is complete. One process writes (rank 0). A disk that is full or read-only raises `OSError`.
-    """
+    """Write the folder whole or not at all, see `whole_folder`; `provenance` is any JSON object."""
     _save(Path(folder), model, {CONFIG: model.config}, provenance, overwrite)
 
 
@@ -70,28 +69,15 @@ def save_classifier(
 
 def _save(folder: Path, model: nn.Module, said: dict[str, Any], provenance: dict[str, Any], overwrite: bool) -> None:
     """`said`: file → the dataclass that it holds."""
-    if folder.exists() and not overwrite:
-        raise InputError(f"{folder}: exists already; choose another folder or remove it first")
-    partial, replaced = sibling(folder, "partial"), sibling(folder, "replaced")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(partial, ignore_errors=True)  # left by a save that was killed
-    partial.mkdir()
-    save_file(_stored_tensors(model), partial / WEIGHTS, metadata={"format": "pt"})
-    version = format_needed(said.values())
-    written = {"model_type": MODEL_TYPE, "format_version": version, "dnamamba_version": __version__}
-    for name, value in said.items():
-        write_json(partial / name, (written if name == CONFIG else {}) | to_json(value, version))
-    write_json(partial / ALPHABET, _alphabet())
-    digests = {key: sha256(partial / name) for name, key in _DIGESTS.items() if (partial / name).exists()}
-    write_json(partial / PROVENANCE, provenance | digests)
-    for path in (*partial.iterdir(), partial):
-        sync(path)
-    if folder.exists():
-        shutil.rmtree(replaced, ignore_errors=True)
-        folder.rename(replaced)
-    partial.rename(folder)
-    sync(folder.parent)
-    shutil.rmtree(replaced, ignore_errors=True)
+    with whole_folder(folder, overwrite) as partial:
+        save_file(_stored_tensors(model), partial / SAFETENSORS, metadata={"format": "pt"})
+        version = format_needed(said.values())
+        written = {"model_type": MODEL_TYPE, "format_version": version, "dnamamba_version": __version__}
+        for name, value in said.items():
+            write_json(partial / name, (written if name == CONFIG else {}) | to_json(value, version))
+        write_json(partial / ALPHABET, _alphabet())
+        digests = {key: sha256(partial / name) for name, key in _DIGESTS.items() if (partial / name).exists()}
+        write_json(partial / PROVENANCE, provenance | digests)
 
 
 def load_checkpoint(folder: Path | str, device: torch.device | str = "cpu") -> tuple[LanguageModel, dict[str, Any]]:
@@ -117,9 +103,10 @@ def load_classifier(
     folder: Path | str, device: torch.device | str = "cpu"
 ) -> tuple[SequenceClassifier, dict[str, Any]]:
     """As `load_checkpoint`, for the folder of a classifier; `InputError` for a language model's."""
-    folder = _checkpoint_folder(Path(folder))
-    if not is_classifier(folder):
+    folder = checkpoint_folder(Path(folder))
+    if not is_classifier(folder):  # of whatever format
         raise InputError(f"{folder}: a language model without classes; train them by dnamamba finetune first")
+    folder = _checkpoint_folder(folder)
     config, head = _said(folder)
     assert head is not None
     return _load(folder, config, lambda: SequenceClassifier(config, head), device)
@@ -132,8 +119,7 @@ def is_classifier(folder: Path | str) -> bool:
 
 
 def read_card(folder: Path | str) -> dict[str, Any]:
-    """What a checkpoint says of itself, without its weights: `folder`, `config`, `classifier` (None for a language
-    model), `provenance`. Raises as `load_checkpoint`."""
+    """What a checkpoint says of itself; see `dnamamba.formats.Reader`."""
     folder = _checkpoint_folder(Path(folder))
     config, head = _said(folder)
     provenance = read_json(folder / PROVENANCE)
@@ -171,43 +157,21 @@ def _load(
     if read_json(folder / ALPHABET) != _alphabet():
         raise InputError(f"{folder / ALPHABET}: another alphabet than this program's ({' '.join(TOKENS)})")
     provenance = read_json(folder / PROVENANCE)
-    path = folder / WEIGHTS
-    if sha256(path) != provenance.get(_DIGESTS[WEIGHTS]):
+    path = folder / SAFETENSORS
+    if sha256(path) != provenance.get(_DIGESTS[SAFETENSORS]):
         raise InputError(
-            f"{path}: damaged, its sha256 is not the {_DIGESTS[WEIGHTS]} of {PROVENANCE}; copy the folder again"
+            f"{path}: damaged, its sha256 is not the {_DIGESTS[SAFETENSORS]} of {PROVENANCE}; copy the folder again"
         )
-    try:
-        with safe_open(path, "pt") as file:
-            _check_size({name: file.get_slice(name).get_shape() for name in file.keys()}, config, path)  # noqa: SIM118
-        tensors = load_file(path, device=str(device))
-    except SafetensorError as error:
-        raise InputError(f"{path}: not a readable safetensors file ({error})") from error
-    try:
-        with torch.device("meta"):  # shapes only: no time and no random numbers spent on weights to be replaced
-            model = make()
-    except (RuntimeError, TypeError) as error:  # torch's, of numbers beyond 64 bits
-        raise InputError(f"{folder / CONFIG}: sizes that no tensor can have ({str(error).splitlines()[0]})") from error
-    _check_tensors(path, tensors, model)
+    weights = read_safetensors(path)
+    check_sizes(weights, config)
+    model = meta_model(make, folder / CONFIG)
+    check_shapes(weights, {name: tuple(value.shape) for name, value in _own_tensors(model).items()})
+    tensors = weights.read(device)
+    check_numbers(weights, tensors)
     for name in (CONFIG, CLASSIFIER):
         _check_digest(folder, name, provenance)
     model.load_state_dict(tensors, strict=False, assign=True)
     return model, provenance
-
-
-def _check_size(shapes: dict[str, list[int]], config: ModelConfig, path: Path) -> None:
-    """Raises `InputError` unless the file has the width and the blocks of `config`: so a damaged number is found before
-    a model of that size is made."""
-    wanted = [config.vocabulary_size, config.d_model]
-    if (stored := shapes.get(_EMBEDDING)) is None:
-        raise InputError(f"{path}: lacks the parameter {_EMBEDDING} that {CONFIG} calls for")
-    if stored != wanted:
-        raise InputError(f"{path}: {_EMBEDDING} has shape {tuple(stored)}, {CONFIG} makes it {tuple(wanted)}")
-    blocks = {int(found[1]): name for name in shapes if (found := _LAYER.match(name))}
-    if extra := sorted(number for number in blocks if number >= config.n_layer):
-        raise InputError(f"{path}: holds {blocks[extra[0]]}, which the model of {CONFIG} does not have")
-    if len(blocks) < config.n_layer:
-        missing = next(number for number in range(config.n_layer) if number not in blocks)
-        raise InputError(f"{path}: lacks the parameters backbone.layers.{missing}.* that {CONFIG} calls for")
 
 
 def _check_digest(folder: Path, name: str, provenance: dict[str, Any]) -> None:
@@ -223,7 +187,7 @@ def _check_digest(folder: Path, name: str, provenance: dict[str, Any]) -> None:
 def _checkpoint_folder(folder: Path) -> Path:
     """`checkpoint_folder`, with all files of this format."""
     folder = checkpoint_folder(folder)
-    for name in (WEIGHTS, ALPHABET, PROVENANCE):
+    for name in (SAFETENSORS, ALPHABET, PROVENANCE):
         if not (folder / name).is_file():
             raise InputError(f"{folder}: no checkpoint, it lacks {name}")
     return folder
@@ -237,25 +201,8 @@ def _own_tensors(model: nn.Module) -> dict[str, Tensor]:
     """The state dict, a tied head once."""
     tensors = dict(model.state_dict())
     if isinstance(model, LanguageModel) and model.config.tie_embeddings:
-        del tensors[_TIED]
+        del tensors[HEAD]
     return tensors
-
-
-def _check_tensors(path: Path, tensors: dict[str, Tensor], model: nn.Module) -> None:
-    """Raise `InputError` unless names, shapes, dtypes and values are those of the model's parameters."""
-    expected = _own_tensors(model)
-    for name in expected.keys() - tensors.keys():
-        raise InputError(f"{path}: lacks the parameter {name} that {CONFIG} calls for")
-    for name in tensors.keys() - expected.keys():
-        raise InputError(f"{path}: holds {name}, which the model of {CONFIG} does not have")
-    for name, tensor in tensors.items():
-        if tensor.shape != expected[name].shape:
-            stored, wanted = tuple(tensor.shape), tuple(expected[name].shape)
-            raise InputError(f"{path}: {name} has shape {stored}, {CONFIG} makes it {wanted}")
-        if tensor.dtype != torch.float32:
-            raise InputError(f"{path}: {name} is {tensor.dtype}, expected torch.float32")
-        if not tensor.isfinite().all():
-            raise InputError(f"{path}: {name} holds NaN or infinite numbers")
 
 
 def _alphabet() -> dict[str, int]:

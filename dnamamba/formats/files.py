@@ -3,6 +3,9 @@
 import hashlib
 import json
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,8 @@ from dnamamba.errors import InputError
 
 CONFIG = "config.json"
 """The file that every checkpoint folder has, of whatever format, and that says which."""
+PROVENANCE = "provenance.json"
+"""Where the weights come from, in every folder that dnamamba writes."""
 
 
 def checkpoint_folder(folder: Path) -> Path:
@@ -34,7 +39,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object. Raises `InputError`."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, no JSON, a number of 5000 digits
         raise InputError(f"{path}: not readable as JSON ({error})") from error
     if not isinstance(value, dict):
         raise InputError(f"{path}: expected a JSON object, found {type(value).__name__}")
@@ -54,6 +59,30 @@ def sha256(path: Path) -> str:
 def sibling(folder: Path, purpose: str) -> Path:
     """A hidden folder next to `folder`, on the same disk."""
     return folder.with_name(f".{folder.name}.{purpose}")
+
+
+@contextmanager
+def whole_folder(folder: Path, overwrite: bool = False) -> Iterator[Path]:
+    """A temporary folder next to `folder` to write to; renamed to it, and on the disk, when the block ends well.
+
+    An existing `folder` is an `InputError` unless `overwrite`; then the old one stays until the new one is complete.
+    One process writes (rank 0). A disk that is full or read-only raises `OSError`.
+    """
+    if folder.exists() and not overwrite:
+        raise InputError(f"{folder}: exists already; choose another folder or remove it first")
+    partial, replaced = sibling(folder, "partial"), sibling(folder, "replaced")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(partial, ignore_errors=True)  # left by a save that was killed
+    partial.mkdir()
+    yield partial
+    for path in (*partial.iterdir(), partial):
+        sync(path)
+    if folder.exists():
+        shutil.rmtree(replaced, ignore_errors=True)
+        folder.rename(replaced)
+    partial.rename(folder)
+    sync(folder.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
 
 
 def sync(path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import yaml
 
 from dnamamba.errors import InputError
+from dnamamba.formats.files import PROVENANCE
 from dnamamba.runs.folder import RunFolder
 from dnamamba.settings.fields import Settings, as_plain, flat, named_fields, plain
 from dnamamba.settings.parser import Parser
@@ -91,8 +92,6 @@ def refuse_changes(
 def recorded_splits(folder: RunFolder) -> str | None:
     """The fingerprint of genomes, splits and weights that a pretraining run has recorded; None for one of an earlier
     version that was stopped before its first checkpoint."""
-    from dnamamba.formats.checkpoint import PROVENANCE  # torch, which this module's other users need not wait for
-
     last = folder.last_checkpoint()
     source = folder.path / DATA if last is None else last / PROVENANCE
     return json.loads(source.read_text("utf-8"))["splits"] if source.is_file() else None
@@ -109,8 +108,6 @@ def refuse_other_splits(folder: RunFolder, recorded: str | None, fingerprint: st
 
 def refuse_fewer_steps(folder: RunFolder, max_steps: int) -> None:
     """Raises `InputError` when the run's last checkpoint lies beyond `max_steps`."""
-    from dnamamba.formats.checkpoint import PROVENANCE
-
     if (last := folder.last_checkpoint()) is None:
         return
     step = json.loads((last / PROVENANCE).read_text("utf-8"))["step"]
