@@ -34,7 +34,7 @@ def info(settings: InfoSettings) -> None:
         card = {"folder": settings.folder, **read_index(settings.folder)}
         lines = _store_lines(card)
     else:
-        from dnamamba.formats.checkpoint import read_card
+        from dnamamba.formats import read_card
         from dnamamba.runs.card import card_lines  # torch: seconds that --help need not wait for
 
         card = read_card(settings.folder)

@@ -137,9 +137,9 @@ def test_impossible_sizes_are_refused_before_a_model_is_made(saved, changes, mes
 def test_another_format_is_a_reader_and_a_line(saved, monkeypatch):
     folder, model = saved
     assert recognise(folder).__name__ == "dnamamba.formats.checkpoint"
-    (folder / "config.json").write_text(json.dumps({"model_type": "mamba"}))
-    with pytest.raises(InputError, match=r"config\.json: model_type 'mamba', which none of dnamamba\.formats\."):
+    (folder / "config.json").write_text(json.dumps({"model_type": "mamba3"}))
+    with pytest.raises(InputError, match=r"config\.json: model_type 'mamba3', which none of dnamamba\.formats\."):
         load_checkpoint(folder)
-    monkeypatch.setitem(formats.READERS, __name__, lambda config: config.get("model_type") == "mamba")
+    monkeypatch.setitem(formats.READERS, __name__, lambda config: config.get("model_type") == "mamba3")
     monkeypatch.setitem(globals(), "load_checkpoint", lambda folder, device: (model, {"from": str(folder)}))
     assert formats.load_checkpoint(folder) == (model, {"from": str(folder)})

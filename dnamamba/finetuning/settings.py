@@ -66,7 +66,8 @@ class FinetuneSettings(ComputeOptions, MicroTokensOptions, OptimiserOptions, Run
     """variants: train and test on variants of these effects alone."""
 
     checkpoint: str | None = setting(None, on_resume="files")
-    """Pretrained checkpoint or run folder to start from; `none` starts from random weights of --model.preset."""
+    """Pretrained checkpoint or run folder to start from, as of the other verbs; `none` starts from random weights of
+    --model.preset."""
     model: ModelSettings = setting(factory=ModelSettings, on_resume=("activation_checkpointing",))
     """The model to train from scratch; of a pretrained one only activation_checkpointing can be chosen."""
     mode: Literal["full", "probe"] = "full"

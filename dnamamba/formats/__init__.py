@@ -1,5 +1,5 @@
-"""Formats of trained models on disk: dnamamba's own checkpoint folders (`checkpoint`). Those of others (Hugging Face,
-mamba-ssm, Caduceus) are to be read here too: a reader is a file here and a line in `READERS`.
+"""Formats of trained models on disk: dnamamba's own checkpoint folders (`checkpoint`), and those of others. A reader is
+a file here and a line in `READERS`; one that writes too has a line in `WRITERS`.
 
 Whoever wants a language model calls `load_checkpoint`, whatever the format.
 """
@@ -24,14 +24,34 @@ class Reader(Protocol):
     def load_checkpoint(
         self, folder: Path | str, device: "torch.device | str" = "cpu"
     ) -> "tuple[LanguageModel, dict[str, Any]]":
-        """The language model (in training mode, parameters on `device`) and its provenance. Raises `InputError` naming
-        the file and what is wrong with it."""
+        """The language model (in training mode, parameters on `device`) and its provenance, with `weights_sha256`.
+        Raises `InputError` naming the file and what is wrong with it."""
+
+    def read_card(self, folder: Path | str) -> dict[str, Any]:
+        """What a folder says of itself, without its weights: `folder`, `config`, `classifier` (None for a language
+        model), `provenance`. Raises as `load_checkpoint`."""
+
+
+class Writer(Protocol):
+    """A module that writes one format."""
+
+    def save_checkpoint(self, model: "LanguageModel", folder: Path, provenance: dict[str, Any]) -> None:
+        """Write the folder whole or not at all. Raises `InputError` where it exists, and for a model that the format
+        cannot hold."""
+
+
+def _is_state_spaces(config: dict[str, Any]) -> bool:
+    return config.get("model_type") in (None, "mamba") and {"d_model", "n_layer"} <= config.keys()
 
 
 READERS: dict[str, Callable[[dict[str, Any]], bool]] = {
     "dnamamba.formats.checkpoint": lambda config: config.get("model_type") == "dnamamba",
+    "dnamamba.formats.state_spaces": _is_state_spaces,
+    "dnamamba.formats.hugging_face": lambda config: config.get("model_type") == "mamba",
 }
-"""Module of a `Reader` → whether a folder's config.json is of its format."""
+"""Module of a `Reader` → whether a folder's config.json is of its format; the first that says so reads it."""
+WRITERS = {"hf": "dnamamba.formats.hugging_face", "dnamamba": "dnamamba.formats.checkpoint"}
+"""Name of a format → module of its `Writer`."""
 
 
 def recognise(folder: Path | str) -> Reader:
@@ -51,3 +71,8 @@ def recognise(folder: Path | str) -> Reader:
 def load_checkpoint(folder: Path | str, device: "torch.device | str" = "cpu") -> "tuple[LanguageModel, dict[str, Any]]":
     """The language model of a checkpoint or run folder of any format, and its provenance; see `Reader`."""
     return recognise(folder).load_checkpoint(folder, device)
+
+
+def read_card(folder: Path | str) -> dict[str, Any]:
+    """What a checkpoint or run folder of any format says of itself; see `Reader`."""
+    return recognise(folder).read_card(folder)

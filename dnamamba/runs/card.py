@@ -91,6 +91,7 @@ def _selection(provenance: dict[str, Any]) -> str:
 def _origin_lines(provenance: dict[str, Any]) -> list[tuple[str, str]]:
     versions = provenance.get("versions", {})
     return [
+        ("source", provenance.get("source_format", "")),
         ("written", provenance.get("written", "")),
         ("command", " ".join(provenance["command"]) if isinstance(provenance.get("command"), list) else ""),
         ("commit", provenance.get("git_commit") or ""),

@@ -13,7 +13,8 @@ class PretrainedModelOptions(Settings):
     """The language model that is used."""
 
     checkpoint: Path
-    """Checkpoint or run folder of a pretrained model."""
+    """Checkpoint or run folder of a pretrained model; or a folder of Hugging Face's MambaForCausalLM or of
+    state-spaces/mamba."""
 
 
 @dataclass(kw_only=True)
