@@ -68,6 +68,11 @@ VERBS = {
         "analysis.generation.settings:GenerateSettings",
         "analysis.generation.job:run_generation",
     ),
+    "export": Verb(
+        "write a model for other programs, such as Hugging Face's transformers",
+        "formats.export:ExportSettings",
+        "formats.export:export",
+    ),
     "info": Verb(
         "show what a checkpoint was trained on, and its metrics",
         "info:InfoSettings",
