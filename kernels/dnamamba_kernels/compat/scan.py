@@ -1,13 +1,8 @@
-"""mamba-ssm's scan function on these kernels, so that models written for it run unchanged, on the CPU too."""
-
-import importlib.util
-import sys
-from importlib.machinery import ModuleSpec
-from types import ModuleType
+"""mamba-ssm's scan function."""
 
 from torch import Tensor
 
-from dnamamba_kernels.scan.selective_scan import selective_scan
+from dnamamba_kernels import selective_scan
 
 
 def selective_scan_fn(
@@ -48,27 +43,6 @@ def selective_scan_fn(
     )
     out = y.transpose(1, 2)
     return (out, last_state) if return_last_state else out
-
-
-def install() -> None:
-    """Register `selective_scan_fn` under mamba-ssm's import name, where mamba-ssm itself is absent.
-
-    Raises:
-        RuntimeError: mamba-ssm is installed; this does not shadow it.
-    """
-    interface = "mamba_ssm.ops.selective_scan_interface"
-    present = sys.modules.get(interface)
-    if present is not None and getattr(present, "selective_scan_fn", None) is selective_scan_fn:
-        return
-    if "mamba_ssm" in sys.modules or importlib.util.find_spec("mamba_ssm") is not None:
-        raise RuntimeError("mamba_ssm is installed: uninstall it, or import dnamamba_kernels.compat.selective_scan_fn")
-    package, ops, module = (ModuleType(name) for name in ("mamba_ssm", "mamba_ssm.ops", interface))
-    for each in (package, ops, module):  # with a spec, importlib.util.find_spec finds them
-        each.__spec__ = ModuleSpec(each.__name__, None, is_package=each is not module)
-    package.__path__, ops.__path__ = [], []
-    package.ops, ops.selective_scan_interface = ops, module  # type: ignore[attr-defined]
-    module.selective_scan_fn = selective_scan_fn  # type: ignore[attr-defined]
-    sys.modules.update({m.__name__: m for m in (package, ops, module)})
 
 
 def _channels_last(values: Tensor) -> Tensor:
