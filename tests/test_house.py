@@ -18,7 +18,10 @@ from dnamamba.verbs import VERBS
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("data/*.md"), *ROOT.glob("pipelines/**/*.md")])
+PACKAGES = "dnamamba", "kernels/dnamamba_kernels"
+DOCUMENTS = sorted(
+    [*ROOT.glob("*.md"), *ROOT.glob("data/*.md"), *ROOT.glob("kernels/*.md"), *ROOT.glob("pipelines/**/*.md")]
+)
 
 
 def tracked_files():
@@ -46,7 +49,7 @@ def documented_commands():
 def documented_scripts():
     """(place, script, flags) of each `python FOLDER/SCRIPT.py ...` in the documents and in the scripts' own heads."""
     scripts = [path for folder in ("pipelines", "data", "kernels/bench") for path in ROOT.glob(f"{folder}/*.py")]
-    for place in [*DOCUMENTS, ROOT / "kernels" / "README.md", *scripts]:
+    for place in [*DOCUMENTS, *scripts]:
         text = place.read_text()
         if place.suffix == ".py":
             text = text.split('"""')[1]
@@ -263,7 +266,7 @@ def classes(folder):
 
 def test_a_class_has_a_name_of_its_own():
     modules = {}
-    for module, name in classes("dnamamba"):
+    for module, name in (found for folder in PACKAGES for found in classes(folder)):
         modules.setdefault(name, []).append(module)
     assert len(modules) > 100
     assert {name: found for name, found in modules.items() if len(found) > 1} == {}
@@ -294,7 +297,7 @@ def unwanted(name):
 
 
 def test_names_do_without_the_words_not_to_use():
-    names = list(defined_names("dnamamba"))
+    names = [found for folder in PACKAGES for found in defined_names(folder)]
     assert len(names) > 5000
     assert [found for found in names if unwanted(found[1])] == []
 

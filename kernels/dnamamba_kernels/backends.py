@@ -5,8 +5,8 @@
     triton      Triton, on GPUs of NVIDIA and AMD (or on CPU tensors under TRITON_INTERPRET=1, for tests)
     cuda        CUDA C++, the scan only, compiled at first use by NVRTC
 
-A backend of an operator is `dnamamba_kernels.OPERATOR.NAME.BACKEND`; the operator's `protocol.py` says what it has to
-do. Another GPU vendor's is such a module, a name in NAMES, and a line in AUTO.
+A backend of an operator is the `BACKEND` of the module of its name in the operator's folder; `protocol.py` there says
+what it has to do. Another GPU vendor's is such a module, a name in NAMES, and a line in AUTO.
 """
 
 import functools

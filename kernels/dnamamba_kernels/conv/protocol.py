@@ -1,7 +1,8 @@
 """What a backend of the convolution is: `ConvBackend`, and `ConvStep` for one position.
 
-A backend is a module `dnamamba_kernels.conv.NAME` whose `BACKEND` is an instance; `backends.py` says where "auto" takes
-it. It gets checked arguments; x, dy and states have unit stride in their last dimension. Results are fresh tensors.
+A backend is a module next to this one, by the backend's name, whose `BACKEND` is an instance; `backends.py` says where
+"auto" takes it. It gets checked arguments; x, dy and states have unit stride in their last dimension. Results are fresh
+tensors.
 """
 
 from typing import NamedTuple, Protocol

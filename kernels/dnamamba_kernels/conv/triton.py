@@ -27,7 +27,7 @@ STEP_CHANNELS = 128
 """Channels of a program of a step."""
 
 
-class Tile(NamedTuple):
+class ConvTile(NamedTuple):
     """Positions and channels of one program, its warps, and the positions loaded at a time (backward)."""
 
     block_t: int
@@ -36,7 +36,7 @@ class Tile(NamedTuple):
     unroll: int = 1
 
 
-def forward_tile(length: int, channels: int, element_size: int, masked: bool) -> Tile:
+def forward_tile(length: int, channels: int, element_size: int, masked: bool) -> ConvTile:
     """4 096 elements a tile in rows of 128 channels, four warps: 0.84 ms at 1 × 512 × 2²⁰, where rows of 64 take 1.14.
 
     16-bit data that need no masks (`masked`: sequence ids or an initial state): a warp for 2 048, 0.79 ms. It takes 167
@@ -44,11 +44,11 @@ def forward_tile(length: int, channels: int, element_size: int, masked: bool) ->
     """
     block_c = min(128, triton.next_power_of_2(channels))
     if element_size == 2 and length % 16 == 0 and channels % 128 == 0 and not masked:
-        return Tile(16, block_c, 1)
-    return Tile(min(64, 4096 // block_c), block_c, 4)
+        return ConvTile(16, block_c, 1)
+    return ConvTile(min(64, 4096 // block_c), block_c, 4)
 
 
-def backward_tile(batch: int, length: int, channels: int, element_size: int) -> Tile:
+def backward_tile(batch: int, length: int, channels: int, element_size: int) -> ConvTile:
     """One warp with 4 bytes a lane, and the longest strips that leave 2 048 programs; 8 bytes where those leave 8 192.
 
     A strip of block_t rows reads 2 · (width − 1) rows more and leaves width + 1 rows of sums. Few programs need more
@@ -61,9 +61,9 @@ def backward_tile(batch: int, length: int, channels: int, element_size: int) -> 
     most = max(32, triton.next_power_of_2(channels))
     narrow, wide = (min(32 * lane // element_size, most) for lane in (4, 8))
     if programs(256, wide) >= 8192:
-        return Tile(256, wide, 1, 8)
+        return ConvTile(256, wide, 1, 8)
     block_t = next((block_t for block_t in (256, 128) if programs(block_t, narrow) >= 2048), 64)
-    return Tile(block_t, narrow, 1, 8 if programs(block_t, narrow) < 4096 else 4)
+    return ConvTile(block_t, narrow, 1, 8 if programs(block_t, narrow) < 4096 else 4)
 
 
 @triton.jit

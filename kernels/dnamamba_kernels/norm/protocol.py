@@ -1,7 +1,7 @@
 """What a backend of the norm is.
 
-A backend is a module `dnamamba_kernels.norm.NAME` whose `BACKEND` is an instance; `backends.py` says where "auto" takes
-it. It gets checked arguments. Results are fresh tensors.
+A backend is a module next to this one, by the backend's name, whose `BACKEND` is an instance; `backends.py` says where
+"auto" takes it. It gets checked arguments. Results are fresh tensors.
 """
 
 from typing import Protocol

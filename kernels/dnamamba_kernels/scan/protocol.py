@@ -1,8 +1,8 @@
 """What a backend of the scan is: `ScanBackend`, and `ScanStep` for one position.
 
-A backend is a module `dnamamba_kernels.scan.NAME` (or a package) whose `BACKEND` is an instance; `backends.py` says
-where "auto" takes it. It gets checked arguments whose last dimensions have unit stride, and a contiguous A; results are
-fresh tensors. What the phases compute is said in `phases.py`.
+A backend is a module or folder next to this one, by the backend's name, whose `BACKEND` is an instance; `backends.py`
+says where "auto" takes it. It gets checked arguments whose last dimensions have unit stride, and a contiguous A;
+results are fresh tensors. What the phases compute is said in `phases.py`.
 """
 
 from typing import Protocol

@@ -149,7 +149,7 @@ class Layout(NamedTuple):
     """Chunks start at multiples of their length in memory (the public phases), else in time (tiles must line up)"""
 
 
-class Block(NamedTuple):
+class BlockSize(NamedTuple):
     """What a block of a kernel takes."""
 
     channels: int
@@ -173,14 +173,14 @@ class Plan:
         self._kernels: dict[str, Kernel] = {}
         self._cuts: dict[tuple[int | None, ...], tuple[int, bytes]] = {}
         self.tiles = -(-self.length // TILE)
-        one_pass = Block(FORWARD_CHANNELS, FORWARD_THREADS, FORWARD_SHARED)
+        one_pass = BlockSize(FORWARD_CHANNELS, FORWARD_THREADS, FORWARD_SHARED)
         whole = WHOLE_SHARED[0] + WHOLE_SHARED[1] * layout.dtype.itemsize
         backward = BACKWARD_SHARED + BACKWARD_ROWS_SHARED * (layout.dtype != torch.float32)
         self.blocks = {
             "scan_forward": one_pass,
             "scan_adjoints": one_pass,
-            "scan_whole": Block(WHOLE_CHANNELS, WHOLE_THREADS, whole),
-            "scan_gradients": Block(BACKWARD_CHANNELS, BACKWARD_THREADS, backward),
+            "scan_whole": BlockSize(WHOLE_CHANNELS, WHOLE_THREADS, whole),
+            "scan_gradients": BlockSize(BACKWARD_CHANNELS, BACKWARD_THREADS, backward),
         }
         self.forward_kernel, self.forward_chunk, self.forward_lacking = self._forward(wide)
         chunks = ((self._backward_chunk(waves), least) for waves, least in BACKWARD_WAVES)
@@ -200,7 +200,7 @@ class Plan:
         """Blocks of this many channels side by side, all groups together."""
         return self.layout.groups * -(-self.group_channels // channels)
 
-    def _room(self, channels: int, blocks: int) -> int:
+    def _capacity(self, channels: int, blocks: int) -> int:
         """Chunks of a sequence, in blocks of this many channels, at once, if a multiprocessor holds so many blocks."""
         return processors(self.layout.device) * blocks // (self.batch * self.columns(channels))
 
@@ -234,14 +234,14 @@ class Plan:
         tiles = self.tiles
         for blocks, pace in FORWARD_PACES.items():
             held = self._held(blocks, "scan_forward")
-            room = self._room(FORWARD_CHANNELS, held)
-            if room > 0:
+            capacity = self._capacity(FORWARD_CHANNELS, held)
+            if capacity > 0:
                 yield held * pace * tiles, tiles, tiles
-            chunk = math.ceil(tiles / (room + FIRST_SHARE))
-            if room > 1 and chunk < tiles:
+            chunk = math.ceil(tiles / (capacity + FIRST_SHARE))
+            if capacity > 1 and chunk < tiles:
                 cost = held * pace * chunk * TWO_PASSES + TWO_LAUNCHES / TILE
-                yield cost, chunk, max(1, tiles - room * chunk)
-        if room == 0:  # not all at once, even so
+                yield cost, chunk, max(1, tiles - capacity * chunk)
+        if capacity == 0:  # not all at once, even so
             yield self._blocks_each(FORWARD_CHANNELS) * tiles, tiles, tiles
 
     def _blocks_each(self, channels: int) -> int:
@@ -251,7 +251,7 @@ class Plan:
     def _backward_chunk(self, waves: int) -> int:
         """Positions of a chunk, a multiple of TILE, such that the grid is at most so many times what the chip holds."""
         blocks = waves * self._held(BACKWARD_BLOCKS, "scan_gradients")
-        return TILE * -(-self.length // (TILE * max(1, self._room(BACKWARD_CHANNELS, blocks))))
+        return TILE * -(-self.length // (TILE * max(1, self._capacity(BACKWARD_CHANNELS, blocks))))
 
     def _held(self, blocks: int, name: str) -> int:
         """So many blocks of a kernel, or those for which a multiprocessor has shared memory."""

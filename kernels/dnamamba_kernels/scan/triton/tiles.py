@@ -7,8 +7,8 @@ from typing import NamedTuple
 import triton
 
 
-class Tile(NamedTuple):
-    """Tile of the scan kernels: block_r · block_c channels a program, all states; span: states recomputed at a time."""
+class ScanTile(NamedTuple):
+    """Of the scan kernels: block_r · block_c channels a program, all states; span: states recomputed at a time."""
 
     block_r: int
     block_n: int
@@ -16,22 +16,22 @@ class Tile(NamedTuple):
     span: int
 
 
-def forward_tile(state: int, channels_of_group: int) -> Tile:
+def forward_tile(state: int, channels_of_group: int) -> ScanTile:
     """16 states a thread: a lane has a channel of its own up to 16 states; with more, lanes share a channel."""
     return _scan_tile(state, channels_of_group, 1, 32)
 
 
-def backward_tile(state: int, channels_of_group: int) -> Tile:
+def backward_tile(state: int, channels_of_group: int) -> ScanTile:
     """16 states a thread; 4 lanes along states and 8 along channels keep sums over either short."""
     return _scan_tile(state, channels_of_group, 4, 8)
 
 
-def _scan_tile(state: int, channels_of_group: int, block_r: int, block_c: int) -> Tile:
+def _scan_tile(state: int, channels_of_group: int, block_r: int, block_c: int) -> ScanTile:
     """The given tile, less as many channels as the states of one need, or as the group has not."""
     block_n = triton.next_power_of_2(state)
     most = max(2, min(512 // block_n, triton.next_power_of_2(channels_of_group), block_r * block_c))
     block_c = min(block_c, most)
-    return Tile(max(1, most // block_c), block_n, block_c, 2)
+    return ScanTile(max(1, most // block_c), block_n, block_c, 2)
 
 
 def chunk_length(batch: int, length: int, channels: int, state: int) -> int:
