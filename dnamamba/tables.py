@@ -16,7 +16,10 @@ TABLES = (*DELIMITERS, ".parquet")
 LONGEST_CELL = 1 << 30
 """Characters of a cell of CSV and TSV, and so bases of a sequence."""
 
-_WHOLE_NUMBER = re.compile(r"[0-9]{1,18}")
+MISSING = frozenset(("", ".", "NA", "<NA>", "N/A", "n/a", "#N/A", "NaN", "nan", "-NaN", "-nan", "NULL", "null", "None"))
+"""What tables write where there is no value: the spellings of pandas and R, and VCF's point."""
+
+_WHOLE_NUMBER = re.compile(r"[0-9]{1,18}|-[1-9][0-9]{0,17}")
 
 Rows = Iterator[tuple[str, Sequence[str | None]]]
 """Where a row stands, for messages, and its cells; None for one that Parquet has as missing."""
@@ -30,9 +33,13 @@ def suffix(path: Path) -> str:
     return Path(name).suffix.lower()
 
 
-def whole_number(text: str) -> int | None:
-    """The number that digits 0 to 9 write; None for anything else, as `+20`, `1_0`, digits of other scripts."""
-    return int(text) if _WHOLE_NUMBER.fullmatch(text) else None
+def whole_number(text: str, lowest: int = 0) -> int | None:
+    """The number, at least `lowest`, that at most 18 digits 0 to 9 write, with `-` before them for one below 0.
+
+    None for anything else, as `+20`, `1_0`, `1²` and digits of other scripts, which Python's int would read or fail on.
+    """
+    number = int(text) if _WHOLE_NUMBER.fullmatch(text) else None
+    return None if number is None or number < lowest else number
 
 
 @contextmanager
@@ -121,12 +128,15 @@ def _parquet_rows(path: Path) -> tuple[list[str], Rows]:
         table = polars.read_parquet(path)
     except (OSError, polars.exceptions.PolarsError) as error:
         raise InputError(f"{path}: not readable as Parquet ({error})") from None
-    rows = (
-        (f"{path}, row {number}", [None if cell is None else _text(cell) for cell in row])
-        for number, row in enumerate(table.iter_rows(), 1)
-    )
+    rows = ((f"{path}, row {number}", [_text(cell) for cell in row]) for number, row in enumerate(table.iter_rows(), 1))
     return table.columns, rows
 
 
-def _text(cell: object) -> str:
-    return ";".join(map(str, cell)) if isinstance(cell, list) else str(cell)
+def _text(cell: object) -> str | None:
+    """As text has it; None for what is missing. A list becomes its values with semicolons between."""
+    if isinstance(cell, list):
+        parts = [_text(part) for part in cell]
+        return None if any(part is None or part in MISSING for part in parts) else ";".join(cast(list[str], parts))
+    if isinstance(cell, bytes):
+        return cell.decode("utf-8", "replace")
+    return None if cell is None else str(cell)

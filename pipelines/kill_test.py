@@ -27,6 +27,8 @@ import traceback
 from pathlib import Path
 from typing import NamedTuple
 
+from dnamamba.tables import whole_number
+
 MODEL = ("--model.preset", "demo", "--model.n_layer", "2", "--model.d_model", "16", "--model.d_state", "4")
 DATA = ("--length", "256", "--batch_tokens", "1024", "--validation_tokens", "4096", "--markov_order", "0")
 RHYTHM = ("--log_every", "3", "--validation_every", "7", "--save_every", "2", "--accelerator", "cpu")
@@ -140,7 +142,7 @@ def step_of(link: Path) -> int:
 def step_reached(run: Path) -> int:
     steps = [step_saved(run)]
     if (run / "metrics.csv").exists():
-        steps += [int(row["step"]) for row in read_rows(run) if row["step"].isdigit()]
+        steps += [step for row in read_rows(run) if (step := whole_number(row["step"])) is not None]
     return max(steps)
 
 

@@ -77,6 +77,9 @@ def test_samtools_takes_the_same_bases(fasta, store, tmp_path, text, expected):
         ("chr1:", "--region: 'chr1:' is no region"),
         ("chr1:-", "--region: 'chr1:-' is no region"),
         ("", "--region: "),
+        ("chr1:٥-٩", "--region: 'chr1:٥-٩' is no region"),
+        ("chr1:1_0-20", "--region: 'chr1:1_0-20' is no region"),
+        ("chr1:1-" + "9" * 5000, "is no base of any contig"),
     ],
 )
 def test_what_is_no_region(store, text, message):

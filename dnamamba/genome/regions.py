@@ -12,6 +12,7 @@ from dnamamba.genome.contigs import select_contigs
 from dnamamba.genome.intervals import ByContig, Interval, by_contig
 from dnamamba.genome.store import TokenStore
 from dnamamba.genome.view import GenomeView
+from dnamamba.tables import whole_number
 
 
 def parse_region(text: str, store: GenomeView) -> Interval:
@@ -26,7 +27,7 @@ def parse_region(text: str, store: GenomeView) -> Interval:
         return Interval(text, 0, store.contig(text).length)
     braced = re.fullmatch(r"\{(.+)\}(?::(.*))?", text)
     name, _, rest = (braced[1], "", braced[2] or "") if braced else text.rpartition(":")
-    found = re.fullmatch(r"([\d,]*)(?:(-)([\d,]*))?", rest)
+    found = re.fullmatch(r"([0-9,]*)(?:(-)([0-9,]*))?", rest)
     if not name and ":" not in text:
         return _whole(text, store)
     if found is None or not rest.strip(",-"):
@@ -34,8 +35,7 @@ def parse_region(text: str, store: GenomeView) -> Interval:
             return _whole(name, store)
         raise InputError(f"--region: {text!r} is no region; expected CONTIG:START-END, 1-based, as samtools takes it")
     name, _, length = _whole(name, store)
-    begin = _number(found[1]) if found[1] else 1
-    end = _number(found[3]) if found[3] else length
+    begin, end = (_number(found[1], text) if found[1] else 1), (_number(found[3], text) if found[3] else length)
     if begin < 1:
         raise InputError(f"--region: {text}: bases are counted from 1")
     if begin > end and begin <= length:
@@ -89,5 +89,7 @@ def _whole(name: str, store: GenomeView) -> Interval:
         raise InputError(f"--region: {error}") from None
 
 
-def _number(text: str) -> int:
-    return int(text.replace(",", "") or 0)
+def _number(text: str, region: str) -> int:
+    if (number := whole_number(text.replace(",", "") or "0")) is None:
+        raise InputError(f"--region: {region}: {text} is no base of any contig")
+    return number

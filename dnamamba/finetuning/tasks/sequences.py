@@ -10,7 +10,7 @@ from dnamamba.alphabet import N
 from dnamamba.errors import InputError
 from dnamamba.finetuning.settings import ResolvedFinetuneSettings
 from dnamamba.finetuning.tasks.examples import Examples, FixedSet, HeldOut, Origin, Target, Task, canonical, pad
-from dnamamba.finetuning.tasks.labels import class_counts, describe_counts, encode_labels, find_target
+from dnamamba.finetuning.tasks.labels import class_counts, describe_counts, encode_labels, find_target, split_vectors
 from dnamamba.finetuning.tasks.readers import Record, TableColumns, is_readable, read_class_folder, read_records
 from dnamamba.tables import suffix
 
@@ -32,7 +32,8 @@ def build(settings: ResolvedFinetuneSettings) -> Task:
     if settings.length is not None:
         for split in records:
             records[split], cut[split] = crop(records[split], settings.length)
-    target = find_target(records["train"], settings.kind, settings.label_columns)
+    records, columns = split_vectors(records, settings.kind, settings.label_columns)
+    target = find_target(records["train"], settings.kind, columns)
     carved = not records["dev"]
     if carved:
         records["train"], records["dev"] = carve(records["train"], target, settings.dev_fraction)
