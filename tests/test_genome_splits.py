@@ -65,7 +65,8 @@ def test_interval_sets_are_sets(first, second, by):
         ("chr1\t1\t+20", "line 3: start '1' and end '+20' must be whole numbers"),
         ("chr1\t1\t٢", "line 3: start '1' and end '٢' must be whole numbers"),
         ("track_1\t1\t2", "line 3: the genome has no contig 'track_1'"),
-        ("chr1\t9\t9", "chr1:9-9 must have start < end"),
+        ("chr1\t9\t8", "chr1:9-8 must have start < end"),
+        ("chr1\t5\t\0", "line 3, column 8: binary data (a NUL byte)"),
         ("chr1\t-1\t9", "start '-1' and end '9' must be whole numbers, 0 or more"),
         ("chr1\t0\t60001", "chr1:0-60001 ends beyond the contig, which has 60000 bases"),
         ("chrZ\t0\t5", "no contig 'chrZ'; the contigs are chr1, chr2, chrM"),
@@ -95,6 +96,52 @@ def test_bed_reading(store, tmp_path):
     assert read_bed(tmp_path / "x.bed.gz", store) == expected
     with pytest.raises(InputError, match="no such file"):
         read_bed(tmp_path / "none.bed", store)
+
+
+def test_lines_of_genome_browsers_are_known_by_their_whole_first_word(tmp_path):
+    (tmp_path / "g.fa").write_text(
+        "".join(f">{name}\n{'ACGT' * 10}\n" for name in ("track_1", "browser2", "track", "s"))
+    )
+    store = open_genome(tmp_path / "g.fa")
+    path = tmp_path / "x.bed"
+    path.write_text("track name=a\nbrowser\tposition s\ntrack_1\t1\t4\nbrowser2 2 5\ntrack\t3\t6\ns\t1\t2\n")
+    assert [str(row.interval) for row in read_bed(path, store)] == ["track_1:1-4", "browser2:2-5", "track:3-6", "s:1-2"]
+    splits = make_splits(store, store.contigs, context_length=2, validation=["s"], exclude=[path])
+    assert splits.left_out["excluded"] == 10
+    assert {"track_1:0-1", "track_1:4-40", "browser2:5-40", "track:0-3"} <= {str(i) for i in splits.train}
+
+
+def test_intervals_without_bases_and_blocks_are_counted(store, tmp_path, capsys):
+    path = tmp_path / "x.bed"
+    block = "chr1\t10\t90\tb\t0\t-\t10\t90\t0\t2\t10,10\t0,70\n"
+    path.write_text(f"chr1\t100\t400\nchr1\t500\t500\tins\n{block}chr2\t7\t7\n")
+    assert [str(row.interval) for row in read_bed(path, store)] == ["chr1:100-400", "chr1:10-90"]
+    said = capsys.readouterr().err
+    assert f"{path}: 2 intervals have no bases, start = end (line 2, line 4), and are left out" in said
+    assert f"{path}: 1 intervals have blocks" in said
+
+
+def test_exclusions_on_contigs_that_the_genome_lacks_are_counted(store, tmp_path, capsys):
+    path = tmp_path / "x.bed"
+    path.write_text("chrY\t0\t3000\nchr1\t100\t200\nchrY\t5\t9\n")
+    splits = make_splits(store, store.contigs, context_length=10, exclude=[path])
+    assert splits.left_out["excluded"] == 100
+    assert (
+        f"{path}: 2 intervals are on contigs that the genome lacks (chrY) and are left out" in capsys.readouterr().err
+    )
+    path.write_text("chrY\t0\t3000\n")
+    with pytest.raises(
+        InputError, match=r"x\.bed: none of its contigs \(chrY\) is in the genome; the contigs are chr1"
+    ):
+        make_splits(store, store.contigs, context_length=10, exclude=[path])
+
+
+@pytest.mark.parametrize("text", [b"\xef\xbb\xbfchr1\t1\t4\tM\xfchne\nchr2\t2\t5\t\xc2\x85x\xe2\x80\xa8y\x0bz\r\n"])
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
+def test_marks_line_ends_and_other_encodings(store, tmp_path, text, end):
+    path = tmp_path / "x.bed"
+    path.write_bytes(text.replace(b"\r\n", b"\n").replace(b"\n", end))
+    assert [row.name for row in read_bed(path, store)] == ["Mühne", "\x85x\u2028y\x0bz"]
 
 
 UCSC = ["chr1", "chr2", "chrX", "chrY"], ["chr1_KI270706v1_random", "chrUn_GL000195v1", "chr6_GL000250v2_alt", "chrM"]

@@ -1,15 +1,22 @@
-"""BED files: intervals of a genome, perhaps with names and strands."""
+"""BED files and their kin, such as narrowPeak: intervals of a genome, perhaps with names and strands."""
 
+import re
+from collections import Counter
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from dnamamba.errors import InputError
+from dnamamba.errors import InputError, warn
+from dnamamba.genome.contig_names import some
 from dnamamba.genome.intervals import Interval
 from dnamamba.genome.view import GenomeView
-from dnamamba.tables import numbered_lines, whole_number
+from dnamamba.tables import suffix, whole_number
+from dnamamba.text_files import is_pipe, read_text_lines
 
+SUFFIXES = (".bed", ".bed3", ".bed4", ".bed5", ".bed6", ".bed9", ".bed12", ".narrowpeak", ".broadpeak", ".gappedpeak")
+"""Of files that are BED, in lower case"""
 _HEADERS = ("track", "browser")
-"""First words of lines that speak to a genome browser"""
+"""Whole first words of lines that speak to a genome browser; contigs may be called track_1, or track"""
+_BLANKS = re.compile(r"[ \t]+")
 
 
 class BedRow(NamedTuple):
@@ -25,22 +32,39 @@ class BedRow(NamedTuple):
     """Column 6; `+` where there is none"""
 
 
-def read_bed(path: Path, genome: GenomeView) -> list[BedRow]:
+def is_bed_name(name: str | Path) -> bool:
+    """Whether this is called as a BED file is, or a file or pipe at all, among contigs and their patterns."""
+    path = Path(name)
+    return path.is_file() or is_pipe(path) or suffix(path) in SUFFIXES
+
+
+def read_bed(path: Path, genome: GenomeView, known_contigs_only: bool = False) -> list[BedRow]:
     """The rows of a BED file, plain or gzip, in file order.
 
-    `InputError` with the line for fewer than three columns, coordinates that are no whole numbers, start ≥ end, a
-    contig that the genome lacks (names are matched by `contig_names`), or an end beyond its contig.
+    Intervals without bases are left out with a warning; blocks (BED12) are read as the whole that they make up.
+
+    Args:
+        known_contigs_only: leave out rows on contigs that the genome lacks, with a warning, unless all are.
+
+    Raises:
+        InputError: with the line, for fewer than three columns, coordinates that are no whole numbers, start > end, a
+            contig that the genome lacks (names are matched by `contig_names`), or an end beyond its contig.
     """
     rows = []
-    for number, line in numbered_lines(path, "BED, as text"):
-        words = line.split(maxsplit=1)
-        if not words or words[0].startswith("#") or words[0] in _HEADERS:
+    empty: list[int] = []
+    unknown: Counter[str] = Counter()
+    blocks = 0
+    for number, line in read_text_lines(path, "BED"):
+        columns = [column.strip(" ") for column in line.split("\t")] if "\t" in line else _BLANKS.split(line.strip(" "))
+        place = [whole_number(column) for column in columns[1:3]]
+        if columns[0].startswith("#") or not any(columns):
             continue
-        columns = [column.strip() for column in (line.split("\t") if "\t" in line else line.split())]
+        if _BLANKS.split(columns[0])[0] in _HEADERS and (len(place) < 2 or None in place):
+            continue
         where = f"{path}, line {number}"
         if len(columns) < 3:
             raise InputError(f"{where}: {len(columns)} columns; BED needs contig, start and end")
-        start, end = whole_number(columns[1]), whole_number(columns[2])
+        start, end = place
         if start is None or end is None:
             raise InputError(f"{where}: start {columns[1]!r} and end {columns[2]!r} must be whole numbers, 0 or more")
         try:
@@ -48,13 +72,20 @@ def read_bed(path: Path, genome: GenomeView) -> list[BedRow]:
         except InputError as error:
             raise InputError(f"{where}: {error}") from None
         if name is None:
+            if known_contigs_only:
+                unknown[columns[0]] += 1
+                continue
             raise InputError(f"{where}: the genome has no contig {columns[0]!r}{genome.names.suggestion()}")
         interval = Interval(name, start, end)
         length = genome.contig(name).length
-        if start >= end:
+        if start > end:
             raise InputError(f"{where}: {interval} must have start < end (BED is 0-based, half-open)")
         if end > length:
             raise InputError(f"{where}: {interval} ends beyond the contig, which has {length} bases")
+        if start == end:
+            empty.append(number)
+            continue
+        blocks += len(columns) >= 12 and (whole_number(columns[9]) or 0) > 1
         rows.append(
             BedRow(
                 number,
@@ -63,9 +94,21 @@ def read_bed(path: Path, genome: GenomeView) -> list[BedRow]:
                 "-" if len(columns) > 5 and columns[5] == "-" else "+",
             )
         )
+    if unknown and not rows and not empty:
+        raise InputError(
+            f"{path}: none of its contigs ({some(list(unknown))}) is in the genome{genome.names.suggestion()}"
+        )
+    if unknown:
+        shown = some(list(unknown))
+        warn(f"{path}: {unknown.total():,} intervals are on contigs that the genome lacks ({shown}) and are left out")
+    if empty:
+        shown = some([f"line {number}" for number in empty])
+        warn(f"{path}: {len(empty):,} intervals have no bases, start = end ({shown}), and are left out")
+    if blocks:
+        warn(f"{path}: {blocks:,} intervals have blocks; each is read as a whole, from its start to its end")
     return rows
 
 
-def read_intervals(path: Path, genome: GenomeView) -> list[Interval]:
-    """The intervals alone. Raises `InputError` as `read_bed`."""
-    return [row.interval for row in read_bed(path, genome)]
+def read_intervals(path: Path, genome: GenomeView, known_contigs_only: bool = False) -> list[Interval]:
+    """The intervals alone. As `read_bed`."""
+    return [row.interval for row in read_bed(path, genome, known_contigs_only)]

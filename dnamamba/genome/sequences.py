@@ -8,6 +8,7 @@ import numpy as np
 
 from dnamamba.alphabet import TOKEN_BITS, UNK, N, encode, reverse_complement
 from dnamamba.errors import InputError, warn
+from dnamamba.genome.bed import SUFFIXES as BED
 from dnamamba.genome.bed import read_bed
 from dnamamba.genome.indexed import open_for
 from dnamamba.genome.progress import OnProgress
@@ -57,12 +58,13 @@ class NamedSequence:
 def read_sequences(
     path: Path, genome: GenomeView | None, sequence_column: str | None = None
 ) -> Iterator[NamedSequence]:
-    """The sequences of a file in its order: BED (`.bed`) of `genome`, CSV, TSV, Parquet; all else is FASTA or GenBank.
+    """The sequences of a file in its order: BED (`.bed`, `.narrowPeak` …) of `genome`, CSV, TSV, Parquet; all else is
+    FASTA or GenBank.
 
     Raises `InputError` with file and line or record, for a file without sequences, too.
     """
     kind = suffix(path)
-    if kind == ".bed":
+    if kind in BED:
         if genome is None:
             raise InputError(f"{path}: a BED file needs its genome; name it with --genome")
         found = _of_bed(path, genome)
@@ -72,14 +74,14 @@ def read_sequences(
     for sequence in found:
         yield sequence
     if sequence is None:
-        raise InputError(f"{path}: no {'intervals' if kind == '.bed' else 'sequences'}")
+        raise InputError(f"{path}: no {'intervals' if kind in BED else 'sequences'}")
 
 
 def open_for_sequences(
     paths: Sequence[Path], genome: Sequence[Path], store: Path | None, progress: OnProgress | None = None
 ) -> GenomeView:
     """The genome of the BED files among `paths`. Raises `InputError` as `open_for` and `read_bed`."""
-    beds = [path for path in paths if suffix(path) == ".bed"]
+    beds = [path for path in paths if suffix(path) in BED]
 
     def bases(opened: GenomeView) -> int:
         return sum(row.interval.length for path in beds for row in read_bed(path, opened))

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from dnamamba.errors import InputError
-from dnamamba.genome.bed import read_intervals
+from dnamamba.genome.bed import is_bed_name, read_intervals
 from dnamamba.genome.contigs import ContigSelection, select_contigs
 from dnamamba.genome.intervals import (
     ByContig,
@@ -87,7 +87,9 @@ def make_splits(
     """
     chosen = contigs.chosen if isinstance(contigs, ContigSelection) else tuple(contigs)
     whole: ByContig = {contig.name: np.array([[0, contig.length]], np.int64) for contig in chosen}
-    excluded = by_contig(interval for path in exclude for interval in read_intervals(Path(path), store))
+    excluded = by_contig(
+        interval for path in exclude for interval in read_intervals(Path(path), store, known_contigs_only=True)
+    )
     usable = _less(whole, excluded)
     given = {"train": train, "validation": validation, "test": test}
     sets = {split: _explicit(store, usable, split, items) for split, items in given.items() if items}
@@ -150,10 +152,10 @@ def _widened(sets: ByContig, by: int, store: TokenStore) -> ByContig:
 
 
 def _explicit(store: TokenStore, usable: ByContig, split: str, items: Sequence[str | Path]) -> ByContig:
-    """BED files (what exists as a file or is called .bed) and contig patterns, within the usable bases."""
+    """BED files (`is_bed_name`) and contig patterns, within the usable bases."""
     intervals: list[Interval] = []
     for item in items:
-        if Path(item).is_file() or Path(item).name.endswith(".bed"):
+        if is_bed_name(item):
             intervals += read_intervals(Path(item), store)
         else:
             matched = [contig for contig in select_contigs(store, [str(item)]).chosen if contig.name in usable]

@@ -28,6 +28,7 @@ from typing import Any
 import yaml
 
 from dnamamba.errors import InputError
+from dnamamba.genome.bed import is_bed_name
 
 _LISTS = ("contigs", "train", "validation", "test", "exclude")
 _KEYS = ("genome", "weight", "store", "annotation", *_LISTS)
@@ -56,7 +57,7 @@ def bed_or_pattern(text: str, folder: Path) -> str:
     """A BED file by its absolute path (relative ones lie in `folder`), so that it is found from anywhere; a contig
     pattern as it is."""
     path = (folder / text).absolute()
-    return str(path) if text.endswith(".bed") or path.is_file() else text
+    return str(path) if is_bed_name(path) else text
 
 
 def read_mixture(path: Path) -> list[GenomeSettings]:
