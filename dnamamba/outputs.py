@@ -104,19 +104,6 @@ def write_table(table: "polars.DataFrame", path: Path) -> None:
             table.write_csv(partial, separator="\t" if suffix == ".tsv" else ",")
 
 
-def read_table(path: Path) -> "polars.DataFrame":
-    """What `write_table` wrote, or any table as Parquet, TSV or CSV. Raises `InputError` for what is none."""
-    import polars
-
-    suffix = table_format(path)
-    try:
-        if suffix == ".parquet":
-            return polars.read_parquet(path)
-        return polars.read_csv(path, separator="\t" if suffix == ".tsv" else ",", infer_schema_length=None)
-    except polars.exceptions.PolarsError as error:
-        raise InputError(f"{path}: not readable as {TABLES[suffix]} ({error})") from None
-
-
 def write_arrays(arrays: Mapping[str, Any], path: Path) -> None:
     """numpy arrays as a compressed npz; whole or not at all."""
     import numpy as np

@@ -1,20 +1,29 @@
-"""Text as the field's files have it, plain or gzip: lines, whole numbers, and tables as CSV, TSV and Parquet."""
+"""Tables as CSV, TSV and Parquet, and whole numbers in text. Every reader of tables reads them here.
+
+- TSV has no quoting, unless its header's cells stand in quotation marks, as R writes them. In CSV a cell ends on the
+  line on which it begins: one unpaired quotation mark would swallow all rows up to the next.
+- Paths are names of files, never patterns: polars would take brackets and stars in them for one.
+"""
 
 import csv
-import gzip
+import io
+import os
 import re
-import zlib
+import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, cast
+from typing import TYPE_CHECKING, cast
 
 from dnamamba.errors import InputError
+from dnamamba.text_files import LONGEST_LINE, RawFile, as_text, is_pipe, open_bytes, read_text_lines
+
+if TYPE_CHECKING:
+    import polars
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 TABLES = (*DELIMITERS, ".parquet")
-LONGEST_CELL = 1 << 30
-"""Characters of a cell of CSV and TSV, and so bases of a sequence."""
 
 MISSING = frozenset(("", ".", "NA", "<NA>", "N/A", "n/a", "#N/A", "NaN", "nan", "-NaN", "-nan", "NULL", "null", "None"))
 """What tables write where there is no value: the spellings of pandas and R, and VCF's point."""
@@ -26,11 +35,13 @@ Rows = Iterator[tuple[str, Sequence[str | None]]]
 
 
 def suffix(path: Path) -> str:
-    """`.csv` for x.csv and x.csv.gz: what kind of file this is."""
-    name = path.name
+    """What kind of file this is: `.csv` for x.csv, x.CSV and x.csv.gz. A pipe's is told from its first line."""
+    if is_pipe(path):
+        return _kind_of_pipe(path)
+    name = path.name.lower()
     for packed in (".gz", ".bgz"):
         name = name.removesuffix(packed)
-    return Path(name).suffix.lower()
+    return Path(name).suffix
 
 
 def whole_number(text: str, lowest: int = 0) -> int | None:
@@ -40,32 +51,6 @@ def whole_number(text: str, lowest: int = 0) -> int | None:
     """
     number = int(text) if _WHOLE_NUMBER.fullmatch(text) else None
     return None if number is None or number < lowest else number
-
-
-@contextmanager
-def open_text(path: Path, expected: str = "text in UTF-8") -> Iterator[IO[str]]:
-    """A text file, plain or gzip, line ends as they are. `InputError` for what is none, also while it is read."""
-    try:
-        with path.open("rb") as file:
-            is_gzip = file.read(2) == b"\x1f\x8b"
-        opener = gzip.open if is_gzip else open
-        with cast(IO[str], opener(path, "rt", encoding="utf-8-sig", newline="")) as text:
-            yield text
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; expected {expected}") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{path}: binary data, expected {expected}") from None
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise InputError(f"{path}: damaged gzip ({error}); fetch the file again") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
-
-
-def numbered_lines(path: Path, expected: str) -> Iterator[tuple[int, str]]:
-    """The lines of a text file without their ends, and their numbers from 1. `InputError` as `open_text`."""
-    with open_text(path, expected) as file:
-        for number, line in enumerate(file, 1):
-            yield number, line.rstrip("\r\n")
 
 
 def table_rows(path: Path) -> tuple[list[str], Rows]:
@@ -85,7 +70,7 @@ def table_rows(path: Path) -> tuple[list[str], Rows]:
 def delimited_rows(path: Path, delimiter: str, comment: str = "") -> tuple[list[str], Iterator[tuple[str, list[str]]]]:
     """The header, perhaps empty, and the rows of a text table, plain or gzip. Raises `InputError` as `table_rows`.
 
-    With `comment`, lines that begin with it and blank ones are passed over.
+    Empty lines are passed over; with `comment` also lines that begin with it, and lines of blanks.
     """
     rows = _delimited(path, delimiter, comment)
     return next(rows)[1], rows
@@ -94,42 +79,140 @@ def delimited_rows(path: Path, delimiter: str, comment: str = "") -> tuple[list[
 def column_index(
     header: Sequence[str], wanted: str | None, usual: Sequence[str], what: str, flag: str, path: Path
 ) -> int:
-    """Where a column stands: the one wanted, or else the first of the usual ones. Raises `InputError`."""
+    """Where a column stands: the one wanted, or else the first of the usual ones. Raises `InputError` for one that is
+    not there, or there twice."""
     for name in (wanted,) if wanted else usual:
         if name in header:
+            if header.count(name) > 1:
+                raise InputError(f"{path}: {header.count(name)} columns are called {name!r}; rename all but one")
             return header.index(name)
     expected = repr(wanted) if wanted else " or ".join(usual[:2])
     raise InputError(f"{path}: no {what} column {expected} among {', '.join(header)}; name it with {flag}")
 
 
+def read_table(path: Path) -> "polars.DataFrame":
+    """A table as polars has it, with the types of its values. Raises `InputError` as `table_rows`."""
+    if suffix(path) == ".parquet":
+        return _read_parquet(path)
+    import polars
+
+    header, rows = table_rows(path)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(cells for _, cells in rows)
+    with _polars_errors(path, "a table"):
+        return polars.read_csv(io.BytesIO(text.getvalue().encode()), infer_schema_length=None)
+
+
+def _kind_of_pipe(path: Path) -> str:
+    with open_bytes(path) as stream:
+        lines = [as_text(line) for line in stream.peek(4096)[:4096].splitlines()]  # type: ignore[attr-defined]
+    first = lines[0] if lines else ""
+    for start, kind in (("PAR1", ".parquet"), ("##fileformat=VCF", ".vcf"), (">", ".fa"), ("LOCUS", ".gb")):
+        if first.startswith(start):
+            return kind
+    for cells in map(str.split, lines):
+        if len(cells) > 2 and whole_number(cells[1]) is not None and whole_number(cells[2]) is not None:
+            return ".bed"
+    return ".tsv" if "\t" in first else ".csv" if "," in first else ""
+
+
 def _delimited(path: Path, delimiter: str, comment: str) -> Iterator[tuple[str, list[str]]]:
     """The header first."""
-    csv.field_size_limit(LONGEST_CELL)  # the module's own is 131 072 characters, the process has but one
-    with open_text(path) as file:
-        try:
-            rows = csv.reader(file, delimiter=delimiter)
-            header = [name.strip() for name in next(rows, [])]
+    header: list[str] | None = None
+    quoted = delimiter == ","
+    for number, line in read_text_lines(path, "a table as text"):
+        if not line or (comment and (line.startswith(comment) or not line.strip())):
+            continue
+        where = f"{path}, line {number}"
+        if header is None:
+            quoted = quoted or any(cell[:1] == cell[-1:] == '"' for cell in line.split(delimiter))
+            header = [name.strip() for name in _cells(line, delimiter, quoted, where)]
+            if len(header) == 1:
+                _refuse_other_delimiter(where, delimiter, header[0])
             yield str(path), header
-            for row in rows:
-                if not row or (comment and (row[0].startswith(comment) or not "".join(row).strip())):
-                    continue
-                where = f"{path}, line {rows.line_num}"
-                if len(row) != len(header):
-                    raise InputError(f"{where}: {len(row)} columns, the header has {len(header)}")
-                yield where, row
-        except csv.Error as error:
-            raise InputError(f"{path}: not readable as a table ({error})") from None
+            continue
+        row = _cells(line, delimiter, quoted, where)
+        if len(row) != len(header):
+            raise InputError(f"{where}: {len(row)} columns, the header has {len(header)}")
+        yield where, row
+    if header is None:
+        yield str(path), []
+
+
+def _cells(line: str, delimiter: str, quoted: bool, where: str) -> list[str]:
+    if not quoted or '"' not in line:
+        return line.split(delimiter)
+    csv.field_size_limit(LONGEST_LINE)  # of the whole process, whose own is 131 072 characters
+    try:
+        return next(csv.reader([line], delimiter=delimiter, strict=True))
+    except csv.Error:
+        raise InputError(
+            f"{where}: a cell begins with a quotation mark and does not end on this line with another; close it, or "
+            "double the quotation marks that belong to the text"
+        ) from None
+
+
+def _refuse_other_delimiter(where: str, delimiter: str, name: str) -> None:
+    """Raises `InputError` for a header of one column that has the delimiter of another kind of table."""
+    names = {",": "commas (.csv)", "\t": "tabs (.tsv)", ";": "semicolons"}
+    for other in names.keys() - {delimiter}:
+        if other in name:
+            raise InputError(
+                f"{where}: the columns are separated by {names[other]}, in a file whose name says {names[delimiter]}; "
+                "rename or convert it"
+            )
 
 
 def _parquet_rows(path: Path) -> tuple[list[str], Rows]:
-    import polars  # only here: everything else does without
-
-    try:
-        table = polars.read_parquet(path)
-    except (OSError, polars.exceptions.PolarsError) as error:
-        raise InputError(f"{path}: not readable as Parquet ({error})") from None
+    table = _read_parquet(path)
     rows = ((f"{path}, row {number}", [_text(cell) for cell in row]) for number, row in enumerate(table.iter_rows(), 1))
     return table.columns, rows
+
+
+def _read_parquet(path: Path) -> "polars.DataFrame":
+    import polars  # only where it is needed: all else does without
+
+    with RawFile(path, "a table as Parquet") as raw:
+        # polars would take the name of a file for a pattern, and read a pipe as an empty file.
+        source = io.BytesIO(raw.read()) if is_pipe(path) else path.open("rb")
+    with source, _polars_errors(path, "Parquet"):
+        return polars.read_parquet(source)
+
+
+@contextmanager
+def _polars_errors(path: Path, kind: str) -> Iterator[None]:
+    """What polars raises for a damaged file becomes `InputError`, panics of its Rust code too: they are no `Exception`,
+    and print a backtrace."""
+    import polars
+
+    try:
+        with _without_backtraces(polars.exceptions.PanicException):
+            yield
+    except polars.exceptions.PanicException as error:
+        raise InputError(f"{path}: not readable as {kind}, it is damaged ({error})") from None
+    except (OSError, polars.exceptions.PolarsError) as error:
+        raise InputError(f"{path}: not readable as {kind} ({error})") from None
+
+
+@contextmanager
+def _without_backtraces(panic: type[BaseException]) -> Iterator[None]:
+    """Keeps what Rust prints on stderr (the descriptor, not Python's) to itself where it ends in a panic."""
+    with tempfile.TemporaryFile() as printed:
+        sys.stderr.flush()
+        stderr = os.dup(2)
+        os.dup2(printed.fileno(), 2)
+        try:
+            yield
+        except panic:
+            printed.truncate(0)
+            raise
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            printed.seek(0)
+            os.write(2, printed.read())
 
 
 def _text(cell: object) -> str | None:
@@ -138,5 +221,5 @@ def _text(cell: object) -> str | None:
         parts = [_text(part) for part in cell]
         return None if any(part is None or part in MISSING for part in parts) else ";".join(cast(list[str], parts))
     if isinstance(cell, bytes):
-        return cell.decode("utf-8", "replace")
+        return as_text(cell)
     return None if cell is None else str(cell)

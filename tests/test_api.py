@@ -19,7 +19,7 @@ from dnamamba.model import blocks
 from dnamamba.model.classifier import HeadConfig, SequenceClassifier
 from dnamamba.model.config import ModelConfig
 from dnamamba.model.language_model import LanguageModel
-from dnamamba.outputs import read_table
+from dnamamba.tables import read_table
 
 CONTIG = "K-12-MG1655"
 

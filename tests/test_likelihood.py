@@ -398,7 +398,7 @@ def bad(folder, checkpoint):
         ("--regions DIR/far.bed", "DIR/far.bed, line 1: chr2:1-9999 ends beyond the contig"),
         ("--regions DIR/start_after_end.bed", "DIR/start_after_end.bed, line 1: chr2:9-3 must have start < end"),
         ("--regions DIR/other.bed", "DIR/other.bed, line 1: the genome has no contig '77'; the contigs are chr"),
-        ("--regions DIR/binary.bed", "DIR/binary.bed: binary data, expected BED"),
+        ("--regions DIR/binary.bed", "DIR/binary.bed: text in UTF-16; expected BED in UTF-8"),
         ("--regions DIR/absent.bed", "DIR/absent.bed: no such file; expected BED"),
         ("--contigs chrX", "no contig of DIR/genome.fa.dnamamba matches 'chrX'"),
         ("--genome DIR/empty.fa", "DIR/empty.fa: "),

@@ -10,6 +10,7 @@ from dnamamba.errors import InputError
 from dnamamba.runs.resume import stored_values
 from dnamamba.settings.fields import flat, plain
 from dnamamba.settings.parser import Parser
+from dnamamba.tables import read_table
 
 if TYPE_CHECKING:
     import polars
@@ -36,9 +37,7 @@ class Run:
     @property
     def metrics(self) -> "polars.DataFrame":
         """metrics.csv: loss, bits per base and speed by step, or dev metrics by epoch."""
-        import polars
-
-        return polars.read_csv(self.folder / "metrics.csv")
+        return read_table(self.folder / "metrics.csv")
 
     def model(self, **options: Any) -> "Model":
         """The best checkpoint by validation, as `dnamamba.load` gives it."""

@@ -114,7 +114,8 @@ def _write_parquet(folder: Path, array: np.ndarray, sequences: Sequence[NamedSeq
         rows = table[first:last] if pool != "position" else _positions(table, sequences, first, last)
         part = rows.with_columns(polars.Series("embedding", array[first:last], dtype=kind))
         part.write_parquet(parts / f"{first:012d}.parquet", compression="lz4")
-    polars.scan_parquet(parts / "*.parquet").sink_parquet(path)  # polars appends to no Parquet file
+    written = sorted(parts.iterdir())  # polars appends to no Parquet file
+    polars.scan_parquet(written, glob=False).sink_parquet(path)
 
 
 def _positions(

@@ -114,7 +114,9 @@ def open_parquet(path: Path, columns: Sequence[Column], lengths: Lengths) -> Ite
                 table_of(contig, block, columns, schema).write_parquet(parts[-1], compression="lz4")
 
         yield write
-        pl.scan_parquet(parts).sink_parquet(path, maintain_order=True, engine="streaming", row_group_size=1 << 18)
+        pl.scan_parquet(parts, glob=False).sink_parquet(
+            path, maintain_order=True, engine="streaming", row_group_size=1 << 18
+        )
 
 
 def table_schema(columns: Sequence[Column], contigs: Iterable[str]) -> "polars.Schema":
