@@ -23,7 +23,8 @@ def records_of(variants: Variants) -> tuple[Records, list[str]]:
     """The variants in their order, and the identifier of each ("." where there is none). Raises `InputError`."""
     if isinstance(variants, str | os.PathLike):
         path = Path(variants)
-        return read_vcf(path), read_ids(path)
+        records = read_vcf(path)
+        return records, read_ids(path, records)
     if hasattr(variants, "columns"):
         return _of_frame(variants)  # type: ignore[arg-type]
     return _of_tuples(variants)

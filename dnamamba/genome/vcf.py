@@ -1,33 +1,33 @@
 """VCF files read and written as text: every line comes out as it went in, with INFO fields added.
 
 Two passes over the file: one for what a score needs (`read_vcf`), one that writes each line back with its scores
-(`annotate`), so that a file of millions of records takes memory for its alleles alone. Plain text, gzip and bgzip are
-read; a name that ends in .gz is written as bgzip. Inside, positions are 0-based; in the file, 1-based.
+(`annotate`), so that a file of millions of records takes memory for its alleles alone. A file that changes between them
+is refused. What `text_files` reads is read; a name that ends in .gz is written as bgzip. Inside, positions are 0-based;
+in the file, 1-based.
 
 pysam's VariantFile would not do: it writes 30.00 as 30, 0.1234567891 as 0.123457, fills up dropped fields of samples,
 and declares as "Dummy" what the header lacks.
 """
 
-import gzip
-import os
 import re
 import sys
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from itertools import zip_longest
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, cast
+from typing import NamedTuple
 
 import numpy as np
 
-from dnamamba.errors import InputError
+from dnamamba.errors import InputError, warn
 from dnamamba.genome.progress import OnProgress
 from dnamamba.outputs import bgzip_file, whole_file
+from dnamamba.tables import whole_number
+from dnamamba.text_files import as_text, numbered_lines, open_bytes
 
-_BGZF_END = bytes.fromhex("1f8b08040000000000ff0600424302001b0003000000000000000000")
-"""The empty block that ends every complete bgzip file (SAM specification, 4.1.2)."""
+EXPECTED = "a VCF"
 FIXED_COLUMNS = 8
 """CHROM POS ID REF ALT QUAL FILTER INFO: what the VCF specification calls mandatory."""
 
@@ -46,6 +46,8 @@ class Records:
     """As written"""
     alt: list[str]
     """The ALT column as written: alleles with commas between, `.` for none"""
+    stamp: tuple[int, int] | None = None
+    """Size and time of change (ns) of the file when it was read; None where there was no file"""
 
     def __len__(self) -> int:
         return len(self.ref)
@@ -84,41 +86,59 @@ def read_vcf(path: Path, progress: OnProgress | None = None) -> Records:
     """The records of a VCF. Raises `InputError` with the line for a file that is none, cut off, or malformed."""
     names: dict[bytes, int] = {}
     contig, start, ref, alt = [], [], [], []
+    stamp = _stamp(path)
     with open_vcf(path, progress) as (_, lines):
         for line in lines:
-            name, position, _, ref_allele, alt_alleles, _ = line.columns
-            if not (position.isdigit() and len(position) < 19 and ref_allele.isascii() and alt_alleles.isascii()):
-                raise InputError(_malformed(path, line))
-            if not (name and ref_allele and alt_alleles):
-                raise InputError(_malformed(path, line))
-            start.append(int(position) - 1)
-            ref.append(sys.intern(ref_allele.decode()))
-            alt.append(sys.intern(alt_alleles.decode()))
-            contig.append(names.setdefault(name, len(names)))
-    return Records(
-        tuple(name.decode("utf-8", "replace") for name in names),
-        np.array(contig, np.int32),
-        np.array(start, np.int64),
-        ref,
-        alt,
-    )
+            variant = _variant(path, line)
+            contig.append(names.setdefault(variant.contig, len(names)))
+            start.append(variant.start)
+            ref.append(sys.intern(variant.ref))
+            alt.append(sys.intern(variant.alt))
+    columns = np.array(contig, np.int32), np.array(start, np.int64)
+    return Records(tuple(map(as_text, names)), *columns, ref, alt, stamp)
 
 
-def read_ids(path: Path) -> list[str]:
-    """The ID column of each record, `.` where there is none. Raises as `read_vcf`."""
+def read_ids(path: Path, records: Records) -> list[str]:
+    """The ID column of each record, `.` where there is none. Raises as `read_vcf`, and if the file has others now."""
     with open_vcf(path) as (_, lines):
-        return [line.columns[2].decode("utf-8", "replace") for line in lines]
+        return [as_text(line.columns[2]) for line in unchanged(path, records, lines)]
+
+
+def unchanged(path: Path, records: Records, lines: Iterable[Line]) -> Iterator[Line]:
+    """The lines of `open_vcf`, which are those of the records. Raises `InputError` if the file has changed since."""
+    changed = InputError(f"{path}: was changed while it was scored; start again")
+    if records.stamp != _stamp(path):
+        raise changed
+    places = zip(records.contig.tolist(), records.start.tolist(), records.ref, records.alt, strict=True)
+    for line, place in zip_longest(lines, places):
+        if line is None or place is None:
+            raise changed
+        contig, start, ref, alt = place
+        found = _variant(path, line)
+        if (as_text(found.contig), found.start, found.ref, found.alt) != (records.contigs[contig], start, ref, alt):
+            raise changed
+        yield line
+    if records.stamp != _stamp(path):
+        raise changed
 
 
 @contextmanager
 def open_vcf(path: Path, progress: OnProgress | None = None) -> Iterator[tuple[list[bytes], Iterator[Line]]]:
-    """The header's lines up to the one that starts with #CHROM, each with its end, and the lines of the records."""
-    with _open(path) as (file, raw, size):
-        try:
-            header = _header(path, file)
-            yield header, _lines(path, file, raw, size, len(header), progress)
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise InputError(f"{path}: cut off or damaged ({error}); copy or make the file again") from None
+    """The header's lines up to the one that starts with #CHROM, each ended by LF, and the lines of the records."""
+    done, size = 0, (_stamp(path) or (0, 0))[0]
+
+    def on_read(count: int) -> None:
+        nonlocal done
+        done += count
+        if progress is not None:
+            progress(done, max(size, done))
+
+    with open_bytes(path, EXPECTED, on_read) as stream:
+        if stream.peek(3)[:3] == b"BCF":  # type: ignore[attr-defined]
+            raise InputError(f"{path}: is BCF; convert it to VCF first: bcftools view -Oz -o FILE.vcf.gz {path.name}")
+        lines = numbered_lines(path, stream, EXPECTED)
+        header = _header(path, lines)
+        yield header, _records(path, lines, header[-1])
 
 
 def info_fields(numbers: Mapping[str, str], info: str, alleles: int) -> list[dict[str, str]]:
@@ -145,8 +165,10 @@ def info_numbers(header: Iterable[bytes]) -> dict[str, str]:
     """The Number of each INFO field that a header declares: A, R, G, a count or `.`"""
     found = {}
     for line in header:
-        if match := re.match(rb"##INFO=<ID=([^,>]+),(?:.*?,)?Number=([^,>]+)", line):
-            found[match[1].decode("utf-8", "replace")] = match[2].decode("ascii", "replace")
+        if line.startswith(b"##INFO=<"):
+            keys = dict(re.findall(r'(\w+)=("(?:[^"\\]|\\.)*"|[^,>]*)', as_text(line[len(b"##INFO=<") :])))
+            if "ID" in keys and "Number" in keys:
+                found[keys["ID"]] = keys["Number"]
     return found
 
 
@@ -155,31 +177,42 @@ def annotate(
     out: Path,
     fields: Sequence[Field],
     values: Iterable[Sequence[str | None]],
+    records: Records,
     *,
+    replaces: str = "",
     notes: Sequence[str] = (),
     contig_lengths: dict[str, int] | None = None,
     progress: OnProgress | None = None,
 ) -> int:
     """Writes the VCF at `path` to `out`, whole or not at all, each record with the `fields` added; returns the records.
 
-    Fields of these names that the file has already, declared or not, are replaced. All else stays as it is.
+    Fields of these names that the file has already, declared or not, are replaced. All else stays as it is. Raises
+    `InputError` for a file that no longer holds the `records` that `read_vcf` found in it.
 
     Args:
         values: for each record one text per field (`Number=A`: with commas between; a flag: ""), None leaves it out.
+        replaces: a regular expression of further names whose fields are of an earlier job and taken out, with a
+            warning.
         notes: header lines of our own, `##key=value`; earlier ones of the same key are replaced.
         contig_lengths: contigs of the records and their lengths, declared where the header does not.
     """
     names = [field.name.encode() for field in fields]
-    ours = re.compile(rb"(?:^|;)(?:" + b"|".join(map(re.escape, names)) + rb")(?:=[^;]*)?(?=;|$)")
+    older: set[bytes] = set()
+
+    @cache
+    def is_replaced(name: bytes) -> bool:
+        ours = name in names or re.fullmatch(replaces.encode(), name) is not None
+        older.update([name] if ours else [])
+        return ours
+
     count = 0
     with open_vcf(path, progress) as (header, lines), whole_file(out) as partial, _create(partial) as write:
-        write(b"".join(_new_header(header, fields, names, notes, contig_lengths or {})))
+        write(b"".join(_new_header(header, fields, is_replaced, notes, contig_lengths or {})))
         pending: list[bytes] = []
-        for line, texts in _paired(path, lines, values):
+        for line, texts in zip(unchanged(path, records, lines), values, strict=True):
             *first, rest = line.columns
             qual, filters, info, *samples = rest.split(b"\t", 3)
-            if any(name in info for name in names):
-                info = ours.sub(b"", info).lstrip(b";")
+            info = b";".join([part for part in info.split(b";") if not is_replaced(part.partition(b"=")[0])])
             added = [
                 name + b"=" + text.encode() if text else name
                 for name, text in zip(names, texts, strict=True)
@@ -192,17 +225,10 @@ def annotate(
                 write(b"".join(pending))
                 pending.clear()
         write(b"".join(pending))
+    if older:
+        shown = ", ".join(sorted(map(as_text, older)))
+        warn(f"{path}: holds fields of an earlier job ({shown}); {out.name} has those of this one in their place")
     return count
-
-
-def _paired(
-    path: Path, lines: Iterator[Line], values: Iterable[Sequence[str | None]]
-) -> Iterator[tuple[Line, Sequence[str | None]]]:
-    """Raises `InputError` if there are more of the ones than of the others."""
-    for line, texts in zip_longest(lines, values):
-        if line is None or texts is None:
-            raise InputError(f"{path}: was changed while it was scored; start again")
-        yield line, texts
 
 
 def is_vcf_name(path: Path) -> bool:
@@ -210,15 +236,43 @@ def is_vcf_name(path: Path) -> bool:
     return path.name.endswith((".vcf", ".vcf.gz", ".vcf.bgz"))
 
 
+class _Variant(NamedTuple):
+    contig: bytes
+    start: int
+    ref: str
+    alt: str
+
+
+def _variant(path: Path, line: Line) -> _Variant:
+    """CHROM POS REF ALT of a record, POS counted from 0. Raises `InputError` for what the specification forbids."""
+    contig, text, _, ref, alt, _ = line.columns
+    position = whole_number(text.decode("ascii", "replace"))
+    if position is None or not (contig and ref and alt and ref.isascii() and alt.isascii()):
+        raise InputError(_malformed(path, line))
+    return _Variant(contig, position - 1, ref.decode(), alt.decode())
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    """Size and time of change of a file; None where there is none, and of a pipe, whose bytes are kept."""
+    if not path.is_file():
+        return None
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
+
+
 def _new_header(
     header: list[bytes],
     fields: Sequence[Field],
-    names: list[bytes],
+    is_replaced: Callable[[bytes], bool],
     notes: Sequence[str],
     contig_lengths: dict[str, int],
 ) -> list[bytes]:
     keys = tuple(note.partition("=")[0].encode() + b"=" for note in notes)
-    kept = [line for line in header[:-1] if not _declared(line, names) and not (keys and line.startswith(keys))]
+    kept = []
+    for line in header[:-1]:
+        field = re.match(rb"##INFO=<ID=([^,>]+)", line)
+        if not (field and is_replaced(field[1])) and not (keys and line.startswith(keys)):
+            kept.append(line)
     declared = {match[1] for line in kept if (match := re.match(rb"##contig=<(?:.*,)?ID=([^,>]+)", line))}
     return [
         *kept,
@@ -233,68 +287,39 @@ def _new_header(
     ]
 
 
-def _declared(line: bytes, names: list[bytes]) -> bool:
-    match = re.match(rb"##INFO=<ID=([^,>]+)", line)
-    return match is not None and match[1] in names
-
-
-@contextmanager
-def _open(path: Path) -> Iterator[tuple[BinaryIO, BinaryIO, int]]:
-    """The text of a file, plain or decompressed; its raw bytes, for progress; its size."""
-    try:
-        raw = path.open("rb")
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; expected a VCF") from None
-    with raw:
-        size = os.fstat(raw.fileno()).st_size
-        start = raw.read(18)
-        if not start:
-            raise InputError(f"{path}: the file is empty; expected a VCF")
-        is_gzip = start[:2] == b"\x1f\x8b"
-        if is_gzip and start[12:14] == b"BC":
-            raw.seek(max(size - len(_BGZF_END), 0))
-            if raw.read() != _BGZF_END:
-                raise InputError(f"{path}: cut off, it lacks bgzip's end marker; copy or make the file again")
-        raw.seek(0)
-        if not is_gzip:
-            yield raw, raw, size
-        else:
-            with gzip.GzipFile(fileobj=raw) as text:
-                yield cast(BinaryIO, text), raw, size
-
-
-def _header(path: Path, file: BinaryIO) -> list[bytes]:
-    first = file.readline()
-    if first[:3] == b"BCF":
-        raise InputError(f"{path}: is BCF; convert it to VCF first: bcftools view -Oz -o FILE.vcf.gz {path.name}")
-    if not first.startswith(b"##fileformat=VCF"):
-        raise InputError(
-            f"{path}, line 1: no VCF header; expected ##fileformat=VCFv4.2, further ## lines and a line "
-            "#CHROM POS ID REF ALT QUAL FILTER INFO before the records"
-        )
-    header = [first.rstrip(b"\r\n") + b"\n"]
-    for line in file:
-        header.append(line.rstrip(b"\r\n") + b"\n")
+def _header(path: Path, lines: Iterator[tuple[int, bytes]]) -> list[bytes]:
+    header: list[bytes] = []
+    for number, line in lines:
+        if number == 1 and not line.startswith(b"##fileformat=VCF"):
+            raise InputError(
+                f"{path}, line 1: no VCF header; expected ##fileformat=VCFv4.2, further ## lines and a line "
+                "#CHROM POS ID REF ALT QUAL FILTER INFO before the records"
+            )
+        header.append(line + b"\n")
         if line.startswith(b"#CHROM"):
-            if len(line.split(b"\t")) < FIXED_COLUMNS:
-                raise InputError(f"{path}, line {len(header)}: #CHROM line with fewer than 8 columns between tabs")
+            if line.count(b"\t") < FIXED_COLUMNS - 1:
+                raise InputError(f"{path}, line {number}: #CHROM line with fewer than 8 columns between tabs")
             return header
         if not line.startswith(b"##"):
             break
+    if not header:
+        raise InputError(f"{path}: the file is empty; expected {EXPECTED}")
     raise InputError(f"{path}, line {len(header)}: no line #CHROM POS ID REF ALT QUAL FILTER INFO before the records")
 
 
-def _lines(
-    path: Path, file: BinaryIO, raw: BinaryIO, size: int, first: int, progress: OnProgress | None
-) -> Iterator[Line]:
-    for number, text in enumerate(file, first + 1):
-        columns = text.rstrip(b"\r\n").split(b"\t", 5)
-        if len(columns) < 6 or columns[5].count(b"\t") < FIXED_COLUMNS - 6:
+def _records(path: Path, lines: Iterator[tuple[int, bytes]], column_line: bytes) -> Iterator[Line]:
+    tabs = column_line.count(b"\t")
+    for number, text in lines:
+        columns = text.split(b"\t", 5)
+        found = text.count(b"\t")
+        if found != tabs or found < FIXED_COLUMNS - 1:
             if not text.strip():
                 continue
-            raise InputError(_malformed(path, Line(number, columns)))
-        if progress is not None and number % 65536 == 0:
-            progress(raw.tell(), size)
+            if found < FIXED_COLUMNS - 1:
+                raise InputError(_malformed(path, Line(number, columns)))
+            raise InputError(
+                f"{path}, line {number}: {found + 1} columns, the #CHROM line has {tabs + 1}; is the record cut off?"
+            )
         yield Line(number, columns)
 
 

@@ -49,7 +49,7 @@ def score(settings: ScoreSettings) -> None:
     if vcf.is_vcf_name(settings.out):
         write_scored_vcf(settings, store, records, checked, columns)
     else:
-        write_table(scored_table(records, vcf.read_ids(settings.vcf), checked, columns), settings.out)
+        write_table(scored_table(records, vcf.read_ids(settings.vcf, records), checked, columns), settings.out)
     for label, text in _summary(settings.out, columns, scores, seconds):
         print(f"{label:>10}  {text}")
 

@@ -90,6 +90,8 @@ def write_scored_vcf(
         settings.out,
         vcf_fields(columns),
         _texts(checked.alleles, columns),
+        records,
+        replaces="|".join(f"DNAMAMBA_{name}" for name, _ in _INFO.values()),
         notes=notes,
         contig_lengths=lengths,
     )
