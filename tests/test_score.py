@@ -371,6 +371,22 @@ def test_every_record_comes_out_in_order_scored_or_with_a_reason(command, mixed,
     before.close()
 
 
+def test_telomeres_are_no_mismatches(command, contigs, tmp_path):
+    """VCF places them at POS 0 and one behind the last base."""
+    good = ("chr2", 40, contigs["chr2"][39].upper(), "A" if contigs["chr2"][39].upper() != "A" else "C")
+    rows = [("chr2", 0, "N", ".[chr1:20["), good, ("2", 91, "N", "]chr1:30]."), ("2", 91, "A", "C")]
+    out = tmp_path / "out.tsv"
+    assert run(*command, "--vcf", write_vcf(tmp_path / "in.vcf", rows), "--out", out) == 0
+    table = polars.read_csv(out, separator="\t")
+    assert table["skipped"].to_list() == ["beyond_contig", None, "beyond_contig", "beyond_contig"]
+    assert table["start"].to_list() == [-1, 39, 90, 90] and table["llr"].is_null().to_list() == [
+        True,
+        False,
+        True,
+        True,
+    ]
+
+
 def test_the_output_can_be_scored_again(command, mixed, tmp_path):
     first, second = tmp_path / "first.vcf", tmp_path / "second.vcf"
     assert run(*command, "--vcf", mixed[0], "--out", first) == 0
@@ -395,7 +411,7 @@ BAD = {
     "another assembly": (lambda c: shifted(c, 40), [], "another assembly than the genome's?"),
     "0-based": (lambda c: shifted(c, -1), [], "its positions seem to be 0-based"),
     "counted from 2": (lambda c: shifted(c, 1), [], "counted from 2"),
-    "beyond the contig": (lambda c: [("chr2", 91, "A", "C")], [], "lies beyond the contig, which has 90 bases"),
+    "beyond the contig": (lambda c: [("chr2", 92, "A", "C")], [], "lies beyond the contig, which has 90 bases"),
     "no contig": (
         lambda c: [("chr7", 1, "A", "C"), ("chr8", 1, "A", "C")],
         [],

@@ -62,7 +62,7 @@ class Checked(NamedTuple):
 
     alleles: Alleles
     mismatches: np.ndarray
-    """Records whose REF is not the genome's, or lies beyond the contig"""
+    """Records whose REF is not the genome's, or lies beyond the contig, telomeres apart"""
     compared: int
     """Records whose REF could be compared"""
     contigs: tuple[str | None, ...]
@@ -91,7 +91,8 @@ def check(records: Records, store: GenomeView, longest: int) -> Checked:
         for text in records.alternates(record):
             why = _kind(text)
             if why or reason[allele]:
-                reason[allele] = _CODES[why] or reason[allele]
+                if reason[allele] != _CODES["beyond_contig"]:
+                    reason[allele] = _CODES[why] or reason[allele]
             else:
                 begin, ref_length[allele], alt[allele] = trim(_dna(ref), _dna(text))
                 starts[allele] += begin
@@ -100,7 +101,11 @@ def check(records: Records, store: GenomeView, longest: int) -> Checked:
                 elif not ref_length[allele] and not alt[allele]:
                     reason[allele] = _CODES["same_as_ref"]
             allele += 1
-    wrong = (record_reason == _CODES["ref_mismatch"]) | (record_reason == _CODES["beyond_contig"])
+    sizes = np.array([-1 if name is None else store.contig(name).length for name in contigs], np.int64)
+    # VCF's places for telomeres, POS 0 and N + 1, have no base to compare: they speak for no other assembly.
+    telomere = (records.start == -1) | (records.start == sizes[records.contig] if len(records) else False)
+    beyond = (record_reason == _CODES["beyond_contig"]) & ~telomere
+    wrong = (record_reason == _CODES["ref_mismatch"]) | beyond
     compared = int((record_reason == 0).sum() + wrong.sum())
     return Checked(
         Alleles(first, np.repeat(contig, counts), starts, ref_length, alt, reason),
