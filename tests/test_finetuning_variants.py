@@ -3,6 +3,8 @@
 import csv
 import gzip
 import json
+import subprocess
+import sys
 from collections import Counter
 
 import numpy as np
@@ -12,6 +14,8 @@ from sklearn.metrics import matthews_corrcoef, roc_auc_score
 
 from dnamamba import cli, finetune
 from dnamamba.alphabet import CLS, SEP, N, decode
+from dnamamba.errors import InputError
+from dnamamba.finetuning.tasks.groups import joined_groups, names_in
 from dnamamba.finetuning.tasks.variant_report import (
     at_threshold,
     best_threshold,
@@ -344,8 +348,8 @@ HEADER = b"contig\tpos\tref\talt\tlabel\n"
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("v.tsv.gz", gzip.compress(HEADER + b"c0\t3\tA\tC\tB\n" * 2000, mtime=0)[:-9], "damaged gzip"),
-        ("v.tsv", HEADER + b"c0\t3\tA\tC\t\xff\n", "binary data, expected text in UTF-8"),
+        ("v.tsv.gz", gzip.compress(HEADER + b"c0\t3\tA\tC\tB\n" * 2000, mtime=0)[:-9], "the gzip data are truncated"),
+        ("v.tsv", HEADER + b"c0\t3\tA\tC\t\0\n", "line 2, column 10: binary data (a NUL byte)"),
     ],
     ids=["truncated", "binary"],
 )
@@ -364,3 +368,132 @@ def test_a_gene_in_two_splits_is_refused(table, genome, checkpoint, tmp_path, ca
     arguments = ["--variants", tmp_path / "v.tsv", "--genome", genome, "--checkpoint", checkpoint]
     assert run(*arguments, "--out", tmp_path / "run") == 2
     assert "is both in train and in dev" in capsys.readouterr().err
+
+
+# Files as people have them
+
+
+INFO = (
+    '##INFO=<ID=LABEL,Number={},Type=String,Description="x">\n##INFO=<ID=GENE,Number={},Type=String,Description="y">\n'
+)
+COLUMN_LINE = "#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO\n"
+
+
+def write_vcf(path, records, label=1, gene="."):
+    """`records`: CHROM, POS, REF, ALT, INFO."""
+    lines = [f"{c}\t{p}\t.\t{r}\t{a}\t.\t.\t{info}\n" for c, p, r, a, info in records]
+    path.write_text("##fileformat=VCFv4.2\n" + INFO.format(label, gene) + COLUMN_LINE + "".join(lines))
+    return path
+
+
+def test_info_of_alleles_is_by_number(tmp_path):
+    path = write_vcf(tmp_path / "v.vcf", [("c0", 5, "A", "C,G", "LABEL=0,1;GENE=g0,ovg0")], label="A")
+    assert [row.columns for row in read_rows(path)] == [
+        {"label": "0", "gene": "g0,ovg0"},
+        {"label": "1", "gene": "g0,ovg0"},
+    ]
+    write_vcf(path, [("c0", 5, "A", "C,G", "LABEL=.;GENE=.,g1"), ("c0", 6, "A", "C", "LABEL=NA;GENE=.")], gene="A")
+    assert [row.columns for row in read_rows(path)] == [{}, {"gene": "g1"}, {}]
+
+
+def test_genes_that_share_a_variant_or_a_site_stay_together():
+    names = [["a"], ["a", "b"], ["c"], ["d"], ["e"], ["f"], ["b", "g", "h"]]
+    sites = [("1", 1), ("1", 2), ("1", 3), ("1", 3), ("2", 3), ("1", 5), ("1", 9)]
+    assert joined_groups(names, sites) == [
+        "a,b,g and 1 more",
+        "a,b,g and 1 more",
+        "c,d",
+        "c,d",
+        "e",
+        "f",
+        "a,b,g and 1 more",
+    ]
+    assert names_in("g0,ovg0; g1 ,.,NA") == ["g0", "ovg0", "g1"] and names_in(".") == []
+
+
+@pytest.mark.parametrize(("gene", "joined"), [(".", True), ("A", True), ("1", False)])
+def test_no_gene_of_any_alternate_is_in_two_splits(gene, joined, variants, genome, checkpoint, tmp_path, capsys):
+    """Genes overlap: each site has one of its contig and one that spans two contigs' numbers."""
+    records = []
+    for number, (c, p, r, a, label, name, _) in enumerate(variants):
+        other = next(base for base in "ACGT" if base not in (r, a))
+        genes = f"{name},ov{int(c[1:]) // 2}" if joined else name
+        records.append(
+            (c, p + 1, r, f"{a},{other}" if joined else a, f"LABEL={label};GENE={genes if number % 9 else '.'}")
+        )
+    path = write_vcf(tmp_path / "v.vcf", records, gene=gene)
+    out = tmp_path / "run"
+    arguments = ["--variants", path, "--genome", genome, "--checkpoint", checkpoint, "--length", 32, "--mode", "probe"]
+    assert run(*arguments, "--epochs", 1, "--out", out) == 0
+    said = capsys.readouterr().out
+    assert "no gene in two splits" in said and "no gene" in said.partition("left out")[2]
+    assert ("genes in 15: those that share a variant or its site stay together" in said) == joined
+    groups = [json.loads((out / "summary.json").read_text())["splits"][s]["groups"] for s in ("train", "dev", "test")]
+    assert sum(groups) == (15 if joined else 30)
+    genes = {
+        name
+        for row in csv.DictReader((out / "test_predictions.csv").read_text().splitlines())
+        for name in row["group"].split(",")
+    }
+    assert "." not in genes and len(genes) == (3 if joined else 1) * groups[2]
+
+
+def test_a_shared_gene_in_given_splits_is_refused(genome, checkpoint, tmp_path, capsys):
+    store = open_genome(genome)
+    at = [("c0", 10, "train"), ("c1", 10, "dev"), ("c2", 10, "test"), ("c3", 10, "train")]
+    lines = ["contig\tpos\tref\talt\tlabel\tgene\tsplit"]
+    for (contig, position, split), gene in zip(at, ("a", "b", "c", "d;c"), strict=True):
+        ref = "ACGT"[int(store.read(contig, position - 1, position)[0])]
+        lines.append(f"{contig}\t{position}\t{ref}\t{'A' if ref != 'A' else 'C'}\tB\t{gene}\t{split}")
+    (tmp_path / "v.tsv").write_text("\n".join(lines) + "\n")
+    arguments = ["--variants", tmp_path / "v.tsv", "--genome", genome, "--checkpoint", checkpoint]
+    assert run(*arguments, "--out", tmp_path / "run") == 2
+    assert "gene 'c,d' is both in test and in train" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "chrom\tstart\tend\tref\talt",
+        "Chromosome\tStart_Position\tEnd_Position\tReference_Allele\tTumor_Seq_Allele2",
+        "chrom\tpos\tend\tref\talt",
+    ],
+)
+def test_maf_counts_from_1(tmp_path, header):
+    path = tmp_path / "v.tsv"
+    path.write_text(f"{header}\nc0\t5\t5\tA\tC\nc0\t7\t9\tACG\tA\n")
+    assert [(row.start, row.ref) for row in read_rows(path)] == [(4, "A"), (6, "ACG")]
+    path.write_text("chrom\tstart\tend\tref\talt\nc0\t5\t6\tA\tC\nc0\t7\t10\tACG\tA\n")
+    assert [row.start for row in read_rows(path)] == [5, 7]
+    path.write_text("chrom\tstart\tref\talt\nc0\t5\tA\tC\n")
+    assert [row.start for row in read_rows(path)] == [5]
+
+
+@pytest.mark.parametrize("text", ["9" * 20, "1²", "--5", "+5", "1_0", "٥", "1.0", ""])
+def test_odd_positions_have_their_line(tmp_path, text):
+    (tmp_path / "v.tsv").write_text(f"chrom\tpos\tref\talt\nc0\t1\tA\tC\nc0\t{text}\tA\tC\n")
+    with pytest.raises(InputError, match=r"v\.tsv, line 3: position '.*' is no whole number"):
+        list(read_rows(tmp_path / "v.tsv"))
+
+
+def test_a_column_twice_is_named(tmp_path):
+    (tmp_path / "v.tsv").write_text("chrom\tpos\tref\talt\tLabel\tlabel\nc0\t1\tA\tC\t0\t1\n")
+    with pytest.raises(InputError, match=r"v\.tsv: several columns are called label; rename all but one"):
+        list(read_rows(tmp_path / "v.tsv"))
+
+
+def test_the_values_of_a_label_that_is_no_pair_are_listed(variants, genome, checkpoint, tmp_path, capsys):
+    lines = [f"{c}\t{p + 1}\t{r}\t{a}\t{'xyz'[n % 3]}\n" for n, (c, p, r, a, *_) in enumerate(variants)]
+    (tmp_path / "v.tsv").write_text("contig\tpos\tref\talt\tlabel\n" + "".join(lines))
+    arguments = ["--variants", tmp_path / "v.tsv", "--genome", genome, "--checkpoint", checkpoint]
+    assert run(*arguments, "--out", tmp_path / "run") == 2
+    assert "column label has 3 values (x, y, z); expected two classes" in capsys.readouterr().err
+
+
+def test_variants_come_through_a_pipe(table, tmp_path):
+    code = "import sys, pathlib; from dnamamba.finetuning.tasks.variants import read_rows as rows; "
+    code += "print(len(list(rows(pathlib.Path(sys.argv[1])))))"
+    for file in (table, write_vcf(tmp_path / "v.vcf", [("c0", 5, "A", "C,G", "LABEL=0;GENE=g")])):
+        line = f"{sys.executable} -c '{code}' <(gzip -c {file})"
+        done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=True)
+        assert int(done.stdout) == len(list(read_rows(file)))

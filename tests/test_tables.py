@@ -127,7 +127,9 @@ def test_folders_of_odd_names_hold_data(tmp_path):
     folder.mkdir()
     for split in ("train", "test"):
         polars.DataFrame({"sequence": ["ACGT"], "label": [split]}).write_parquet(folder / f"{split}.parquet")
-    assert {split: [r.labels for r in rows] for split, rows in sequences.read_splits(folder, TableColumns()).items()} == {
+    assert {
+        split: [r.labels for r in rows] for split, rows in sequences.read_splits(folder, TableColumns()).items()
+    } == {
         "train": [("train",)],
         "dev": [],
         "test": [("test",)],

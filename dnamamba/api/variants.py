@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Union
 import numpy as np
 
 from dnamamba.errors import InputError
-from dnamamba.genome.variant_columns import CONTIG_COLUMNS, POSITION_COLUMNS, START_COLUMNS
+from dnamamba.genome.variant_columns import (
+    ALT_COLUMNS,
+    CONTIG_COLUMNS,
+    POSITION_COLUMNS,
+    REF_COLUMNS,
+    START_COLUMNS,
+    start_counts_from_1,
+)
 from dnamamba.genome.vcf import Records, read_ids, read_vcf
 
 if TYPE_CHECKING:
@@ -34,13 +41,17 @@ def _of_frame(frame: "polars.DataFrame") -> tuple[Records, list[str]]:
     named = {name.lower(): name for name in frame.columns}
     contig = next((named[name] for name in CONTIG_COLUMNS if name in named), None)
     position = next((name for name in (*POSITION_COLUMNS, *START_COLUMNS) if name in named), None)
-    ref, alt = named.get("ref"), named.get("alt")
+    ref, alt = (next((named[name] for name in usual if name in named), None) for usual in (REF_COLUMNS, ALT_COLUMNS))
     if contig is None or position is None or ref is None or alt is None:
         raise InputError(
             f"variants: the frame has the columns {', '.join(frame.columns)}; expected contig (or chrom), pos (from 1) "
             "or start (from 0), ref and alt"
         )
     first = 0 if position in START_COLUMNS else 1
+    if position == "start" and "end" in named:
+        columns = (frame[named["start"]].to_list(), frame[named["end"]].to_list(), frame[ref].to_list())
+        if not any(None in column for column in columns) and start_counts_from_1(*columns):
+            first = 1
     rows = zip(*(frame[name].to_list() for name in (contig, named[position], ref, alt)), strict=True)
     records, ids = _of_tuples((c, p + 1 - first if isinstance(p, int) else p, r, a) for c, p, r, a in rows)
     return records, [str(name) for name in frame["id"].to_list()] if "id" in frame.columns else ids

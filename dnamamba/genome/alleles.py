@@ -224,7 +224,10 @@ def _hint(records: Records, store: GenomeView, checked: Checked) -> str:
         tried += 1
         for by in shifted:
             shifted[by] += decode(store.read(contig, start + by, start + by + 1)).upper() == ref.upper()
-    for by, kind in ((1, "0-based"), (-1, "counted from 2")):
+    for by, kind in (
+        (1, "0-based, VCF and a column pos count from 1"),
+        (-1, "counted from 2, VCF counts from 1; or from 1 in a column start, which counts from 0: call it pos"),
+    ):
         if tried >= 10 and shifted[by] > 0.9 * tried:
-            return f"its positions seem to be {kind}, VCF counts from 1"
+            return f"its positions seem to be {kind}"
     return "another assembly than the genome's? (GRCh37 and GRCh38 have the same names)"

@@ -9,23 +9,35 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dnamamba.alphabet import CLS, SEP, TOKEN_BITS, N, encode
-from dnamamba.errors import InputError
+from dnamamba.errors import InputError, warn
 from dnamamba.finetuning.settings import ResolvedFinetuneSettings
 from dnamamba.finetuning.tasks.examples import Examples, FixedSet, HeldOut, Origin, Task, pad
-from dnamamba.finetuning.tasks.labels import class_counts, describe_counts, encode_labels, find_target
+from dnamamba.finetuning.tasks.groups import joined_groups, names_in
+from dnamamba.finetuning.tasks.labels import class_counts, describe_counts, encode_labels, find_target, values_found
 from dnamamba.finetuning.tasks.readers import Record
 from dnamamba.finetuning.tasks.variant_report import VariantReport
 from dnamamba.genome.alleles import REASON_NAMES, REASONS, Alleles, check, refuse_mismatches
 from dnamamba.genome.store import TokenStore, open_genome
-from dnamamba.genome.variant_columns import CONTIG_COLUMNS, POSITION_COLUMNS, START_COLUMNS
-from dnamamba.genome.vcf import Records, info_fields, info_numbers, is_vcf_name, open_vcf
+from dnamamba.genome.variant_columns import (
+    ALT_COLUMNS,
+    CONTIG_COLUMNS,
+    END_COLUMNS,
+    POSITION_COLUMNS,
+    REF_COLUMNS,
+    START_COLUMNS,
+    start_counts_from_1,
+)
+from dnamamba.genome.vcf import Records, info_fields, info_numbers, open_vcf
 from dnamamba.runs.progress import job_bar
-from dnamamba.tables import DELIMITERS, delimited_rows, suffix, whole_number
+from dnamamba.tables import DELIMITERS, MISSING, delimited_rows, suffix, whole_number
+from dnamamba.text_files import as_text, is_pipe
 
 SPLITS = ("train", "dev", "test")
 SHARES = {"train": 0.7, "dev": 0.15, "test": 0.15}
 GROUP_COLUMNS = ("gene", "gene_filled")
 EFFECT_COLUMNS = ("effect", "consequence")
+LONGEST_CONTIG = 1 << 40
+"""Bases: more than any chromosome has"""
 SPLIT_NAMES = {"train": "train", "dev": "dev", "valid": "dev", "validation": "dev", "val": "dev", "test": "test"}
 
 
@@ -39,7 +51,7 @@ class LabelledVariant(NamedTuple):
     ref: str
     alt: str
     columns: dict[str, str]
-    """Of the table, or the VCF's INFO; names in lower case"""
+    """Of the table, or the VCF's INFO, where they are not missing; names in lower case"""
 
 
 def build(settings: ResolvedFinetuneSettings) -> Task:
@@ -69,9 +81,9 @@ def build(settings: ResolvedFinetuneSettings) -> Task:
     left_out: Counter[str] = Counter()
     keep = np.ones(len(rows), bool)
     for index, row in enumerate(rows):
-        if not row.columns.get(label, "") or (split_by and not row.columns.get(split_by, "")):
+        if label not in row.columns or (split_by and not names_in(row.columns.get(split_by, ""))):
             keep[index] = False
-            left_out[f"no {label}" if not row.columns.get(label, "") else f"no {split_by}"] += 1
+            left_out[f"no {label}" if label not in row.columns else f"no {split_by}"] += 1
         elif settings.effects and effect and row.columns.get(effect) not in settings.effects:
             keep[index] = False
             left_out[f"another {effect}"] += 1
@@ -82,7 +94,8 @@ def build(settings: ResolvedFinetuneSettings) -> Task:
     usable = alleles.reason == 0
     rows = [row for row, kept in zip(rows, usable, strict=True) if kept]
     alleles = _take(alleles, np.flatnonzero(usable))
-    groups = [row.columns[split_by] if split_by else row.contig for row in rows]
+    genes = [names_in(row.columns[split_by]) if split_by else [row.contig] for row in rows]
+    groups = joined_groups(genes, [(row.contig, row.start) for row in rows])
     split = _splits(rows, groups, path)
     refuse_shared_groups(groups, split, path, split_by or "contig")
     contig, position = _positions(rows, alleles)
@@ -99,7 +112,8 @@ def build(settings: ResolvedFinetuneSettings) -> Task:
     records = [Record(row.where, "", np.empty(0, np.uint8), (row.columns[label],)) for row in rows]
     target = find_target([records[i] for i in members["train"].tolist()], "multiclass", None)
     if len(target.names) != 2:
-        raise InputError(f"{path}: column {label} has {len(target.names)} values; expected two classes")
+        found = f"{len(target.names)} values ({values_found(target.names)})"
+        raise InputError(f"{path}: column {label} has {found}; expected two classes")
     labels = encode_labels(records, target)
     windows = [window(store, alleles, index, settings.length) for index in range(len(rows))]
 
@@ -123,8 +137,19 @@ def build(settings: ResolvedFinetuneSettings) -> Task:
     )
     counts = {name: class_counts(made[name].labels, target) for name in SPLITS}
     distinct = {name: len({groups[i] for i in members[name].tolist()}) for name in SPLITS}
+    together = len({gene for names in genes for gene in names}), len(set(groups))
     notes = [
         ("data", f"{path}: label {label}, split by {split_by or 'contig'}"),
+        *(
+            [
+                (
+                    "groups",
+                    f"{together[0]:,} genes in {together[1]:,}: those that share a variant or its site stay together",
+                )
+            ]
+            if together[0] > together[1]
+            else []
+        ),
         ("target", f"{target.names[1]} against {target.names[0]}"),
         *(
             (name, f"{len(made[name]):,} variants of {distinct[name]:,} groups; {describe_counts(counts[name])}")
@@ -159,42 +184,61 @@ def build(settings: ResolvedFinetuneSettings) -> Task:
 
 def read_rows(path: Path) -> Iterator[LabelledVariant]:
     """The alternate alleles of a VCF, TSV or CSV in file order. Raises `InputError` with the line."""
-    yield from _read_vcf(path) if is_vcf_name(path) else _read_table(path)
+    yield from _read_vcf(path) if suffix(path) == ".vcf" else _read_table(path)
 
 
 def _read_vcf(path: Path) -> Iterator[LabelledVariant]:
     with open_vcf(path) as (header, lines):
         numbers = info_numbers(header)
         for line in lines:
-            texts = [column.decode("utf-8", "replace") for column in line.columns]
+            texts = [as_text(column) for column in line.columns]
             if (position := whole_number(texts[1])) is None:
                 raise InputError(f"{path}, line {line.number}: POS {texts[1]!r} is no whole number")
             alternates = [] if texts[4] == "." else texts[4].split(",")
             fields = info_fields(numbers, texts[5].split("\t")[2], len(alternates))
             for alt, info in zip(alternates, fields, strict=True):
-                columns = {key.lower(): value for key, value in info.items()}
+                columns = {key.lower(): value for key, value in info.items() if value not in MISSING}
                 yield LabelledVariant(f"{path}, line {line.number}", texts[0], position - 1, texts[3], alt, columns)
 
 
 def _read_table(path: Path) -> Iterator[LabelledVariant]:
-    if suffix(path) not in DELIMITERS:
+    kind = suffix(path)
+    kind = ".tsv" if is_pipe(path) and kind == ".bed" else kind  # a table with start and end
+    if kind not in DELIMITERS:
         raise InputError(f"{path}: unknown kind of file; expected .vcf, .tsv or .csv, plain or .gz")
-    header, lines = delimited_rows(path, DELIMITERS[suffix(path)])
+    header, lines = delimited_rows(path, DELIMITERS[kind])
     names = [name.lower() for name in header]
-    contig = next((names.index(name) for name in CONTIG_COLUMNS if name in names), None)
-    zero_based = next((names.index(name) for name in START_COLUMNS if name in names), None)
-    one_based = next((names.index(name) for name in POSITION_COLUMNS if name in names), None)
-    if contig is None or (zero_based is None and one_based is None) or not {"ref", "alt"} <= set(names):
+    if twice := [name for name, count in Counter(names).items() if count > 1 and name]:
+        raise InputError(f"{path}: several columns are called {', '.join(twice)}; rename all but one")
+
+    def column(usual: tuple[str, ...]) -> int | None:
+        return next((names.index(name) for name in usual if name in names), None)
+
+    contig, ref, alt = column(CONTIG_COLUMNS), column(REF_COLUMNS), column(ALT_COLUMNS)
+    zero_based, one_based, last = column(START_COLUMNS), column(POSITION_COLUMNS), column(END_COLUMNS)
+    number = one_based if zero_based is None else zero_based
+    if contig is None or number is None or ref is None or alt is None:
         raise InputError(
             f"{path}: its columns are {', '.join(names) or 'none'}; expected contig (or chrom), pos (1-based) or "
             "start (0-based), ref and alt"
         )
-    for where, cells in lines:
-        row = dict(zip(names, cells, strict=True))
-        text = cells[one_based if zero_based is None else zero_based]  # type: ignore[index]
-        if (number := whole_number(text)) is None:
-            raise InputError(f"{where}: position {text!r} is no whole number")
-        yield LabelledVariant(where, cells[contig], number - (zero_based is None), row["ref"], row["alt"], row)
+    rows = list(lines)
+    starts = [_position(where, cells[number]) for where, cells in rows]
+    counts_from = int(zero_based is None)
+    if zero_based is not None and last is not None and names[number] == "start":
+        ends = [whole_number(cells[last]) for _, cells in rows]
+        if None not in ends and start_counts_from_1(starts, ends, [cells[ref] for _, cells in rows]):  # type: ignore[arg-type]
+            warn(f"{path}: start and end count from 1 and the end is included, as in MAF: the lengths of ref tell")
+            counts_from = 1
+    for (where, cells), start in zip(rows, starts, strict=True):
+        columns = {name: cell for name, cell in zip(names, cells, strict=True) if cell not in MISSING}
+        yield LabelledVariant(where, cells[contig], start - counts_from, cells[ref], cells[alt], columns)
+
+
+def _position(where: str, text: str) -> int:
+    if (number := whole_number(text)) is None:
+        raise InputError(f"{where}: position {text!r} is no whole number of at most 18 digits")
+    return number
 
 
 def _column(
@@ -293,9 +337,13 @@ def refuse_shared_groups(groups: list[str], split: np.ndarray, path: Path, name:
 def _positions(rows: list[LabelledVariant], alleles: Alleles) -> tuple[np.ndarray, np.ndarray]:
     """Contig and position by which windows overlap: of the assembly (chrom, pos) where the table has them next to the
     position in a sequence of its own, else the latter."""
-    if all(row.columns.get("chrom") and whole_number(row.columns.get("pos", "")) is not None for row in rows):
+    found = [whole_number(row.columns.get("pos", "")) if "chrom" in row.columns else None for row in rows]
+    if None not in found:
+        for row, position in zip(rows, found, strict=True):
+            if position is not None and position > LONGEST_CONTIG:
+                raise InputError(f"{row.where}: pos {position} lies beyond any chromosome")
         names = [row.columns["chrom"] for row in rows]
-        positions = np.array([int(row.columns["pos"]) for row in rows], np.int64)
+        positions = np.array(found, np.int64)
     else:
         names, positions = [str(contig) for contig in alleles.contig.tolist()], alleles.start
     return np.unique(names, return_inverse=True)[1], positions
