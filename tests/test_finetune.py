@@ -263,6 +263,31 @@ def test_several_labels_and_numbers(tmp_path, capsys):
     assert numbers["test"]["pearson"]["mean"] > 0.9 and numbers["test"]["mse"]["mean"] < 300
 
 
+def test_two_learning_rates_that_hardly_differ_are_two_trials(tmp_path, data):
+    rates = ["0.01", "0.0100000001"]
+    flags = [*SEQUENCES, *SCRATCH, "--data", str(data), "--epochs", "1"]
+    finetuned(tmp_path / "run", *flags, "--learning_rate", *rates)
+    assert {path.name for path in (tmp_path / "run" / "trials").iterdir()} == {
+        f"seed-0-lr-{rate}-test" for rate in rates
+    }
+    with (tmp_path / "run" / "metrics.csv").open() as file:
+        assert [row["peak_learning_rate"] for row in csv.DictReader(file)] == rates
+
+
+@pytest.mark.parametrize(("last", "by"), [("5", "dev loss (pearson is undefined on dev)"), ("6", "dev pearson")])
+def test_what_selected_is_named(tmp_path, capsys, last, by):
+    """On a dev split whose labels are all the same, no correlation is defined, and the loss decides."""
+    generator = np.random.default_rng(0)
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for split, labels in (("train", "123456"), ("dev", "5555" + last), ("test", "1357")):
+        write_csv(folder / f"{split}.csv", [(sequence(generator, int(label) / 10), label) for label in labels])
+    flags = [*SEQUENCES, *SCRATCH, "--data", str(folder), "--kind", "regression"]
+    assert finetuned(tmp_path / "run", *flags)["selection"]["by"] == by
+    said = capsys.readouterr().out
+    assert f"best {by} " in said and "best dev pearson nan" not in said
+
+
 def fasta(path, records):
     path.write_text("".join(f">{name}\n{text}\n" for name, text in records))
 
@@ -391,7 +416,7 @@ def bad(name, train=GOOD, test=GOOD, flags=(), message="", header=("sequence", "
             "unseen label", test=[*GOOD, ("ACG", "z")], message=r"test.csv, line 22: label 'z' is not among the classes"
         ),
         bad("empty sequence", [*GOOD, ("", "x")], message=r"train.csv, line 22: the sequence is empty"),
-        bad("empty label", [*GOOD, ("ACG", "")], message=r"train.csv, line 22: the label is empty"),
+        bad("empty label", [*GOOD, ("ACG", "")], message=r"train.csv, line 22: the label is empty; take the row out"),
         bad(
             "protein",
             [("MKVLE", "x"), *GOOD],
@@ -410,7 +435,7 @@ def bad(name, train=GOOD, test=GOOD, flags=(), message="", header=("sequence", "
         bad(
             "many numbers",
             [("ACGT", f"{n / 7}") for n in range(300)],
-            message=r"300 different numbers as labels; take -",
+            message=r"300 different numbers as labels \(.* and 290 more\); take -",
         ),
         bad("no test", test=None, message=r"no test split; expected test.csv"),
         bad("empty test", test=[], message=r"test.csv: no sequences"),

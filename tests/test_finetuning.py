@@ -444,6 +444,16 @@ def test_undefined_metrics_are_missing_and_never_zero():
     assert np.isnan(constant["pearson"]) and constant["mse"] == pytest.approx(5 / 3)
 
 
+def test_a_target_that_is_the_same_everywhere_has_no_say_in_a_correlation():
+    labels = np.array([[0.0, 5.0], [0.5, 5.0], [0.7, 5.0], [1.0, 5.0]])
+    values = np.array([[0.1, 0.2], [0.4, 0.1], [0.8, 0.3], [0.9, 0.2]])
+    found = metrics.evaluate(values, labels, Target("regression", ("a", "b")))
+    assert found["pearson"] == pytest.approx(np.corrcoef(values[:, 0], labels[:, 0])[0, 1])
+    labels[:, 1] = [1, 2, 3, 4]
+    values[:, 1] = 0.2  # a constant prediction is no reason to leave the target out
+    assert np.isnan(metrics.evaluate(values, labels, Target("regression", ("a", "b")))["pearson"])
+
+
 def test_seeds_are_summed_up_by_mean_and_sample_deviation():
     found = metrics.over_seeds([{"mcc": 0.5}, {"mcc": 0.7}])["mcc"]
     assert found["mean"] == pytest.approx(0.6) and found["std"] == pytest.approx(np.sqrt(0.02))

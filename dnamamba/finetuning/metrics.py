@@ -70,12 +70,13 @@ def _multilabel(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, floa
 
 
 def _regression(values: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Correlations are the mean over targets."""
+    """Correlations are the mean over targets whose labels differ; NaN where the predictions of one do not."""
     from scipy import stats
 
     def mean(statistic: Callable[..., tuple[float, float]]) -> float:
-        columns = zip(values.T, labels.T, strict=True)
-        return float(np.mean([statistic(a, b)[0] if a.std() > 0 and b.std() > 0 else math.nan for a, b in columns]))
+        columns = [(a, b) for a, b in zip(values.T, labels.T, strict=True) if b.std() > 0]
+        each = [statistic(a, b)[0] if a.std() > 0 else math.nan for a, b in columns]
+        return float(np.mean(each)) if each else math.nan
 
     return {
         "pearson": mean(stats.pearsonr),

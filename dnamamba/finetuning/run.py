@@ -36,7 +36,16 @@ from dnamamba.finetuning.resolve import FROM_SCRATCH, compute_of, resolve
 from dnamamba.finetuning.settings import FinetuneSettings, ResolvedFinetuneSettings
 from dnamamba.finetuning.tasks import sequences, species, variants
 from dnamamba.finetuning.tasks.examples import Examples, FixedSet, Target, Task, canonical
-from dnamamba.finetuning.trial import Candidate, Diverged, EpochRow, Trial, TrialResult, best_weights, standardisation
+from dnamamba.finetuning.trial import (
+    Candidate,
+    Diverged,
+    EpochRow,
+    Trial,
+    TrialResult,
+    best_weights,
+    selected_by,
+    standardisation,
+)
 from dnamamba.formats import load_checkpoint
 from dnamamba.formats.checkpoint import is_classifier, load_classifier, save_classifier
 from dnamamba.inference.device import Compute
@@ -190,8 +199,9 @@ def _train(
         result = trial.run(lambda: start.model(task, candidate, seed), lambda row: _report(row, trial.epochs, metric))
         finished.append(result)
         _write_metrics(folder, [row for done in finished for row in done.rows])
-        label = f"seed {seed}, learning rate {candidate.learning_rate:g}, conjoin {candidate.conjoin}"
-        best = f"best dev {metric} {result.dev[metric]:.4f} at epoch {result.epoch}"
+        label = f"seed {seed}, learning rate {candidate.rate}, conjoin {candidate.conjoin}"
+        value = result.dev[metric] if math.isfinite(result.dev[metric]) else result.dev["loss"]
+        best = f"best {selected_by([result], metric)} {value:.4f} at epoch {result.epoch}"
         print(f"{label}: {best}, {clock(result.seconds)}", flush=True)
         return result
 
@@ -228,7 +238,7 @@ def _finish(
     """The test split is read here and nowhere else, after everything has been selected."""
     metric = SELECT_BY[task.target.kind]
     selection = {
-        "by": f"dev {metric}",
+        "by": selected_by(chosen, metric),
         **chosen[0].candidate._asdict(),
         "epochs": {str(result.seed): result.epoch for result in chosen},
     }
@@ -325,7 +335,10 @@ def _write_metrics(folder: RunFolder, rows: list[EpochRow]) -> None:
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows({name: f"{v:.6g}" if isinstance(v, float) else v for name, v in row.items()} for row in rows)
+    for row in rows:
+        rate = Candidate(float(row["peak_learning_rate"]), str(row["conjoin"])).rate
+        short = {name: f"{value:.6g}" if isinstance(value, float) else value for name, value in row.items()}
+        writer.writerow(short | {"peak_learning_rate": rate})
     write_atomically(folder.metrics, text.getvalue())
 
 
@@ -341,7 +354,8 @@ def _print_header(settings: ResolvedFinetuneSettings, start: _Start, task: Task,
     source = "from scratch" if settings.checkpoint == FROM_SCRATCH else f"from {settings.checkpoint}"
     steps_per_epoch = math.ceil(task.train.size / settings.batch_size)
     steps = settings.steps or settings.epochs * steps_per_epoch
-    rates, uses = ", ".join(f"{rate:g}" for rate in settings.learning_rate), ", ".join(settings.conjoin)
+    rates = ", ".join(Candidate(rate, settings.conjoin[0]).rate for rate in settings.learning_rate)
+    uses = ", ".join(settings.conjoin)
     notes = [
         ("task", f"{settings.task}, {settings.mode}"),
         *task.notes,

@@ -8,7 +8,7 @@ index), so that a resumed trial continues as if nothing had happened.
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -73,8 +73,14 @@ class Candidate(NamedTuple):
     def strands(self) -> StrandUse:
         return STRAND_USES[self.conjoin]
 
+    @property
+    def rate(self) -> str:
+        """The learning rate as text, different for any two numbers."""
+        short = f"{self.learning_rate:g}"
+        return short if float(short) == self.learning_rate else repr(self.learning_rate)
+
     def __str__(self) -> str:
-        return f"lr-{self.learning_rate:g}-{self.conjoin}"
+        return f"lr-{self.rate}-{self.conjoin}"
 
 
 @dataclass(frozen=True)
@@ -179,7 +185,7 @@ class Trial:
 
     def _report_divergence(self, state: "_State") -> None:
         """The best epoch so far stays the result; raises `Diverged` if there is none."""
-        what = f"seed {self.seed}, learning rate {self.candidate.learning_rate:g}: numbers are no longer finite"
+        what = f"seed {self.seed}, learning rate {self.candidate.rate}: numbers are no longer finite"
         if state.best is None:
             raise Diverged(f"{what} in the first epoch; begin a new run with a lower --learning_rate")
         print(f"{what} in epoch {state.epoch + 1}: stopped, epoch {state.best_epoch} was the best", flush=True)
@@ -346,6 +352,13 @@ def warmup_lengths(share: float, length: int) -> list[int]:
 
 def _is_finite(values: Tensor) -> bool:
     return bool(values.isfinite().all())
+
+
+def selected_by(results: Sequence[TrialResult], metric: str) -> str:
+    """What decided between epochs and candidates: the metric on dev, or the loss where the metric is not defined."""
+    if all(math.isfinite(result.dev[metric]) for result in results):
+        return f"dev {metric}"
+    return f"dev loss ({metric} is undefined on dev)"
 
 
 def _rank(dev: dict[str, float], metric: str) -> tuple[float, float]:

@@ -16,7 +16,8 @@ def names_in(cell: str) -> list[str]:
 def joined_groups(names: Sequence[Sequence[str]], sites: Sequence[tuple[str, int]]) -> list[str]:
     """The group of each variant.
 
-    Genes of one variant are joined, and so are those of all variants at one site: its alternates, overlapping genes. A group is called by its genes in alphabetical order, the first three of many.
+    Genes of one variant are joined, and so are those of all variants at one site: its alternates, overlapping genes. A
+    group is called by its genes in alphabetical order, the first three of many.
 
     Args:
         names: the genes of each variant, at least one.

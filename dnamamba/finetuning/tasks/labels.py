@@ -68,7 +68,7 @@ def find_target(records: Sequence[Record], kind: Literal["auto"] | Kind, columns
         raise InputError(f"{records[0].where}: all {len(records)} training examples have one label, {min(texts)!r}")
     if kind == "multiclass" and len(texts) > MANY_CLASSES and all(map(_is_number, texts)):
         raise InputError(
-            f"{records[0].where}: {len(texts)} different numbers as labels ({values_found(texts)}); "
+            f"{records[0].where}: {len(texts)} different numbers as labels ({values_found(sorted(texts))}); "
             "take --kind regression, or --kind multiclass with names if they are classes"
         )
     return Target(kind, tuple(sorted(texts, key=_order(texts))))
