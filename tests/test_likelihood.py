@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import os
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -229,6 +230,21 @@ def test_tiles_without_wanted_bases_are_not_read():
 def run(folder, checkpoint, fasta, *flags):
     line = ["--checkpoint", checkpoint, "--genome", fasta, "--out", folder / "out", "--accelerator", "cpu", *flags]
     return cli.run(likelihood.main, [str(word) for word in line])
+
+
+def test_contigs_of_any_name_stay_in_the_folder_that_an_npz_is_unpacked_into(checkpoint, tmp_path, contigs):
+    names = ["../../x", "..", ".", "/etc", "a/b", "a%2Fb", "c\\d", "HLA-A*01:01"]
+    (tmp_path / "g.fa").write_text("".join(f">{name}\n{contigs['chr10']}\n" for name in names))
+    assert run(tmp_path, checkpoint, tmp_path / "g.fa", "--format", "npz", "--contigs", *names) == 0
+    archive = zipfile.ZipFile(tmp_path / "out.npz")
+    folders = dict.fromkeys(name.partition("/")[0] for name in archive.namelist())
+    assert sorted(folders) == sorted(
+        ["..%2F..%2Fx", "%2E%2E", "%2E", "%2Fetc", "a%2Fb", "a%252Fb", "c%5Cd", "HLA-A*01:01"]
+    )
+    assert {name.count("/") for name in archive.namelist()} == {1}
+    archive.extractall(tmp_path / "unpacked")
+    assert sorted(path.name for path in (tmp_path / "unpacked").iterdir()) == sorted(folders)
+    archive.close()
 
 
 def test_all_formats_say_the_same(inference, checkpoint, fasta, store, contigs, tmp_path, capsys, monkeypatch):

@@ -19,7 +19,7 @@ from dnamamba.analysis.likelihood.gene_tables import (
 from dnamamba.genome.genes import Gene
 from dnamamba.genome.intervals import Interval
 from dnamamba.report.embedding_map import plot_embedding_map, principal_components
-from dnamamba.report.figures import Picture
+from dnamamba.report.figures import Picture, save_png
 from dnamamba.report.gene_models import pack_rows, runs_of
 from dnamamba.report.locus import plot_locus, running_mean
 from dnamamba.report.profiles import plot_profiles
@@ -210,3 +210,24 @@ def test_embedding_map(tmp_path: Path) -> None:
     lists = table.select("species", embedding=pl.concat_list(columns))
     plot_embedding_map(lists, tmp_path / "b.png", title="t", columns=["embedding"], label="species")
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["a$b$c", "c$\\frac$", "$", "$$"])
+def test_names_with_dollar_signs_are_drawn_as_they_are(tmp_path: Path, name: str) -> None:
+    """matplotlib takes what stands between two of them for a formula, and raises for most of them."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    def drawn(path: Path) -> bytes:
+        figure = Figure(layout="constrained")
+        axes = figure.add_subplot()
+        axes.plot([0, 1], [1, 1000], label=name)
+        axes.set(title=name, xlabel=name, xticks=[0, 1], xticklabels=[name, "x"])
+        axes.text(0.5, 500, name)
+        axes.legend()
+        save_png(figure, path)
+        return path.read_bytes()
+
+    found = drawn(tmp_path / "found.png")
+    with rc_context({"text.parse_math": False}):
+        assert drawn(tmp_path / "expected.png") == found

@@ -11,7 +11,17 @@ if TYPE_CHECKING:
 
 
 def save_png(figure: "Figure", path: Path) -> None:
-    """The whole picture or nothing appears under this name."""
+    """The whole picture or nothing appears under this name. Texts are drawn as they are: contigs and genes may have
+    dollar signs in their names, between which matplotlib would read a formula."""
+    from matplotlib.text import Text
+
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.get_ticklabels()  # gives those with names their text
+    for text in figure.findobj(Text):
+        assert isinstance(text, Text)
+        if "\\mathdefault" not in text.get_text():  # matplotlib's own, of logarithmic axes
+            text.set_parse_math(False)
     with whole_file(path) as partial:
         figure.savefig(partial, dpi=120, format="png")
 

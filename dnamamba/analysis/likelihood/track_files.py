@@ -5,6 +5,7 @@ pysam are imported by the formats that need them.
 """
 
 import importlib.util
+import re
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -82,17 +83,19 @@ def open_bedgraph(path: Path, column: Column) -> Iterator[Write]:
 @contextmanager
 def open_npz(path: Path, columns: Sequence[Column], lengths: Lengths) -> Iterator[Write]:
     """All columns as npz: for each contig CONTIG/start and CONTIG/end (intervals, int64), and of the bases in them one
-    after another CONTIG/tokens (uint8: A 0, C 1, G 2, T 3, N 4) and CONTIG/STRAND.TRACK (fp32)."""
+    after another CONTIG/tokens (uint8: A 0, C 1, G 2, T 3, N 4) and CONTIG/STRAND.TRACK (fp32). CONTIG is
+    `member_name` of the contig."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
 
         def write(contig: ContigTracks) -> None:
+            folder = member_name(contig.name)
             for name, pairs in (("start", contig.pairs[:, 0]), ("end", contig.pairs[:, 1])):
-                _add_array(archive, f"{contig.name}/{name}", len(pairs), [pairs])
+                _add_array(archive, f"{folder}/{name}", len(pairs), [pairs])
             blocks = list(contig.blocks())
-            _add_array(archive, f"{contig.name}/tokens", contig.bases, map(contig.tokens, blocks))
+            _add_array(archive, f"{folder}/tokens", contig.bases, map(contig.tokens, blocks))
             for column in columns:
                 values = (contig.values(column, block) for block in blocks)
-                _add_array(archive, f"{contig.name}/{column.strand}.{column.track}", contig.bases, values)
+                _add_array(archive, f"{folder}/{column.strand}.{column.track}", contig.bases, values)
 
         yield write
 
@@ -186,6 +189,13 @@ def _name(prefix: Path, column: Column, suffix: str) -> Path:
 
 def _suffixed(prefix: Path, suffix: str) -> Path:
     return prefix.with_name(prefix.name + suffix)
+
+
+def member_name(contig: str) -> str:
+    """A contig's name as one part of a path: slashes, control characters and `%` percent-encoded, and what means a
+    folder. So nothing is unpacked outside its folder, and no two contigs share a name."""
+    name = re.sub(r"[%/\\\x00-\x1f\x7f]", lambda found: f"%{ord(found[0]):02X}", contig)
+    return name.replace(".", "%2E") if name in (".", "..") else name
 
 
 def _add_array(archive: zipfile.ZipFile, name: str, length: int, parts: Any) -> None:
