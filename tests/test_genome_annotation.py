@@ -55,11 +55,28 @@ def test_gtf_and_windows_line_ends(store: TokenStore, tmp_path: Path) -> None:
     assert read_annotation(path, store).exons["chr3"].tolist() == [[0, 3]]
 
 
-def test_features_over_the_origin_of_a_circle(store: TokenStore, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["region", "chromosome", "plasmid", "contig"])
+@pytest.mark.parametrize("late", [False, True])
+def test_features_over_the_origin_of_a_circle(store: TokenStore, tmp_path: Path, kind: str, late: bool) -> None:
     path = tmp_path / "a.gff3"
-    region = "chr1\tx\tregion\t1\t100\t.\t+\t.\tID=r;Is_circular=true\n"
-    path.write_text(region + "chr1\tx\tCDS\t91\t105\t.\t+\t0\tID=c\n")
-    assert read_annotation(path, store).exons["chr1"].tolist() == [[0, 5], [90, 100]]
+    landmark = f"chr1\tx\t{kind}\t1\t100\t.\t+\t.\tID=r;Is_circular=true\n"
+    features = "chr1\tx\tCDS\t91\t105\t.\t+\t0\tID=c\nchr1\tx\tCDS\t108\t110\t.\t+\t0\tID=c\n"
+    path.write_text(features + landmark if late else landmark + features)
+    assert read_annotation(path, store).exons["chr1"].tolist() == [[0, 5], [7, 10], [90, 100]]
+    path.write_text(features + landmark.replace("Is_circular=true", "Note=Is_circular=true"))
+    with pytest.raises(InputError, match="line 1: end 105 is beyond contig chr1, which has 100 bases and is nowhere"):
+        read_annotation(path, store)
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_marks_and_line_ends(store: TokenStore, tmp_path: Path, mark: str, end: str) -> None:
+    path = tmp_path / "a.gff3"
+    path.write_bytes((mark + GFF).replace("\n", end).encode())
+    assert read_annotation(path, store).exons["chr1"].tolist() == [[10, 25]]
+    path.write_bytes(GFF.encode("utf-16"))
+    with pytest.raises(InputError, match="text in UTF-16; expected an annotation of genes as GFF3 or GTF"):
+        read_annotation(path, store)
 
 
 FAULTS = {
@@ -89,7 +106,7 @@ def test_bad_rows_are_named(store: TokenStore, tmp_path: Path, name: str) -> Non
 def test_files_that_cannot_be_read(store: TokenStore, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such file"):
         read_annotation(tmp_path / "missing.gff3", store)
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="a folder; expected an annotation"):
         read_annotation(tmp_path, store)
     cut = tmp_path / "cut.gff3.gz"
     cut.write_bytes(gzip.compress(GFF.partition("##FASTA")[0].encode())[:-12])

@@ -8,6 +8,7 @@ import pytest
 from dnamamba import demo
 from dnamamba.alphabet import decode, encode, reverse_complement
 from dnamamba.errors import InputError
+from dnamamba.genome.effects import effects_of_changes
 from dnamamba.genome.genes import Gene, longest_transcripts, open_reading_frames, read_genes, repeats, sites
 from dnamamba.genome.intervals import Interval
 from dnamamba.genome.store import TokenStore, open_genome
@@ -83,6 +84,40 @@ def test_bad_annotation_is_reported_in_one_line(store: TokenStore, tmp_path: Pat
     path.write_text("chrP\tx\texon\t1\t500\t.\t+\t.\tID=e\n")
     with pytest.raises(InputError, match="line 1: end 500 is beyond contig chrP"):
         read_genes(path, store)
+
+
+@pytest.mark.parametrize("strand", "+-")
+def test_effects_around_the_origin_of_a_circle_are_those_of_the_circle_turned(tmp_path: Path, strand: str) -> None:
+    """Turned by 40 bases no exon runs over the origin: an independent answer for every change."""
+    text = "".join(np.random.default_rng(3).choice(list("ACGT"), 120))
+    (tmp_path / "g.fa").write_text(f">c\n{text}\n>t\n{text[40:] + text[:40]}\n")
+    both = open_genome(tmp_path / "g.fa")
+    circle = "".join(f"{c}\tx\tchromosome\t1\t120\t.\t+\t.\tID={c};Is_circular=true\n" for c in "ct")
+    pairs = [(95, 104), (110, 131)]  # 30 bases, the second exon over the origin
+    path = tmp_path / "a.gff3"
+    path.write_text(
+        gff("c", strand, pairs, "exon", "Parent=a")
+        + gff("c", strand, pairs, "CDS", "Parent=a")
+        + circle
+        + gff("t", strand, [(a - 40, b - 40) for a, b in pairs], "exon", "Parent=b")
+        + gff("t", strand, [(a - 40, b - 40) for a, b in pairs], "CDS", "Parent=b")
+    )
+    genes = read_genes(path, both)
+    assert [(gene.contig, gene.start, gene.end) for gene in genes] == [("c", -25, 11), ("c", 95, 131), ("t", 55, 91)]
+    assert longest_transcripts(genes) == genes
+    assert [(gene.start, gene.end) for gene in read_genes(path, both, Interval("c", 5, 8))] == [(-10, 11)]
+    assert [(gene.start, gene.end) for gene in read_genes(path, both, Interval("c", 115, 118))] == [(110, 131)]
+    start = np.arange(120).repeat(4)
+    alt = np.tile(np.arange(4, dtype=np.uint8), 120)
+    found = effects_of_changes(both, genes, "c", start, alt)
+    assert (found == effects_of_changes(both, genes, "t", (start - 40) % 120, alt)).all()
+    assert {"missense", "splice site", "intron", "between genes"} < set(found.tolist())
+
+
+def test_lines_on_other_contigs_may_be_odd(store: TokenStore, tmp_path: Path) -> None:
+    path = tmp_path / "a.gff3"
+    path.write_text("else\tx\texon\tone\ttwo\t.\t+\t.\tID=e\nchrP\tx\texon\t1\t5\t.\t+\t.\tID=e\n")
+    assert [gene.contig for gene in read_genes(path, store)] == ["chrP"]
 
 
 def test_repeats_are_the_lower_case(store: TokenStore) -> None:

@@ -4,9 +4,7 @@ The files count bases from 1 and include the last one; inside, intervals are 0-b
 Contigs are matched by `contig_names`, so that `1` and MT are found in a genome that says chr1 and chrM.
 """
 
-import gzip
 import re
-import zlib
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,13 +15,16 @@ import numpy as np
 from dnamamba.errors import InputError
 from dnamamba.genome.intervals import ByContig, merge, total
 from dnamamba.genome.store import TokenStore
+from dnamamba.tables import whole_number
+from dnamamba.text_files import as_text, read_lines
 
 FEATURES = (b"exon", b"CDS")
 """Both, since annotations of bacteria have no exon for a coding gene, and others no CDS for a transcript."""
 
 
 COLUMNS = 9
-_DIGITS = re.compile(rb"[0-9]{1,18}")
+EXPECTED = "an annotation of genes as GFF3 or GTF"
+_CIRCULAR = re.compile(rb"(?:^|;)\s*Is_circular=true\s*(?:;|$)", re.IGNORECASE)
 
 
 class Annotation(NamedTuple):
@@ -63,7 +64,8 @@ class Annotation(NamedTuple):
 def read_annotation(path: Path, store: TokenStore) -> Annotation:
     """The exons of a GFF3 or GTF file.
 
-    On contigs that GFF3 declares circular, features may run over the origin. Raises `InputError` with file and line for
+    On contigs that GFF3 declares circular, by an attribute of any of their lines, features may run over the origin and
+    continue at the contig's start. Raises `InputError` with file and line for
     fewer than nine columns, coordinates that are no numbers or not in order, and ends beyond the contig; and for a file
     that cannot be read, has no exon or CDS, or none on a contig of this genome.
     """
@@ -71,40 +73,46 @@ def read_annotation(path: Path, store: TokenStore) -> Annotation:
     names: dict[bytes, str | None] = {}
     contigs: set[str] = set()
     circular: set[str] = set()
+    beyond: dict[str, tuple[int, int]] = {}
     unknown: dict[str, int] = {}
     features = 0
     for number, columns in feature_rows(path):
         contig, _, kind, first, last, *_, attributes = columns
         features += kind in FEATURES
         if contig not in names:
-            names[contig] = store.names.find(contig.decode("utf-8", "backslashreplace"))
+            names[contig] = store.names.find(as_text(contig))
         name = names[contig]
         if name is None:
-            shown = contig.decode("utf-8", "backslashreplace")
+            shown = as_text(contig)
             unknown[shown] = unknown.get(shown, 0) + 1
             continue
         contigs.add(name)
-        if kind == b"region" and b"Is_circular=true" in attributes:
+        if _CIRCULAR.search(attributes):
             circular.add(name)
         if kind not in FEATURES:
             continue
         where = f"{path}, line {number}"
-        try:
-            start, end = int(_DIGITS.fullmatch(first)[0]) - 1, int(_DIGITS.fullmatch(last)[0])  # type: ignore[index]
-        except TypeError:
-            shown_first, shown_last = (text.decode("utf-8", "backslashreplace") for text in (first, last))
-            raise InputError(f"{where}: start {shown_first!r} and end {shown_last!r} must be whole numbers") from None
-        if not 0 <= start < end:
+        first_base, end = whole_number(as_text(first)), whole_number(as_text(last))
+        if first_base is None or end is None:
+            raise InputError(f"{where}: start {as_text(first)!r} and end {as_text(last)!r} must be whole numbers")
+        if not 1 <= first_base <= end:
             raise InputError(
-                f"{where}: {name}, start {start + 1}, end {end}: must have 1 <= start <= end (both are included)"
+                f"{where}: {name}, start {first_base}, end {end}: must have 1 <= start <= end (both are included)"
             )
         length = store.contig(name).length
-        into = pairs.setdefault(name, array("q"))
-        if end > length:
-            if name not in circular:
+        if end > length:  # whether the contig is circular may be said further down
+            beyond.setdefault(name, (number, end))
+            if end > 2 * length:
                 raise InputError(f"{where}: end {end} is beyond contig {name}, which has {length} bases")
-            into.extend((0, min(end - length, length)))
-        into.extend((min(start, length), min(end, length)))
+            pairs.setdefault(name, array("q")).extend((max(first_base - 1 - length, 0), end - length))
+        pairs.setdefault(name, array("q")).extend((min(first_base - 1, length), min(end, length)))
+    for name, (number, end) in beyond.items():
+        if name not in circular:
+            length = store.contig(name).length
+            raise InputError(
+                f"{path}, line {number}: end {end} is beyond contig {name}, which has {length} bases and is nowhere "
+                "called circular (Is_circular=true)"
+            )
     if not features:
         raise InputError(f"{path}: no exon or CDS in it; expected an annotation of genes as GFF3 or GTF")
     if not contigs:
@@ -116,26 +124,13 @@ def read_annotation(path: Path, store: TokenStore) -> Annotation:
 def feature_rows(path: Path) -> Iterator[tuple[int, list[bytes]]]:
     """(line number, its nine columns) of the rows of features: no comments, no blank lines, no sequence after ##FASTA.
 
-    Raises `InputError` for a row with fewer columns, and for a file that cannot be read.
+    Raises `InputError` for a row with fewer columns, and as `text_files.read_lines`.
     """
-    try:
-        with path.open("rb") as raw:
-            compressed = raw.read(2) == b"\x1f\x8b"
-            raw.seek(0)
-            with gzip.GzipFile(fileobj=raw) if compressed else raw as file:
-                for number, line in enumerate(file, 1):
-                    if line.startswith((b"##FASTA", b">")):
-                        return
-                    if line.strip() and not line.startswith(b"#"):
-                        columns = line.rstrip(b"\r\n").split(b"\t")
-                        if len(columns) < COLUMNS:
-                            raise InputError(
-                                f"{path}, line {number}: {len(columns)} tab-separated columns; GFF3 and GTF have 9"
-                            )
-                        yield number, columns[:COLUMNS]
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; give an annotation as GFF3 or GTF, plain or gzipped") from None
-    except (EOFError, zlib.error, gzip.BadGzipFile):
-        raise InputError(f"{path}: the gzip data are truncated or damaged; fetch the file again") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    for number, line in read_lines(path, EXPECTED):
+        if line.startswith((b"##FASTA", b">")):
+            return
+        if line.strip() and not line.startswith(b"#"):
+            columns = line.split(b"\t")
+            if len(columns) < COLUMNS:
+                raise InputError(f"{path}, line {number}: {len(columns)} tab-separated columns; GFF3 and GTF have 9")
+            yield number, columns[:COLUMNS]

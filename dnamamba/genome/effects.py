@@ -58,6 +58,14 @@ def effects_of_changes(
     return np.array(EFFECTS)[worst]
 
 
+def _around(store: TokenStore, contig: str, first: int, last: int) -> np.ndarray:
+    """Stored tokens from below 0 or to beyond the contig's end, where it goes around a circle."""
+    length = store.contig(contig).length
+    parts = [(first + by, last + by) for by in (length, 0, -length)]
+    inside = [(max(begin, 0), min(end, length)) for begin, end in parts]
+    return np.concatenate([store.read(contig, begin, end) for begin, end in inside if begin < end])
+
+
 def _of_gene(store: TokenStore, gene: Gene, start: np.ndarray, alt: np.ndarray) -> np.ndarray:
     level = np.full(start.size, EFFECTS.index("intron"))
     for (_, left), (right, _) in zip(gene.exons[:-1].tolist(), gene.exons[1:].tolist(), strict=True):
@@ -68,7 +76,7 @@ def _of_gene(store: TokenStore, gene: Gene, start: np.ndarray, alt: np.ndarray) 
     if not len(gene.coding):
         return level
     positions = np.concatenate([np.arange(first, last) for first, last in gene.coding.tolist()])
-    tokens = np.concatenate([store.read(gene.contig, first, last) for first, last in gene.coding.tolist()])
+    tokens = np.concatenate([_around(store, gene.contig, first, last) for first, last in gene.coding.tolist()])
     tokens &= np.uint8(TOKEN_BITS)
     if gene.reverse:
         positions, tokens, alt = positions[::-1], reverse_complement(tokens), 3 - alt

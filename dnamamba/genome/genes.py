@@ -14,6 +14,7 @@ from dnamamba.alphabet import SOFT_MASK_BIT, TOKEN_BITS, encode, reverse_complem
 from dnamamba.genome.annotation import FEATURES, feature_rows, read_annotation
 from dnamamba.genome.intervals import Interval, merge
 from dnamamba.genome.store import TokenStore
+from dnamamba.text_files import as_text
 
 SiteKind = Literal["donor", "acceptor", "start codon"]
 CODON = 3
@@ -23,7 +24,11 @@ START_CODONS = ("ATG", "GTG", "TTG")
 
 
 class Gene(NamedTuple):
-    """A transcript. Coordinates are 0-based and half-open, on the forward strand, ascending on both strands."""
+    """A transcript. Coordinates are 0-based and half-open, on the forward strand, ascending on both strands.
+
+    One that runs over the origin of a circular contig is there twice, from before its end to behind it, and from before
+    its start (below 0): so each of its bases lies in a transcript that is whole.
+    """
 
     name: str
     contig: str
@@ -78,6 +83,7 @@ def read_genes(path: Path, store: TokenStore, within: Interval | None = None) ->
     `within` only exons that reach into it are taken. Raises `InputError` as `read_annotation` does.
     """
     read_annotation(path, store)  # all that can be wrong with the file
+    lengths = {contig.name: contig.length for contig in store.contigs}
     names: dict[bytes, str | None] = {}
     parts: dict[tuple[str, str, bool], dict[bytes, list[tuple[int, int]]]] = {}
     called: dict[tuple[str, str, bool], str] = {}
@@ -85,11 +91,13 @@ def read_genes(path: Path, store: TokenStore, within: Interval | None = None) ->
         if kind not in FEATURES:
             continue
         if contig not in names:
-            names[contig] = store.names.find(contig.decode("utf-8", "backslashreplace"))
-        name, start, end = names[contig], int(first) - 1, int(last)
-        if name is None or (within and (name != within.contig or end <= within.start or start >= within.end)):
+            names[contig] = store.names.find(as_text(contig))
+        if (name := names[contig]) is None:
             continue
-        text = attributes.decode("utf-8", "backslashreplace")
+        start, end = int(first) - 1, int(last)
+        if not _reaches(name, start, end, within) and not _reaches(name, 0, end - lengths[name], within):
+            continue
+        text = as_text(attributes)
         transcript = _attribute(text, "transcript_id", "Parent", "ID") or f"line {number}"
         key = (name, transcript, strand == b"-")
         parts.setdefault(key, {feature: [] for feature in FEATURES})[kind].append((start, end))
@@ -97,7 +105,14 @@ def read_genes(path: Path, store: TokenStore, within: Interval | None = None) ->
     genes = []
     for key, features in parts.items():
         exons, coding = (merge(np.array(features[kind], np.int64).reshape(-1, 2)) for kind in FEATURES)
-        genes.append(Gene(called[key], key[0], key[2], exons if len(exons) else coding, coding))
+        gene = Gene(called[key], key[0], key[2], exons if len(exons) else coding, coding)
+        if gene.end <= lengths[gene.contig]:
+            genes.append(gene)
+            continue
+        for by in (0, lengths[gene.contig]):
+            copy = gene._replace(exons=gene.exons - by, coding=gene.coding - by)
+            if any(_reaches(copy.contig, start, end, within) for start, end in copy.exons.tolist()):
+                genes.append(copy)
     return sorted(genes, key=lambda gene: (gene.contig, gene.start, gene.end, gene.name))
 
 
@@ -142,12 +157,16 @@ def repeats(store: TokenStore, interval: Interval) -> np.ndarray:
 
 def longest_transcripts(genes: Sequence[Gene]) -> list[Gene]:
     """One transcript a gene, the one with the most bases in exons; in the order of the genes given."""
-    best: dict[tuple[str, str], Gene] = {}
+    best: dict[tuple[str, str, bool], Gene] = {}
     for gene in genes:
-        key = (gene.contig, gene.name)
+        key = (gene.contig, gene.name, gene.start < 0)
         if key not in best or np.diff(gene.exons).sum() > np.diff(best[key].exons).sum():
             best[key] = gene
     return list(best.values())
+
+
+def _reaches(contig: str, start: int, end: int, within: Interval | None) -> bool:
+    return within is None or (contig == within.contig and start < within.end and end > within.start and start < end)
 
 
 def _attribute(text: str, *names: str) -> str | None:
