@@ -130,6 +130,15 @@ def run(checkpoint, out, *flags):
     )
 
 
+def test_outputs_may_lie_in_folders_of_any_name(checkpoint, bed, fasta, tmp_path):
+    """polars joins a Parquet file from its parts, and took brackets in their folder for a pattern."""
+    folder = tmp_path / "a[1]*?"
+    folder.mkdir()
+    assert run(checkpoint, folder / "o[1].parquet", "--input", bed, "--genome", fasta) == 0
+    with (folder / "o[1].parquet").open("rb") as file:
+        assert polars.read_parquet(file)["name"].to_list() == ["one", "chr2:0-50", "chr1:140-260", "only N"]
+
+
 @pytest.mark.parametrize("pool", ["mean", "last", "position"])
 def test_files(checkpoint, inference, fasta, bed, genome, tmp_path, monkeypatch, pool):
     monkeypatch.setattr(embed_job, "PART", 37)  # several parts

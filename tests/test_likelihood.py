@@ -232,6 +232,15 @@ def run(folder, checkpoint, fasta, *flags):
     return cli.run(likelihood.main, [str(word) for word in line])
 
 
+def test_outputs_may_lie_in_folders_of_any_name(checkpoint, fasta, tmp_path):
+    """polars joins a Parquet file from its parts, and took brackets in their folder for a pattern."""
+    folder = tmp_path / "a[1]*?"
+    folder.mkdir()
+    assert run(folder, checkpoint, fasta, "--format", "parquet", "--region", "chr10") == 0
+    with (folder / "out.parquet").open("rb") as file:
+        assert pl.read_parquet(file)["position"].to_list() == list(range(131))
+
+
 def test_contigs_of_any_name_stay_in_the_folder_that_an_npz_is_unpacked_into(checkpoint, tmp_path, contigs):
     names = ["../../x", "..", ".", "/etc", "a/b", "a%2Fb", "c\\d", "HLA-A*01:01"]
     (tmp_path / "g.fa").write_text("".join(f">{name}\n{contigs['chr10']}\n" for name in names))
