@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> None:
 def read_sources() -> dict[str, dict[str, str]]:
     """Name → the columns of its row."""
     lines = SOURCES.read_text(encoding="utf-8").splitlines()
-    return {row["name"]: row for row in csv.DictReader(lines, delimiter="\t")}
+    return {row["name"]: row for row in csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)}
 
 
 def download(url: str, path: Path, expected: str = "") -> str:

@@ -55,7 +55,7 @@ def read_lrg(path: Path, contigs: Iterable[Contig]) -> list[Gene]:
     records = {contig.name.partition("|")[0]: contig for contig in contigs}
     parts: dict[tuple[str, str, str], dict[str, list[tuple[int, int]]]] = {}
     with path.open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file, delimiter="\t"):
+        for row in csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE):
             if row["lrg"] in records:
                 features = parts.setdefault(
                     (row["lrg"], row["gene"], row["transcript"]), {"exon": [], "coding_span": []}

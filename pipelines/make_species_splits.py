@@ -93,7 +93,9 @@ def main(arguments: list[str] | None = None) -> None:
 def read_species(path: Path) -> list[Species]:
     """The rows of a species table; `InputError` for missing columns, files, or names given twice."""
     try:
-        rows = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines(), delimiter="\t"))
+        rows = list(
+            csv.DictReader(path.read_text(encoding="utf-8").splitlines(), delimiter="\t", quoting=csv.QUOTE_NONE)
+        )
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; expected a TSV with the columns name and fasta") from None
     species = []

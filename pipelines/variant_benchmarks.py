@@ -102,7 +102,7 @@ def main() -> None:
 
 def rows_of(path: Path) -> list[dict[str, str]]:
     with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as file:
-        return list(csv.DictReader(file, delimiter="\t"))
+        return list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
 
 
 def records_of(contigs: list[str], start: list[int], ref: list[str], alt: list[str]) -> Records:
