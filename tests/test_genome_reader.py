@@ -9,6 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from Bio import SeqIO
+from Bio.Seq import Seq
+from Bio.SeqRecord import SeqRecord
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -231,12 +234,11 @@ def test_memory_does_not_grow_with_a_line(tmp_path):
 
 
 def genbank(sequence: str, name: str = "X1") -> bytes:
-    seqio, record_type, seq = pytest.importorskip("Bio.SeqIO"), "Bio.SeqRecord", pytest.importorskip("Bio.Seq").Seq
-    record = pytest.importorskip(record_type).SeqRecord(
-        seq(sequence), id=f"{name}.1", name=name, description="a phage", annotations={"molecule_type": "DNA"}
+    record = SeqRecord(
+        Seq(sequence), id=f"{name}.1", name=name, description="a phage", annotations={"molecule_type": "DNA"}
     )
     text = io.StringIO()
-    seqio.write([record], text, "genbank")
+    SeqIO.write([record], text, "genbank")
     return text.getvalue().encode()
 
 
@@ -268,8 +270,6 @@ def with_ids(accession: str, version: str, name: str, sequence: str = "acgt" * 3
 )
 def test_genbank_names(tmp_path, records_of, names):
     """Those of Biopython where they distinguish the records, else those of the LOCUS lines."""
-    from Bio import SeqIO
-
     data = b"".join(with_ids(*record) for record in records_of)
     assert list(records(write(tmp_path, data))) == names
     theirs = [record.id for record in SeqIO.parse(io.StringIO(data.decode()), "genbank")]
@@ -304,18 +304,45 @@ def test_damaged_genbank(tmp_path):
     half = whole[: len(whole) // 2].rsplit(b"\n", 1)[0]
     cases = {
         half: r"record 'X1.1': truncated or damaged: the file ends within it",
-        half + b"\n//\n": r"record 'X1.1', line 1: truncated or damaged: 1,200 bp are declared, \d+ are there",
+        half + b"\n//\n": r"record 'X1.1', line 1: truncated or damaged: Expected sequence length 1200, found \d+",
         half + b"\n" + whole: r"record 'X1\w*', line \d+: truncated or damaged: the next record begins before `//`",
         whole.replace(b"\n      121 ", b"\n      127 "): r"line \d+, column 1: position '127', expected 121; a line is",
         whole.replace(b"\n      121 ", b"\n      1x1 "): r"line \d+, column 1: position '1x1', expected 121",
         whole.replace(b"\n      121 acgtacgtac", b"\n      121 acgtacgEac"): r"position 128: 'E' is no nucleotide",
-        whole.replace(b"\n      121 acgt", b"\n      121acgtt"): r"line \d+: expected a position, then bases",
-        whole.replace(b" bp ", b" ba "): r"line 1: no length in the LOCUS line",
+        whole.replace(b"\n      121 a", b"\n      121 \xe9"): r"line \d+: a letter that is no nucleotide in '121 é",
+        whole.replace(b"\n      121 acgt", b"\n      121acgtt"): r"line \d+, column 1: position '121ac', expected 121",
+        whole.replace(b" bp ", b" ba "): r"line 1: no valid GenBank: Did not recognise the LOCUS line layout: LOCUS",
         whole + b"LOCUS       X2 4 bp\nDEFINITION  x\n": r"record 'X2': truncated or damaged: the file ends",
     }
     for data, message in cases.items():
         with pytest.raises(InputError, match=message):
             records(write(tmp_path, data))
+
+
+def test_genbank_with_odd_annotation(tmp_path):
+    """What a genome does not need is not read, and where programs put their columns does not matter."""
+    data = genbank("acgt" * 30)
+    odd = data.replace(b"LOCUS       X1    ", b"LOCUS  X1         ").replace(b"KEYWORDS", b"  AUTHORS   A.,\nKEYWORDS")
+    odd = odd.replace(b"FEATURES             ", b"FEATURES  ")
+    odd = odd.replace(b"ORIGIN", b"     CDS   (1..\n 1\nBASE COUNT\nORIGIN").replace(
+        b"//", b"CONTIG      join(X9.1:1..120)\n//"
+    )
+    assert odd.count(b"\n") == data.count(b"\n") + 5
+    expected = {"X1.1": ("a phage", "ACGT" * 30, 0), "X2.1": ("a phage", "ACGT" * 5, 0)}
+    assert records(write(tmp_path, odd + genbank("ACGT" * 5, "X2"))) == expected
+
+
+def test_protein_in_genbank(tmp_path):
+    data = genbank("mkvsdhrwyacg" * 9)
+    with pytest.raises(InputError, match=r"record 'X1.1', line 1: \d+ of 108 letters are IUPAC .* protein"):
+        records(write(tmp_path, data))
+
+
+def test_genbank_without_biopython(tmp_path, monkeypatch):
+    path = write(tmp_path, genbank("acgt" * 30))
+    monkeypatch.setitem(sys.modules, "Bio", None)
+    with pytest.raises(InputError, match=r"genome.fa: reading GenBank needs Biopython: pip install biopython"):
+        records(path)
 
 
 def test_genbank_without_sequence(tmp_path):

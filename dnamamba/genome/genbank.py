@@ -1,37 +1,36 @@
-"""GenBank files: the names and the letters of their records, streamed.
+"""GenBank files, which Biopython parses.
 
-A contig is named by accession and version, as Biopython's `SeqRecord.id`; by its LOCUS line where that is empty, `.`,
+A contig is named by `SeqRecord.id`, which is accession and version; by its LOCUS line where that is empty, `.`,
 `unknown`, or there more than once. What comes before a LOCUS line, such as the header of NCBI's releases, is no record.
 """
 
 import re
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple, TypeAlias
 
-from dnamamba.errors import InputError
+from dnamamba.errors import InputError, one_line
 from dnamamba.text_files import as_text, numbered_lines, read_lines
 
 EXPECTED = "GenBank"
-PART = 1 << 20
-"""Letters given at once, about."""
 
 _LOCUS = b"LOCUS "
-_SIZE = re.compile(rb"\s(\d{1,18})\s+(?:bp|aa|rc)(?:\s|$)")
+_HEADER = (b"DEFINITION", b"ACCESSION", b"VERSION", b"ORIGIN")
 _NO_ID = ("", ".", "unknown", "<unknown")
 
+_Line: TypeAlias = tuple[str, int, bytes]
+"""The file and record, for messages; the number of the line from 1; the line."""
 
-class Letters(NamedTuple):
-    """Letters of one record, in file order. Every record begins with one whose `first` is set."""
+
+class GenBankRecord(NamedTuple):
+    """One record of a file."""
 
     name: str
     description: str
     line: int
     """Of the LOCUS line, 1-based."""
-    first: bool
-    start: int
-    """0-based position in the record."""
     letters: bytes
     """In upper case: that a GenBank file has lower case says nothing."""
 
@@ -41,125 +40,139 @@ def is_genbank(head: bytes) -> bool:
     return not head.startswith(b">") and re.search(rb"(?:^|[\r\n])" + _LOCUS, head) is not None
 
 
-def read_genbank(path: Path, stream: IO[bytes]) -> Iterator[Letters]:
+def read_genbank(path: Path, stream: IO[bytes]) -> Iterator[GenBankRecord]:
     """The records of a GenBank file whose decompressed bytes `stream` has; the file is read for their names before.
 
-    Raises `InputError` for a record without sequence, one that is cut short, or of another length than it declares.
+    Raises `InputError` for what Biopython cannot read, a missing or damaged line of sequence, a record without
+    sequence, one that is cut short, or of another length than it declares.
     """
-    names = iter(_names(path))
-    lines = numbered_lines(path, stream, EXPECTED)
-    for number, line in lines:
-        if line.startswith(_LOCUS):
-            yield from _record(path, next(names), number, _size(path, number, line), lines)
+    names = _names(path)
+    handle = _Handle(path, _checked(path, names, numbered_lines(path, stream, EXPECTED)))
+    for name, record in zip(names, _parse(handle), strict=True):
+        yield GenBankRecord(name, record.description, handle.line, bytes(record.seq).upper())
 
 
 def _names(path: Path) -> list[str]:
-    """Of each record."""
-    found: list[tuple[str, str]] = []
-    locus = accession = version = ""
-    for _, line in read_lines(path, EXPECTED):
-        if line.startswith((_LOCUS, b"//")):
-            if locus:
-                found.append((locus, _id(accession, version)))
-            locus, accession, version = _word(line) or "." if line.startswith(_LOCUS) else "", "", ""
-        elif line.startswith(b"ACCESSION"):
-            accession = accession or _word(line)
-        elif line.startswith(b"VERSION"):
-            version = version or _word(line)
-    if locus:
-        found.append((locus, _id(accession, version)))
-    times = Counter(identity for _, identity in found)
-    return [locus if identity in _NO_ID or times[identity] > 1 else identity for locus, identity in found]
+    """Of each record. A pass of its own, since a later record may have the same id."""
+    found = [(_word(record.id), _word(record.name)) for record in _parse(_Handle(path, _headers(path)))]
+    times = Counter(identity for identity, _ in found)
+    return [locus if identity in _NO_ID or times[identity] > 1 else identity for identity, locus in found]
 
 
-def _id(accession: str, version: str) -> str:
-    """As Biopython makes it: VERSION is a suffix of the first accession, or stands for itself."""
-    _, dot, suffix = version.partition(".")
-    if accession and version.count(".") == 1 and suffix.isascii() and suffix.isdigit():
-        return accession + dot + suffix
-    return version or accession
+def _word(text: str) -> str:
+    """The first one: a contig's name has no blanks."""
+    return next(iter(text.split()), "")
 
 
-def _word(line: bytes) -> str:
-    """The first word behind the keyword of a line."""
-    words = line.split(maxsplit=2)
-    return as_text(words[1]) if len(words) > 1 else ""
+def _headers(path: Path) -> Iterator[_Line]:
+    """The lines that name each record, as records without sequence."""
+    where, number = str(path), 0
+    for number, line in read_lines(path, EXPECTED):
+        if line.startswith(_LOCUS):
+            yield from ((where, number, b"ORIGIN"), (where, number, b"//"))
+        if line.startswith((_LOCUS, b"ACCESSION", b"VERSION")):
+            yield where, number, line
+    yield from ((where, number, b"ORIGIN"), (where, number, b"//"))
 
 
-def _size(path: Path, number: int, line: bytes) -> int | None:
-    """The length that a LOCUS line declares; None for one with a name alone."""
-    if size := _SIZE.search(line):
-        return int(size[1])
-    if len(line.split()) > 2:
-        raise InputError(f"{path}, line {number}: no length in the LOCUS line; expected `LOCUS name length bp`")
-    return None
+def _checked(path: Path, names: list[str], lines: Iterator[tuple[int, bytes]]) -> Iterator[_Line]:
+    """The lines of names, descriptions and sequences; a damaged one among the others would stop Biopython.
 
-
-def _record(
-    path: Path, name: str, start: int, size: int | None, lines: Iterator[tuple[int, bytes]]
-) -> Iterator[Letters]:
-    where = f"{path}, record {name!r}"
-    description, keyword = "", b""
-    for number, line in lines:
-        keyword = line[:12].strip() or keyword
-        if keyword == b"DEFINITION":
-            description = f"{description} {as_text(line[12:]).strip()}".strip()
-        elif line.startswith(_LOCUS):
-            raise InputError(f"{where}, line {number}: truncated or damaged: the next record begins before its `//`")
-        elif line.startswith(b"//"):
-            raise InputError(f"{where}, line {number}: a GenBank record without its sequence; fetch the full one")
-        elif line.startswith(b"ORIGIN"):
-            break
-    else:
-        raise _cut(where)
-    description = description.removesuffix(".")
-    yield Letters(name, description, start, True, 0, b"")
-    count = 0
-    for letters in _sequence(where, lines):
-        yield Letters(name, description, start, False, count, letters)
-        count += len(letters)
-    if not count:
-        raise InputError(f"{where}, line {start}: a GenBank record without its sequence; fetch the full one")
-    if size is not None and count != size:
-        raise InputError(f"{where}, line {start}: truncated or damaged: {size:,} bp are declared, {count:,} are there")
-
-
-def _sequence(where: str, lines: Iterator[tuple[int, bytes]]) -> Iterator[bytes]:
-    """The letters after ORIGIN, in parts; the last one may be empty."""
-    parts: list[bytes] = []
-    held = count = 0
-    offset: int | None = None
-    for number, line in lines:
-        line = line.rstrip()
-        if line.startswith((b"//", _LOCUS)):
-            if line.startswith(_LOCUS):
-                raise InputError(f"{where}, line {number}: truncated or damaged: the next record begins before `//`")
-            yield b"".join(parts).upper()
-            return
-        if not line or line[:1].isalpha():  # CONTIG and the like, behind the sequence
+    Checks what Biopython lets pass: the positions of a sequence, and the end of a record.
+    """
+    left = iter(names)
+    for start, line in lines:
+        if not line.startswith(_LOCUS):
             continue
-        width = 10 if line[9:10] in (b" ", b"") else 11  # some programs, and positions of ten digits, take one more
-        if line[width - 1 : width] not in (b" ", b""):
-            raise InputError(f"{where}, line {number}: expected a position, then bases from column 11 on")
-        if position := line[:width].strip():
-            first = int(position) - count if position.isdigit() and len(position) < 19 else None
-            offset = first if offset is None else offset
-            if first is None or first != offset:
-                expected = "a number" if offset is None else str(count + offset)
-                raise InputError(
-                    f"{where}, line {number}, column 1: position {as_text(position)!r}, expected {expected}; "
-                    "a line is damaged or missing"
-                )
-        letters = line[width:].replace(b" ", b"")
-        parts.append(letters)
-        held, count = held + len(letters), count + len(letters)
-        if held >= PART:
-            yield b"".join(parts).upper()
-            parts, held = [], 0
-    raise _cut(where)
+        where = f"{path}, record {next(left)!r}"
+        yield where, start, line
+        record = _until_end(where, lines)
+        keyword = b""
+        for number, line in record:
+            keyword = line[:12].strip() or keyword
+            if keyword in _HEADER:
+                yield where, number, line
+            if keyword == b"ORIGIN":
+                break
+        count = 0  # of letters
+        offset: int | None = None  # position of the first letter, as the file has it
+        for number, line in record:
+            if line[:1].isalpha():  # CONTIG and the like, behind the sequence
+                continue
+            position = line[:11].split()[0] if line[:10].strip() else b""
+            if position:
+                found = int(position) - count if position.isdigit() else None
+                offset = found if offset is None else offset
+                if found is None or found != offset:
+                    raise InputError(
+                        f"{where}, line {number}, column 1: position {as_text(position)!r}, expected "
+                        f"{count + (1 if offset is None else offset)}; a line is damaged or missing"
+                    )
+            if not line.isascii():
+                raise InputError(f"{where}, line {number}: a letter that is no nucleotide in {as_text(line.strip())!r}")
+            count += len(line) - line.count(b" ") - len(position)
+            yield where, number, line
+        if not count:
+            raise InputError(f"{where}, line {start}: a GenBank record without its sequence; fetch the full one")
+        yield where, start, b"//"  # of which messages on the whole record name the line
 
 
-def _cut(where: str) -> InputError:
-    return InputError(
+def _until_end(where: str, lines: Iterator[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
+    """The lines of a record before its `//`. Raises `InputError` if there is none."""
+    for number, line in lines:
+        if line.rstrip() == b"//":
+            return
+        if line.startswith(_LOCUS):
+            raise InputError(f"{where}, line {number}: truncated or damaged: the next record begins before `//`")
+        yield number, line
+    raise InputError(
         f"{where}: truncated or damaged: the file ends within it; compare its size with that of its source"
     )
+
+
+class _Handle:
+    """Lines as Biopython reads them."""
+
+    def __init__(self, path: Path, lines: Iterator[_Line]) -> None:
+        self._lines = lines
+        self.where, self.line = str(path), 0
+        """Of the line that was read last."""
+
+    def read(self, size: int) -> str:
+        """Biopython distinguishes text from bytes by reading nothing."""
+        assert not size
+        return ""
+
+    def readline(self) -> str:
+        """A line with its end; empty where there are no more."""
+        if (item := next(self._lines, None)) is None:
+            return ""
+        self.where, self.line, line = item
+        if line.startswith(_LOCUS):
+            line = _LOCUS.ljust(12) + line[len(_LOCUS) :].lstrip()  # some programs do not keep to its columns
+        return as_text(line) + "\n"
+
+
+def _parse(handle: _Handle) -> Iterator[Any]:
+    """The records as `SeqRecord`. Biopython is imported here, since only GenBank needs it."""
+    try:
+        from Bio import BiopythonParserWarning, SeqIO
+    except ImportError:
+        message = f"{handle.where}: reading GenBank needs Biopython: pip install biopython; or give FASTA"
+        raise InputError(message) from None
+    records = SeqIO.parse(handle, "genbank")
+    while True:
+        try:
+            with warnings.catch_warnings():  # most are remarks on matters of form
+                warnings.simplefilter("ignore", BiopythonParserWarning)
+                warnings.filterwarnings("error", "Expected sequence length", BiopythonParserWarning)
+                record = next(records, None)
+        except InputError:
+            raise
+        except BiopythonParserWarning as warning:
+            raise InputError(f"{handle.where}, line {handle.line}: truncated or damaged: {warning}") from None
+        except ValueError as error:
+            raise InputError(f"{handle.where}, line {handle.line}: no valid GenBank: {one_line(str(error))}") from None
+        if record is None:
+            return
+        yield record

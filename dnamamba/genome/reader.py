@@ -233,15 +233,12 @@ def _check_composition(path: Path, name: str, line: int, bases: int, ambiguous: 
 
 def _read_genbank(path: Path, stream: io.BufferedReader) -> Iterator[SequenceBlock]:
     """A record is one contig. GenBank is lower case by custom: no soft mask."""
-    bases = ambiguous = masked = 0
-    for name, description, line, first, start, letters in read_genbank(path, stream):
+    for name, description, line, letters in read_genbank(path, stream):
         marked = letters.translate(_TO_MARKED)
         if _INVALID in marked:
             at = marked.index(_INVALID)
-            raise InputError(
-                f"{path}, record {name!r}, position {start + at + 1}: {chr(letters[at])!r} is no nucleotide"
-            )
-        bases, ambiguous, masked = (0, 0, 0) if first else (bases, ambiguous, masked)
+            raise InputError(f"{path}, record {name!r}, position {at + 1}: {chr(letters[at])!r} is no nucleotide")
         codes, masks = _count_codes(marked)
-        bases, ambiguous, masked = bases + len(marked), ambiguous + codes, masked + masks
-        yield SequenceBlock(name, description, line, first, _tokens(marked), codes + masks)
+        _check_composition(path, name, line, len(marked) - masks, codes)
+        yield SequenceBlock(name, description, line, True, np.empty(0, np.uint8), 0)
+        yield SequenceBlock(name, description, line, False, _tokens(marked), codes + masks)
