@@ -324,9 +324,8 @@ def test_genbank_with_odd_annotation(tmp_path):
     data = genbank("acgt" * 30)
     odd = data.replace(b"LOCUS       X1    ", b"LOCUS  X1         ").replace(b"KEYWORDS", b"  AUTHORS   A.,\nKEYWORDS")
     odd = odd.replace(b"FEATURES             ", b"FEATURES  ")
-    odd = odd.replace(b"ORIGIN", b"     CDS   (1..\n 1\nBASE COUNT\nORIGIN").replace(
-        b"//", b"CONTIG      join(X9.1:1..120)\n//"
-    )
+    odd = odd.replace(b"ORIGIN", b"     CDS   (1..\n 1\nBASE COUNT\nORIGIN")
+    odd = odd.replace(b"//", b"CONTIG      join(X9.1:1..120)\n//")
     assert odd.count(b"\n") == data.count(b"\n") + 5
     expected = {"X1.1": ("a phage", "ACGT" * 30, 0), "X2.1": ("a phage", "ACGT" * 5, 0)}
     assert records(write(tmp_path, odd + genbank("ACGT" * 5, "X2"))) == expected

@@ -1,4 +1,4 @@
-"""Genome files to tokens: FASTA (plain, gzip, bgzip) streamed at the speed of the decompressor, GenBank.
+"""Genome files to tokens: FASTA (plain, gzip, bgzip) streamed at the speed of the decompressor; GenBank by Biopython.
 
 A contig's name is its header up to the first white space (pipes stay: `gi|1|ref|NC_1.1|` is one name); the rest is its
 description. Lower case is a base with the soft-mask bit; U is T; IUPAC codes, X too, become N and are counted. Blank
@@ -51,7 +51,7 @@ _FOREIGN = (
 
 
 class SequenceBlock(NamedTuple):
-    """A part of one record, in file order. Every record begins with a block whose `first` is set, perhaps empty."""
+    """A part of one record, in file order. Every record begins with a block without bases, whose `first` is set."""
 
     name: str
     description: str

@@ -2,8 +2,8 @@
 
 The store (its files: `store_format`) lies next to the first genome file, in the user's cache folder where that is
 read-only, or where the user says; that of a pipe lasts as long as the process. It is written under a temporary name
-and renamed when complete, by one builder at a time, so that a store that exists is a whole one. Header and sizes are
-checked at opening, the blocks by `verify`.
+and renamed when complete, by one builder at a time, so that a store that exists is a whole one. Index, header and sizes
+are checked at opening, the blocks by `verify`.
 """
 
 import atexit
@@ -270,7 +270,7 @@ def cache_name(files: list[Path]) -> Path:
 
 @functools.cache
 def _temporary_folder() -> Path:
-    """Of this process, for the stores of what comes through a pipe once."""
+    """Of this process: for the stores of pipes, and for the cache of a user without a home."""
     folder = tempfile.mkdtemp(prefix="dnamamba-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return Path(folder)
@@ -383,7 +383,7 @@ def _copy(files: list[Path], writer: TokenWriter, progress: OnProgress | None) -
             if isinstance(item, SourceFile):
                 sources.append(item)
             elif item.first:
-                here = f"{path}, line {item.line}" if item.line else str(path)
+                here = f"{path}, line {item.line}"
                 if item.name in seen:
                     raise InputError(
                         f"{here}: duplicate contig {item.name!r} (first in {seen[item.name]}); rename or remove one"

@@ -310,9 +310,8 @@ class TokenWriter:
 def write_index(folder: Path, index: dict[str, Any]) -> None:
     """Writes index.json whole or not at all, with its checksum."""
     temporary = folder / f"{INDEX_FILE}.tmp-{os.getpid()}"
-    body = json.dumps({key: value for key, value in index.items() if key != "checksum"}, ensure_ascii=False).encode()[
-        1:
-    ]
+    unsigned = {key: value for key, value in index.items() if key != "checksum"}
+    body = json.dumps(unsigned, ensure_ascii=False).encode()[1:]  # behind its brace
     try:
         with temporary.open("wb") as file:
             file.write(b'{"checksum": "%s", ' % hashlib.sha256(body).hexdigest().encode() + body)
