@@ -1,4 +1,4 @@
-"""`python -m dnamamba.predict`: class probabilities of a fine-tuned model on FASTA, BED or tables."""
+"""`python -m dnamamba.predict`: class probabilities of a fine-tuned model on FASTA, BED, tables or VCF."""
 
 from dnamamba import verbs
 

@@ -39,7 +39,7 @@ VERBS = {
         resumes=True,
     ),
     "predict": Verb(
-        "class probabilities of a fine-tuned model on FASTA, BED or tables",
+        "class probabilities of a fine-tuned model on FASTA, BED, tables or VCF",
         "finetuning.settings:PredictSettings",
         "finetuning.apply:predict",
     ),

@@ -29,7 +29,8 @@ from dnamamba.analysis.variants.score_output import combine, scored_table
 from dnamamba.analysis.variants.scores import score_alleles
 from dnamamba.api.variants import Variants, records_of
 from dnamamba.errors import InputError
-from dnamamba.finetuning.apply import prediction_table, refuse_alleles
+from dnamamba.finetuning.apply import prediction_table, refuse_other_queries
+from dnamamba.finetuning.apply_variants import variant_table
 from dnamamba.formats.checkpoint import is_classifier
 from dnamamba.genome.alleles import check, refuse_mismatches
 from dnamamba.genome.genome import Genome
@@ -334,23 +335,38 @@ class Model:
         *,
         genome: GenomeLike | None = None,
         regions: Regions | None = None,
+        variants: Variants | None = None,
+        max_mismatches: float = 0.01,
         batch_tokens: int | None = None,
     ) -> "polars.DataFrame":
-        """What a fine-tuned model says of each sequence or region: a row each with name, start, end, strand, the share
-        of N, the predicted class, and the probability p_CLASS of each class (a regression: value_TARGET).
+        """What a fine-tuned model says of each sequence, region or variant.
+
+        Sequences and regions: a row each with name, start, end, strand, the share of N, the predicted class, and the
+        probability p_CLASS of each class (a regression: value_TARGET). Variants: a row an alternate allele with record,
+        contig, start and end (0-based, half-open), id, ref, alt, predicted, p_CLASS, and why an allele was skipped.
+
+        Args:
+            sequences, genome, regions: as `log_likelihood`'s; here each region is read by itself.
+            variants, genome: of a classifier of variants, as `score_variants`'s.
+            max_mismatches: share of the variants whose ref may differ from the genome.
 
         Raises:
-            InputError: a language model without classes, or a classifier of variants.
+            InputError: a language model without classes; sequences for a classifier of variants, or the other way
+                round.
         """
         if not self.is_classifier:
             raise InputError(
                 f"{self.checkpoint}: a language model without classes; train them by dnamamba.finetune first"
             )
-        refuse_alleles(self._loaded)
         loaded = self._loaded
+        refuse_other_queries(loaded, of_variants=variants is not None)
         if batch_tokens is not None:
             loaded = replace(loaded, compute=replace(loaded.compute, micro_tokens=batch_tokens))
-        return prediction_table(loaded, self._named_sequences(sequences, genome, regions))
+        if variants is None:
+            return prediction_table(loaded, self._named_sequences(sequences, genome, regions))
+        if genome is None or sequences is not None or regions is not None:
+            raise InputError("give variants= and genome=, and neither sequences nor regions")
+        return variant_table(loaded, _open(genome), *records_of(variants), max_mismatches)
 
     def _named_sequences(
         self, sequences: Sequences | None, genome: GenomeLike | None, regions: Regions | None

@@ -1,4 +1,7 @@
-"""A fine-tuned model applied to files: one row a sequence or window, with the probability of each class."""
+"""A fine-tuned model applied to files: one row a sequence or window, with the probability of each class.
+
+Variants are in `dnamamba.finetuning.apply_variants`.
+"""
 
 import csv
 from collections.abc import Sequence
@@ -10,9 +13,11 @@ import torch
 
 from dnamamba.alphabet import BASES
 from dnamamba.errors import InputError
+from dnamamba.finetuning.apply_variants import predict_vcf, takes_variants
 from dnamamba.finetuning.predictions import predict_logits
 from dnamamba.finetuning.queries import Queries, in_blocks, read_queries
 from dnamamba.finetuning.settings import PredictSettings
+from dnamamba.genome.allele_output import refuse_output
 from dnamamba.genome.indexed import described
 from dnamamba.genome.sequences import NamedSequence, open_for_sequences
 from dnamamba.genome.view import GenomeView
@@ -25,30 +30,48 @@ from dnamamba.runs.progress import job_bar, si
 if TYPE_CHECKING:
     import polars
 
+GIVE = {"sequences": "sequences, or genome= and regions=", "variants": "variants= and genome="}
 PredictionColumns = dict[str, list[Any]]
 
 
 def predict(settings: PredictSettings) -> None:
     """Reads, predicts and writes. Raises `InputError`; the table is whole or not there."""
-    if settings.checkpoint is None or not settings.input or settings.out is None:
-        raise InputError("give --checkpoint, --input and --out")
-    table_format(settings.out)
-    refuse_existing([settings.out], settings.overwrite)
+    _check_settings(settings)
+    assert settings.checkpoint is not None and settings.out is not None
     inference = load_classifier_for_inference(
         settings.checkpoint, settings.accelerator, settings.precision, settings.micro_tokens
     )
-    genome = _genome(settings)
     head = inference.model.head_config
-    refuse_alleles(inference)
+    refuse_other_queries(inference, of_variants=settings.vcf is not None)
     outputs = f"{', '.join(head.names[:12])}{', …' if len(head.names) > 12 else ''}"
     print(f"checkpoint  {settings.checkpoint}: task {inference.provenance.get('task')}, {head.kind}: {outputs}")
     print(f"   kernels  {describe_kernels(inference.device)}")
+    if settings.vcf is not None:
+        predict_vcf(settings, inference)
+    else:
+        _predict_sequences(settings, inference, settings.out)
+
+
+def _check_settings(settings: PredictSettings) -> None:
+    """What can be refused before anything is read."""
+    if settings.checkpoint is None or settings.out is None or bool(settings.input) == (settings.vcf is not None):
+        raise InputError("give --checkpoint, --out, and --input (sequences) or --vcf (variants)")
+    if settings.vcf is not None:
+        refuse_output(settings.out, settings.vcf)
+    else:
+        table_format(settings.out)
+    refuse_existing([settings.out], settings.overwrite)
+
+
+def _predict_sequences(settings: PredictSettings, inference: Inference[SequenceClassifier], out: Path) -> None:
+    head = inference.model.head_config
+    genome = _genome(settings)
     if genome is not None:
         print(f"    genome  {', '.join(map(str, settings.genome or []))}: {described(genome)}")
 
     columns: PredictionColumns = {name: [] for name in column_names(head)}
     longest = bases = 0
-    for path in settings.input:
+    for path in settings.input or []:
         for queries in in_blocks(read_queries(path, genome, settings.sequence_column, settings.window)):
             try:
                 values = predict_values(inference, queries)
@@ -62,18 +85,19 @@ def predict(settings: PredictSettings) -> None:
     if genome is not None and (matched := genome.names.matched()):
         print(f"   contigs  {matched}")
     if not columns["name"]:
-        raise InputError(f"{', '.join(map(str, settings.input))}: no sequences")
+        raise InputError(f"{', '.join(map(str, settings.input or []))}: no sequences")
     trained = inference.provenance.get("length")
     if isinstance(trained, int) and longest > 2 * trained:
         print(f"      note  sequences of up to {longest:,} bases, trained up to {trained:,}: see --window")
-    write_columns(columns, settings.out)
-    print(f"   results  {settings.out}: {len(columns['name']):,} rows")
+    write_columns(columns, out)
+    print(f"   results  {out}: {len(columns['name']):,} rows")
 
 
-def refuse_alleles(inference: Inference[SequenceClassifier]) -> None:
-    """Raises `InputError` for a classifier of variants, which are no sequences of their own."""
-    if inference.model.head_config.pooling == "alleles":
-        raise InputError(f"{inference.checkpoint}: classifies variants, which are no sequences of their own")
+def refuse_other_queries(inference: Inference[SequenceClassifier], *, of_variants: bool) -> None:
+    """Raises `InputError` where a classifier of sequences is asked about variants, or the other way round."""
+    if takes_variants(inference.model.head_config) != of_variants:
+        kind, give = ("sequences", "--input") if of_variants else ("variants", "--vcf and --genome")
+        raise InputError(f"{inference.checkpoint}: classifies {kind}; give {give} (in Python: {GIVE[kind]})")
 
 
 def prediction_table(

@@ -320,14 +320,16 @@ def _write_predictions(
     outputs = [f"{'value' if target.kind == 'regression' else 'p'}_{name}" for name in target.names]
     truth = ["label"] if target.kind == "multiclass" else [f"label_{name}" for name in target.names]
     predicted = ["predicted"] if target.kind == "multiclass" else []
-    writer.writerow(["seed", "contig", "start", "end", "group", *truth, *predicted, *outputs])
+    variant = ["id", "ref", "alt"] if any(origin.variant for origin in test.origins) else []
+    writer.writerow(["seed", "contig", "start", "end", *variant, "group", *truth, *predicted, *outputs])
     for result, values in zip(chosen, predictions, strict=True):
         for origin, label, row in zip(test.origins, test.labels, values, strict=True):
             if target.kind == "multiclass":
                 known = [target.names[label], target.names[int(row.argmax())]]
             else:
                 known = [f"{number:g}" for number in label]
-            writer.writerow([result.seed, *origin, *known, *(f"{number:.6g}" for number in row)])
+            where = [origin.contig, origin.start, origin.end, *(origin.variant or ()), origin.group]
+            writer.writerow([result.seed, *where, *known, *(f"{number:.6g}" for number in row)])
     write_atomically(path, text.getvalue())
 
 

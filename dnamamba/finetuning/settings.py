@@ -131,18 +131,23 @@ class ResolvedFinetuneSettings(FinetuneSettings):
 
 @dataclass(kw_only=True)
 class PredictSettings(ComputeOptions, MicroTokensOptions, OverwriteOptions):
-    """Predicts with a fine-tuned model: a table with the probability of each class."""
+    """Predicts with a fine-tuned model: the probability of each class for sequences or variants."""
 
     checkpoint: Path | None = None
     """Fine-tuned checkpoint, or the run folder of a fine-tuning (its best seed on dev)."""
     input: list[Path] | None = None
     """FASTA, CSV, TSV or Parquet files of sequences, one or many; or BED files of intervals on --genome, whose column 6
     is the strand."""
+    vcf: Path | None = None
+    """VCF of the variants that a classifier of variants is applied to, in place of --input: plain, gzip or bgzip."""
     genome: list[Path] | None = None
-    """The genome of the BED files: FASTA or token store."""
+    """The genome of the BED files or the VCF: FASTA or token store."""
     sequence_column: str | None = None
     """The column of the sequence in CSV, TSV and Parquet. Default: sequence or seq."""
     window: int | None = setting(None, at_least=1)
-    """Cut each sequence into windows of this many bases, the last one shorter. Default: whole, however long."""
+    """Cut each sequence into windows of this many bases, the last one shorter. Default: whole, however long. With
+    --vcf: bases of the reference around each variant. Default: as in training."""
+    max_mismatches: float = setting(0.01, between=(0, 1))
+    """With --vcf: share of the records whose REF may differ from the genome; with more it stops."""
     out: Path | None = None
-    """Table to write: .csv, .tsv or .parquet."""
+    """Table to write: .csv, .tsv or .parquet. With --vcf also .vcf or .vcf.gz: the same VCF with INFO fields added."""

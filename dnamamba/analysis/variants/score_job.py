@@ -1,7 +1,6 @@
 """The job behind `python -m dnamamba.score`: read, check, score, write, and say what was done."""
 
 import time
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,12 +12,12 @@ from dnamamba.analysis.variants.score_settings import ScoreSettings
 from dnamamba.analysis.variants.scores import ScorePlan, Scores, Truncation, score_alleles
 from dnamamba.errors import InputError
 from dnamamba.genome import vcf
-from dnamamba.genome.alleles import REASONS, Checked, check, refuse_mismatches
-from dnamamba.genome.contig_names import some
+from dnamamba.genome.allele_output import checked_lines, refuse_output, skipped_lines
+from dnamamba.genome.alleles import Checked, check, refuse_mismatches
 from dnamamba.genome.indexed import described, open_for
 from dnamamba.genome.view import GenomeView
 from dnamamba.inference.load import Inference, load_for_inference
-from dnamamba.outputs import refuse_existing, table_format, write_table
+from dnamamba.outputs import refuse_existing, write_table
 from dnamamba.runs.progress import job_bar, si
 
 STRANDS = 2
@@ -58,13 +57,7 @@ def _check_settings(settings: ScoreSettings) -> None:
     """What can be refused before anything is read."""
     if not settings.genome:
         raise InputError("--genome: give the FASTA file that the VCF was made with")
-    if not vcf.is_vcf_name(settings.out):
-        try:
-            table_format(settings.out)
-        except InputError as error:
-            raise InputError(f"{error}, .vcf or .vcf.gz") from None
-    if settings.out.exists() and settings.vcf.exists() and settings.out.samefile(settings.vcf):
-        raise InputError(f"{settings.out}: --out is the input VCF itself; give another name")
+    refuse_output(settings.out, settings.vcf)
     refuse_existing([settings.out], settings.overwrite)
 
 
@@ -76,21 +69,13 @@ def _header(
     checked: Checked,
     plan: ScorePlan,
 ) -> list[tuple[str, str]]:
-    missing = [name for name, there in zip(records.contigs, checked.contigs, strict=True) if there is None]
     tiling = plan.tiling
     after = "to the tile's end" if plan.exact else f"{tiling.suffix:,} bases after each allele"
     files = ", ".join(map(str, settings.genome))
     lines = [
         *inference.header(),
         ("genome", f"{files}: {len(store.contigs)} contigs, {si(store.bases)}b, {described(store)}"),
-        (
-            "variants",
-            f"{len(records):,} records, {len(checked.alleles):,} alternate alleles, "
-            f"{int((checked.alleles.reason == 0).sum()):,} to score",
-        ),
-        ("contigs", store.names.matched()),
-        ("no contig", some(missing)),
-        ("REF", f"{len(checked.mismatches):,} of {checked.compared:,} records differ from the genome"),
+        *checked_lines(records, store, checked),
         (
             "tiles",
             f"{tiling.context:,} bases every {tiling.context // 2:,}, {after}, states every {plan.state_every:,}",
@@ -99,18 +84,15 @@ def _header(
     trained = inference.trained_length
     if trained is not None and tiling.context > trained:
         lines.append(("note", f"--context is longer than the {trained:,} bases that the model was trained at"))
-    return [line for line in lines if line[1]]
+    return lines
 
 
 def _summary(out: Path, columns: ScoreColumns, scores: Scores, seconds: float) -> list[tuple[str, str]]:
-    counts = Counter(columns.reason.tolist())
-    reasons = list(REASONS)
-    skipped = [f"{count:,} {reasons[code]} ({REASONS[reasons[code]]})" for code, count in counts.most_common() if code]
     tokens = scores.tokens
     run = tokens.tiles + tokens.alleles
     lines = [
         ("scored", f"{int((columns.reason == 0).sum()):,} alleles in {seconds:.1f} s"),
-        *(("skipped", line) for line in skipped),
+        *skipped_lines(columns.reason),
     ]
     if run:
         lines.append(

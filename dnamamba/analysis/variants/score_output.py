@@ -1,7 +1,6 @@
-"""Scores as INFO fields of the VCF they belong to, or as a table with a row for each alternate allele."""
+"""The scores of alternate alleles as they are written: both strands and their means, as INFO fields or as a table."""
 
-import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -10,7 +9,8 @@ from dnamamba import __version__
 from dnamamba.analysis.variants.score_settings import ScoreSettings
 from dnamamba.analysis.variants.scores import Scores
 from dnamamba.genome import vcf
-from dnamamba.genome.alleles import REASON_NAMES, REASONS, Alleles, Checked
+from dnamamba.genome.allele_output import InfoField, allele_table, annotate_alleles, skipped_field
+from dnamamba.genome.alleles import REASONS, Alleles, Checked
 from dnamamba.genome.view import GenomeView
 
 if TYPE_CHECKING:
@@ -60,18 +60,12 @@ def combine(alleles: Alleles, scores: Scores) -> ScoreColumns:
     return ScoreColumns(values, forward.bases + reverse.bases, reason)
 
 
-def vcf_fields(columns: ScoreColumns) -> list[vcf.Field]:
-    """The INFO fields that `write_scored_vcf` adds."""
-    numbers = [
-        vcf.Field(f"DNAMAMBA_{name}", "A", "Float", text)
+def info_fields(columns: ScoreColumns) -> list[InfoField]:
+    """The INFO fields of the scores."""
+    return [
+        InfoField(f"DNAMAMBA_{name}", text, columns.values[column])
         for column, (name, text) in _INFO.items()
         if column in columns.values
-    ]
-    reasons = "; ".join(f"{name}: {text}" for name, text in REASONS.items() if name)
-    return [
-        *numbers,
-        vcf.Field("DNAMAMBA_SKIPPED", "A", "String", f"Why an allele has no DNAMAMBA_LLR ({reasons})"),
-        vcf.Field("DNAMAMBA_NO_ALT", "0", "Flag", "The record has no alternate allele to score"),
     ]
 
 
@@ -79,93 +73,24 @@ def write_scored_vcf(
     settings: ScoreSettings, store: GenomeView, records: vcf.Records, checked: Checked, columns: ScoreColumns
 ) -> None:
     """The input VCF with the scores added: every record, in order."""
-    lengths = {
-        name: store.contig(there).length
-        for name, there in zip(records.contigs, checked.contigs, strict=True)
-        if there is not None
-    }
     notes = [f"##dnamamba_score=version {__version__}, checkpoint {settings.checkpoint}"]
-    vcf.annotate(
+    annotate_alleles(
         settings.vcf,
         settings.out,
-        vcf_fields(columns),
-        _texts(checked.alleles, columns),
+        store,
         records,
+        checked,
+        info_fields(columns),
+        columns.reason,
+        skipped_field("DNAMAMBA_SKIPPED", "DNAMAMBA_LLR"),
         replaces="|".join(f"DNAMAMBA_{name}" for name, _ in _INFO.values()),
         notes=notes,
-        contig_lengths=lengths,
     )
 
 
 def scored_table(
     records: vcf.Records, ids: Sequence[str], checked: Checked, columns: ScoreColumns
 ) -> "polars.DataFrame":
-    """A row for each alternate allele, in order, one for a record without any; 0-based half-open coordinates.
-
-    `ids` are the records' identifiers.
-    """
-    import polars
-
-    alleles = checked.alleles
-    counts = np.diff(alleles.first)
-    # A record without alternate alleles has a row too, with nothing in it.
-    rows = np.maximum(counts, 1)
-    record = np.repeat(np.arange(len(records)), rows)
-    is_allele = np.repeat(counts > 0, rows)
-    filled = np.flatnonzero(is_allele)
-
-    def spread(values: np.ndarray) -> polars.Series:
-        full = np.full(len(record), np.nan)
-        full[filled] = values
-        return polars.Series(full, dtype=polars.Float64).fill_nan(None)
-
-    refs, starts = records.ref, records.start[record]
-    alts: list[str | None] = []
-    for r in range(len(records)):
-        alts += records.alternates(r) or [None]
-    reasons = np.full(len(record), "no_alternate", dtype=object)
-    reasons[filled] = REASON_NAMES[columns.reason]
-    ref_lengths = np.fromiter(map(len, refs), np.int64, len(refs))
-    bases = np.zeros(len(record), np.int64)
-    bases[filled] = columns.bases
-    return polars.DataFrame(
-        {
-            "record": polars.Series(record, dtype=polars.Int64),
-            "contig": polars.Series(
-                np.array(records.contigs, dtype=object)[records.contig[record]], dtype=polars.String
-            )
-            if len(record)
-            else polars.Series([], dtype=polars.String),
-            "start": polars.Series(starts, dtype=polars.Int64),
-            "end": polars.Series(starts + ref_lengths[record], dtype=polars.Int64),
-            "id": polars.Series([ids[r] for r in record.tolist()], dtype=polars.String),
-            "ref": polars.Series([refs[r] for r in record.tolist()], dtype=polars.String),
-            "alt": polars.Series(alts, dtype=polars.String),
-            **{name: spread(values) for name, values in columns.values.items()},
-            "bases_after": polars.Series(bases, dtype=polars.Int64),
-            "skipped": polars.Series([reason or None for reason in reasons.tolist()], dtype=polars.String),
-        }
-    )
-
-
-def _texts(alleles: Alleles, columns: ScoreColumns) -> Iterator[tuple[str | None, ...]]:
-    """For each record the texts of `vcf_fields`."""
-    values = [columns.values[name] for name in _INFO if name in columns.values]
-    names = REASON_NAMES.tolist()
-    nothing = (None,) * (len(values) + 1)
-    bounds = alleles.first.tolist()
-    for begin, end in itertools.pairwise(bounds):
-        if begin == end:
-            yield (*nothing, "")
-            continue
-        numbers = [",".join(map(_number, column[begin:end].tolist())) for column in values]
-        reasons = [names[code] or "." for code in columns.reason[begin:end].tolist()]
-        yield (
-            *(None if not text.strip(".,") else text for text in numbers),
-            None if set(reasons) == {"."} else ",".join(reasons),
-            None,
-        )
-
-
-def _number(value: float) -> str:
-    return "." if value != value else f"{value:.6g}"
+    """A row for each alternate allele with its scores, see `allele_table`; `ids` are the records' identifiers."""
+    numbers = columns.values | {"bases_after": columns.bases}
+    return allele_table(records, ids, checked, numbers, columns.reason)

@@ -28,6 +28,8 @@ class Origin(NamedTuple):
     end: int
     group: str
     """What is resampled as a whole for confidence intervals: neighbours are no independent samples."""
+    variant: tuple[str, str, str] | None = None
+    """Of a variant its ID, REF and ALT as written; `start` and `end` are then REF's"""
 
 
 class ExampleBatch(NamedTuple):

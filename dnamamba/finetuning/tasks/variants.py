@@ -28,6 +28,7 @@ from dnamamba.genome.variant_columns import (
     start_counts_from_1,
 )
 from dnamamba.genome.vcf import Records, info_fields, info_numbers, open_vcf
+from dnamamba.genome.view import GenomeView
 from dnamamba.runs.progress import job_bar
 from dnamamba.tables import DELIMITERS, MISSING, delimited_rows, suffix, whole_number
 from dnamamba.text_files import as_text, is_pipe
@@ -52,6 +53,8 @@ class LabelledVariant(NamedTuple):
     alt: str
     columns: dict[str, str]
     """Of the table, or the VCF's INFO, where they are not missing; names in lower case"""
+    id: str = "."
+    """Of the VCF's column, or the table's; `.` where there is none"""
 
 
 def build(settings: ResolvedFinetuneSettings) -> Task:
@@ -122,8 +125,8 @@ def build(settings: ResolvedFinetuneSettings) -> Task:
         tokens, lengths = pad([windows[i] for i in chosen])
         contigs = [store.contigs[c].name for c in alleles.contig.tolist()]
         origins = [
-            Origin(contigs[i], int(alleles.start[i]), int(alleles.start[i] + alleles.ref_length[i]), groups[i])
-            for i in chosen
+            Origin(contigs[i], row.start, row.start + len(row.ref), groups[i], (row.id, row.ref, row.alt))
+            for i, row in ((i, rows[i]) for i in chosen)
         ]
         return Examples(tokens, lengths, labels[chosen], origins)
 
@@ -198,7 +201,8 @@ def _read_vcf(path: Path) -> Iterator[LabelledVariant]:
             fields = info_fields(numbers, texts[5].split("\t")[2], len(alternates))
             for alt, info in zip(alternates, fields, strict=True):
                 columns = {key.lower(): value for key, value in info.items() if value not in MISSING}
-                yield LabelledVariant(f"{path}, line {line.number}", texts[0], position - 1, texts[3], alt, columns)
+                where = f"{path}, line {line.number}"
+                yield LabelledVariant(where, texts[0], position - 1, texts[3], alt, columns, texts[2])
 
 
 def _read_table(path: Path) -> Iterator[LabelledVariant]:
@@ -232,7 +236,8 @@ def _read_table(path: Path) -> Iterator[LabelledVariant]:
             counts_from = 1
     for (where, cells), start in zip(rows, starts, strict=True):
         columns = {name: cell for name, cell in zip(names, cells, strict=True) if cell not in MISSING}
-        yield LabelledVariant(where, cells[contig], start - counts_from, cells[ref], cells[alt], columns)
+        name = columns.get("id", ".")
+        yield LabelledVariant(where, cells[contig], start - counts_from, cells[ref], cells[alt], columns, name)
 
 
 def _position(where: str, text: str) -> int:
@@ -288,7 +293,7 @@ def _take(alleles: Alleles, index: np.ndarray) -> Alleles:
     )
 
 
-def window(store: TokenStore, alleles: Alleles, index: int, length: int) -> np.ndarray:
+def window(store: GenomeView, alleles: Alleles, index: int, length: int) -> np.ndarray:
     """`CLS reference SEP alternate` (see `dnamamba.model.alleles`): `length` bases with the variant in their middle, N
     beyond the contig's ends."""
     contig = store.contigs[alleles.contig[index]]
