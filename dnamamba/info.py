@@ -36,9 +36,12 @@ def info(settings: InfoSettings) -> None:
     else:
         from dnamamba.formats import read_card
         from dnamamba.runs.card import card_lines  # torch: seconds that --help need not wait for
+        from dnamamba.runs.summary import read_summary, summary_lines
 
-        card = read_card(settings.folder)
+        card = {**read_card(settings.folder), "summary": read_summary(settings.folder)}
         lines = card_lines(card)
+        if of_run := summary_lines(card["summary"] or {}):
+            lines += [("", ""), ("the run", ""), *of_run]
     if settings.json:
         print(json.dumps({**card, "folder": str(card["folder"])}, indent=2, ensure_ascii=False))
         return

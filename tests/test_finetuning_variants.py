@@ -12,7 +12,7 @@ import pytest
 import torch
 from sklearn.metrics import matthews_corrcoef, roc_auc_score
 
-from dnamamba import cli, finetune
+from dnamamba import cli, finetune, info
 from dnamamba.alphabet import CLS, SEP, N, decode
 from dnamamba.errors import InputError
 from dnamamba.finetuning.tasks.groups import joined_groups, names_in
@@ -32,6 +32,7 @@ from dnamamba.model.alleles import allele_features, allele_width, split_alleles
 from dnamamba.model.config import preset
 from dnamamba.model.language_model import LanguageModel
 from dnamamba.model.tokens import reverse_complement
+from dnamamba.runs.summary import comparison_lines, comparisons
 
 
 def random_tokens(length, seed):
@@ -147,6 +148,24 @@ def test_groups_are_assigned_whole_and_by_their_shares():
     for gene, split in chosen.items():
         shares[split] += sizes[gene] / sizes.total()
     assert shares["train"] == pytest.approx(0.7, abs=0.02) and shares["test"] == pytest.approx(0.15, abs=0.02)
+
+
+def shares_of(sizes):
+    found = Counter()
+    for gene, split in assign(sizes).items():
+        found[split] += sizes[gene] / sizes.total()
+    return [found[split] for split in ("train", "dev", "test")]
+
+
+def test_shares_are_of_variants_however_unequal_the_genes():
+    few_large = Counter({"BRCA1": 4000, "BRCA2": 3500, **{f"g{i}": 10 for i in range(100)}})
+    assert shares_of(few_large) == pytest.approx([0.882, 0.059, 0.059], abs=0.001)  # neither fits into dev or test
+    falling = Counter({f"g{i}": 3000 // (i + 1) + 1 for i in range(200)})
+    assert shares_of(falling) == pytest.approx([0.7, 0.15, 0.15], abs=0.002)
+    three = Counter({"A": 400, "B": 300, "C": 200, **{f"g{i}": 1 for i in range(100)}})
+    assert shares_of(three) == pytest.approx([0.7, 0.2, 0.1])
+    for count in (3, 4, 5):
+        assert all(shares_of(Counter({f"g{i}": 7 for i in range(count)})))
 
 
 def test_no_two_splits_windows_overlap():
@@ -297,6 +316,55 @@ def test_a_run_learns_reports_and_keeps_genes_apart(mode, folder, genome, table,
     assert len(rows) == summary["splits"]["test"]["examples"]
     genes = [summary["splits"][name]["groups"] for name in ("train", "dev", "test")]
     assert sum(genes) == 30 and {row["group"] for row in rows} < {f"Gc{i}" for i in range(30)}
+
+
+def test_shortcuts_that_beat_the_model_are_named_on_the_screen_and_by_info(folder, genome, variants, tmp_path, capsys):
+    """The effect class is the label; the model, hardly trained, knows nothing."""
+    path = tmp_path / "v.tsv"
+    lines = ["contig\tpos\tref\talt\tlabel\tgene\teffect"]
+    lines += [
+        f"{c}\t{p + 1}\t{r}\t{a}\t{y}\t{g}\t{'stop' if y == 'P' else 'intron'}" for c, p, r, a, y, g, _ in variants
+    ]
+    path.write_text("\n".join(lines) + "\n")
+    flags = ["--checkpoint", "none", "--model.preset", "demo", "--model.n_layer", 1, "--model.d_model", 16]
+    flags += ["--length", 32, "--steps", 1, "--learning_rate", "1e-6", "--out", tmp_path / "run"]
+    assert run("--variants", path, "--genome", genome, *flags) == 0
+    screen = capsys.readouterr().out
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    model = summary["variants"]["all"]["auroc"]["value"]
+    gene_mean = summary["variants"]["shortcuts"]["group_mean"]
+    mean = "the mean of the other variants of the same gene"
+    effect = f"the effect class alone: auroc 1.0000, the model {model:.4f}"
+    assert summary["variants"]["shortcuts"]["effect_class"] == 1.0 > model
+    assert cli.run(info.main, [str(tmp_path / "run")]) == 0
+    for told in (screen, capsys.readouterr().out):
+        assert f"shortcut  {effect}\n" in told
+        assert f"shortcut  {mean}: auroc {gene_mean:.4f}, the model {model:.4f}\n" in told
+        warning = next(line for line in told.splitlines() if line.lstrip().startswith("warning  "))
+        assert "  the model is not better than " in warning and effect in warning
+        assert (mean in warning) == (gene_mean >= model)
+        accuracy, majority = summary["test"]["accuracy"]["mean"], summary["baselines"]["majority"]["accuracy"]
+        assert (f"majority: accuracy {majority:.4f}, the model {accuracy:.4f}" in warning) == (majority >= accuracy)
+        assert f"auroc {model:.4f} [" in told
+
+
+def test_a_model_that_beats_all_is_not_warned_about():
+    summary = {
+        "test": {"accuracy": {"mean": 0.9, "std": None}, "mcc": {"mean": 0.8, "std": None}},
+        "baselines": {"majority": {"accuracy": 0.5}, "5-mer": {"accuracy": 0.95, "mcc": 0.7}},
+        "variants": {"all": {"auroc": {"value": 0.9}}, "shortcuts": {"group_mean": None, "effect_class": 0.8}},
+    }
+    assert [str(each) for each in comparisons(summary)] == [
+        "majority: accuracy 0.5000, the model 0.9000",
+        "5-mer: mcc 0.7000, the model 0.8000",
+        "the effect class alone: auroc 0.8000, the model 0.9000",
+    ]
+    assert comparison_lines(summary) == [("shortcut", "the effect class alone: auroc 0.8000, the model 0.9000")]
+    summary["baselines"]["5-mer"]["mcc"] = 0.8
+    assert comparison_lines(summary)[-1] == (
+        "warning",
+        "the model is not better than 5-mer: mcc 0.8000, the model 0.8000",
+    )
 
 
 BAD = {

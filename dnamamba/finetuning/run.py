@@ -58,6 +58,7 @@ from dnamamba.model.settings import model_config
 from dnamamba.runs.folder import RunFolder, environment, write_atomically
 from dnamamba.runs.progress import clock
 from dnamamba.runs.resume import DATA, refuse_changes
+from dnamamba.runs.summary import comparison_lines, figures, variant_lines
 from dnamamba.settings.fields import as_plain
 
 TASKS: dict[str, Callable[[ResolvedFinetuneSettings], Task]] = {
@@ -381,34 +382,24 @@ def _print_header(settings: ResolvedFinetuneSettings, start: _Start, task: Task,
 
 def _print_result(summary: dict[str, Any], folder: RunFolder, best: TrialResult) -> None:
     for split in ("dev", "test"):
-        print(f"{split:>10}  {_figures(summary[split])}")
+        print(f"{split:>10}  {figures(summary[split])}")
     if unseen := summary["test_without_overlap"]:
         metrics = {name: found for name, found in unseen.items() if name != "examples"}
-        print(f"{'':>10}  {_figures(metrics)} on the {unseen['examples']:,} that are not in train")
+        print(f"{'':>10}  {figures(metrics)} on the {unseen['examples']:,} that are not in train")
     if accuracy := summary["test_intervals"].get("accuracy"):
         print(
             f"  interval  accuracy {accuracy['value']:.4f} [{accuracy['low']:.4f}, {accuracy['high']:.4f}], "
             f"95 % from resampling {accuracy['groups']:,} groups"
         )
-    for name, found in summary.get("variants", {}).items():
-        for measure in ("auroc", "auprc") if "auroc" in found else ():
-            value, low, high, groups = found[measure].values()
-            print(f"{name:>10}  {measure} {value:.4f} [{low:.4f}, {high:.4f}], 95 % from resampling {groups:,} groups")
+    for label, text in variant_lines(summary):
+        print(f"{label:>10}  {text}")
     for name, found in summary["baselines"].items():
         shown = "GC, N and length alone" if name == "composition" else name
         print(f"  baseline  {shown}: {', '.join(f'{key} {value:.4f}' for key, value in found.items())}")
+    for label, text in comparison_lines(summary):
+        print(f"{label:>10}  {text}")
     print(f"   results  {folder.summary}, {folder.path / 'test_predictions.csv'}")
     print(f"checkpoint  {folder.path / f'seed-{best.seed}' / 'checkpoint'}")
-
-
-def _figures(metrics: dict[str, Any]) -> str:
-    """`mcc 0.5509 ± 0.0241, …`, what is defined."""
-    parts = []
-    for name, found in metrics.items():
-        if found["mean"] is not None:
-            deviation = f" ± {found['std']:.4f}" if found["std"] is not None else ""
-            parts.append(f"{name} {found['mean']:.4f}{deviation}")
-    return ", ".join(parts)
 
 
 def _device_name(compute: Compute) -> str:

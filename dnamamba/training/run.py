@@ -26,6 +26,7 @@ from dnamamba.runs.folder import RunFolder, environment, write_atomically
 from dnamamba.runs.progress import clock, si
 from dnamamba.runs.resume import DATA, recorded_splits, refuse_changes, refuse_fewer_steps, refuse_other_splits
 from dnamamba.runs.schedule import learning_rate
+from dnamamba.runs.summary import verdict
 from dnamamba.settings.fields import as_plain
 from dnamamba.training.baseline import best_markov, bits_over_all
 from dnamamba.training.callbacks import RunControl
@@ -230,10 +231,8 @@ def _finish(settings: ResolvedPretrainSettings, prepared: Prepared, folder: RunF
         print(f"   stopped  early: {settings.patience} validations without a new best (step {control.best_step})")
     print(f"validation  {bits:.4f} bits/base, perplexity {perplexity(bits):.4f} over A, C, G, T")
     if markov_bits is not None and math.isfinite(bits):
-        difference = markov_bits - bits
-        verdict = f"below it by {difference:.4f}" if difference > 0 else f"above it by {-difference:.4f}: train longer"
         orders = ", ".join(str(score.order) for score in markov)
-        print(f"    Markov  {markov_bits:.4f} bits/base (order {orders}); the model is {verdict}")
+        print(f"    Markov  {markov_bits:.4f} bits/base (order {orders}); {verdict(bits, markov_bits)}")
     if len(by_genome) > 1:
         for name, figures in by_genome.items():
             print(f"{name[:10]:>10}  " + ", ".join(f"{key.replace('_', ' ')} {v:.4f}" for key, v in figures.items()))

@@ -319,15 +319,27 @@ def _splits(rows: list[LabelledVariant], groups: list[str], path: Path) -> np.nd
 
 
 def assign(sizes: Counter[str]) -> dict[str, str]:
-    """A split for each group, a function of names and sizes alone: in the order of their hashes, each goes where most
-    is lacking of its share."""
+    """A split for each group, by shares of the variants; a function of names and sizes alone.
+
+    The largest group comes first, equal ones in the order of their hashes. Each goes where most is lacking of its share
+    among the splits that it fits into; one that fits nowhere, where the sum of (excess² / share) grows least. No split
+    stays empty while there are groups.
+    """
     total = sum(sizes.values())
     lacking = {name: share * total for name, share in SHARES.items()}
     chosen: dict[str, str] = {}
-    for group in sorted(sizes, key=lambda name: hashlib.sha256(name.encode()).digest()):
-        name = max(SPLITS, key=lambda split: lacking[split] / SHARES[split])
+    ordered = sorted(sizes, key=lambda name: (-sizes[name], hashlib.sha256(name.encode()).digest()))
+    empty = [*SPLITS]
+    for number, group in enumerate(ordered):
+        size = sizes[group]
+        among = empty if len(ordered) - number <= len(empty) else SPLITS
+        if fits := [split for split in among if lacking[split] >= size]:
+            name = max(fits, key=lambda split: lacking[split] / SHARES[split])
+        else:
+            name = min(among, key=lambda split: (size - 2 * lacking[split]) / SHARES[split])
         chosen[group] = name
-        lacking[name] -= sizes[group]
+        lacking[name] -= size
+        empty = [split for split in empty if split != name]
     return chosen
 
 
