@@ -2,6 +2,7 @@
 
 import errno
 import importlib.util
+import json
 import os
 import re
 import tempfile
@@ -94,12 +95,15 @@ def table_format(path: Path) -> str:
     return path.suffix
 
 
-def write_table(table: "polars.DataFrame", path: Path) -> None:
-    """A polars table as Parquet, TSV or CSV, by the suffix of `path`; whole or not at all."""
+def write_table(table: "polars.DataFrame", path: Path, provenance: Mapping[str, Any] | None = None) -> None:
+    """A polars table as Parquet, TSV or CSV, by the suffix of `path`; whole or not at all.
+
+    Parquet keeps the `provenance` as JSON under the key `dnamamba` of its metadata; text has no place for it.
+    """
     suffix = table_format(path)
     with whole_file(path) as partial:
         if suffix == ".parquet":
-            table.write_parquet(partial)
+            table.write_parquet(partial, metadata={"dnamamba": json.dumps(provenance)} if provenance else None)
         else:
             table.write_csv(partial, separator="\t" if suffix == ".tsv" else ",")
 

@@ -1,6 +1,8 @@
 """`dnamamba predict --vcf`: a fine-tuned classifier of variants applied to a VCF, from the command line and Python."""
 
 import csv
+import hashlib
+import json
 
 import numpy as np
 import polars
@@ -230,3 +232,13 @@ def test_what_does_not_fit_is_refused_in_a_line(folder, tmp_path, capsys):
         loaded.predict("ACGT")
     with pytest.raises(dnamamba.InputError, match="give variants= and genome="):
         loaded.predict(variants=folder / "in.vcf")
+
+
+def test_the_header_says_which_classifier_and_genome(folder, tmp_path):
+    assert run(folder, tmp_path / "out.vcf") == 0
+    digest = hashlib.sha256((folder / "model" / "model.safetensors").read_bytes()).hexdigest()
+    notes = [line for line in (tmp_path / "out.vcf").read_text().splitlines() if line.startswith("##dnamamba_predict")]
+    assert len(notes) == 1 and f'weights_sha256="{digest}"' in notes[0] and f'window="{LENGTH}"' in notes[0]
+    assert run(folder, tmp_path / "out.parquet") == 0
+    told = json.loads(polars.read_parquet_metadata(tmp_path / "out.parquet")["dnamamba"])
+    assert (told["weights_sha256"], told["genome"]) == (digest, [str(folder / "g.fa")])

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 
-from dnamamba import __version__
 from dnamamba.errors import InputError
 from dnamamba.finetuning.predictions import predict_logits
 from dnamamba.finetuning.settings import PredictSettings
@@ -30,6 +29,7 @@ from dnamamba.genome.alleles import Alleles, check, refuse_mismatches
 from dnamamba.genome.indexed import described, open_for
 from dnamamba.genome.view import GenomeView
 from dnamamba.inference.load import Inference
+from dnamamba.inference.provenance import genome_warning, result_provenance, vcf_note
 from dnamamba.model.classifier import HeadConfig, SequenceClassifier
 from dnamamba.outputs import write_table
 from dnamamba.runs.progress import job_bar, si
@@ -105,13 +105,16 @@ def predict_vcf(settings: PredictSettings, inference: Inference[SequenceClassifi
         *checked_lines(records, store, checked),
         ("windows", f"{length:,} bases of the reference around each variant"),
         *(("mismatch", line) for line in mismatches),
+        ("warning", genome_warning(inference.provenance, store)),
     ):
-        print(f"{label:>10}  {text}", flush=True)
+        if text:
+            print(f"{label:>10}  {text}", flush=True)
     with job_bar("predicting", "alleles") as progress:
         found = predict_alleles(inference, store, checked.alleles, length, progress)
     reason = checked.alleles.reason
+    provenance = result_provenance(inference, settings.genome, store) | {"window": length}
     if vcf.is_vcf_name(settings.out):
-        notes = [f"##dnamamba_predict=version {__version__}, checkpoint {settings.checkpoint}"]
+        notes = [vcf_note("predict", provenance)]
         skipped = skipped_field("DNAMAMBA_CLASS_SKIPPED", "DNAMAMBA_CLASS")
         annotate_alleles(
             settings.vcf,
@@ -126,9 +129,8 @@ def predict_vcf(settings: PredictSettings, inference: Inference[SequenceClassifi
             notes=notes,
         )
     else:
-        write_table(
-            allele_table(records, vcf.read_ids(settings.vcf, records), checked, found.columns, reason), settings.out
-        )
+        table = allele_table(records, vcf.read_ids(settings.vcf, records), checked, found.columns, reason)
+        write_table(table, settings.out, provenance)
     for label, text in (("predicted", f"{int((reason == 0).sum()):,} alleles"), *skipped_lines(reason)):
         print(f"{label:>10}  {text}")
     print(f"   results  {settings.out}")

@@ -93,7 +93,7 @@ def figures(metrics: dict[str, Any]) -> str:
 
 def summary_lines(summary: dict[str, Any]) -> list[tuple[str, str]]:
     """Labelled lines of what the card of the run's checkpoint does not say."""
-    lines = []
+    lines: list[tuple[str, str]] = []
     if len(summary.get("seeds", [])) > 1:
         lines += [(split, f"{figures(summary[split])} over seeds") for split in ("dev", "test") if split in summary]
     lines += [*variant_lines(summary), *comparison_lines(summary)]

@@ -18,6 +18,7 @@ from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.profilers import PyTorchProfiler
 from lightning.pytorch.strategies import DDPStrategy
 
+from dnamamba.inference.provenance import contig_lengths
 from dnamamba.model.language_model import LanguageModel
 from dnamamba.model.settings import model_config
 from dnamamba.report.learning_curve import plot_learning_curve
@@ -190,7 +191,13 @@ def _provenance(settings: ResolvedPretrainSettings, prepared: Prepared) -> dict[
     return {
         "settings": as_plain(settings),
         "genomes": [
-            {"name": g.name, "source": g.store.source, "fingerprint": g.store.fingerprint, "weight": g.weight}
+            {
+                "name": g.name,
+                "source": g.store.source,
+                "fingerprint": g.store.fingerprint,
+                "weight": g.weight,
+                "contigs": contig_lengths(g.contigs.chosen),
+            }
             for g in prepared.genomes
         ],
         "splits": prepared.fingerprint,

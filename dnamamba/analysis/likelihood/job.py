@@ -13,7 +13,6 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 
-from dnamamba import __version__
 from dnamamba.analysis.likelihood.compute import (
     BATCH_TOKENS,
     STRANDS,
@@ -34,6 +33,7 @@ from dnamamba.genome.regions import bases_of, merged_regions, read_regions
 from dnamamba.genome.store import TokenStore, open_genome
 from dnamamba.genome.view import GenomeView
 from dnamamba.inference.load import Inference, load_for_inference
+from dnamamba.inference.provenance import genome_warning, result_provenance
 from dnamamba.model.abilities import Ability, require
 from dnamamba.outputs import refuse_existing, whole_file
 from dnamamba.runs.progress import by_count, job_bar, si
@@ -231,6 +231,8 @@ def _header(
         ("regions", f"{si(bases)}b in {regions:,} on {len(wanted):,} contigs, {si(to_read)}b to read"),
         ("context", _describe(tiling)),
     ]
+    if warning := genome_warning(inference.provenance, store):
+        lines.append(("warning", warning))
     trained = inference.trained_length
     if trained is not None and (tiling.context is None or tiling.context > trained):
         lines.append(("note", f"--context is longer than the {trained:,} bases that the model was trained at"))
@@ -259,11 +261,7 @@ def _card(
 ) -> dict[str, Any]:
     """What the tracks are and where they come from: the formats themselves have no field for it."""
     return {
-        "dnamamba": __version__,
-        "checkpoint": str(inference.checkpoint.absolute()),
-        "weights_sha256": inference.provenance.get("weights_sha256"),
-        "genome": [str(path) for path in settings.genome],
-        "genome_fingerprint": store.fingerprint,
+        **result_provenance(inference, settings.genome, store),
         "strands": choice.strands,
         "tracks": choice.tracks,
         "units": "log_likelihood and entropy in nats; probabilities in letters of the forward strand",

@@ -18,6 +18,7 @@ from dnamamba.genome.intervals import Interval
 from dnamamba.genome.regions import parse_region
 from dnamamba.genome.view import GenomeView
 from dnamamba.inference.load import Inference, load_for_inference
+from dnamamba.inference.provenance import genome_warning
 from dnamamba.outputs import refuse_existing, refuse_missing_library, write_arrays, write_table
 from dnamamba.report.mutagenesis import plot_mutagenesis
 from dnamamba.runs.progress import job_bar, si
@@ -181,6 +182,8 @@ def _header(
             "on both strands",
         ),
     ]
+    if warning := genome_warning(inference.provenance, store):
+        lines.append(("warning", warning))
     trained = inference.trained_length
     if trained is not None and tiling.context > trained:
         lines.append(("note", f"--context is longer than the {trained:,} bases that the model was trained at"))

@@ -17,6 +17,7 @@ from dnamamba.genome.alleles import Checked, check, refuse_mismatches
 from dnamamba.genome.indexed import described, open_for
 from dnamamba.genome.view import GenomeView
 from dnamamba.inference.load import Inference, load_for_inference
+from dnamamba.inference.provenance import genome_warning, result_provenance
 from dnamamba.outputs import refuse_existing, write_table
 from dnamamba.runs.progress import job_bar, si
 
@@ -45,10 +46,17 @@ def score(settings: ScoreSettings) -> None:
         scores = score_alleles(inference, store, checked.alleles, plan, progress)
     seconds = time.perf_counter() - began
     columns = combine(checked.alleles, scores)
+    provenance = result_provenance(inference, settings.genome, store) | {
+        "context": plan.tiling.context,
+        "suffix": "to the tile's end" if plan.exact else plan.tiling.suffix,
+        "precision": inference.precision,
+    }
     if vcf.is_vcf_name(settings.out):
-        write_scored_vcf(settings, store, records, checked, columns)
+        write_scored_vcf(settings, store, records, checked, columns, provenance)
     else:
-        write_table(scored_table(records, vcf.read_ids(settings.vcf, records), checked, columns), settings.out)
+        write_table(
+            scored_table(records, vcf.read_ids(settings.vcf, records), checked, columns), settings.out, provenance
+        )
     for label, text in _summary(settings.out, columns, scores, seconds):
         print(f"{label:>10}  {text}")
 
@@ -81,6 +89,8 @@ def _header(
             f"{tiling.context:,} bases every {tiling.context // 2:,}, {after}, states every {plan.state_every:,}",
         ),
     ]
+    if warning := genome_warning(inference.provenance, store):
+        lines.append(("warning", warning))
     trained = inference.trained_length
     if trained is not None and tiling.context > trained:
         lines.append(("note", f"--context is longer than the {trained:,} bases that the model was trained at"))

@@ -1,17 +1,17 @@
 """The scores of alternate alleles as they are written: both strands and their means, as INFO fields or as a table."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from dnamamba import __version__
 from dnamamba.analysis.variants.score_settings import ScoreSettings
 from dnamamba.analysis.variants.scores import Scores
 from dnamamba.genome import vcf
 from dnamamba.genome.allele_output import InfoField, allele_table, annotate_alleles, skipped_field
 from dnamamba.genome.alleles import REASONS, Alleles, Checked
 from dnamamba.genome.view import GenomeView
+from dnamamba.inference.provenance import vcf_note
 
 if TYPE_CHECKING:
     import polars
@@ -70,10 +70,15 @@ def info_fields(columns: ScoreColumns) -> list[InfoField]:
 
 
 def write_scored_vcf(
-    settings: ScoreSettings, store: GenomeView, records: vcf.Records, checked: Checked, columns: ScoreColumns
+    settings: ScoreSettings,
+    store: GenomeView,
+    records: vcf.Records,
+    checked: Checked,
+    columns: ScoreColumns,
+    provenance: Mapping[str, Any],
 ) -> None:
-    """The input VCF with the scores added: every record, in order."""
-    notes = [f"##dnamamba_score=version {__version__}, checkpoint {settings.checkpoint}"]
+    """The input VCF with the scores added: every record, in order; their provenance stands in its header."""
+    notes = [vcf_note("score", provenance)]
     annotate_alleles(
         settings.vcf,
         settings.out,
