@@ -52,13 +52,13 @@ def run(main: Callable[[list[str] | None], None], arguments: list[str] | None = 
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
-    except _Ended as ended:
+    except Ended as ended:
         print(f"ended by {ended.signal.name}", file=sys.stderr)
         return 128 + ended.signal
     return 0
 
 
-class _Ended(BaseException):
+class Ended(BaseException):
     """Raised by a signal that ends the program, so that what it has begun is put away as after ctrl-C."""
 
     def __init__(self, number: int) -> None:
@@ -67,7 +67,7 @@ class _Ended(BaseException):
 
 @contextmanager
 def _end_on_signals() -> Iterator[None]:
-    """SIGTERM (a cluster's time limit, kill) and SIGHUP (the terminal has gone) raise `_Ended`, where nobody else has
+    """SIGTERM (a cluster's time limit, kill) and SIGHUP (the terminal has gone) raise `Ended`, where nobody else has
     a use for them; their default ends the process on the spot and leaves its temporary files."""
     if threading.current_thread() is not threading.main_thread():  # Python lets no other thread set handlers
         yield
@@ -79,7 +79,7 @@ def _end_on_signals() -> Iterator[None]:
         if os.getpid() != process:  # a forked worker, which inherits the handler
             os.kill(os.getpid(), number)
         else:
-            raise _Ended(number)
+            raise Ended(number)
 
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
     for number, handler in before.items():

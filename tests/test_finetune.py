@@ -18,6 +18,7 @@ from dnamamba.finetuning.trial import Trial
 from dnamamba.formats.checkpoint import load_classifier, save_checkpoint
 from dnamamba.model.config import ModelConfig
 from dnamamba.model.language_model import LanguageModel
+from dnamamba.runs.summary import summary_lines
 
 TINY = ["--model.preset", "demo", "--model.n_layer", "1", "--model.d_model", "16", "--model.d_state", "4"]
 SCRATCH = ["--checkpoint", "none", *TINY, "--accelerator", "cpu", "--kmer", "0"]
@@ -159,6 +160,13 @@ def test_an_interrupted_run_continues_as_if_nothing_had_happened(tmp_path, data,
     assert cli.run(finetune.main, [*flags, "--out", str(out)]) == cli.INTERRUPTED
     assert not (out / "summary.json").exists() and not (out / "test_read.json").exists()
     assert f"--resume --out {out}" in capsys.readouterr().out
+    reached = json.loads((out / "summary.unfinished.json").read_text())
+    with (out / "metrics.csv").open() as file:
+        epochs = list(csv.DictReader(file))
+    assert [(row["seed"], row["epoch"]) for row in epochs] == [*(("0", e) for e in "1234"), ("1", "1"), ("1", "2")]
+    assert (reached["finished"], reached["stopped_by"], reached["epoch"], reached["epochs"]) == (False, "SIGINT", 6, 8)
+    assert reached["last_epoch"]["dev_mcc"] == float(epochs[-1]["dev_mcc"])
+    assert "stopped by SIGINT after 6 of 8 epochs" in dict(summary_lines(reached))["unfinished"]
 
     trained = []
     train_epoch = Trial._train_epoch
@@ -174,6 +182,7 @@ def test_an_interrupted_run_continues_as_if_nothing_had_happened(tmp_path, data,
         whole, resumed = weights(tmp_path / "whole", seed), weights(out, seed)
         assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     assert cli.run(finetune.main, ["--resume", "--out", str(out)]) == cli.USER_ERROR  # finished
+    assert not (out / "summary.unfinished.json").exists()
 
 
 def test_micro_batches_change_nothing(tmp_path, data):

@@ -196,7 +196,7 @@ def test_cards_of_all_kinds(tmp_path, model, capsys):
         "language model",
         "/data/hg38.fa (sha256 abababababababab…)",
         "validation  chr20",
-        "at length 8,192, 1,000 steps, 262 Mbases, learning rate 0.008",
+        "at length 8,192, 1,000 steps, 262.14 Mbases, learning rate 0.008",
         "validation_bits_per_base 1.9",
         "python -m dnamamba.pretrain --genome hg38.fa",
         "commit  b0b0",

@@ -16,8 +16,9 @@ import pytest
 import torch
 import yaml
 
-from dnamamba import cli, pretrain
+from dnamamba import cli, info, pretrain
 from dnamamba.demo import genome_path
+from dnamamba.runs.progress import si
 from dnamamba.training.checkpoints import TRAINER_STATE
 from dnamamba.training.resolve import resolve
 from dnamamba.training.settings import PretrainSettings
@@ -300,7 +301,7 @@ def test_config_file_and_flags(fasta: Path, tmp_path: Path) -> None:
     assert json.loads((out / "summary.json").read_text())["markov_bits_per_base"] is None
 
 
-def test_sigterm_saves_and_says_how_to_resume(fasta: Path, whole_run: Path, tmp_path: Path) -> None:
+def test_sigterm_saves_and_says_how_to_resume(fasta: Path, whole_run: Path, tmp_path: Path, capsys) -> None:
     out = tmp_path / "preempted"
     command = [sys.executable, "-m", "dnamamba.pretrain", "--genome", str(fasta), *QUICK, "--max_steps", "12"]
     command += ["--log_every", "2", "--validation_every", "100", "--out", str(out)]
@@ -315,8 +316,37 @@ def test_sigterm_saves_and_says_how_to_resume(fasta: Path, whole_run: Path, tmp_
         pytest.skip("the run was over before the signal came")
     assert process.returncode == 128 + signal.SIGTERM
     assert "SIGTERM" in output and "--resume" in output
+    reached = json.loads((out / "summary.unfinished.json").read_text())
+    assert (reached["finished"], reached["stopped_by"], reached["steps"]) == (False, "SIGTERM", 12)
+    assert reached["step"] == saved_step(out) and reached["tokens"] == 1024 * reached["step"]
+    assert reached["validation_bits_per_base"] is None and not (out / "summary.json").exists()
+    assert (out / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
+    assert cli.run(info.main, [str(out / "checkpoints" / "last")]) == 0
+    told = capsys.readouterr().out
+    assert f"unfinished  stopped by SIGTERM after {reached['step']} of 12 steps; continue with --resume" in told
+    assert f"{reached['step']} steps, {si(reached['tokens'])}bases" in told
     assert train("--resume", "--out", out) == 0
     assert weights(out) == weights(whole_run)
+    assert (out / "summary.json").exists() and not (out / "summary.unfinished.json").exists()
+
+
+def test_info_counts_the_bases_that_were_read(fasta, tmp_path, capsys):
+    """Packed rows have padding, which is no base; a step in the middle of a row of metrics.csv counts all before it."""
+    path = tmp_path / "short.fa"
+    sequence = fasta.read_text().split("\n")[1]
+    path.write_text("".join(f">c{n}\n{sequence[500 * n : 500 * n + 180 + n]}\n" for n in range(120)))
+    flags = ["--genome", path, *QUICK, "--pack", "--validation", "c1*", "--train", "c[2-9]*", "--max_steps", 3]
+    assert train(*flags, "--log_every", 2, "--save_every", 1, "--keep", 9, "--out", tmp_path / "run") == 0
+    found = {row["step"]: int(row["tokens"]) for row in rows(tmp_path / "run")}
+    assert found["3"] < 3 * 1024
+    tokens = []
+    for step in (1, 2, 3):
+        place = tmp_path / "run" / "checkpoints" / f"step-{step:08d}"
+        tokens.append(json.loads((place / "provenance.json").read_text())["tokens"])
+    assert tokens[1:] == [found["2"], found["3"]] and 0 < tokens[0] < tokens[1]
+    capsys.readouterr()
+    assert cli.run(info.main, [str(tmp_path / "run" / "checkpoints" / "step-00000001")]) == 0
+    assert f"at length 256, 1 steps, {si(tokens[0])}bases" in capsys.readouterr().out
 
 
 def test_a_loss_that_explodes_is_named_and_never_applied(

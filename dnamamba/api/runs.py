@@ -1,12 +1,12 @@
 """Training from Python: the settings of the command line as keyword arguments, a `Run` as the result."""
 
 import dataclasses
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dnamamba.errors import InputError
+from dnamamba.runs.folder import RunFolder
 from dnamamba.runs.resume import stored_values
 from dnamamba.settings.fields import flat, plain
 from dnamamba.settings.parser import Parser
@@ -28,11 +28,14 @@ class Run:
 
     @property
     def summary(self) -> dict[str, Any]:
-        """summary.json: the result. Raises `InputError` for a run that is not finished."""
-        path = self.folder / "summary.json"
-        if not path.is_file():
+        """summary.json: the result; of a run that was stopped, how far it came, with `finished` False.
+
+        Raises `InputError` where a run has left neither.
+        """
+        found = RunFolder(self.folder).read_summary()
+        if found is None:
             raise InputError(f"{self.folder}: not finished, there is no summary.json; continue with resume=True")
-        return json.loads(path.read_text("utf-8"))
+        return found
 
     @property
     def metrics(self) -> "polars.DataFrame":

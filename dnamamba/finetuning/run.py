@@ -17,6 +17,7 @@ import io
 import json
 import math
 import os
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -27,6 +28,7 @@ import numpy as np
 import torch
 import yaml
 
+from dnamamba.cli import Ended
 from dnamamba.errors import InputError
 from dnamamba.finetuning.baselines.simple import simple_models
 from dnamamba.finetuning.card import classifier_card
@@ -111,7 +113,8 @@ def finetune(requested: FinetuneSettings) -> Path:
     try:
         chosen = _train(settings, task, start, compute, folder)
         _finish(settings, task, start, compute, folder, chosen)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Ended) as stopped:
+        _write_unfinished(settings, task, folder, stopped)
         print(f"   stopped  continue from the last finished epoch with --resume --out {folder.path}", flush=True)
         raise
     except torch.OutOfMemoryError:
@@ -197,7 +200,12 @@ def _train(
 
     def run(seed: int, candidate: Candidate) -> TrialResult:
         trial = Trial(task, settings, compute, seed, candidate, folder.path / "trials")
-        result = trial.run(lambda: start.model(task, candidate, seed), lambda row: _report(row, trial.epochs, metric))
+
+        def report(rows: list[EpochRow]) -> None:
+            _write_metrics(folder, [*(row for done in finished for row in done.rows), *rows])
+            _report(rows[-1], trial.epochs, metric)
+
+        result = trial.run(lambda: start.model(task, candidate, seed), report)
         finished.append(result)
         _write_metrics(folder, [row for done in finished for row in done.rows])
         label = f"seed {seed}, learning rate {candidate.rate}, conjoin {candidate.conjoin}"
@@ -218,6 +226,31 @@ def _train(
     best = max(first, key=lambda result: result.rank(metric))
     rest = range(settings.seed + 1, settings.seed + settings.seeds)
     return [best] + [run(seed, best.candidate) for seed in rest]
+
+
+def _write_unfinished(
+    settings: ResolvedFinetuneSettings, task: Task, folder: RunFolder, stopped: BaseException
+) -> None:
+    """What is known of a run that a signal stopped: its task, and the last epoch; `metrics.csv` has them all."""
+    rows = folder.read_metrics() if folder.metrics.exists() else []
+    last = {name: float(text) for name, text in rows[-1].items() if name.startswith("dev_")} if rows else {}
+    reached = {
+        "epoch": len(rows),
+        "epochs": _all_epochs(settings, task),
+        "task": settings.task,
+        "kind": task.target.kind,
+        "classes": list(task.target.names),
+        "checkpoint": settings.checkpoint,
+        "last_epoch": last,
+    }
+    folder.write_unfinished((stopped.signal if isinstance(stopped, Ended) else signal.SIGINT).name, reached)
+
+
+def _all_epochs(settings: ResolvedFinetuneSettings, task: Task) -> int:
+    """Of all trials together."""
+    trials = len(settings.conjoin) * len(settings.learning_rate) + settings.seeds - 1
+    steps_per_epoch = math.ceil(task.train.size / settings.batch_size)
+    return trials * (math.ceil(settings.steps / steps_per_epoch) if settings.steps else settings.epochs)
 
 
 def _report(row: EpochRow, epochs: int, metric: str) -> None:
@@ -289,7 +322,7 @@ def _finish(
         **task.facts,
         **(task.measure(test, predictions, on_dev) if task.measure else {}),
     }
-    folder.write_json("summary.json", summary)
+    folder.write_summary(summary)
     _print_result(summary, folder, best)
 
 

@@ -130,7 +130,9 @@ class Trial:
         self.epochs = math.ceil(self.steps / self.steps_per_epoch)
         self.metric = SELECT_BY[task.target.kind]
 
-    def run(self, make_model: Callable[[], SequenceClassifier], report: Callable[[EpochRow], None]) -> TrialResult:
+    def run(
+        self, make_model: Callable[[], SequenceClassifier], report: Callable[[list[EpochRow]], None]
+    ) -> TrialResult:
         """Trains unless the folder holds the result already. `make_model` gives the model before training."""
         if (self.folder / RESULT).is_file():
             return self._stored()
@@ -180,7 +182,7 @@ class Trial:
                 state.best, state.best_epoch = dev, state.epoch
                 state.weights = {name: value.detach().clone() for name, value in model.state_dict().items()}
             self._save(model, optimizer, state)
-            report(row)
+            report(state.rows)
         return self._finish(state)
 
     def _report_divergence(self, state: "_State") -> None:

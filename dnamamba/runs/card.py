@@ -4,6 +4,7 @@ from typing import Any
 
 from dnamamba.model.config import ModelConfig
 from dnamamba.model.mixers import mixer_class
+from dnamamba.runs.progress import si
 
 
 def card_lines(card: dict[str, Any]) -> list[tuple[str, str]]:
@@ -55,7 +56,8 @@ def _pretraining_lines(provenance: dict[str, Any]) -> list[tuple[str, str]]:
         lines.append(("splits", f"fingerprint {provenance['splits'][:16]}…"))
     if "length" in settings:
         step, batch = provenance.get("step"), settings.get("batch_tokens")
-        bases = f", {step:,} steps, {step * batch / 1e6:,.0f} Mbases" if step and batch else ""
+        tokens = provenance.get("tokens", step * batch if step and batch else None)
+        bases = f", {step:,} steps, {si(tokens)}bases" if step and tokens else ""
         rate = f", learning rate {settings['learning_rate']:g}" if settings.get("learning_rate") else ""
         lines.append(("trained", f"at length {settings['length']:,}{bases}{rate}"))
     if provenance.get("metrics"):

@@ -9,7 +9,8 @@ tensorboard/         the same, for TensorBoard
 checkpoints/         step-00000100/ …, and the links `last` and `best` (by validation)
 learning_curve.png   drawn from metrics.csv
 validation_by_class.csv, .png   the last validation by position in the window, region class and contig
-summary.json         the result
+summary.json         the result, of a finished run alone
+summary.unfinished.json   of a run that a signal stopped: how far it came
 """
 
 import csv
@@ -26,6 +27,7 @@ from typing import Any
 
 from dnamamba import __version__
 from dnamamba.errors import InputError
+from dnamamba.formats.files import read_json
 from dnamamba.outputs import whole_file
 
 METRICS = (
@@ -67,6 +69,7 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.learning_curve = path / "learning_curve.png"
         self.summary = path / "summary.json"
+        self.unfinished = path / "summary.unfinished.json"
         self.validation = path / "validation_by_class.csv"
         self.validation_plot = path / "validation_by_class.png"
 
@@ -99,6 +102,20 @@ class RunFolder:
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         write_atomically(self.path / name, json.dumps(content, indent=2) + "\n")
 
+    def write_summary(self, result: Mapping[str, Any]) -> None:
+        """summary.json: the run is finished."""
+        self.write_json(self.summary.name, result)
+        self.unfinished.unlink(missing_ok=True)
+
+    def write_unfinished(self, stopped_by: str, reached: Mapping[str, Any]) -> None:
+        """summary.unfinished.json, by the name of the signal."""
+        self.write_json(self.unfinished.name, {"finished": False, "stopped_by": stopped_by, **reached})
+
+    def read_summary(self) -> dict[str, Any] | None:
+        """What the run has left of the two; None for neither. Raises `InputError` for a damaged file."""
+        found = next((path for path in (self.summary, self.unfinished) if path.is_file()), None)
+        return None if found is None else read_json(found)
+
     def last_checkpoint(self) -> Path | None:
         """The checkpoint to resume from: `last`'s target, or None when none was completed."""
         link = self.checkpoints / "last"
@@ -130,7 +147,9 @@ class RunFolder:
         write_atomically(self.validation, text.getvalue())
 
     def read_validation(self) -> list[dict[str, str]]:
-        """The rows of validation_by_class.csv as text."""
+        """The rows of validation_by_class.csv as text; none before the first validation."""
+        if not self.validation.exists():
+            return []
         with self.validation.open(newline="") as file:
             return list(csv.DictReader(file))
 

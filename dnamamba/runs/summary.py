@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dnamamba.formats.files import read_json
 from dnamamba.runs.folder import RunFolder
 
 SELECTED = ("mcc", "auroc", "pearson", "accuracy")
@@ -29,13 +28,12 @@ class Comparison(NamedTuple):
 
 
 def read_summary(folder: Path) -> dict[str, Any] | None:
-    """summary.json of a run folder, or of the run that a checkpoint folder lies in; None where there is none.
+    """The summary of a run folder, or of the run that a checkpoint folder lies in, finished or not; None without one.
 
     Raises `InputError` for one that is damaged."""
     for run in (folder, *folder.resolve().parents[1:2]):
-        files = RunFolder(run)
-        if files.config.is_file() and files.summary.is_file():
-            return read_json(files.summary)
+        if RunFolder(run).config.is_file():
+            return RunFolder(run).read_summary()
     return None
 
 
@@ -94,6 +92,10 @@ def figures(metrics: dict[str, Any]) -> str:
 def summary_lines(summary: dict[str, Any]) -> list[tuple[str, str]]:
     """Labelled lines of what the card of the run's checkpoint does not say."""
     lines: list[tuple[str, str]] = []
+    if not summary.get("finished", True):
+        unit = "steps" if "steps" in summary else "epochs"
+        reached = f"{summary.get(unit[:-1], 0):,} of {summary[unit]:,} {unit}"
+        lines.append(("unfinished", f"stopped by {summary['stopped_by']} after {reached}; continue with --resume"))
     if len(summary.get("seeds", [])) > 1:
         lines += [(split, f"{figures(summary[split])} over seeds") for split in ("dev", "test") if split in summary]
     lines += [*variant_lines(summary), *comparison_lines(summary)]

@@ -56,10 +56,16 @@ class RunControl(L.Callback):
         self.bits_by_genome: dict[str, float] = {}
         self.best_bits_per_base = math.inf
         self.best_step: int | None = None
+        self.step = 0
         self.tokens, self.seconds = 0, 0.0
         self.stopped_by: signal.Signals | None = None
         self._restored_sums, self._restored_seconds = [0.0, 0.0, 0.0], 0.0
         self._handlers: dict[signal.Signals, Any] = {}
+
+    @property
+    def bases_read(self) -> int:
+        """Bases of the training windows so far, those since the last row of metrics.csv included."""
+        return self.tokens + (int(self._sums[2]) if hasattr(self, "_sums") else 0)
 
     @property
     def out_of_patience(self) -> bool:
@@ -96,7 +102,7 @@ class RunControl(L.Callback):
             self.keeper.fix_links(self.best_step)  # here: a run that was killed at its very end does not train again
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        first = trainer.global_step
+        self.step = first = trainer.global_step
         self.keeper.saved_step = first if first else None
         self._last_save = self._step_ended = time.perf_counter()
         self._mark = self._last_save - self._restored_seconds
@@ -120,7 +126,7 @@ class RunControl(L.Callback):
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: WindowBatch, batch_idx: int
     ) -> None:
         assert isinstance(module, PretrainModule)
-        step = trainer.global_step
+        self.step = step = trainer.global_step
         final = step >= self.steps
         self._sums += module.step_sums
         due_validation = final or step % self.validation_every == 0
@@ -239,7 +245,7 @@ class RunControl(L.Callback):
     def _save(self, trainer: L.Trainer, module: PretrainModule, step: int, best: bool) -> None:
         bits = self.validation_bits_per_base
         metrics = {"validation_bits_per_base": None if math.isnan(bits) else bits}
-        self.keeper.save(trainer, module, step, metrics, best)
+        self.keeper.save(trainer, module, step, self.bases_read, metrics, best)
         self._last_save = time.perf_counter()
 
     def teardown(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:

@@ -27,14 +27,24 @@ class CheckpointKeeper:
         self.folder, self.keep, self.provenance = folder, keep, provenance
         self.saved_step: int | None = None
 
-    def save(self, trainer: L.Trainer, module: PretrainModule, step: int, metrics: dict[str, Any], best: bool) -> None:
-        """All ranks call this. `metrics` go into provenance.json. Raises `InputError` when the disk is full."""
+    def save(
+        self,
+        trainer: L.Trainer,
+        module: PretrainModule,
+        step: int,
+        bases: int,
+        metrics: dict[str, Any],
+        best: bool,
+    ) -> None:
+        """All ranks call this. `step`, `bases` read so far and `metrics` go into provenance.json. Raises `InputError`
+        when the disk is full."""
         target = self._path(step)
         partial = self.folder / f".{target.name}.partial"
         try:
             if trainer.is_global_zero:
                 shutil.rmtree(partial, ignore_errors=True)
-                save_checkpoint(module.model, partial, self.provenance | {"step": step, "metrics": metrics})
+                reached = {"step": step, "tokens": bases, "metrics": metrics}
+                save_checkpoint(module.model, partial, self.provenance | reached)
             trainer.save_checkpoint(partial / TRAINER_STATE)
             if trainer.is_global_zero:
                 sync(partial / TRAINER_STATE)

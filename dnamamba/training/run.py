@@ -18,6 +18,7 @@ from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.profilers import PyTorchProfiler
 from lightning.pytorch.strategies import DDPStrategy
 
+from dnamamba.genome.markov import MarkovScore
 from dnamamba.inference.provenance import contig_lengths
 from dnamamba.model.language_model import LanguageModel
 from dnamamba.model.settings import model_config
@@ -100,6 +101,9 @@ def pretrain(requested: PretrainSettings) -> Path:
             folder.path
         )  # code 0 also when a signal stopped the run: else torchrun and srun would take this for a crash
     if control.stopped_by is not None:
+        reached = {"step": control.step, "steps": settings.max_steps}
+        known = _draw_and_summarise(prepared, folder, control, [])  # no Markov models: a signal does not wait
+        folder.write_unfinished(control.stopped_by.name, reached | known)
         print(f"stopped by {control.stopped_by.name}; continue with: {_resume_command(folder)}")
         raise SystemExit(128 + control.stopped_by)
     _finish(settings, prepared, folder, control)
@@ -206,43 +210,19 @@ def _provenance(settings: ResolvedPretrainSettings, prepared: Prepared) -> dict[
 
 
 def _finish(settings: ResolvedPretrainSettings, prepared: Prepared, folder: RunFolder, control: RunControl) -> None:
-    rows = folder.read_metrics()
-    tokens = int(rows[-1]["tokens"])
-    bits = control.validation_bits_per_base
     markov = best_markov(settings, prepared)
-    markov_bits = bits_over_all(markov)
-    by_genome: dict[str, dict[str, float]] = {
-        genome.name: {"validation_bits_per_base": control.bits_by_genome.get(genome.name, math.nan)}
-        for genome in prepared.genomes
-    }
-    for figures, score in zip(by_genome.values(), markov, strict=bool(markov)):
-        figures["markov_bits_per_base"] = score.bits_per_base
-    plot_learning_curve(rows, folder.learning_curve, title=folder.path.name, markov=markov_bits)
-    by_class = folder.read_validation()
-    plot_validation_by_class(by_class, folder.validation_plot, title=folder.path.name, markov=markov_bits)
-    folder.write_json(
-        "summary.json",
-        {
-            "validation_bits_per_base": _finite(bits),
-            "validation_perplexity": _finite(perplexity(bits)),
-            "best_validation_bits_per_base": _finite(control.best_bits_per_base),
-            "markov_bits_per_base": markov_bits,
-            "markov_order": max((score.order for score in markov), default=None),
-            **({"genomes": by_genome} if len(by_genome) > 1 else {}),
-            "tokens": tokens,
-            "seconds": control.seconds,
-            "tokens_per_second": tokens / control.seconds,
-        },
-    )
+    summary = _draw_and_summarise(prepared, folder, control, markov)
+    folder.write_summary(summary)
+    by_genome, by_class = summary.get("genomes", {}), folder.read_validation()
+    bits, tokens, markov_bits = control.validation_bits_per_base, summary["tokens"], summary["markov_bits_per_base"]
     if control.out_of_patience:
         print(f"   stopped  early: {settings.patience} validations without a new best (step {control.best_step})")
     print(f"validation  {bits:.4f} bits/base, perplexity {perplexity(bits):.4f} over A, C, G, T")
     if markov_bits is not None and math.isfinite(bits):
         orders = ", ".join(str(score.order) for score in markov)
         print(f"    Markov  {markov_bits:.4f} bits/base (order {orders}); {verdict(bits, markov_bits)}")
-    if len(by_genome) > 1:
-        for name, figures in by_genome.items():
-            print(f"{name[:10]:>10}  " + ", ".join(f"{key.replace('_', ' ')} {v:.4f}" for key, v in figures.items()))
+    for name, figures in by_genome.items():
+        print(f"{name[:10]:>10}  " + ", ".join(f"{key.replace('_', ' ')} {v:.4f}" for key, v in figures.items()))
     for line in report_lines(by_class):
         print(line)
     print(f"  training  {si(tokens)}bases in {clock(control.seconds)}, {si(tokens / control.seconds)}bases/s")
@@ -252,6 +232,36 @@ def _finish(settings: ResolvedPretrainSettings, prepared: Prepared, folder: RunF
         print(f"      next  continue all the same: {_resume_command(folder)} --patience 0")
     elif not settings.length_warmup:
         print(f"      next  train longer: {_resume_command(folder)} --max_steps {2 * settings.max_steps}")
+
+
+def _draw_and_summarise(
+    prepared: Prepared, folder: RunFolder, control: RunControl, markov: list[MarkovScore]
+) -> dict[str, Any]:
+    """Draws the pictures of what there is; returns what summary.json says."""
+    rows, by_class = folder.read_metrics(), folder.read_validation()
+    markov_bits = bits_over_all(markov)
+    if rows:
+        plot_learning_curve(rows, folder.learning_curve, title=folder.path.name, markov=markov_bits)
+    if by_class:
+        plot_validation_by_class(by_class, folder.validation_plot, title=folder.path.name, markov=markov_bits)
+    by_genome: dict[str, dict[str, float]] = {
+        genome.name: {"validation_bits_per_base": control.bits_by_genome.get(genome.name, math.nan)}
+        for genome in prepared.genomes
+    }
+    for figures, score in zip(by_genome.values(), markov, strict=bool(markov)):
+        figures["markov_bits_per_base"] = score.bits_per_base
+    bits, tokens = control.validation_bits_per_base, control.bases_read
+    return {
+        "validation_bits_per_base": _finite(bits),
+        "validation_perplexity": _finite(perplexity(bits)),
+        "best_validation_bits_per_base": _finite(control.best_bits_per_base),
+        "markov_bits_per_base": markov_bits,
+        "markov_order": max((score.order for score in markov), default=None),
+        **({"genomes": by_genome} if len(by_genome) > 1 else {}),
+        "tokens": tokens,
+        "seconds": control.seconds,
+        "tokens_per_second": tokens / control.seconds if control.seconds else None,
+    }
 
 
 def _finite(number: float) -> float | None:
