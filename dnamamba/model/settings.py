@@ -31,7 +31,8 @@ class ModelSettings:
     """Which model to train: a preset, and what to change in it."""
 
     preset: str | None = None
-    """Size: demo, 250k, 700k, 1.4m, 3.5m, 7m, 19m or 41m (parameters). Default: demo for the demo genome, else 1.4m."""
+    """Size: demo, 250k, 700k, 1.4m, 3.5m, 7m, 19m or 41m (parameters). Default: demo for the demo genome,
+    250k on a CPU, else 1.4m."""
     activation_checkpointing: bool = False
     """Recompute each block in the backward pass: less memory, about a third more time."""
 

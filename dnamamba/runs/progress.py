@@ -15,15 +15,27 @@ LINE_EVERY = 10.0
 class TrainingProgress:
     """A bar on a terminal, a line every few seconds elsewhere; silent on all ranks but the first."""
 
-    def __init__(self, steps: int, first: int, shown: bool) -> None:
+    def __init__(
+        self, steps: int, first: int, shown: bool, *, validation_every: int = 0, validation_steps: float = 0.0
+    ) -> None:
+        """`validation_steps`: how many steps a validation takes the time of, as far as one knows before the first."""
         self.steps, self.first, self.shown = steps, first, shown
+        self.validation_every, self.validation_steps = validation_every, validation_steps
+        self.validations, self.validating = 0, 0.0
         self.bar = None
         if shown and sys.stderr.isatty():
-            self.bar = tqdm(total=steps, initial=first, unit="step", dynamic_ncols=True, smoothing=0.1)
+            # tqdm's own time left would know nothing of validations.
+            look = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}, {rate_fmt}{postfix}]"
+            self.bar = tqdm(total=steps, initial=first, unit="step", dynamic_ncols=True, smoothing=0.1, bar_format=look)
         self.began = self.line = time.perf_counter()
         self.step = first
 
-    def update(self, step: int, row: dict[str, float | int | None], validation: float) -> None:
+    def update(
+        self, step: int, row: dict[str, float | int | None], validation: float, validated_in: float | None = None
+    ) -> None:
+        """After `step`: its row of metrics.csv, the last validation (bits per base), the seconds of one just now."""
+        if validated_in is not None:
+            self.validations, self.validating = self.validations + 1, self.validating + validated_in
         if not self.shown:
             return
         parts = [f"{row['train_bits_per_base']:.4f} bits/base"]
@@ -31,16 +43,23 @@ class TrainingProgress:
             parts.append(f"validation {validation:.4f}")
         if row["tokens_per_second"] is not None:
             parts.append(f"{si(row['tokens_per_second'])}bases/s")
+        now = time.perf_counter()
+        parts.append(f"ETA {clock(self._left(step, now))}")
         if self.bar is not None:
             self.bar.update(step - self.step)
             self.bar.set_postfix_str(", ".join(parts))
         self.step = step
-        now = time.perf_counter()
-        validated = row.get("validation_bits_per_base") is not None
-        if self.bar is None and (validated or now - self.line > LINE_EVERY):
-            left = (now - self.began) / max(step - self.first, 1) * (self.steps - step)
-            print(f"step {step}/{self.steps}  {'  '.join(parts)}  ETA {clock(left)}", flush=True)
+        if self.bar is None and (validated_in is not None or now - self.line > LINE_EVERY):
+            print(f"step {step}/{self.steps}  {'  '.join(parts)}", flush=True)
             self.line = now
+
+    def _left(self, step: int, now: float) -> float:
+        """Seconds: the steps that are left, and their validations."""
+        a_step = (now - self.began - self.validating) / max(step - self.first, 1)
+        a_validation = self.validating / self.validations if self.validations else self.validation_steps * a_step
+        every = self.validation_every or self.steps
+        validations = math.ceil(self.steps / every) - step // every if step < self.steps else 0
+        return a_step * (self.steps - step) + a_validation * validations
 
     def say(self, message: str) -> None:
         if self.shown:

@@ -108,7 +108,14 @@ class RunControl(L.Callback):
         self._mark = self._last_save - self._restored_seconds
         self._wait = 0.0
         self._sums = torch.tensor(self._restored_sums, dtype=torch.float64, device=module.device)
-        self._progress = TrainingProgress(self.steps, first, trainer.is_global_zero)
+        data: PretrainData = trainer.datamodule  # type: ignore[attr-defined]
+        self._progress = TrainingProgress(
+            self.steps,
+            first,
+            trainer.is_global_zero,
+            validation_every=self.validation_every,
+            validation_steps=data.validation_bases / (3 * data.bases_a_step),  # forward alone is a third of a step
+        )
         if trainer.is_global_zero:
             self.folder.start_metrics(first)
         for number in STOP_SIGNALS:
@@ -201,7 +208,7 @@ class RunControl(L.Callback):
             "data_wait_fraction": min(self._wait / elapsed, 1.0) if elapsed else None,
             "peak_memory_gib": peak_memory_gib(module.device),
         }
-        improved = False
+        improved, validated_in = False, None
         if validate:
             data: PretrainData = trainer.datamodule  # type: ignore[attr-defined]
             module.eval()
@@ -222,6 +229,7 @@ class RunControl(L.Callback):
             if improved:
                 self.best_bits_per_base, self.best_step = bits, step
             row |= {"validation_bits_per_base": bits, "validation_perplexity": scores[0].perplexity}
+            validated_in = time.perf_counter() - now
         if trainer.is_global_zero:
             self.folder.add_metrics(row)
             numbers = {name: value for name, value in row.items() if name != "step" and value is not None}
@@ -229,7 +237,7 @@ class RunControl(L.Callback):
                 logger.log_metrics(numbers, step=step)
         self._sums.zero_()
         self._wait = 0.0
-        self._progress.update(step, row, self.validation_bits_per_base)
+        self._progress.update(step, row, self.validation_bits_per_base, validated_in)
         self._mark = time.perf_counter()
         if validate and self.keeper.saved_step != step:
             self._save(trainer, module, step, best=improved)

@@ -180,6 +180,16 @@ class PretrainData(L.LightningDataModule):
         self.steps = steps
         self.micro_batch, self.num_workers = micro_batch, num_workers
 
+    @property
+    def validation_bases(self) -> int:
+        """Bases that one validation reads, over all ranks."""
+        return sum(len(each.indices) * each.plan.length for each in self.validation)
+
+    @property
+    def bases_a_step(self) -> int:
+        """Bases of an optimiser step, over all ranks."""
+        return self.stages[-1].windows_per_step * self.validation[-1].plan.length
+
     def train_dataloader(self) -> DataLoader:
         assert self.trainer is not None
         self.step_dataset = StepDataset(self.stages, self.trainer.global_rank, self.trainer.world_size)

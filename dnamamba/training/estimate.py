@@ -1,19 +1,62 @@
-"""How long a run will take, and how much memory, from two passes of the model as it will run."""
+"""How long a run will take, and how much memory, from a few passes of the model as it will run.
+
+On a CPU a run may take days where nobody expects it: `advice` says so, and which flags make a run of ten minutes.
+"""
 
 import time
+from typing import NamedTuple
 
 import torch
 
 from dnamamba.alphabet import BASES
+from dnamamba.model.config import preset
 from dnamamba.model.language_model import LanguageModel
+from dnamamba.model.parameters import training_flops_per_token
 from dnamamba.runs.progress import clock, si
-from dnamamba.training.resolve import windows_per_pass
+from dnamamba.training.data import FixedWindows
+from dnamamba.training.prepare import Prepared
+from dnamamba.training.resolve import ON_CPU, validation_count, windows_per_pass
 from dnamamba.training.settings import ResolvedPretrainSettings
 from dnamamba.training.throughput import peak_memory_gib
+from dnamamba.training.validation import evaluate
+
+SHORT, LONG = 600.0, 3600.0
+"""Seconds of the run that `advice` proposes, and of one that it is given for"""
+FEW_BASES = 2_000_000
+"""A run on fewer shows nothing: a smaller model is proposed"""
+SLOW = 10.0
+"""Seconds of a pass that is not run again: compiling kernels is no great part of it"""
+WORTH_MEASURING = 1e13
+"""Floating-point operations, four times the demo's: minutes on two cores. A shorter run just starts."""
 
 
-def estimate(settings: ResolvedPretrainSettings, model: LanguageModel) -> str:
-    """One line: seconds a step, the whole run, bases/s, and the peak memory. Leaves gradients in the model.
+class Estimate(NamedTuple):
+    """What a run will take."""
+
+    step: float
+    """Seconds of an optimiser step"""
+    validation: float
+    """Seconds of one validation"""
+    steps: int
+    validations: int
+    bases_per_second: float
+    memory: str
+
+    @property
+    def seconds(self) -> float:
+        """Of the whole run, without the Markov models"""
+        return self.step * self.steps + self.validation * self.validations
+
+    def __str__(self) -> str:
+        validating = clock(self.validation * self.validations)
+        return (
+            f"{self.step:.3g} s a step, {si(self.bases_per_second)}bases/s, {self.memory}, {validating} to validate, "
+            f"{clock(self.seconds)} in all"
+        )
+
+
+def estimate(settings: ResolvedPretrainSettings, model: LanguageModel, prepared: Prepared) -> Estimate:
+    """From two training passes and a validation of as many windows. The model and all random numbers stay as they are.
 
     The memory is that of these passes, measured, plus AdamW's two moments of each parameter; on a CPU it is all that
     the process held, libraries and the parts of the genome that were read included.
@@ -21,21 +64,76 @@ def estimate(settings: ResolvedPretrainSettings, model: LanguageModel) -> str:
     device = torch.device("cuda" if settings.accelerator == "gpu" else "cpu")
     model.to(device)
     windows = min(windows_per_pass(settings), settings.batch_tokens // settings.length // settings.devices)
-    tokens = torch.randint(0, BASES, (windows, settings.length + 1), dtype=torch.uint8, device=device)
+    seconds = _training_pass(model, windows, settings.length, device, settings.precision)
+    step = seconds * settings.batch_tokens / (windows * settings.length) / settings.devices
+    sample = prepared.data.validation[0]
+    few = sample._replace(indices=sample.indices[: windows_per_pass(settings)])
+    began = time.perf_counter()
+    with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
+        evaluate(model.eval(), [FixedWindows(few, windows_per_pass(settings), 0, 1)])
+    validation = time.perf_counter() - began
+    model.train()
+    all_windows = sum(len(each.indices) for each in prepared.data.validation)
+    optimizer_gib = 2 * sum(parameter.numel() * 4 for parameter in model.parameters()) / 2**30
+    memory = f"{peak_memory_gib(device) + optimizer_gib:.1f} GiB a {'device' if device.type == 'cuda' else 'process'}"
+    return Estimate(
+        step,
+        validation * all_windows / max(len(few.indices), 1) / settings.devices,
+        settings.max_steps,
+        validation_count(settings),
+        settings.batch_tokens / step,
+        memory,
+    )
+
+
+def is_worth_measuring(settings: ResolvedPretrainSettings, model: LanguageModel) -> bool:
+    """Whether a run is one on a CPU that takes minutes or more."""
+    bases = settings.max_steps * settings.batch_tokens
+    return settings.accelerator == "cpu" and training_flops_per_token(model) * bases > WORTH_MEASURING
+
+
+def advice(settings: ResolvedPretrainSettings, model: LanguageModel, expected: Estimate) -> str:
+    """For a run of more than an hour on a CPU a line with the flags of one of ten minutes, else ""."""
+    if settings.accelerator != "cpu" or expected.seconds < LONG:
+        return ""
+    length = min(ON_CPU.length, settings.length)
+    batch_tokens = ON_CPU.batch_tokens // length * length
+    model_flag, bases = "", 0.0
+    for smaller in ("", "250k", "demo"):
+        tried = LanguageModel(preset(smaller)) if smaller else model
+        if smaller and training_flops_per_token(tried) >= training_flops_per_token(model):
+            continue
+        seconds = _training_pass(tried, batch_tokens // length, length, torch.device("cpu"), settings.precision)
+        # A validation reads as many bases as are trained on between two, and forward alone is a third of a step.
+        model_flag, bases = smaller and f"--model.preset {smaller} ", SHORT / (seconds / batch_tokens * 4 / 3)
+        if bases >= FEW_BASES:
+            break
+    steps = max(int(bases / batch_tokens), ON_CPU.validations)
+    flags = f"{model_flag}--length {length} --batch_tokens {batch_tokens} --max_steps {steps}"
+    return f"this run takes about {_long(expected.seconds)} on this machine; for one of ten minutes: {flags}"
+
+
+def _training_pass(model: LanguageModel, windows: int, length: int, device: torch.device, precision: str) -> float:
+    """Seconds of a forward and backward pass over random windows. Leaves no gradients."""
+    own = torch.Generator().manual_seed(0)
+    tokens = torch.randint(0, BASES, (windows, length + 1), dtype=torch.uint8, generator=own).to(device)
     batch = model.objective.prepare_batch(tokens)
     seconds = 0.0
     for _ in range(2):  # the first compiles kernels
         began = time.perf_counter()
-        with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
             loss = model.loss(batch.inputs, batch.targets)
         loss.nll_sum.backward()
         if device.type == "cuda":
             torch.cuda.synchronize()
         seconds = time.perf_counter() - began
-    step = seconds * settings.batch_tokens / (windows * settings.length) / settings.devices
-    optimizer_gib = 2 * sum(parameter.numel() * 4 for parameter in model.parameters()) / 2**30
-    memory = f"{peak_memory_gib(device) + optimizer_gib:.1f} GiB a {'device' if device.type == 'cuda' else 'process'}"
-    return (
-        f"{step:.3g} s a step, {clock(step * settings.max_steps)} in all, {si(settings.batch_tokens / step)}bases/s, "
-        f"{memory}"
-    )
+        if seconds > SLOW:
+            break
+    model.zero_grad(set_to_none=True)
+    return seconds
+
+
+def _long(seconds: float) -> str:
+    """`1.4 hours`, `53 hours`, `12 days`."""
+    hours = seconds / 3600
+    return f"{hours:.{int(hours < 10)}f} hours" if hours < 72 else f"{hours / 24:.0f} days"

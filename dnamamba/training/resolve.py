@@ -7,7 +7,7 @@ import re
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -18,9 +18,24 @@ from dnamamba.training.mixture_file import bed_or_pattern
 from dnamamba.training.processes import ProcessRank, process_rank
 from dnamamba.training.settings import PretrainSettings, ResolvedPretrainSettings
 
-DEMO_STEPS, DEMO_LENGTH, DEMO_BATCH_TOKENS = 600, 1024, 4096
-"""The demo's budget: under three minutes on two CPU cores."""
-STEPS, LENGTH, BATCH_TOKENS = 10_000, 8192, 262_144
+
+class Budget(NamedTuple):
+    """What a run is by default."""
+
+    preset: str
+    length: int
+    batch_tokens: int
+    steps: int
+    validations: int = 10
+
+
+DEMO = Budget("demo", 1024, 4096, 600, validations=5)
+"""Under three minutes on two CPU cores."""
+ON_CPU = Budget("250k", 1024, 8192, 2000)
+"""Half an hour on two CPU cores, where what follows takes days."""
+ON_GPU = Budget("1.4m", 8192, 262_144, 10_000)
+VALIDATION_TOKENS = 2_000_000
+"""Bases of a validation at most, unless more are wanted."""
 LEARNING_RATE = 8e-3
 WARMUP_FROM = 1024
 """Shortest windows of the length warm-up, as in the paper."""
@@ -34,17 +49,18 @@ def resolve(settings: PretrainSettings) -> ResolvedPretrainSettings:
     is_demo = settings.genome is None and settings.mixture is None
     _refuse_with_mixture(settings)
     compute = choose_compute(settings.accelerator, settings.precision)
-    length = _or(settings.length, DEMO_LENGTH if is_demo else LENGTH)
+    usual = DEMO if is_demo else ON_CPU if compute.accelerator == "cpu" else ON_GPU
+    length = _or(settings.length, usual.length)
     here = process_rank()
     devices = _or(settings.devices, here.world_size or 1)
     unit = length * devices
-    wanted = DEMO_BATCH_TOKENS if is_demo else BATCH_TOKENS
-    batch_tokens = _or(settings.batch_tokens, max(wanted // unit, 1) * unit)
-    max_steps = _or(settings.max_steps, DEMO_STEPS if is_demo else STEPS)
+    batch_tokens = _or(settings.batch_tokens, max(usual.batch_tokens // unit, 1) * unit)
+    max_steps = _or(settings.max_steps, usual.steps)
     if settings.tokens is not None:
         if settings.max_steps is not None and not settings.resume:
             raise InputError("--tokens and --max_steps both say how long to train: give one of them")
         max_steps = math.ceil(settings.tokens / max(batch_tokens, 1))
+    validation_every = _or(settings.validation_every, math.ceil(max_steps / usual.validations))
     changed = replace(
         settings,
         genome=settings.genome and [path.absolute() for path in settings.genome],
@@ -55,7 +71,7 @@ def resolve(settings: PretrainSettings) -> ResolvedPretrainSettings:
         exclude=settings.exclude and [path.absolute() for path in settings.exclude],
         annotation=settings.annotation and settings.annotation.absolute(),
         store=settings.store and settings.store.absolute(),
-        model=replace(settings.model, preset=settings.model.preset or ("demo" if is_demo else "1.4m")),
+        model=replace(settings.model, preset=settings.model.preset or usual.preset),
         length=length,
         tokens=None,
         batch_tokens=batch_tokens,
@@ -63,7 +79,10 @@ def resolve(settings: PretrainSettings) -> ResolvedPretrainSettings:
         max_steps=max_steps,
         devices=devices,
         learning_rate=_or(settings.learning_rate, LEARNING_RATE),
-        validation_every=_or(settings.validation_every, math.ceil(max_steps / (5 if is_demo else 10))),
+        validation_every=validation_every,
+        validation_tokens=_or(
+            settings.validation_tokens, min(VALIDATION_TOKENS, max(batch_tokens * validation_every, length))
+        ),
         log_every=_or(settings.log_every, min(max(max_steps // 100, 1), 50)),
         accelerator=compute.accelerator,
         precision=compute.precision,
@@ -75,6 +94,11 @@ def resolve(settings: PretrainSettings) -> ResolvedPretrainSettings:
     _check_devices(resolved, here)
     resolved.out = _run_folder(settings.out, resolved, here).absolute()
     return resolved
+
+
+def validation_count(settings: ResolvedPretrainSettings) -> int:
+    """Validations of a whole run: one every `validation_every` steps, and one after the last."""
+    return math.ceil(settings.max_steps / settings.validation_every)
 
 
 def windows_per_step(settings: ResolvedPretrainSettings) -> int:

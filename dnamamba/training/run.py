@@ -33,7 +33,7 @@ from dnamamba.settings.fields import as_plain
 from dnamamba.training.baseline import best_markov, bits_over_all
 from dnamamba.training.callbacks import RunControl
 from dnamamba.training.checkpoints import TRAINER_STATE, CheckpointKeeper
-from dnamamba.training.estimate import estimate
+from dnamamba.training.estimate import advice, estimate, is_worth_measuring
 from dnamamba.training.header import device_name, print_header
 from dnamamba.training.module import PretrainModule
 from dnamamba.training.prepare import Prepared, prepare_data
@@ -72,7 +72,7 @@ def pretrain(requested: PretrainSettings) -> Path:
     if settings.dry_run:
         if first_process:
             print_header(settings, config, model, prepared)
-            print(f"  estimate  {estimate(settings, model)}")
+            _print_estimate(settings, model, prepared)
         return folder.path
     if first_process:
         # As the run's settings, whoever started it this time: `--config` may take them to a new run.
@@ -89,6 +89,8 @@ def pretrain(requested: PretrainSettings) -> Path:
         for genome in prepared.genomes:
             genome.splits.write_bed(folder.path / (f"splits-{genome.name}.bed" if genome.name else "splits.bed"))
         print_header(settings, config, model, prepared)
+        if settings.devices == 1 and not settings.resume and is_worth_measuring(settings, model):
+            _print_estimate(settings, model, prepared)
 
     os.environ[RUN_FOLDER_VARIABLE] = str(folder.path)  # for the processes that this one starts
     with together(settings.devices, f"continue with: {_resume_command(folder)}"):
@@ -173,6 +175,14 @@ def _train(
         weights_only=True,
     )
     return control
+
+
+def _print_estimate(settings: ResolvedPretrainSettings, model: LanguageModel, prepared: Prepared) -> None:
+    """Before a run starts: what it will take, and what to do where that is too long."""
+    expected = estimate(settings, model, prepared)
+    print(f"  estimate  {expected}", flush=True)
+    if text := advice(settings, model, expected):
+        print(f"      note  {text}", flush=True)
 
 
 def _profiler(folder: RunFolder) -> PyTorchProfiler:

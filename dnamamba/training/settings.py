@@ -47,9 +47,10 @@ class PretrainSettings(ComputeOptions, MicroTokensOptions, OptimiserOptions, Run
     """The model."""
 
     length: int | None = setting(None, at_least=128)
-    """Context: bases a window. Default: 8192 (1024 for the demo)."""
+    """Context: bases a window. Default: 8192 (1024 for the demo and on a CPU)."""
     batch_tokens: int | None = None
-    """Bases an optimiser step, over all devices; a multiple of --length. Default: 262144 (4096 for the demo)."""
+    """Bases an optimiser step, over all devices; a multiple of --length. Default: 262144 (8192 on a CPU,
+    4096 for the demo)."""
     length_warmup: float = setting(0.0, between=(0, 1))
     """Share of the steps spent on shorter windows, which double from 1024 up to --length, bases a step constant."""
     soft_mask_weight: float = setting(1.0, at_least=0)
@@ -57,8 +58,8 @@ class PretrainSettings(ComputeOptions, MicroTokensOptions, OptimiserOptions, Run
     tokens: int | None = setting(None, at_least=1, on_resume="free")
     """Bases to train on, in place of --max_steps."""
     max_steps: int | None = setting(None, at_least=1, on_resume="free")
-    """Optimiser steps. Default: 10000 (600 for the demo: under 3 minutes on 2 cores). When a run is resumed, another
-    number rescales the rest of the learning-rate schedule."""
+    """Optimiser steps. Default: 10000 (2000 on a CPU: half an hour on 2 cores; 600 for the demo: under 3 minutes). When
+    a run is resumed, another number rescales the rest of the learning-rate schedule."""
     learning_rate: float | None = setting(None, above=0)
     """Peak learning rate. Default: 0.008 as in the Mamba paper."""
     final_learning_rate: float = setting(0.01, between=(0, 1))
@@ -68,8 +69,9 @@ class PretrainSettings(ComputeOptions, MicroTokensOptions, OptimiserOptions, Run
 
     validation_every: int | None = setting(None, at_least=1, on_resume="free")
     """Steps between validations. Default: a tenth of --max_steps (a fifth for the demo)."""
-    validation_tokens: int = setting(2_000_000, at_least=0, on_resume="free")
-    """Bases of the validation split to score each time (windows spread evenly over it); 0 scores all of it."""
+    validation_tokens: int | None = setting(None, at_least=0, on_resume="free")
+    """Bases of the validation split to score each time (windows spread evenly over it); 0 scores all of it. Default:
+    2000000, but no more than the run trains on between two validations."""
     patience: int = setting(0, at_least=0, on_resume="free")
     """Stop after this many validations without a new best; 0 never does."""
     markov_order: int = setting(10, at_least=0, at_most=12, on_resume="free")
@@ -108,6 +110,7 @@ class ResolvedPretrainSettings(PretrainSettings):
     max_steps: int = 0
     learning_rate: float = 0.0
     validation_every: int = 0
+    validation_tokens: int = 0
     log_every: int = 0
     devices: int = 1
     out: Path = Path()
