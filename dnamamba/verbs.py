@@ -83,6 +83,11 @@ VERBS = {
         "doctor:DoctorSettings",
         "doctor:doctor",
     ),
+    "completion": Verb(
+        "print a script that completes verbs and flags: bash, zsh or fish",
+        "completion:CompletionSettings",
+        "completion:completion",
+    ),
 }
 
 

@@ -254,6 +254,16 @@ def test_pretrained_weights_are_where_training_begins(tmp_path, data, pretrained
     torch.testing.assert_close(weights(tmp_path / "further")[name], weights(tmp_path / "moved")[name])
 
 
+def test_a_changed_preset_is_not_called_by_its_name(tmp_path, data, pretrained):
+    flags = ["--task", "sequences", "--data", str(data), "--steps", "1", "--kmer", "0"]
+    plain = finetuned(tmp_path / "plain", *flags, "--checkpoint", "none", "--model.preset", "demo")
+    assert plain["preset"] == "demo"
+    changes = ["--model.n_layer", "1", "--model.d_state", "8"]  # the preset's own d_state
+    changed = finetuned(tmp_path / "changed", *flags, "--checkpoint", "none", "--model.preset", "demo", *changes)
+    assert changed["preset"] == "demo with n_layer 1"
+    assert finetuned(tmp_path / "tuned", *flags, "--checkpoint", str(pretrained[0]))["preset"] is None
+
+
 def test_several_labels_and_numbers(tmp_path, capsys):
     generator = np.random.default_rng(0)
     folder = tmp_path / "data"

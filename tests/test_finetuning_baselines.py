@@ -228,3 +228,16 @@ def test_gue_is_what_others_found(task: str, low: float, high: float) -> None:
         splits.append(([encode(sequence) for sequence, _ in rows], np.array([int(label) for _, label in rows])))
     train, dev, test = splits
     assert low < kmer_regression(5, *train, *test, dev=dev)["mcc"] < high
+
+
+@pytest.mark.parametrize("both_strands", [None, True])
+def test_kmer_regression_tells_how_far_it_is(both_strands: bool | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In examples fitted: so many in each fit to choose, all of them in the last, which is not done yet."""
+    train, labels = planted(200, seed=7)
+    monkeypatch.setattr(baselines, "CHOOSE_EXAMPLES", 120)
+    told: list[tuple[int, int]] = []
+    target = Target("multiclass", ("a", "b"))
+    progress = lambda done, total: told.append((done, total))  # noqa: E731
+    kmer_predictions(2, train, labels, train[:10], target, both_strands=both_strands, progress=progress)
+    fits = len(baselines.PENALTIES) * (2 if both_strands is None else 1)
+    assert told == [(120 * number, 120 * fits + 200) for number in range(1, fits + 1)]

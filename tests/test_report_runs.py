@@ -3,6 +3,9 @@
 import json
 from pathlib import Path
 
+import pytest
+
+from dnamamba.report import results_by_task, validation_by_class
 from dnamamba.report.accuracy_by_length import plot_accuracy_by_length
 from dnamamba.report.run_tables import accuracy_rows
 
@@ -30,3 +33,28 @@ def test_rows_of_runs(tmp_path: Path) -> None:
     ]
     plot_accuracy_by_length(rows, tmp_path / "a.png", title="t", chance=0.25)
     assert (tmp_path / "a.png").stat().st_size > 10_000
+
+
+def test_classes_are_points_and_not_bars_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bars begin at zero; where the axis does not, the values are points at their places."""
+    drawn = []
+    monkeypatch.setattr(validation_by_class, "save_png", lambda figure, path: drawn.append(figure))
+    monkeypatch.setattr(results_by_task, "save_png", lambda figure, path: drawn.append(figure))
+    rows = [("all", "all", 1.9, 100), ("position", "1-2", 1.95, 50), ("position", "3-4", 1.85, 50)]
+    rows += [("repeat", "unique", 1.91, 60), ("repeat", "soft-masked", 1.72, 40)]
+    rows += [("contig", "chr1", 1.93, 70), ("contig", "chr2", 1.87, 30)]
+    names = ("group", "class", "bits_per_base", "bases")
+    table = [dict(zip(names, map(str, row), strict=True)) for row in rows]
+    validation_by_class.plot_validation_by_class(table, tmp_path / "v.png", title="t")
+    results = [{"task": "a", "model": "m", "mcc": "0.8"}, {"task": "b", "model": "m", "mcc": "0.7"}]
+    results_by_task.plot_results_by_task(results, tmp_path / "r.png", title="t", metric="mcc")
+    validation, by_task = drawn
+    for axes in validation.axes + by_task.axes:
+        for bar in axes.patches:
+            assert axes.get_ylim()[0] <= 0 <= axes.get_ylim()[1] and bar.get_y() == 0
+    assert not any(axes.patches for axes in validation.axes) and len(by_task.axes[0].patches) == 2
+    for axes, values in ((validation.axes[1], [1.91, 1.72]), (validation.axes[2], [1.93, 1.87])):
+        points = next(line for line in axes.lines if line.get_marker() == "o")
+        assert list(points.get_xdata()) == values and list(points.get_ydata()) == [0, 1]
+        assert axes.get_xlim()[0] < min(values) and axes.get_ylim() == (1.5, -0.5)
+        assert [text.get_text() for text in axes.texts] == [f"{value:.3f}" for value in values]

@@ -5,7 +5,6 @@ test split gets the probabilities that the run wrote for it.
 """
 
 import re
-from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -27,6 +26,7 @@ from dnamamba.genome.allele_output import (
 )
 from dnamamba.genome.alleles import Alleles, check, refuse_mismatches
 from dnamamba.genome.indexed import described, open_for
+from dnamamba.genome.progress import OnProgress
 from dnamamba.genome.view import GenomeView
 from dnamamba.inference.load import Inference
 from dnamamba.inference.provenance import genome_warning, result_provenance, vcf_note
@@ -156,7 +156,7 @@ def predict_alleles(
     store: GenomeView,
     alleles: Alleles,
     length: int,
-    progress: Callable[[int, int], None] | None = None,
+    progress: OnProgress | None = None,
 ) -> Predictions:
     """The probabilities of all alleles without a reason (`Alleles.reason` 0). Raises `InputError` without memory."""
     head = inference.model.head_config

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dnamamba.finetuning.tasks.examples import Target
+from dnamamba.genome.progress import OnProgress
 from dnamamba.inference.batches import batches_by_length
 from dnamamba.inference.device import Compute
 from dnamamba.inference.pooling import head_features
@@ -31,10 +32,12 @@ class Sequences(Protocol):
 
 
 @torch.no_grad()
-def predict_logits(model: SequenceClassifier, examples: Sequences, compute: Compute) -> Tensor:
+def predict_logits(
+    model: SequenceClassifier, examples: Sequences, compute: Compute, progress: OnProgress | None = None
+) -> Tensor:
     """(examples, outputs) fp32 on the device, in the order of the examples, whatever the batches."""
     logits = torch.empty(len(examples), len(model.head_config.names), device=compute.device)
-    for rows, features in pool_all(model, examples, compute, model.head_config.strands):
+    for rows, features in pool_all(model, examples, compute, model.head_config.strands, progress=progress):
         logits[rows] = model.logits(features)
     return logits
 
@@ -46,11 +49,13 @@ def pool_all(
     strands: Strands,
     *,
     reverse_complemented: bool = False,
+    progress: OnProgress | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """(rows, their features fp32 as `head_features` gives them) until every example was there once; with
     `reverse_complemented` of their reverse complements."""
     was_training = model.training
     model.eval()
+    done = 0
     for rows in batches_by_length(examples.lengths, compute.micro_tokens):
         tokens, lengths = map(compute.put, examples.padded(rows))
         if reverse_complemented:
@@ -58,6 +63,9 @@ def pool_all(
         with torch.no_grad(), compute.autocast():
             features = head_features(model, tokens, lengths, strands, compute.micro_tokens)
         yield compute.put(rows), features
+        done += len(rows)
+        if progress is not None:
+            progress(done, len(examples))
     model.train(was_training)
 
 

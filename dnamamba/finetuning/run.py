@@ -56,9 +56,9 @@ from dnamamba.model.config import ModelConfig
 from dnamamba.model.kernels import describe_kernels
 from dnamamba.model.language_model import Backbone, LanguageModel
 from dnamamba.model.parameters import parameter_count
-from dnamamba.model.settings import model_config
+from dnamamba.model.settings import model_config, model_name
 from dnamamba.runs.folder import RunFolder, environment, write_atomically
-from dnamamba.runs.progress import clock
+from dnamamba.runs.progress import clock, job_bar
 from dnamamba.runs.resume import DATA, refuse_changes
 from dnamamba.runs.summary import comparison_lines, figures, variant_lines
 from dnamamba.settings.fields import as_plain
@@ -288,7 +288,8 @@ def _finish(
     for result in chosen:
         model = start.model(task, result.candidate, result.seed).to(compute.device)
         model.load_state_dict(best_weights(result.folder, compute.device))
-        values = model.predictions(predict_logits(model, test, compute)).cpu().numpy()
+        with job_bar(f"predicting test, seed {result.seed}", "examples") as progress:
+            values = model.predictions(predict_logits(model, test, compute, progress)).cpu().numpy()
         predictions.append(values)
         if task.measure:
             on_dev.append(model.predictions(predict_logits(model, task.dev, compute)).cpu().numpy())
@@ -307,7 +308,7 @@ def _finish(
         "classes": list(task.target.names),
         "mode": settings.mode,
         "checkpoint": settings.checkpoint,
-        "preset": settings.model.preset,
+        "preset": model_name(settings.model) if settings.checkpoint == FROM_SCRATCH else None,
         "parameters": parameter_count(start.model(task, chosen[0].candidate, 0)),
         "length": task.length,
         "seeds": [result.seed for result in chosen],

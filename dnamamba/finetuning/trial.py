@@ -31,7 +31,7 @@ from dnamamba.model.parameters import parameter_groups
 from dnamamba.model.tokens import reverse_complement
 from dnamamba.outputs import whole_file
 from dnamamba.runs.folder import write_atomically
-from dnamamba.runs.progress import LINE_EVERY
+from dnamamba.runs.progress import LINE_EVERY, job_bar
 from dnamamba.runs.schedule import learning_rate
 
 BETAS = (0.9, 0.95)
@@ -220,8 +220,16 @@ class Trial:
 
     def _pooled(self, model: SequenceClassifier, fixed: FixedSet, reverse: bool) -> Tensor:
         features = torch.empty(fixed.size, model.head.in_features, device=self.compute.device)
-        for rows, part in pool_all(model, fixed.examples, self.compute, self.strands, reverse_complemented=reverse):
-            features[rows] = part
+        with job_bar("features of the frozen model", "examples") as progress:
+            for rows, part in pool_all(
+                model,
+                fixed.examples,
+                self.compute,
+                self.strands,
+                reverse_complemented=reverse,
+                progress=progress,
+            ):
+                features[rows] = part
         return features
 
     def _train_epoch(

@@ -3,4 +3,4 @@
 from collections.abc import Callable
 
 OnProgress = Callable[[int, int], None]
-"""Called now and then with (done, total), both in bytes or bases; `total` is 0 where it is not known."""
+"""Called now and then with (done, total), both in bytes, bases or examples; `total` is 0 where it is not known."""

@@ -8,14 +8,14 @@ from typing import Any
 from dnamamba.report.figures import save_png
 
 MOST_CONTIGS = 30
-"""Bars of contigs at most: those with the most bases."""
+"""Contigs shown at most: those with the most bases."""
 _SMALL_GROUPS = {"genome": "genome", "repeat": "repeats", "cpg": "CpG", "annotation": "exons"}
 
 
 def plot_validation_by_class(
     rows: Sequence[Mapping[str, str]], path: Path, *, title: str, markov: float | None = None
 ) -> None:
-    """Three panels to a PNG: a curve over the bases of context, bars of region classes, bars of contigs.
+    """Three panels to a PNG: a curve over the bases of context, points of region classes, points of contigs.
 
     Classes whose score is no finite number (no base, a model that diverged) are left out.
 
@@ -51,12 +51,12 @@ def plot_validation_by_class(
     regions = [(label, row) for label, classes in small.items() for row in classes if len(classes) > 1]
     total = sum(float(row["bases"]) for row in groups.get("all", [])) or 1.0
     labels = [f"{label}: {row['class']}\n{float(row['bases']) / total:.1%} of the bases" for label, row in regions]
-    _bars(panels[1], labels, [row for _, row in regions], "tab:blue")
+    _points(panels[1], labels, [row for _, row in regions], "tab:blue")
     panels[1].set_title("by region class")
 
     contigs = sorted(groups.get("contig", []), key=lambda row: -float(row["bases"]))
     shown = [row for row in groups.get("contig", []) if row in contigs[:MOST_CONTIGS]]
-    _bars(panels[2], [row["class"] for row in shown], shown, "tab:green")
+    _points(panels[2], [row["class"] for row in shown], shown, "tab:green")
     more = f", {MOST_CONTIGS} largest of {len(contigs)}" if len(contigs) > MOST_CONTIGS else ""
     panels[2].set_title(f"by contig{more}")
 
@@ -71,15 +71,19 @@ def plot_validation_by_class(
     save_png(figure, path)
 
 
-def _bars(axes: Any, labels: Sequence[str], rows: Sequence[Mapping[str, str]], color: str) -> None:
-    """Horizontal bars from the top, each with its figure; the axis begins near the lowest: differences are small."""
+def _points(axes: Any, labels: Sequence[str], rows: Sequence[Mapping[str, str]], color: str) -> None:
+    """A point a row from the top, each with its figure; the axis begins near the lowest, for differences are small,
+    which a bar's length would misstate."""
     values = [float(row["bits_per_base"]) for row in rows]
-    bars = axes.barh(range(len(values)), values, color=color, alpha=0.7)
+    axes.plot(values, range(len(values)), linestyle="", marker="o", color=color)
     axes.set_yticks(range(len(values)), labels, fontsize=8)
-    axes.invert_yaxis()
-    axes.bar_label(bars, [f"{value:.3f}" for value in values], padding=3, fontsize=8)
+    for row, value in enumerate(values):
+        shift = {"xytext": (6, 0), "textcoords": "offset points", "va": "center"}
+        axes.annotate(f"{value:.3f}", (value, row), fontsize=8, **shift)
+    axes.grid(alpha=0.3, axis="y")
     axes.set_xlabel("bits per base")
     if values:
+        axes.set_ylim(len(values) - 0.5, -0.5)
         low, high = min(values), max(values)
         margin = max(high - low, 0.02)
         axes.set_xlim(max(low - margin, 0), high + margin)

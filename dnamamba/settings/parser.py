@@ -44,13 +44,13 @@ class Parser(argparse.ArgumentParser, Generic[T]):
             self._add(name, known)
 
     def _add(self, name: str, known: Named) -> None:
-        shown = "" if known.default in (None, MISSING) or _is_switch(known) else f" ({known.default})"
+        shown = "" if known.default in (None, MISSING) or is_switch(known) else f" ({known.default})"
         options: dict[str, Any] = {"help": (known.help + shown).replace("%", "%%"), "metavar": _metavar(name, known)}
         if known.positional:
             self.add_argument(name, **options)
         elif _item(known.hint) is not None:
             self.add_argument(f"--{name}", nargs="+", **options)
-        elif _is_switch(known):
+        elif is_switch(known):
             self.add_argument(f"--{name}", nargs="?", **options)
         else:
             self.add_argument(f"--{name}", **options)
@@ -85,7 +85,7 @@ class Parser(argparse.ArgumentParser, Generic[T]):
 
     def _with_values(self, arguments: Sequence[str]) -> list[str]:
         """Each switch as `--FLAG=VALUE`: true where none follows, so that it takes no other word for its value."""
-        switches = {f"--{name}" for name, known in self.names.items() if _is_switch(known)}
+        switches = {f"--{name}" for name, known in self.names.items() if is_switch(known)}
         found: list[str] = []
         for token in arguments:
             if found and found[-1] in switches:
@@ -115,28 +115,29 @@ class Parser(argparse.ArgumentParser, Generic[T]):
         raise InputError(f"{path}: unknown key {key!r}{_did_you_mean(key, self.names)} (see --help)")
 
 
-def _is_switch(known: Named) -> bool:
+def is_switch(known: Named) -> bool:
+    """Whether a flag may stand without a value."""
     return known.hint is bool and known.default is False
 
 
 def _metavar(name: str, known: Named) -> str:
     """The choices where there are only so many, else the field's name."""
     choices: list[str] = []
-    for kind in _kinds(known.hint):
+    for kind in kinds(known.hint):
         if get_origin(kind) is not Literal and kind not in (bool, NoneType):
             return name.rpartition(".")[2].upper()
         choices += ["true", "false"] if kind is bool else map(str, get_args(kind))
     return "|".join(choices)
 
 
-def _kinds(hint: Any) -> tuple[Any, ...]:
+def kinds(hint: Any) -> tuple[Any, ...]:
     """The alternatives of a union; a type that is none is its own."""
     return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
 
 
 def _item(hint: Any) -> Any:
     """X of `list[X]` and `list[X] | None`, None of others."""
-    return next((get_args(kind)[0] for kind in _kinds(hint) if get_origin(kind) is list), None)
+    return next((get_args(kind)[0] for kind in kinds(hint) if get_origin(kind) is list), None)
 
 
 def _read(path: Path) -> Mapping[str, Any]:
@@ -162,12 +163,12 @@ def _converted(where: str, hint: Any, value: Any) -> Any:
         if any(isinstance(each, dict | list) for each in items):
             raise InputError(f"{where}: expected a value or a list of values, got {value!r}")
         return [_converted(where, item, each) for each in items]
-    for kind in _kinds(hint):
+    for kind in kinds(hint):
         try:
             return _as(kind, value)
         except ValueError:
             continue
-    expected = " or ".join(map(_expected, _kinds(hint)))
+    expected = " or ".join(map(_expected, kinds(hint)))
     raise InputError(f"{where}: expected {expected}, got {value!r}")
 
 

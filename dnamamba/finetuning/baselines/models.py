@@ -17,6 +17,7 @@ from dnamamba.alphabet import BASES, TOKEN_BITS, C, G
 from dnamamba.finetuning.baselines.kmers import kmer_frequencies
 from dnamamba.finetuning.metrics import SELECT_BY, evaluate
 from dnamamba.finetuning.tasks.examples import Target
+from dnamamba.genome.progress import OnProgress
 
 Sequences = Sequence[np.ndarray] | np.ndarray
 """uint8 tokens of each sequence, of one length (rows of an array) or several."""
@@ -99,6 +100,7 @@ def kmer_predictions(
     *,
     dev: tuple[Sequences, np.ndarray] | None = None,
     both_strands: bool | None = None,
+    progress: OnProgress | None = None,
 ) -> Fitted:
     """Chooses on dev, fits on train, predicts test.
 
@@ -106,6 +108,7 @@ def kmer_predictions(
         train_labels: multiclass (examples,) integers; multilabel and regression (examples, outputs).
         dev: sequences and labels to choose on; None takes a tenth of train.
         both_strands: counts of both strands; None chooses on dev too.
+        progress: called with (examples fitted so far, in all) after each of the fits, of which the last is of all.
     """
     # In a drawn order: classes may take turns, and every n-th example would miss some.
     order = np.random.default_rng(0).permutation(len(train_labels))
@@ -115,7 +118,9 @@ def kmer_predictions(
     fit_tokens, fit_labels = _take(train_tokens, order[:CHOOSE_EXAMPLES]), train_labels[order[:CHOOSE_EXAMPLES]]
     dev_tokens, dev_labels = dev
     best: tuple[float, float, bool] | None = None
-    for strands in (False, True) if both_strands is None else (both_strands,):
+    uses = (False, True) if both_strands is None else (both_strands,)
+    fitted, to_fit = 0, len(uses) * len(PENALTIES) * len(fit_labels) + len(train_labels)
+    for strands in uses:
         fit_features, dev_features = (
             kmer_frequencies(tokens, k, both_strands=strands) for tokens in (fit_tokens, dev_tokens)
         )
@@ -125,6 +130,9 @@ def kmer_predictions(
             score = score if math.isfinite(score) else -math.inf  # not defined on this dev: never the better one
             if best is None or score > best[0]:
                 best = score, penalty, strands
+            fitted += len(fit_labels)
+            if progress is not None:
+                progress(fitted, to_fit)
     assert best is not None
     score, penalty, strands = best
     model = _fit(kmer_frequencies(train_tokens, k, both_strands=strands), train_labels, target, penalty)

@@ -6,6 +6,7 @@ import numpy as np
 
 from dnamamba.finetuning.metrics import evaluate
 from dnamamba.finetuning.tasks.examples import Examples, Task
+from dnamamba.runs.progress import job_bar
 
 TRAIN_EXAMPLES, TRAIN_BASES = 16_384, 1 << 27
 """At most, of a training set that is drawn from genomes."""
@@ -29,7 +30,8 @@ def simple_models(task: Task, test: Examples, kmer: int) -> dict[str, dict[str, 
     if kmer:
         print(f"  baseline  training a regression on {kmer}-mers", flush=True)
         dev = task.dev.sequences(), task.dev.labels
-        fitted = kmer_predictions(kmer, *data[:3], task.target, dev=dev)
+        with job_bar(f"regression on {kmer}-mers", "examples fitted") as progress:
+            fitted = kmer_predictions(kmer, *data[:3], task.target, dev=dev, progress=progress)
         metrics = evaluate(fitted.predictions, test.labels, task.target)
         found[f"{kmer}-mer"] = {name: value for name, value in metrics.items() if math.isfinite(value)}
     return found
