@@ -337,7 +337,10 @@ def test_shortcuts_that_beat_the_model_are_named_on_the_screen_and_by_info(folde
     effect = f"the effect class alone: auroc 1.0000, the model {model:.4f}"
     assert summary["variants"]["shortcuts"]["effect_class"] == 1.0 > model
     assert cli.run(info.main, [str(tmp_path / "run")]) == 0
-    for told in (screen, capsys.readouterr().out):
+    shown = capsys.readouterr().out
+    assert "linear on the difference of the embeddings with either allele, mean of both strands" in shown
+    assert screen.count("mean of both strands in dev and test") == 2 and "conjoin" not in screen
+    for told in (screen, shown):
         assert f"shortcut  {effect}\n" in told
         assert f"shortcut  {mean}: auroc {gene_mean:.4f}, the model {model:.4f}\n" in told
         warning = next(line for line in told.splitlines() if line.lstrip().startswith("warning  "))

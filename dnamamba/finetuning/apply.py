@@ -94,7 +94,7 @@ def _predict_sequences(settings: PredictSettings, inference: Inference[SequenceC
 
 
 def refuse_other_queries(inference: Inference[SequenceClassifier], *, of_variants: bool) -> None:
-    """Raises `InputError` where a classifier of sequences is asked about variants, or the other way round."""
+    """Raises `InputError` where a classifier of sequences is given variants, or the other way round."""
     if takes_variants(inference.model.head_config) != of_variants:
         kind, give = ("sequences", "--input") if of_variants else ("variants", "--vcf and --genome")
         raise InputError(f"{inference.checkpoint}: classifies {kind}; give {give} (in Python: {GIVE[kind]})")

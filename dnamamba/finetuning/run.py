@@ -39,6 +39,7 @@ from dnamamba.finetuning.settings import FinetuneSettings, ResolvedFinetuneSetti
 from dnamamba.finetuning.tasks import sequences, species, variants
 from dnamamba.finetuning.tasks.examples import Examples, FixedSet, Target, Task, canonical
 from dnamamba.finetuning.trial import (
+    STRAND_USES,
     Candidate,
     Diverged,
     EpochRow,
@@ -208,7 +209,7 @@ def _train(
         result = trial.run(lambda: start.model(task, candidate, seed), report)
         finished.append(result)
         _write_metrics(folder, [row for done in finished for row in done.rows])
-        label = f"seed {seed}, learning rate {candidate.rate}, conjoin {candidate.conjoin}"
+        label = f"seed {seed}, learning rate {candidate.rate}, {candidate.strands.description}"
         value = result.dev[metric] if math.isfinite(result.dev[metric]) else result.dev["loss"]
         best = f"best {selected_by([result], metric)} {value:.4f} at epoch {result.epoch}"
         print(f"{label}: {best}, {clock(result.seconds)}", flush=True)
@@ -392,7 +393,7 @@ def _print_header(settings: ResolvedFinetuneSettings, start: _Start, task: Task,
     steps_per_epoch = math.ceil(task.train.size / settings.batch_size)
     steps = settings.steps or settings.epochs * steps_per_epoch
     rates = ", ".join(Candidate(rate, settings.conjoin[0]).rate for rate in settings.learning_rate)
-    uses = ", ".join(settings.conjoin)
+    uses = " or ".join(STRAND_USES[use].description for use in settings.conjoin)
     notes = [
         ("task", f"{settings.task}, {settings.mode}"),
         *task.notes,
@@ -406,7 +407,7 @@ def _print_header(settings: ResolvedFinetuneSettings, start: _Start, task: Task,
         (
             "training",
             f"{settings.seeds} seed{'s' if settings.seeds > 1 else ''}, {steps:,} steps of {settings.batch_size} "
-            f"examples ({steps / steps_per_epoch:.3g} epochs), learning rate {rates}, conjoin {uses}",
+            f"examples ({steps / steps_per_epoch:.3g} epochs), learning rate {rates}, {uses}",
         ),
         ("run folder", str(settings.out)),
     ]

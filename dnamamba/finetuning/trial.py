@@ -52,13 +52,15 @@ class StrandUse(NamedTuple):
 
     training: Strands
     predicting: Strands
+    description: str
+    """For people"""
 
 
 STRAND_USES = {
-    "no": StrandUse("one", "one"),
-    "test": StrandUse("one", "mean"),
-    "always": StrandUse("mean", "mean"),
-    "concatenate": StrandUse("both", "both"),
+    "no": StrandUse("one", "one", "one strand"),
+    "test": StrandUse("one", "mean", "mean of both strands in dev and test"),
+    "always": StrandUse("mean", "mean", "mean of both strands"),
+    "concatenate": StrandUse("both", "both", "both strands side by side"),
 }
 """What `--conjoin` means."""
 

@@ -72,7 +72,7 @@ def annotate_alleles(
 
 
 def refuse_output(path: Path, vcf_in: Path) -> None:
-    """Asked before the long work begins. Raises `InputError` for a name that is neither VCF nor table, and for the
+    """For before the long work begins. Raises `InputError` for a name that is neither VCF nor table, and for the
     input itself."""
     if not vcf.is_vcf_name(path):
         try:

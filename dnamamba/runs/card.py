@@ -6,6 +6,13 @@ from dnamamba.model.config import ModelConfig
 from dnamamba.model.mixers import mixer_class
 from dnamamba.runs.progress import si
 
+POOLED = {
+    "last": "the last state",
+    "mean": "the mean state",
+    "alleles": "the difference of the embeddings with either allele",
+}
+"""What a head sees, in words"""
+
 
 def card_lines(card: dict[str, Any]) -> list[tuple[str, str]]:
     """Labelled lines for people, of what `dnamamba.formats.checkpoint.read_card` gives. What an older or foreign
@@ -20,7 +27,7 @@ def card_lines(card: dict[str, Any]) -> list[tuple[str, str]]:
     lines += [
         ("kind", f"{head['kind']} classifier, task {provenance.get('task', 'unknown')}"),
         ("outputs", f"{len(names)}: {', '.join(names[:20])}{', …' if len(names) > 20 else ''}"),
-        ("head", f"linear on the {head['pooling']} state, {strands}"),
+        ("head", f"linear on {POOLED[head['pooling']]}, {strands}"),
         *_model_lines(config),
         ("length", f"trained up to {provenance['length']:,} bases" if "length" in provenance else ""),
         *_data_lines(provenance.get("data", {})),
