@@ -5,6 +5,7 @@ into one line on stderr and exit code 2. Our own invariants are `assert`s.
 """
 
 import re
+import reprlib
 import sys
 
 LONGEST_QUOTE = 200
@@ -13,6 +14,8 @@ LONGEST_MESSAGE = 1200
 """Characters of a message: its start and its end, which says what to do."""
 
 _QUOTED = re.compile(rf"""'(?:[^'\\]|\\.){{{LONGEST_QUOTE},}}'|"(?:[^"\\]|\\.){{{LONGEST_QUOTE},}}\"""")
+_QUOTES = reprlib.Repr()
+_QUOTES.maxstring = _QUOTES.maxother = 80
 _warned: set[str] = set()
 
 
@@ -35,3 +38,8 @@ def warn(message: str) -> None:
     if message not in _warned:
         _warned.add(message)
         print(f"warning: {one_line(message)}", file=sys.stderr)
+
+
+def quoted(value: object) -> str:
+    """A value from outside as a message quotes it: its `repr`, cut where it is long or deep."""
+    return _QUOTES.repr(value)

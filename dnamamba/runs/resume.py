@@ -10,13 +10,12 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
-
 from dnamamba.errors import InputError
 from dnamamba.formats.files import PROVENANCE
 from dnamamba.runs.folder import RunFolder
 from dnamamba.settings.fields import Settings, as_plain, flat, named_fields, plain
 from dnamamba.settings.parser import Parser
+from dnamamba.settings.yaml_files import read_yaml
 
 T = TypeVar("T", bound=Settings)
 
@@ -46,7 +45,10 @@ def stored_settings(config: Path, settings: type) -> dict[str, Any]:
     """What a run's config.yaml says, by the dotted names of the dataclass's fields. Raises `InputError` for a setting
     that this version does not have, naming the version that wrote it."""
     names = named_fields(settings)
-    found = flat(yaml.safe_load(config.read_text("utf-8")), names)
+    content = read_yaml(config)
+    if not isinstance(content, dict):
+        raise InputError(f"{config}: not a mapping of settings, which every run has; begin a new run")
+    found = flat(content, names)
     for name in found:
         if name not in names:
             raise InputError(

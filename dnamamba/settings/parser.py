@@ -17,8 +17,9 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Generic, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from dnamamba.errors import InputError
+from dnamamba.errors import InputError, quoted
 from dnamamba.settings.fields import Named, flat, named_fields
+from dnamamba.settings.yaml_files import read_yaml
 
 T = TypeVar("T")
 
@@ -111,8 +112,8 @@ class Parser(argparse.ArgumentParser, Generic[T]):
 
     def _refuse_key(self, path: Path, key: str, value: Any) -> NoReturn:
         if any(name.startswith(f"{key}.") for name in self.names):
-            raise InputError(f"{path}: {key}: expected a mapping of its settings, got {value!r}")
-        raise InputError(f"{path}: unknown key {key!r}{_did_you_mean(key, self.names)} (see --help)")
+            raise InputError(f"{path}: {key}: expected a mapping of its settings, got {quoted(value)}")
+        raise InputError(f"{path}: unknown key {quoted(key)}{_did_you_mean(key, self.names)} (see --help)")
 
 
 def is_switch(known: Named) -> bool:
@@ -141,18 +142,9 @@ def _item(hint: Any) -> Any:
 
 
 def _read(path: Path) -> Mapping[str, Any]:
-    import yaml
-
-    try:
-        content = yaml.safe_load(path.read_text("utf-8"))
-    except OSError as error:
-        raise InputError(f"--config: {path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{path}: not a text file; --config takes YAML") from None
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: not a YAML mapping of flags to values: {' '.join(str(error).split())}") from None
+    content = read_yaml(path)
     if not isinstance(content, dict):
-        raise InputError(f"{path}: not a YAML mapping of flags to values: {content!r}")
+        raise InputError(f"{path}: not a YAML mapping of flags to values: {quoted(content)}")
     return content
 
 
@@ -161,7 +153,7 @@ def _converted(where: str, hint: Any, value: Any) -> Any:
     if (item := _item(hint)) is not None and value is not None:
         items = value if isinstance(value, list) else [value]
         if any(isinstance(each, dict | list) for each in items):
-            raise InputError(f"{where}: expected a value or a list of values, got {value!r}")
+            raise InputError(f"{where}: expected a value or a list of values, got {quoted(value)}")
         return [_converted(where, item, each) for each in items]
     for kind in kinds(hint):
         try:
@@ -169,7 +161,7 @@ def _converted(where: str, hint: Any, value: Any) -> Any:
         except ValueError:
             continue
     expected = " or ".join(map(_expected, kinds(hint)))
-    raise InputError(f"{where}: expected {expected}, got {value!r}")
+    raise InputError(f"{where}: expected {expected}, got {quoted(value)}")
 
 
 def _as(kind: Any, value: Any) -> Any:
@@ -181,7 +173,9 @@ def _as(kind: Any, value: Any) -> Any:
     if kind is bool and (isinstance(value, bool) or str(value).lower() in _BOOLS):
         return value if isinstance(value, bool) else _BOOLS[value.lower()]
     if kind is int and isinstance(value, int | str) and not isinstance(value, bool):
-        return int(value)
+        if not -(1 << 63) <= (number := int(value)) < 1 << 63:  # no tensor has more
+            raise ValueError
+        return number
     if kind in (float, str, Path) and isinstance(value, int | float | str) and not isinstance(value, bool):
         return float(value) if kind is float else kind(str(value))
     raise ValueError

@@ -20,15 +20,13 @@ the bases of its training split.
 import difflib
 import math
 import re
-from collections.abc import Hashable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from dnamamba.errors import InputError
+from dnamamba.errors import InputError, quoted
 from dnamamba.genome.bed import is_bed_name
+from dnamamba.settings.yaml_files import read_yaml
 
 _LISTS = ("contigs", "train", "validation", "test", "exclude")
 _KEYS = ("genome", "weight", "store", "annotation", *_LISTS)
@@ -66,14 +64,7 @@ def read_mixture(path: Path) -> list[GenomeSettings]:
     Raises `InputError` for a file that cannot be read or is no such mapping, unknown keys, names twice or unfit for
     file names, and weights that are not positive numbers or given for some genomes only.
     """
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except OSError as error:
-        raise InputError(f"{path}: the mixture cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{path}: not a text file; --mixture takes YAML") from None
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: not YAML: {error}") from None
+    content = read_yaml(path)
     if not isinstance(content, dict) or not content:
         raise InputError(f"{path}: expected a mapping of genome names to settings, such as `ecoli: {{genome: k12.fa}}`")
     genomes = [_genome(path, name, values) for name, values in content.items()]
@@ -83,30 +74,17 @@ def read_mixture(path: Path) -> list[GenomeSettings]:
     return genomes
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML's own loader lets the last of two equal keys win, which would drop a genome in silence."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
-        mapping = super().construct_mapping(node, deep=deep)
-        if len(mapping) < len(node.value):
-            keys = [str(key.value) for key, _ in node.value]
-            twice = next(key for key in keys if keys.count(key) > 1)
-            raise yaml.YAMLError(f"{twice!r} stands there twice, at or below line {node.start_mark.line + 1}")
-        return mapping
-
-
-def _genome(path: Path, name: Any, values: Any) -> GenomeSettings:
-    where = f"{path}: {name}"
-    name = str(name)
+def _genome(path: Path, name: str, values: Any) -> GenomeSettings:
+    where = f"{path}: {name[:100]}"
     if not _NAME.fullmatch(name):
         raise InputError(f"{where}: a genome's name becomes part of file names: letters, digits, . _ + - only")
     if not isinstance(values, dict) or "genome" not in values:
         raise InputError(f"{where}: needs `genome:`, its FASTA, GenBank or token store files")
     for key in values:
         if key not in _KEYS:
-            close = difflib.get_close_matches(str(key), _KEYS, n=1)
+            close = difflib.get_close_matches(key[:100], _KEYS, n=1)
             raise InputError(
-                f"{where}: unknown key {key!r}{f'; did you mean {close[0]}?' if close else ''} "
+                f"{where}: unknown key {quoted(key)}{f'; did you mean {close[0]}?' if close else ''} "
                 f"(there are {', '.join(_KEYS)})"
             )
     lists = {key: _strings(f"{where}: {key}", values.get(key)) for key in ("genome", *_LISTS)}
@@ -140,7 +118,7 @@ def _weight(where: str, value: Any) -> float | None:
     except ValueError:
         weight = math.nan
     if not 0 < weight < math.inf:
-        raise InputError(f"{where}: weight {value!r} is not a number above 0")
+        raise InputError(f"{where}: weight {quoted(value)} is not a number above 0")
     return weight
 
 
@@ -149,5 +127,5 @@ def _strings(where: str, value: Any) -> list[str] | None:
     items = value if isinstance(value, list) else [] if value is None else [value]
     for item in items:
         if isinstance(item, bool) or not isinstance(item, str | int | float):
-            raise InputError(f"{where}: expected a value or a list of values, got {item!r}")
+            raise InputError(f"{where}: expected a value or a list of values, got {quoted(item)}")
     return [str(item) for item in items] or None
