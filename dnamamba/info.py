@@ -43,7 +43,7 @@ def info(settings: InfoSettings) -> None:
         if of_run := summary_lines(card["summary"] or {}):
             lines += [("", ""), ("the run", ""), *of_run]
     if settings.json:
-        print(json.dumps({**card, "folder": str(card["folder"])}, indent=2, ensure_ascii=False))
+        print(json.dumps({**card, "folder": str(card["folder"])}, indent=2))
         return
     width = max(len(label) for label, _ in lines)
     for label, text in lines:

@@ -39,10 +39,13 @@ class HeadConfig:
         for name, kinds in (("kind", Kind), ("pooling", Pooling), ("strands", Strands)):
             if getattr(self, name) not in get_args(kinds):
                 raise InputError(f"a classifier's {name} is one of {get_args(kinds)}, not {getattr(self, name)!r}")
+        if not isinstance(self.names, tuple) or not all(isinstance(name, str) for name in self.names):
+            raise InputError("a classifier's names are a list of texts")
         if not self.names or (self.kind == "multiclass" and len(self.names) < 2):
             raise InputError(f"a classifier needs two classes at least, got {list(self.names)}")
         wanted = len(self.names) if self.kind == "regression" else 0
-        if not len(self.shift) == len(self.scale) == wanted:
+        numbers = (*self.shift, *self.scale)
+        if not len(self.shift) == len(self.scale) == wanted or not all(isinstance(x, int | float) for x in numbers):
             raise InputError("classifier: shift and scale are one number a regression target, and of no other kind")
 
 
