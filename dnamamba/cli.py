@@ -47,7 +47,11 @@ def run(main: Callable[[list[str] | None], None], arguments: list[str] | None = 
     except OSError as error:
         if error.errno is None:
             raise
-        where = " -> ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
+        where = " -> ".join(
+            os.fsdecode(name) if isinstance(name, bytes) else str(name)
+            for name in (error.filename, error.filename2)
+            if name is not None
+        )
         return _refuse(f"{where}: {error.strerror}" if where else str(error))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -51,7 +51,7 @@ def demo_species(folder: Path) -> Path:
         text = decode(np.ascontiguousarray(tokens))
         lines = "\n".join(text[start : start + LINE] for start in range(0, len(text), LINE))
         (folder / f"{name}.fa").write_text(f">{name}\n{lines}\n")
-    with whole_file(table) as partial:
+    with whole_file(table, overwrite=True) as partial:
         partial.write_text("name\tfasta\n" + "".join(f"{name}\t{name}.fa\n" for name in made))
     return table
 

@@ -196,11 +196,11 @@ def main() -> None:
     masked = {name: repeats(store, Interval(name, 0, store.contig(name).length)) for name in sorted(names)}
     classed = classes_of(track, genes, masked)
     classes = class_table(track, classed)
-    write_table(classes, arguments.out / "classes.csv")
+    write_table(classes, arguments.out / "classes.csv", overwrite=True)
     rows = gene_rows(track, classed, genes)
-    write_table(rows, arguments.out / "genes.csv")
+    write_table(rows, arguments.out / "genes.csv", overwrite=True)
     profiles = profile_table(in_bits(track), genes, MEASURES, flank=25)
-    write_table(profiles, arguments.out / "profiles.csv")
+    write_table(profiles, arguments.out / "profiles.csv", overwrite=True)
     source = arguments.checkpoint or arguments.likelihoods
     title = f"{len(names)} records, {len({gene.name for gene in genes})} genes, {source}"
     plot_exons_against_introns(rows, classes, arguments.out / "exon_against_intron.png", title)

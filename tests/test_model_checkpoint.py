@@ -7,8 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from dnamamba import outputs
 from dnamamba.errors import InputError
-from dnamamba.formats import checkpoint, files
+from dnamamba.formats import checkpoint
 from dnamamba.formats.checkpoint import load_checkpoint, save_checkpoint
 from dnamamba.model.config import ModelConfig
 from dnamamba.model.language_model import LanguageModel
@@ -63,7 +64,7 @@ def test_a_save_that_fails_leaves_the_old_checkpoint_and_can_be_repeated(saved, 
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(files, "sync", full_disk)
+        patch.setattr(outputs, "sync", full_disk)
         with pytest.raises(OSError, match="No space left"):
             save_checkpoint(make_model(), folder, {}, overwrite=True)
     assert torch.equal(load_checkpoint(folder)[0].lm_head.weight, model.lm_head.weight)

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from dnamamba.runs import progress
-from dnamamba.runs.progress import by_count, job_bar
+from dnamamba.runs.progress import by_count, compared, job_bar
 
 
 def test_a_job_reports_its_share_and_the_time_left(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
@@ -39,3 +39,11 @@ def test_counts_add_up():
     for count in (1, 2, 3):
         advance(count)
     assert reported == [(1, 6), (3, 6), (6, 6)]
+
+
+@pytest.mark.parametrize(
+    ("count", "told"),
+    [(100, "about as many as windows"), (25, "4.0 times fewer than windows"), (140, "1.4 times as many as windows")],
+)
+def test_a_count_against_another_in_words(count, told):
+    assert compared(count, 100, "windows") == told

@@ -89,7 +89,7 @@ def _predict_sequences(settings: PredictSettings, inference: Inference[SequenceC
     trained = inference.provenance.get("length")
     if isinstance(trained, int) and longest > 2 * trained:
         print(f"      note  sequences of up to {longest:,} bases, trained up to {trained:,}: see --window")
-    write_columns(columns, out)
+    write_columns(columns, out, settings.overwrite)
     print(f"   results  {out}: {len(columns['name']):,} rows")
 
 
@@ -140,14 +140,14 @@ def add_rows(columns: PredictionColumns, queries: Queries, values: np.ndarray, h
             column.append(cell)
 
 
-def write_columns(columns: PredictionColumns, path: Path) -> None:
+def write_columns(columns: PredictionColumns, path: Path, overwrite: bool = False) -> None:
     """By the suffix; text needs no polars. Probabilities with seven digits in text, in full in Parquet."""
     if table_format(path) == ".parquet":
         import polars
 
-        write_table(polars.DataFrame(columns), path)
+        write_table(polars.DataFrame(columns), path, overwrite)
         return
-    with whole_file(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+    with whole_file(path, overwrite) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, delimiter="\t" if path.suffix == ".tsv" else ",", lineterminator="\n")
         writer.writerow(columns)
         for row in zip(*columns.values(), strict=True):

@@ -127,10 +127,11 @@ def predict_vcf(settings: PredictSettings, inference: Inference[SequenceClassifi
             skipped,
             replaces="DNAMAMBA_P_.*",
             notes=notes,
+            overwrite=settings.overwrite,
         )
     else:
         table = allele_table(records, vcf.read_ids(settings.vcf, records), checked, found.columns, reason)
-        write_table(table, settings.out, provenance)
+        write_table(table, settings.out, settings.overwrite, provenance)
     for label, text in (("predicted", f"{int((reason == 0).sum()):,} alleles"), *skipped_lines(reason)):
         print(f"{label:>10}  {text}")
     print(f"   results  {settings.out}")

@@ -16,7 +16,6 @@ import csv
 import io
 import json
 import math
-import os
 import signal
 import time
 from collections.abc import Callable
@@ -58,7 +57,8 @@ from dnamamba.model.kernels import describe_kernels
 from dnamamba.model.language_model import Backbone, LanguageModel
 from dnamamba.model.parameters import parameter_count
 from dnamamba.model.settings import model_config, model_name
-from dnamamba.runs.folder import RunFolder, environment, write_atomically
+from dnamamba.outputs import replace_link
+from dnamamba.runs.folder import RunFolder, write_atomically
 from dnamamba.runs.progress import clock, job_bar
 from dnamamba.runs.resume import DATA, refuse_changes
 from dnamamba.runs.summary import comparison_lines, figures, variant_lines
@@ -78,7 +78,14 @@ def finetune(requested: FinetuneSettings) -> Path:
     `InputError`."""
     settings = resolve(requested)
     folder = RunFolder(settings.out)
+    with folder.lock:
+        return _finetune(requested, settings, folder)
+
+
+def _finetune(requested: FinetuneSettings, settings: ResolvedFinetuneSettings, folder: RunFolder) -> Path:
     if settings.resume:
+        if not settings.dry_run:
+            folder.lock.take()
         test_was_read = (folder.path / TEST_READ).exists()
         recorded = _recorded_data(folder)
         kept = {"seeds"} if test_was_read else set()
@@ -106,22 +113,18 @@ def finetune(requested: FinetuneSettings) -> Path:
     else:
         folder.create(config_text)
     folder.write_json(DATA, data)
-    began = time.strftime("%Y%m%d-%H%M%S")
-    folder.write_json(
-        f"environment-resumed-{began}.json" if settings.resume else "environment.json",
-        environment([_device_name(compute)]),
-    )
+    folder.write_environment([_device_name(compute)])
     try:
         chosen = _train(settings, task, start, compute, folder)
         _finish(settings, task, start, compute, folder, chosen)
     except (KeyboardInterrupt, Ended) as stopped:
         _write_unfinished(settings, task, folder, stopped)
-        print(f"   stopped  continue from the last finished epoch with --resume --out {folder.path}", flush=True)
+        print(f"   stopped  continue from the last finished epoch with {folder.resume_command('finetune')}", flush=True)
         raise
     except torch.OutOfMemoryError:
         raise InputError(
             f"{compute.device}: out of memory: give less than --micro_tokens {settings.micro_tokens}, or "
-            f"--model.activation_checkpointing true; continue with --resume --out {folder.path}"
+            f"--model.activation_checkpointing true; continue with {folder.resume_command('finetune')}"
         ) from None
     return folder.path
 
@@ -300,7 +303,7 @@ def _finish(
         )
         save_classifier(model, folder.path / f"seed-{result.seed}" / "checkpoint", card, overwrite=True)
     best = max(chosen, key=lambda result: result.rank(metric))
-    _link(folder.checkpoints / "best", Path("..", f"seed-{best.seed}", "checkpoint"))
+    replace_link(folder.checkpoints / "best", Path("..", f"seed-{best.seed}", "checkpoint"))
     _write_predictions(folder.path / "test_predictions.csv", task.target, test, chosen, predictions)
 
     summary: dict[str, Any] = {
@@ -378,13 +381,6 @@ def _write_metrics(folder: RunFolder, rows: list[EpochRow]) -> None:
         short = {name: f"{value:.6g}" if isinstance(value, float) else value for name, value in row.items()}
         writer.writerow(short | {"peak_learning_rate": rate})
     write_atomically(folder.metrics, text.getvalue())
-
-
-def _link(link: Path, target: Path) -> None:
-    temporary = link.with_name(f".{link.name}.{os.getpid()}")
-    temporary.unlink(missing_ok=True)
-    temporary.symlink_to(target)
-    os.replace(temporary, link)
 
 
 def _print_header(settings: ResolvedFinetuneSettings, start: _Start, task: Task, compute: Compute) -> None:

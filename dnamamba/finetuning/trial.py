@@ -29,7 +29,7 @@ from dnamamba.model.classifier import SequenceClassifier
 from dnamamba.model.config import Strands
 from dnamamba.model.parameters import parameter_groups
 from dnamamba.model.tokens import reverse_complement
-from dnamamba.outputs import whole_file
+from dnamamba.outputs import os_errors, whole_file
 from dnamamba.runs.folder import write_atomically
 from dnamamba.runs.progress import LINE_EVERY, job_bar
 from dnamamba.runs.schedule import learning_rate
@@ -139,7 +139,7 @@ class Trial:
         if (self.folder / RESULT).is_file():
             return self._stored()
         self.folder.mkdir(parents=True, exist_ok=True)
-        for left_over in self.folder.glob(".*.partial*"):  # of a save that was killed
+        for left_over in (*self.folder.glob(".*.partial*"), *self.folder.glob(".tmp*")):  # of a save that was killed
             left_over.unlink()
         model = make_model().to(self.compute.device)
         if self.settings.mode == "probe":
@@ -300,8 +300,8 @@ class Trial:
 
     def _save(self, model: SequenceClassifier, optimizer: torch.optim.Optimizer, state: "_State") -> None:
         stored = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "state": vars(state)}
-        with whole_file(self.folder / LAST) as partial:
-            torch.save(stored, partial)
+        with whole_file(self.folder / LAST, overwrite=True) as partial, partial.open("wb") as file:
+            torch.save(stored, file)
 
     def _load(self, model: SequenceClassifier, optimizer: torch.optim.Optimizer) -> "_State":
         stored = torch.load(self.folder / LAST, map_location=self.compute.device, weights_only=True)
@@ -311,7 +311,8 @@ class Trial:
 
     def _finish(self, state: "_State") -> TrialResult:
         assert state.best is not None
-        save_file({name: value.cpu().contiguous() for name, value in state.weights.items()}, self.folder / BEST)
+        with whole_file(self.folder / BEST, overwrite=True) as partial:
+            save_file({name: value.cpu().contiguous() for name, value in state.weights.items()}, partial)
         result = {"epoch": state.best_epoch, "dev": state.best, "rows": state.rows, "seconds": state.seconds}
         write_atomically(self.folder / RESULT, json.dumps(result, indent=2) + "\n")
         (self.folder / LAST).unlink()
@@ -343,7 +344,8 @@ class _State:
 
 def best_weights(folder: Path, device: torch.device) -> dict[str, Tensor]:
     """Of a finished trial, for `load_state_dict`."""
-    return load_file(folder / BEST, device=str(device))
+    with os_errors(folder / BEST):
+        return load_file(folder / BEST, device=str(device))
 
 
 def standardisation(labels: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:

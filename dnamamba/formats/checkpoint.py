@@ -30,7 +30,7 @@ from dnamamba import __version__
 from dnamamba.alphabet import TOKENS
 from dnamamba.errors import InputError
 from dnamamba.formats.fields import FORMAT_VERSION, format_needed, from_json, newer, to_json
-from dnamamba.formats.files import CONFIG, PROVENANCE, checkpoint_folder, read_json, sha256, whole_folder, write_json
+from dnamamba.formats.files import CONFIG, PROVENANCE, checkpoint_folder, read_json, sha256, write_json
 from dnamamba.formats.tensors import (
     HEAD,
     SAFETENSORS,
@@ -43,6 +43,7 @@ from dnamamba.formats.tensors import (
 from dnamamba.model.classifier import HeadConfig, SequenceClassifier
 from dnamamba.model.config import ModelConfig
 from dnamamba.model.language_model import LanguageModel
+from dnamamba.outputs import whole_folder
 
 ALPHABET = "tokens.json"
 MODEL_TYPE = "dnamamba"
@@ -56,28 +57,34 @@ Model = TypeVar("Model", bound=nn.Module)
 def save_checkpoint(
     model: LanguageModel, folder: Path | str, provenance: dict[str, Any], *, overwrite: bool = False
 ) -> None:
-    """Write the folder whole or not at all, see `whole_folder`; `provenance` is any JSON object."""
-    _save(Path(folder), model, {CONFIG: model.config}, provenance, overwrite)
+    """Write the folder whole or not at all, see `dnamamba.outputs.whole_folder`; `provenance` is any JSON object."""
+    with whole_folder(Path(folder), overwrite) as partial:
+        write_checkpoint(model, partial, provenance)
+
+
+def write_checkpoint(model: LanguageModel, folder: Path, provenance: dict[str, Any]) -> None:
+    """The files of a checkpoint, into a folder that is there."""
+    _write(folder, model, {CONFIG: model.config}, provenance)
 
 
 def save_classifier(
     model: SequenceClassifier, folder: Path | str, provenance: dict[str, Any], *, overwrite: bool = False
 ) -> None:
     """As `save_checkpoint`, with the head and its classes."""
-    _save(Path(folder), model, {CONFIG: model.config, CLASSIFIER: model.head_config}, provenance, overwrite)
+    with whole_folder(Path(folder), overwrite) as partial:
+        _write(partial, model, {CONFIG: model.config, CLASSIFIER: model.head_config}, provenance)
 
 
-def _save(folder: Path, model: nn.Module, said: dict[str, Any], provenance: dict[str, Any], overwrite: bool) -> None:
+def _write(folder: Path, model: nn.Module, said: dict[str, Any], provenance: dict[str, Any]) -> None:
     """`said`: file → the dataclass that it holds."""
-    with whole_folder(folder, overwrite) as partial:
-        save_file(_stored_tensors(model), partial / SAFETENSORS, metadata={"format": "pt"})
-        version = format_needed(said.values())
-        written = {"model_type": MODEL_TYPE, "format_version": version, "dnamamba_version": __version__}
-        for name, value in said.items():
-            write_json(partial / name, (written if name == CONFIG else {}) | to_json(value, version))
-        write_json(partial / ALPHABET, _alphabet())
-        digests = {key: sha256(partial / name) for name, key in _DIGESTS.items() if (partial / name).exists()}
-        write_json(partial / PROVENANCE, provenance | digests)
+    save_file(_stored_tensors(model), folder / SAFETENSORS, metadata={"format": "pt"})
+    version = format_needed(said.values())
+    written = {"model_type": MODEL_TYPE, "format_version": version, "dnamamba_version": __version__}
+    for name, value in said.items():
+        write_json(folder / name, (written if name == CONFIG else {}) | to_json(value, version))
+    write_json(folder / ALPHABET, _alphabet())
+    digests = {key: sha256(folder / name) for name, key in _DIGESTS.items() if (folder / name).exists()}
+    write_json(folder / PROVENANCE, provenance | digests)
 
 
 def load_checkpoint(folder: Path | str, device: torch.device | str = "cpu") -> tuple[LanguageModel, dict[str, Any]]:

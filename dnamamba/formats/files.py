@@ -1,15 +1,12 @@
-"""What the formats share: which folder is meant, JSON, checksums, files that have reached the disk. Torch-free."""
+"""What the formats share: which folder is meant, JSON, checksums. Torch-free."""
 
 import hashlib
 import json
-import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from dnamamba.errors import InputError
+from dnamamba.outputs import replaced_name
 
 CONFIG = "config.json"
 """The file that every checkpoint folder has, of whatever format, and that says which."""
@@ -27,7 +24,7 @@ def checkpoint_folder(folder: Path) -> Path:
             )
         folder = best
     if not folder.is_dir():
-        replaced = sibling(folder, "replaced")
+        replaced = replaced_name(folder)
         hint = f"; a save was interrupted, rename {replaced} to it" if replaced.is_dir() else ""
         raise InputError(f"{folder}: no such folder, expected a checkpoint or run folder{hint}")
     if not (folder / CONFIG).is_file():
@@ -54,41 +51,3 @@ def sha256(path: Path) -> str:
     """64 hexadecimal digits of the file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def sibling(folder: Path, purpose: str) -> Path:
-    """A hidden folder next to `folder`, on the same disk."""
-    return folder.with_name(f".{folder.name}.{purpose}")
-
-
-@contextmanager
-def whole_folder(folder: Path, overwrite: bool = False) -> Iterator[Path]:
-    """A temporary folder next to `folder` to write to; renamed to it, and on the disk, when the block ends well.
-
-    An existing `folder` is an `InputError` unless `overwrite`; then the old one stays until the new one is complete.
-    One process writes (rank 0). A disk that is full or read-only raises `OSError`.
-    """
-    if folder.exists() and not overwrite:
-        raise InputError(f"{folder}: exists already; choose another folder or remove it first")
-    partial, replaced = sibling(folder, "partial"), sibling(folder, "replaced")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(partial, ignore_errors=True)  # left by a save that was killed
-    partial.mkdir()
-    yield partial
-    for path in (*partial.iterdir(), partial):
-        sync(path)
-    if folder.exists():
-        shutil.rmtree(replaced, ignore_errors=True)
-        folder.rename(replaced)
-    partial.rename(folder)
-    sync(folder.parent)
-    shutil.rmtree(replaced, ignore_errors=True)
-
-
-def sync(path: Path) -> None:
-    """Returns when a file or a folder's entries have reached the disk: a later crash of the machine leaves them."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -17,11 +17,12 @@ from dnamamba import __version__
 from dnamamba.alphabet import BASES, BOS, PAD
 from dnamamba.errors import InputError
 from dnamamba.formats import foreign
-from dnamamba.formats.files import CONFIG, PROVENANCE, sha256, whole_folder, write_json
+from dnamamba.formats.files import CONFIG, PROVENANCE, sha256, write_json
 from dnamamba.formats.tensors import HEAD, SAFETENSORS
 from dnamamba.formats.vocabulary import TOKENIZER, tokenizer_config, tokenizer_json
 from dnamamba.model.config import ModelConfig
 from dnamamba.model.language_model import LanguageModel
+from dnamamba.outputs import whole_folder
 
 MODEL_TYPE = "mamba"
 _KEYS = {

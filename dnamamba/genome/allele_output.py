@@ -54,12 +54,13 @@ def annotate_alleles(
     *,
     replaces: str,
     notes: Sequence[str],
+    overwrite: bool,
 ) -> None:
     """Writes the VCF at `path` to `out` with the fields added: every record, in order (`vcf.annotate`).
 
     Args:
         reason: (alleles,) uint8, a code of `REASON_NAMES`; it goes into the field `skipped`.
-        replaces, notes: as of `vcf.annotate`.
+        replaces, notes, overwrite: as of `vcf.annotate`.
     """
     lengths = {
         name: store.contig(there).length
@@ -68,7 +69,17 @@ def annotate_alleles(
     }
     texts = _texts(checked.alleles.first, fields, reason)
     declared = [*(each.field for each in fields), skipped, NO_ALT]
-    vcf.annotate(path, out, declared, texts, records, replaces=replaces, notes=notes, contig_lengths=lengths)
+    vcf.annotate(
+        path,
+        out,
+        declared,
+        texts,
+        records,
+        replaces=replaces,
+        notes=notes,
+        contig_lengths=lengths,
+        overwrite=overwrite,
+    )
 
 
 def refuse_output(path: Path, vcf_in: Path) -> None:

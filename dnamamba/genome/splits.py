@@ -27,6 +27,7 @@ from dnamamba.genome.intervals import (
     widen,
 )
 from dnamamba.genome.store import Contig, TokenStore
+from dnamamba.outputs import whole_file
 
 SPLITS = ("train", "validation", "test")
 BLOCKS_A_SPLIT = 16
@@ -56,7 +57,8 @@ class Splits:
     def write_bed(self, path: Path) -> None:
         """One BED file: contig, start, end, and the split as the name column."""
         rows = (f"{i.contig}\t{i.start}\t{i.end}\t{split}\n" for split in SPLITS for i in getattr(self, split))
-        path.write_text("".join(rows), encoding="utf-8")
+        with whole_file(path, overwrite=True) as partial:
+            partial.write_text("".join(rows), encoding="utf-8")
 
 
 def make_splits(

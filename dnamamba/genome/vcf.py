@@ -182,6 +182,7 @@ def annotate(
     replaces: str = "",
     notes: Sequence[str] = (),
     contig_lengths: dict[str, int] | None = None,
+    overwrite: bool = False,
     progress: OnProgress | None = None,
 ) -> int:
     """Writes the VCF at `path` to `out`, whole or not at all, each record with the `fields` added; returns the records.
@@ -195,6 +196,7 @@ def annotate(
             warning.
         notes: header lines of our own, `##key=value`; earlier ones of the same key are replaced.
         contig_lengths: contigs of the records and their lengths, declared where the header does not.
+        overwrite: whether `out` may be replaced.
     """
     names = [field.name.encode() for field in fields]
     older: set[bytes] = set()
@@ -206,7 +208,11 @@ def annotate(
         return ours
 
     count = 0
-    with open_vcf(path, progress) as (header, lines), whole_file(out) as partial, _create(partial) as write:
+    with (
+        open_vcf(path, progress) as (header, lines),
+        whole_file(out, overwrite) as partial,
+        _create(partial) as write,
+    ):
         write(b"".join(_new_header(header, fields, is_replaced, notes, contig_lengths or {})))
         pending: list[bytes] = []
         for line, texts in zip(unchanged(path, records, lines), values, strict=True):

@@ -11,8 +11,11 @@ if TYPE_CHECKING:
 
 
 def save_png(figure: "Figure", path: Path) -> None:
-    """The whole picture or nothing appears under this name. Texts are drawn as they are: contigs and genes may have
-    dollar signs in their names, between which matplotlib would read a formula."""
+    """The whole picture or nothing appears under this name, where an older one is replaced.
+
+    Texts are drawn as they are: contigs and genes may have dollar signs in their names, between which matplotlib would
+    read a formula.
+    """
     from matplotlib.text import Text
 
     for axes in figure.axes:
@@ -22,7 +25,7 @@ def save_png(figure: "Figure", path: Path) -> None:
         assert isinstance(text, Text)
         if "\\mathdefault" not in text.get_text():  # matplotlib's own, of logarithmic axes
             text.set_parse_math(False)
-    with whole_file(path) as partial:
+    with whole_file(path, overwrite=True) as partial:
         figure.savefig(partial, dpi=120, format="png")
 
 

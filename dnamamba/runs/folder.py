@@ -11,6 +11,7 @@ learning_curve.png   drawn from metrics.csv
 validation_by_class.csv, .png   the last validation by position in the window, region class and contig
 summary.json         the result, of a finished run alone
 summary.unfinished.json   of a run that a signal stopped: how far it came
+.lock                who writes the run now, see `dnamamba.runs.lock`
 """
 
 import csv
@@ -18,8 +19,11 @@ import io
 import json
 import os
 import platform
+import shlex
+import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
@@ -28,7 +32,8 @@ from typing import Any
 from dnamamba import __version__
 from dnamamba.errors import InputError
 from dnamamba.formats.files import read_json
-from dnamamba.outputs import whole_file
+from dnamamba.outputs import os_errors, partial_name, remove_left_overs, whole_file
+from dnamamba.runs.lock import RunLock
 
 METRICS = (
     "step",
@@ -72,6 +77,7 @@ class RunFolder:
         self.unfinished = path / "summary.unfinished.json"
         self.validation = path / "validation_by_class.csv"
         self.validation_plot = path / "validation_by_class.png"
+        self.lock = RunLock(path)
 
     def refuse_existing(self) -> None:
         """Called before the long work begins, so that nobody waits for an answer like this. Raises `InputError`."""
@@ -81,18 +87,33 @@ class RunFolder:
             )
 
     def create(self, config: str) -> None:
-        """With its config.yaml or not at all, so that `--resume` can continue whatever run folder there is.
+        """With its config.yaml or not at all, so that `--resume` can continue whatever run folder there is. This
+        process holds the folder's lock then.
 
         Raises `InputError` when it exists or cannot be made.
         """
         self.refuse_existing()
-        partial = RunFolder(self.path.with_name(f".{self.path.name}.{os.getpid()}.partial"))
+        partial = RunFolder(partial_name(self.path))
         try:
+            self.path.absolute().parent.mkdir(parents=True, exist_ok=True)
+            remove_left_overs(self.path)
             partial.checkpoints.mkdir(parents=True)
-            partial.config.write_text(config, encoding="utf-8")
+            write_atomically(partial.config, config)
+            self.lock.folder = partial.path
+            self.lock.take()
             partial.path.rename(self.path)
         except OSError as error:
             raise InputError(f"{self.path}: cannot make the run folder ({error.strerror}); choose --out") from None
+        finally:
+            if partial.path.exists():
+                self.lock.release()
+                shutil.rmtree(partial.path, ignore_errors=True)
+            self.lock.folder = self.path
+
+    def resume_command(self, verb: str) -> str:
+        """What continues the run, as a shell takes it from the current folder."""
+        shown = min(str(self.path), os.path.relpath(self.path), key=len)
+        return f"python -m dnamamba.{verb} --resume --out {shlex.quote(shown)}"
 
     def clean_up(self) -> None:
         """Removes what a killed process left half-written among the files of the run."""
@@ -101,6 +122,12 @@ class RunFolder:
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         write_atomically(self.path / name, json.dumps(content, indent=2) + "\n")
+
+    def write_environment(self, devices: list[str]) -> None:
+        """environment.json; of a run that is resumed, environment-resumed-TIME.json."""
+        first = self.path / "environment.json"
+        began = time.strftime("%Y%m%d-%H%M%S")
+        self.write_json(f"environment-resumed-{began}.json" if first.exists() else first.name, environment(devices))
 
     def write_summary(self, result: Mapping[str, Any]) -> None:
         """summary.json: the run is finished."""
@@ -130,7 +157,7 @@ class RunFolder:
 
     def add_metrics(self, row: Mapping[str, float | int | None]) -> None:
         cells = (row.get(name) for name in METRICS)
-        with self.metrics.open("a", newline="") as file:
+        with os_errors(self.metrics), self.metrics.open("a", newline="") as file:
             csv.writer(file, lineterminator="\n").writerow("" if cell is None else _short(cell) for cell in cells)
 
     def read_metrics(self) -> list[dict[str, str]]:
@@ -159,8 +186,8 @@ def _short(value: str | float | int) -> str:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """The whole text or nothing appears under this name."""
-    with whole_file(path) as partial:
+    """The whole text or nothing appears under this name, where an older one is replaced."""
+    with whole_file(path, overwrite=True) as partial:
         partial.write_text(text, encoding="utf-8")
 
 

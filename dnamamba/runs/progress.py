@@ -78,6 +78,13 @@ def si(number: float) -> str:
     return f"{number:.0f} "
 
 
+def compared(count: float, other: float, unit: str) -> str:
+    """How many a count is against another: '3.2 times fewer than UNIT', '1.4 times as many as UNIT'."""
+    if count <= 0.95 * other:
+        return f"{other / count:.1f} times fewer than {unit}"
+    return f"about as many as {unit}" if count <= 1.05 * other else f"{count / other:.1f} times as many as {unit}"
+
+
 def clock(seconds: float) -> str:
     """3725 → '1:02:05'."""
     minutes, second = divmod(round(seconds), 60)

@@ -1,19 +1,29 @@
 """Checkpoints of a run: written whole or not at all, the best and the last few kept."""
 
-import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from dnamamba.errors import InputError
-from dnamamba.formats.checkpoint import save_checkpoint
-from dnamamba.formats.files import sync
+from dnamamba.formats.checkpoint import write_checkpoint
+from dnamamba.outputs import replace_link, whole_folder
 from dnamamba.training.module import PretrainModule
 
 TRAINER_STATE = "trainer.ckpt"
 """Lightning's own file inside a checkpoint folder: optimiser, loops, weights. Only `--resume` reads it."""
+
+
+class TrainerStateIO(TorchCheckpointIO):
+    """Lightning's own goes through a copy in memory and one in the folder for temporary files, which is small on many
+    machines; here nobody sees the file before it is whole."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        with Path(path).open("wb") as file:
+            torch.save(checkpoint, file)
 
 
 class CheckpointKeeper:
@@ -39,26 +49,22 @@ class CheckpointKeeper:
         """All ranks call this. `step`, `bases` read so far and `metrics` go into provenance.json. Raises `InputError`
         when the disk is full."""
         target = self._path(step)
-        partial = self.folder / f".{target.name}.partial"
+        if not trainer.is_global_zero:
+            trainer.save_checkpoint(target / TRAINER_STATE)  # takes part; the first rank writes
+            self.saved_step = step
+            return
         try:
-            if trainer.is_global_zero:
-                shutil.rmtree(partial, ignore_errors=True)
+            with whole_folder(target, overwrite=True) as partial:
                 reached = {"step": step, "tokens": bases, "metrics": metrics}
-                save_checkpoint(module.model, partial, self.provenance | reached)
-            trainer.save_checkpoint(partial / TRAINER_STATE)
-            if trainer.is_global_zero:
-                sync(partial / TRAINER_STATE)
-                shutil.rmtree(target, ignore_errors=True)
-                os.replace(partial, target)
-                sync(self.folder)
-                self._link("last", target.name)
-                if best:
-                    self._link("best", target.name)
-                self._prune()
+                write_checkpoint(module.model, partial, self.provenance | reached)
+                trainer.save_checkpoint(partial / TRAINER_STATE)
+            replace_link(self.folder / "last", target.name)
+            if best:
+                replace_link(self.folder / "best", target.name)
+            self._prune()
         except OSError as error:
             if error.errno is None:
                 raise
-            shutil.rmtree(partial, ignore_errors=True)
             raise InputError(
                 f"{target}: the checkpoint could not be written ({error.strerror}); the one before it is intact: "
                 "free some and continue with --resume"
@@ -76,17 +82,11 @@ class CheckpointKeeper:
             else:
                 shutil.rmtree(left_over)
         if best_step is not None and (best := self._path(best_step)).is_dir():
-            self._link("best", best.name)
+            replace_link(self.folder / "best", best.name)
         self._prune()
 
     def _path(self, step: int) -> Path:
         return self.folder / f"step-{step:08d}"
-
-    def _link(self, name: str, target: str) -> None:
-        temporary = self.folder / f".{name}.{os.getpid()}"
-        temporary.unlink(missing_ok=True)
-        temporary.symlink_to(target)
-        os.replace(temporary, self.folder / name)
 
     def _prune(self) -> None:
         linked = {(self.folder / name).resolve() for name in ("last", "best")}

@@ -3,7 +3,7 @@
 import logging
 import math
 import os
-import time
+import threading
 import warnings
 from dataclasses import replace
 from functools import partial
@@ -22,6 +22,7 @@ from dnamamba.genome.markov import MarkovScore
 from dnamamba.inference.provenance import contig_lengths
 from dnamamba.model.language_model import LanguageModel
 from dnamamba.model.settings import model_config
+from dnamamba.outputs import os_errors
 from dnamamba.report.learning_curve import plot_learning_curve
 from dnamamba.report.validation_by_class import plot_validation_by_class
 from dnamamba.runs.folder import RunFolder, environment, write_atomically
@@ -32,7 +33,7 @@ from dnamamba.runs.summary import verdict
 from dnamamba.settings.fields import as_plain
 from dnamamba.training.baseline import best_markov, bits_over_all
 from dnamamba.training.callbacks import RunControl
-from dnamamba.training.checkpoints import TRAINER_STATE, CheckpointKeeper
+from dnamamba.training.checkpoints import TRAINER_STATE, CheckpointKeeper, TrainerStateIO
 from dnamamba.training.estimate import advice, estimate, is_worth_measuring
 from dnamamba.training.header import device_name, print_header
 from dnamamba.training.module import PretrainModule
@@ -51,9 +52,16 @@ def pretrain(requested: PretrainSettings) -> Path:
     """
     settings = resolve(requested)
     folder = RunFolder(settings.out)
+    with folder.lock:
+        return _pretrain(requested, settings, folder)
+
+
+def _pretrain(requested: PretrainSettings, settings: ResolvedPretrainSettings, folder: RunFolder) -> Path:
     first_process = process_rank().rank == 0
     recorded = None
     if settings.resume:
+        if first_process and not settings.dry_run:
+            folder.lock.take()
         recorded = recorded_splits(folder)
         staged = len(warmup_lengths(settings)) > 1
         why = " with --length_warmup, whose stages are shares of the steps," if staged else ""
@@ -83,9 +91,7 @@ def pretrain(requested: PretrainSettings) -> Path:
         else:
             folder.create(config_text)
         folder.write_json(DATA, {"splits": prepared.fingerprint})
-        began = time.strftime("%Y%m%d-%H%M%S")
-        name = f"environment-resumed-{began}.json" if settings.resume else "environment.json"
-        folder.write_json(name, environment([device_name(settings)] * settings.devices))
+        folder.write_environment([device_name(settings)] * settings.devices)
         for genome in prepared.genomes:
             genome.splits.write_bed(folder.path / (f"splits-{genome.name}.bed" if genome.name else "splits.bed"))
         print_header(settings, config, model, prepared)
@@ -93,9 +99,10 @@ def pretrain(requested: PretrainSettings) -> Path:
             _print_estimate(settings, model, prepared)
 
     os.environ[RUN_FOLDER_VARIABLE] = str(folder.path)  # for the processes that this one starts
-    with together(settings.devices, f"continue with: {_resume_command(folder)}"):
+    with together(settings.devices, f"continue with: {folder.resume_command('pretrain')}"):
         makes_the_group = settings.devices > 1 and not torch.distributed.is_initialized()
-        control = _train(settings, model, prepared, folder)
+        with os_errors(folder.path):  # those of TensorBoard's files do not say where
+            control = _train(settings, model, prepared, folder)
         if makes_the_group:
             torch.distributed.destroy_process_group()  # by all at once: NCCL's end waits for the peers
     if not first_process:
@@ -106,7 +113,7 @@ def pretrain(requested: PretrainSettings) -> Path:
         reached = {"step": control.step, "steps": settings.max_steps}
         known = _draw_and_summarise(prepared, folder, control, [])  # no Markov models: a signal does not wait
         folder.write_unfinished(control.stopped_by.name, reached | known)
-        print(f"stopped by {control.stopped_by.name}; continue with: {_resume_command(folder)}")
+        print(f"stopped by {control.stopped_by.name}; continue with: {folder.resume_command('pretrain')}")
         raise SystemExit(128 + control.stopped_by)
     _finish(settings, prepared, folder, control)
     return folder.path
@@ -152,7 +159,7 @@ def _train(
         strategy=DDPStrategy(timeout=PATIENCE, gradient_as_bucket_view=True, broadcast_buffers=False)
         if settings.devices > 1
         else "auto",
-        plugins=[LightningEnvironment()],
+        plugins=[LightningEnvironment(), TrainerStateIO()],
         precision="bf16-mixed" if settings.precision == "bf16" else "32-true",
         max_steps=settings.max_steps,
         callbacks=[control],
@@ -199,6 +206,13 @@ def _quiet_lightning() -> None:
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module=r"lightning\.")
+    threading.excepthook = _excepthook
+
+
+def _excepthook(raised: threading.ExceptHookArgs) -> None:
+    """TensorBoard writes from a thread of its own, and raises in ours what it raises there."""
+    if not (isinstance(raised.exc_value, OSError) and type(raised.thread).__module__.startswith("tensorboard")):
+        threading.__excepthook__(raised)
 
 
 def _provenance(settings: ResolvedPretrainSettings, prepared: Prepared) -> dict[str, Any]:
@@ -239,9 +253,9 @@ def _finish(settings: ResolvedPretrainSettings, prepared: Prepared, folder: RunF
     print(f"   results  {folder.learning_curve}, {folder.validation_plot}, {folder.summary}")
     print(f"checkpoint  {folder.checkpoints / ('best' if control.best_step else 'last')}")
     if control.out_of_patience:
-        print(f"      next  continue all the same: {_resume_command(folder)} --patience 0")
+        print(f"      next  continue all the same: {folder.resume_command('pretrain')} --patience 0")
     elif not settings.length_warmup:
-        print(f"      next  train longer: {_resume_command(folder)} --max_steps {2 * settings.max_steps}")
+        print(f"      next  train longer: {folder.resume_command('pretrain')} --max_steps {2 * settings.max_steps}")
 
 
 def _draw_and_summarise(
@@ -277,11 +291,3 @@ def _draw_and_summarise(
 def _finite(number: float) -> float | None:
     """JSON has no NaN."""
     return number if math.isfinite(number) else None
-
-
-def _resume_command(folder: RunFolder) -> str:
-    try:
-        shown: Path | str = os.path.relpath(folder.path)
-    except ValueError:
-        shown = folder.path
-    return f"python -m dnamamba.pretrain --resume --out {shown}"

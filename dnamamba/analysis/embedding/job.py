@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import tempfile
 import time
 import zipfile
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ from dnamamba.genome.sequences import NamedSequence, open_for_sequences, read_se
 from dnamamba.genome.view import GenomeView
 from dnamamba.inference.load import Inference, load_for_inference
 from dnamamba.model.abilities import Ability, require
-from dnamamba.outputs import refuse_existing, refuse_missing_library, whole_file
+from dnamamba.outputs import refuse_existing, refuse_missing_library, scratch_folder, whole_file
 from dnamamba.runs.progress import by_count, job_bar, si
 
 if TYPE_CHECKING:
@@ -49,9 +48,8 @@ def embed(settings: EmbedSettings) -> None:
     rows = bases if settings.pool == "position" else len(sequences)
     passes = 2 if settings.both_strands else 1
     # In a file and not in memory: an embedding a position is a thousand bytes a base.
-    folder = settings.out.absolute().parent
-    with whole_file(settings.out) as partial, tempfile.TemporaryDirectory(dir=folder, prefix=".dnamamba-") as name:
-        array = _array_on_disk(Path(name) / "embedding.npy", (rows, width))
+    with whole_file(settings.out, settings.overwrite) as partial, scratch_folder(partial) as folder:
+        array = _array_on_disk(folder / "embedding.npy", (rows, width))
         began = time.perf_counter()
         with job_bar("embedding", "b") as report:
             embed_sequences(
@@ -65,9 +63,9 @@ def embed(settings: EmbedSettings) -> None:
             )
         seconds = time.perf_counter() - began
         if settings.out.suffix == ".npz":
-            _write_npz(Path(name), array, sequences, settings.pool, partial)
+            _write_npz(folder, array, sequences, settings.pool, partial)
         else:
-            _write_parquet(Path(name), array, sequences, settings.pool, partial)
+            _write_parquet(folder, array, sequences, settings.pool, partial)
         del array
     print(f"  embedded  {si(passes * bases)}b in {seconds:.1f} s, {si(passes * bases / seconds)}b/s")
     print(f"   written  {settings.out}: {rows:,} embeddings of {width} numbers")
@@ -107,15 +105,14 @@ def _write_parquet(folder: Path, array: np.ndarray, sequences: Sequence[NamedSeq
 
     kind = polars.Array(polars.Float32, array.shape[1])
     table = polars.DataFrame(_columns(sequences))
-    parts = folder / "parts"
-    parts.mkdir()
+    parts = []
     for first in range(0, len(array), PART):
         last = min(first + PART, len(array))
         rows = table[first:last] if pool != "position" else _positions(table, sequences, first, last)
         part = rows.with_columns(polars.Series("embedding", array[first:last], dtype=kind))
-        part.write_parquet(parts / f"{first:012d}.parquet", compression="lz4")
-    written = sorted(parts.iterdir())  # polars appends to no Parquet file
-    polars.scan_parquet(written, glob=False).sink_parquet(path)
+        parts.append(folder / f"{first:012d}.parquet")
+        part.write_parquet(parts[-1], compression="lz4")
+    polars.scan_parquet(parts, glob=False).sink_parquet(path)  # polars appends to no Parquet file
 
 
 def _positions(

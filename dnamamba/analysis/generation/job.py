@@ -96,7 +96,10 @@ def _output(settings: GenerateSettings) -> Iterator[TextIO]:
     if settings.out is None:
         yield sys.stdout
         return
-    with whole_file(settings.out) as partial, partial.open("w", encoding="utf-8", errors="replace") as file:
+    with (
+        whole_file(settings.out, settings.overwrite) as partial,
+        partial.open("w", encoding="utf-8", errors="replace") as file,
+    ):
         yield file
 
 

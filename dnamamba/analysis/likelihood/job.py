@@ -35,7 +35,7 @@ from dnamamba.genome.view import GenomeView
 from dnamamba.inference.load import Inference, load_for_inference
 from dnamamba.inference.provenance import genome_warning, result_provenance
 from dnamamba.model.abilities import Ability, require
-from dnamamba.outputs import refuse_existing, whole_file
+from dnamamba.outputs import refuse_existing, whole_files
 from dnamamba.runs.progress import by_count, job_bar, si
 
 FORMATS = ("bigwig", "bedgraph", "parquet", "npz")
@@ -84,12 +84,10 @@ def run_likelihood(settings: LikelihoodSettings) -> None:
         print(f"{label:>10}  {text}", flush=True)
 
     sums = LikelihoodSums()
-    with contextlib.ExitStack() as stack:
-        # All temporary names first: they become files only when every writer has closed its own well.
-        lengths = {name: store.contig(name).length for name in wanted}
-        files = open_files(settings.out, choice.formats, choice.columns, lengths)
-        names = [(stack.enter_context(whole_file(path)), open_it) for path, open_it in files]
-        card_name = stack.enter_context(whole_file(card))
+    lengths = {name: store.contig(name).length for name in wanted}
+    files = open_files(settings.out, choice.formats, choice.columns, lengths)
+    with whole_files([card, *planned], settings.overwrite) as (card_name, *partials):
+        names = [(partial, open_it) for partial, (_, open_it) in zip(partials, files, strict=True)]
         compute_seconds, write_seconds = _compute_and_write(
             settings, choice, inference, store, wanted, tiles, names, batch_tokens, sums
         )

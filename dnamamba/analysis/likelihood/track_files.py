@@ -1,12 +1,11 @@
 """Files of tracks, written contig by contig in constant memory: bigWig, bedGraph, Parquet, npz.
 
-Each `open_*` gives a function that is called with every contig's `ContigTracks` in the files' order. Polars and
-pysam are imported by the formats that need them.
+Each `open_*` gives a function that is called with every contig's `ContigTracks` in the files' order. Polars is
+imported by the formats that need it.
 """
 
 import importlib.util
 import re
-import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -18,7 +17,7 @@ import numpy as np
 from dnamamba.alphabet import TOKEN_TO_ASCII
 from dnamamba.analysis.likelihood.contig_tracks import Column, ContigTracks
 from dnamamba.errors import InputError
-from dnamamba.outputs import bgzip_file
+from dnamamba.outputs import bgzip_file, scratch_folder
 from dnamamba.report.bigwig import BigWigWriter
 
 if TYPE_CHECKING:
@@ -108,12 +107,12 @@ def open_parquet(path: Path, columns: Sequence[Column], lengths: Lengths) -> Ite
     schema = table_schema(columns, lengths)
     # In parts, which polars then joins by itself. It could also pull our tables, but Python called from its threads
     # while other threads wait for polars has ended in a deadlock.
-    with tempfile.TemporaryDirectory(prefix=f"{path.name}.", dir=path.parent) as folder:
+    with scratch_folder(path) as folder:
         parts: list[Path] = []
 
         def write(contig: ContigTracks) -> None:
             for block in contig.blocks():
-                parts.append(Path(folder, f"{len(parts):09}.parquet"))
+                parts.append(folder / f"{len(parts):09}.parquet")
                 table_of(contig, block, columns, schema).write_parquet(parts[-1], compression="lz4")
 
         yield write
@@ -171,7 +170,7 @@ def open_files(
     return files
 
 
-_LIBRARIES = {"bigwig": (), "bedgraph": ("polars", "pysam"), "parquet": ("polars",), "npz": ()}
+_LIBRARIES = {"bigwig": (), "bedgraph": ("polars",), "parquet": ("polars",), "npz": ()}
 """format -> what it is written with"""
 
 

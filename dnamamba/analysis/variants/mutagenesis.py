@@ -19,9 +19,9 @@ from dnamamba.genome.regions import parse_region
 from dnamamba.genome.view import GenomeView
 from dnamamba.inference.load import Inference, load_for_inference
 from dnamamba.inference.provenance import genome_warning
-from dnamamba.outputs import refuse_existing, refuse_missing_library, write_arrays, write_table
+from dnamamba.outputs import refuse_existing, refuse_missing_library, whole_files, write_arrays, write_table
 from dnamamba.report.mutagenesis import plot_mutagenesis
-from dnamamba.runs.progress import job_bar, si
+from dnamamba.runs.progress import compared, job_bar, si
 
 if TYPE_CHECKING:
     import polars
@@ -67,7 +67,8 @@ def mutagenesis(settings: MutagenesisSettings) -> Saturation:
     with job_bar("mutagenesis", "changes, each strand counted") as report:
         found = saturate(inference, store, region, plan, report)
     seconds = time.perf_counter() - began
-    write(found, paths)
+    with whole_files(list(paths.values()), settings.overwrite) as partials:
+        write(found, dict(zip(paths, partials, strict=True)))
     for label, text in _summary(found, seconds, paths):
         print(f"{label:>10}  {text}")
     return found
@@ -131,17 +132,17 @@ def saturation_table(found: Saturation) -> "polars.DataFrame":
 
 
 def write(found: Saturation, paths: dict[str, Path]) -> None:
-    """The files of `paths`, by format."""
+    """The files of `paths`, by format; those that exist are replaced."""
     region = found.region
     sequence = decode(found.tokens)
     matrices = {"llr": found.llr, "llr_forward": found.llr_forward, "llr_reverse": found.llr_reverse}
     if "npz" in paths:
         interval = {"contig": np.array(region.contig), "start": np.array(region.start), "sequence": np.array(sequence)}
-        write_arrays({**interval, **matrices}, paths["npz"])
+        write_arrays({**interval, **matrices}, paths["npz"], overwrite=True)
     if tables := [paths[kind] for kind in ("parquet", "tsv") if kind in paths]:
         table = saturation_table(found)
         for path in tables:
-            write_table(table, path)
+            write_table(table, path, overwrite=True)
     if "png" in paths:
         plot_mutagenesis(saturation_table(found), paths["png"])
 
@@ -197,7 +198,7 @@ def _summary(found: Saturation, seconds: float, paths: dict[str, Path]) -> list[
     lines = [
         ("scored", f"{3 * (found.tokens.size - missing):,} changes on both strands in {seconds:.1f} s"),
         ("missing", f"{missing:,} positions: N, or where a strand begins" if missing else ""),
-        ("bases run", f"{si(run)}b: {tokens.full / run:.1f} times fewer than four windows a change" if run else ""),
+        ("bases run", f"{si(run)}b: {compared(run, tokens.full, 'four windows a change')}" if run else ""),
         ("--suffix", describe_truncation(found.scores.truncation)),
         ("lowest", _lowest(found)),
         ("written", ", ".join(map(str, paths.values()))),

@@ -19,7 +19,7 @@ from dnamamba.genome.view import GenomeView
 from dnamamba.inference.load import Inference, load_for_inference
 from dnamamba.inference.provenance import genome_warning, result_provenance
 from dnamamba.outputs import refuse_existing, write_table
-from dnamamba.runs.progress import job_bar, si
+from dnamamba.runs.progress import compared, job_bar, si
 
 STRANDS = 2
 
@@ -55,7 +55,10 @@ def score(settings: ScoreSettings) -> None:
         write_scored_vcf(settings, store, records, checked, columns, provenance)
     else:
         write_table(
-            scored_table(records, vcf.read_ids(settings.vcf, records), checked, columns), settings.out, provenance
+            scored_table(records, vcf.read_ids(settings.vcf, records), checked, columns),
+            settings.out,
+            settings.overwrite,
+            provenance,
         )
     for label, text in _summary(settings.out, columns, scores, seconds):
         print(f"{label:>10}  {text}")
@@ -109,7 +112,7 @@ def _summary(out: Path, columns: ScoreColumns, scores: Scores, seconds: float) -
             (
                 "bases run",
                 f"{si(run)}b ({si(tokens.tiles)}b in tiles, {si(tokens.alleles)}b after kept states; "
-                f"{si(tokens.check)}b to check): {tokens.full / run:.1f} times fewer than four windows an allele",
+                f"{si(tokens.check)}b to check): {compared(run, tokens.full, 'four windows an allele')}",
             )
         )
     if text := describe_truncation(scores.truncation):

@@ -90,6 +90,7 @@ def write_scored_vcf(
         skipped_field("DNAMAMBA_SKIPPED", "DNAMAMBA_LLR"),
         replaces="|".join(f"DNAMAMBA_{name}" for name, _ in _INFO.values()),
         notes=notes,
+        overwrite=settings.overwrite,
     )
 
 
