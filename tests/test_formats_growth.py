@@ -116,8 +116,9 @@ def test_a_file_changed_by_hand_is_found(tmp_path, name):
     ("changes", "message"),
     [
         ({"d_model": 10**9}, r"embedding.weight has shape \(16, 16\), config.json makes it \(16, 1000000000\)"),
-        ({"n_layer": 10**5}, r"lacks the parameters backbone.layers.2.\* that"),
-        ({"n_layer": 10**30}, r"lacks the parameters backbone.layers.2.\* that"),
+        ({"n_layer": 1000}, r"lacks the parameters backbone.layers.2.\* that"),
+        ({"n_layer": 10**5}, "model.n_layer: 100000 is not possible, expected a whole number from 1 to 1024"),
+        ({"n_layer": 10**30}, "model.n_layer: 10+ is not possible"),
         ({"vocabulary_size": 10**12}, "embedding.weight has shape"),
         ({"expand": 10**9}, "has shape .* makes it"),
         ({"expand": 10**18}, "sizes that no tensor can have"),

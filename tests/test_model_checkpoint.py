@@ -114,6 +114,19 @@ def truncate_with_checksum(folder):
     edit_json("provenance.json", weights_sha256=checkpoint.sha256(path))(folder)
 
 
+def many_layers(folder):
+    """A header with as many blocks as there may be, all but two of them a name and nothing behind it."""
+    edit_weights(lambda tensors: tensors.update({f"backbone.layers.{n}.x": torch.zeros(1) for n in range(2, 1024)}))(
+        folder
+    )
+    edit_json("config.json", n_layer=1024)(folder)
+
+
+def deep(name):
+    return lambda folder: (folder / name).write_text('{"a": ' * 5000 + "1" + "}" * 5000)
+
+
+ZERO = torch.zeros(1)
 A_LOG = "backbone.layers.1.mixer.A_log"
 
 
@@ -134,6 +147,22 @@ A_LOG = "backbone.layers.1.mixer.A_log"
         (edit_json("config.json", d_state=8), r"layers.0.mixer.\w+(.weight)? has shape .* makes it"),
         (edit_json("config.json", n_layer=3), "lacks the parameters backbone.layers.2"),
         (edit_json("config.json", n_layer=1), "holds backbone.layers.1"),
+        (edit_json("config.json", n_layer=10**5), "model.n_layer: 100000 is not possible, expected .* from 1 to 1024"),
+        (edit_json("config.json", norm_epsilon=10**400), r"model.norm_epsilon: 10+\.\.\.0+ is not possible"),
+        (
+            edit_json("config.json", d_model=2**16, expand=256),
+            r"embedding.weight has shape \(16, 16\), .* \(16, 65536\)",
+        ),
+        (edit_json("config.json", expand=256), r"layers.0.mixer.\w+(.weight)? has shape .* makes it"),
+        (edit_weights(lambda tensors: tensors.update({f"backbone.layers.{'9' * 5000}.x": ZERO})), "holds backbone"),
+        (many_layers, r"lacks the parameter|holds backbone.layers.\d+.x, which|has shape"),
+        (deep("config.json"), "config.json: not readable as JSON"),
+        (deep("tokens.json"), "tokens.json: not readable as JSON"),
+        (deep("provenance.json"), "provenance.json: not readable as JSON"),
+        (lambda folder: (folder / "config.json").write_text('{"d_model": ' + "9" * 5000 + "}"), "not readable as JSON"),
+        (edit_json("config.json", dnamamba_version="other"), "config.json: changed since it was saved"),
+        (edit_json("provenance.json", config_sha256=None), "config.json: changed since it was saved"),
+        (edit_json("provenance.json", config_sha256=[1]), "config.json: changed since it was saved"),
         (edit_weights(lambda tensors: tensors.pop(A_LOG)), f"lacks the parameter {A_LOG}"),
         (edit_weights(lambda tensors: tensors.update({A_LOG: tensors[A_LOG].half()})), f"{A_LOG} is torch.float16"),
         (edit_weights(lambda tensors: tensors[A_LOG][3].fill_(torch.nan)), f"{A_LOG} holds NaN"),

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from dnamamba.alphabet import BASES
-from dnamamba.errors import InputError
+from dnamamba.errors import InputError, one_line
 from dnamamba.finetuning.apply_variants import predict_vcf, takes_variants
 from dnamamba.finetuning.predictions import predict_logits
 from dnamamba.finetuning.queries import Queries, in_blocks, read_queries
@@ -44,7 +44,8 @@ def predict(settings: PredictSettings) -> None:
     head = inference.model.head_config
     refuse_other_queries(inference, of_variants=settings.vcf is not None)
     outputs = f"{', '.join(head.names[:12])}{', …' if len(head.names) > 12 else ''}"
-    print(f"checkpoint  {settings.checkpoint}: task {inference.provenance.get('task')}, {head.kind}: {outputs}")
+    task = f"task {inference.provenance.get('task')}, {head.kind}: {outputs}"
+    print(f"checkpoint  {settings.checkpoint}: {one_line(task)}")
     print(f"   kernels  {describe_kernels(inference.device)}")
     if settings.vcf is not None:
         predict_vcf(settings, inference)

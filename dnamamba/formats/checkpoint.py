@@ -28,7 +28,7 @@ from torch import Tensor
 
 from dnamamba import __version__
 from dnamamba.alphabet import TOKENS
-from dnamamba.errors import InputError
+from dnamamba.errors import InputError, quoted
 from dnamamba.formats.fields import FORMAT_VERSION, format_needed, from_json, newer, to_json
 from dnamamba.formats.files import CONFIG, PROVENANCE, checkpoint_folder, read_json, sha256, write_json
 from dnamamba.formats.tensors import (
@@ -143,7 +143,7 @@ def _said(folder: Path) -> tuple[ModelConfig, HeadConfig | None]:
     model_type, version = values.pop("model_type", None), values.pop("format_version", None)
     if model_type != MODEL_TYPE or not isinstance(version, int) or isinstance(version, bool) or version < 1:
         raise InputError(
-            f"{path}: model_type {model_type!r}, format_version {version!r}; "
+            f"{path}: model_type {quoted(model_type)}, format_version {quoted(version)}; "
             f"expected {MODEL_TYPE!r}, 1 to {FORMAT_VERSION}: made by another program"
         )
     written_by = f"dnamamba {values.pop('dnamamba_version', '(unknown version)')}"
@@ -183,10 +183,13 @@ def _load(
 
 def _check_digest(folder: Path, name: str, provenance: dict[str, Any]) -> None:
     """Raises `InputError` where a file is not the one whose checksum was recorded; format 1 recorded none."""
-    recorded = provenance.get(_DIGESTS[name])
-    if recorded is not None and recorded != sha256(folder / name):
+    path, recorded = folder / name, provenance.get(_DIGESTS[name])
+    found = sha256(path) if path.is_file() else None
+    if recorded is None and (found is None or read_json(folder / CONFIG).get("format_version") == 1):
+        return
+    if recorded != found:
         raise InputError(
-            f"{folder / name}: changed since it was saved, its sha256 is not the {_DIGESTS[name]} of {PROVENANCE}; "
+            f"{path}: changed since it was saved, its sha256 is not the {_DIGESTS[name]} of {PROVENANCE}; "
             "copy the folder again"
         )
 

@@ -14,6 +14,10 @@ PROVENANCE = "provenance.json"
 """Where the weights come from, in every folder that dnamamba writes."""
 
 
+LONGEST_JSON = 64 << 20
+"""Bytes of a JSON file"""
+
+
 def checkpoint_folder(folder: Path) -> Path:
     """The folder itself, or a run folder's best checkpoint. Raises `InputError` unless it exists and has `CONFIG`."""
     if (folder / "checkpoints").is_dir():
@@ -35,7 +39,13 @@ def checkpoint_folder(folder: Path) -> Path:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object. Raises `InputError`."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            content = file.read(LONGEST_JSON + 1)
+        if len(content) > LONGEST_JSON:
+            raise InputError(f"{path}: longer than {LONGEST_JSON >> 20} MiB, which no such file of a checkpoint is")
+        value = json.loads(content.decode("utf-8"))
+    except InputError:
+        raise
     except (OSError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, no JSON, a number of 5000 digits
         raise InputError(f"{path}: not readable as JSON ({error})") from error
     if not isinstance(value, dict):

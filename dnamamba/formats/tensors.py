@@ -86,7 +86,7 @@ def meta_model(make: Callable[[], Model], config_path: Path) -> Model:
     try:
         with torch.device("meta"):
             return make()
-    except (RuntimeError, TypeError) as error:  # torch's, of numbers beyond 64 bits
+    except (OverflowError, RuntimeError, TypeError) as error:  # torch's, of numbers beyond 64 bits
         raise InputError(f"{config_path}: sizes that no tensor can have ({str(error).splitlines()[0]})") from error
 
 

@@ -10,6 +10,7 @@ and declares as "Dummy" what the header lacks.
 """
 
 import re
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -135,7 +136,9 @@ def open_vcf(path: Path, progress: OnProgress | None = None) -> Iterator[tuple[l
 
     with open_bytes(path, EXPECTED, on_read) as stream:
         if stream.peek(3)[:3] == b"BCF":  # type: ignore[attr-defined]
-            raise InputError(f"{path}: is BCF; convert it to VCF first: bcftools view -Oz -o FILE.vcf.gz {path.name}")
+            raise InputError(
+                f"{path}: is BCF; convert it to VCF first: bcftools view -Oz -o FILE.vcf.gz {shlex.quote(path.name)}"
+            )
         lines = numbered_lines(path, stream, EXPECTED)
         header = _header(path, lines)
         yield header, _records(path, lines, header[-1])

@@ -5,12 +5,13 @@ sizes of the Mamba paper's genomics experiments (arXiv 2312.00752, Appendix E.3)
 """
 
 import math
+import sys
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, NamedTuple, get_args
 
 from dnamamba.alphabet import BASES, VOCABULARY_SIZE
-from dnamamba.errors import InputError
+from dnamamba.errors import InputError, quoted
 from dnamamba.model.mixers import MIXERS
 from dnamamba.model.objectives import OBJECTIVES
 
@@ -35,7 +36,7 @@ class Bounds(NamedTuple):
         """Raises `InputError` naming the field unless the value lies within."""
         is_kind = isinstance(value, self.kinds) and (bool in self.kinds or not isinstance(value, bool))
         if not is_kind or not self.holds(value):
-            raise InputError(f"model.{name}: {value!r} is not possible, expected {self.expected}")
+            raise InputError(f"model.{name}: {quoted(value)} is not possible, expected {self.expected}")
 
 
 def whole(least: int, most: int | None = None) -> Bounds:
@@ -49,7 +50,7 @@ def one_of(choices: Collection[str]) -> Bounds:
     return Bounds((str,), lambda value: value in choices, " or ".join(map(repr, choices)))
 
 
-POSITIVE = Bounds((int, float), lambda value: 0 < value < math.inf, "a number above 0")
+POSITIVE = Bounds((int, float), lambda value: 0 < value <= sys.float_info.max, "a number above 0")
 TRUTH = Bounds((bool,), lambda value: True, "true or false")
 DT_RANK = Bounds(
     (int, str),
@@ -70,8 +71,9 @@ class ModelConfig:
 
     d_model: int = option(128, whole(1))
     """Width of the residual stream."""
-    n_layer: int = option(12, whole(1))
-    """Number of blocks."""
+    n_layer: int = option(12, whole(1, 1024))
+    """Number of blocks, 1 to 1024: to make one takes time even where its sizes, which a checkpoint's header has to
+    have, are nothing."""
     d_state: int = option(16, whole(1, 256))
     """Numbers of recurrent state a channel carries (N), 1 to 256."""
     d_conv: int = option(4, whole(2, 8))
