@@ -13,6 +13,7 @@ from dnamamba.alphabet import BASES, CLS, PAD, SEP
 from dnamamba.model.config import ModelConfig
 from dnamamba.model.language_model import Backbone
 from dnamamba.model.loss import next_base_log_likelihood
+from dnamamba.model.precision import full_precision, without_autocast
 
 NEAR = 16
 """Bases from the variant on that are also taken apart: a few codons, or a splice site."""
@@ -55,8 +56,8 @@ def allele_features(backbone: Backbone, tokens: Tensor, lengths: Tensor) -> Tens
     position = torch.arange(windows.shape[2], device=tokens.device)
     first = (windows[0] != windows[1]).int().argmax(1)[:, None]
     is_in = (position >= first) & (position < sizes[..., None])
-    with torch.autocast(tokens.device.type, enabled=False):
-        hidden = hidden.float().view(*windows.shape, -1)
+    with without_autocast(tokens.device):
+        hidden = full_precision(hidden).view(*windows.shape, -1)
         near, far = (_mean(hidden, is_in & (position < first + reach)) for reach in (NEAR, windows.shape[2]))
         changes = near[1] - near[0], far[1] - far[0]
         at, after = _log_likelihood_ratio(backbone, hidden, windows, is_in, first)
@@ -78,7 +79,7 @@ def _log_likelihood_ratio(
     backbone: Backbone, hidden: Tensor, windows: Tensor, is_in: Tensor, first: Tensor
 ) -> tuple[Tensor, Tensor]:
     """(batch,) each: of the first base that differs, and of all that follow it; N do not count."""
-    logits = F.linear(hidden[:, :, :-1], backbone.embedding.weight[:BASES].float())
+    logits = F.linear(hidden[:, :, :-1], backbone.embedding.weight[:BASES].to(hidden.dtype))
     targets = windows[:, :, 1:]
     counted = (targets < BASES) & is_in[:, :, 1:]
     log_likelihood = torch.where(counted, next_base_log_likelihood(logits, targets), 0.0)

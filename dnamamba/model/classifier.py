@@ -10,7 +10,6 @@ Shapes (the legend of this file):
 from dataclasses import dataclass
 from typing import get_args
 
-import torch
 import torch.nn as nn
 from torch import Tensor
 
@@ -18,6 +17,7 @@ from dnamamba.errors import InputError
 from dnamamba.model.alleles import allele_width
 from dnamamba.model.config import Kind, ModelConfig, Pooling, Strands
 from dnamamba.model.language_model import Backbone, LanguageModel
+from dnamamba.model.precision import full_precision, without_autocast
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,8 @@ class SequenceClassifier(nn.Module):
 
     def logits(self, features: Tensor) -> Tensor:
         """What the head sees (batch, features) → (batch, outputs) fp32, whatever the autocast."""
-        with torch.autocast(features.device.type, enabled=False):
-            return self.head(features.float())
+        with without_autocast(features.device):
+            return self.head(full_precision(features))
 
     def predictions(self, logits: Tensor) -> Tensor:
         """Logits (batch, outputs) → probabilities (multiclass: a row sums to 1), or the values of a regression."""

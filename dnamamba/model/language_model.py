@@ -22,6 +22,7 @@ from dnamamba.model.blocks import Block, RMSNorm
 from dnamamba.model.config import ModelConfig
 from dnamamba.model.objectives import objective_class
 from dnamamba.model.objectives.objective import LossSums, Objective
+from dnamamba.model.precision import autocast_dtype, full_precision, without_autocast
 from dnamamba.model.tokens import plain_tokens
 
 ModelState = tuple[Any, ...]
@@ -58,10 +59,7 @@ class Backbone(nn.Module):
 
     def _embed(self, tokens: Tensor) -> Tensor:
         hidden = self.embedding(plain_tokens(tokens).int())
-        device = hidden.device.type
-        if not self.residual_in_fp32 and torch.is_autocast_enabled(device):
-            hidden = hidden.to(torch.get_autocast_dtype(device))
-        return hidden
+        return hidden if self.residual_in_fp32 else hidden.to(autocast_dtype(hidden.device) or hidden.dtype)
 
     def forward(
         self, tokens: Tensor, state: ModelState | None = None, sequence_ids: Tensor | None = None
@@ -155,8 +153,8 @@ class LanguageModel(nn.Module):
         return self.base_logits(hidden), state
 
     def base_logits(self, hidden: Tensor) -> Tensor:
-        """hidden (…, d_model) → logits (…, 4), always in fp32: bf16 would round each by up to 0.4 %."""
-        if hidden.dtype == torch.float32:
+        """hidden (…, d_model) → logits (…, 4), at least in fp32: bf16 would round each by up to 0.4 %."""
+        if hidden.dtype in (torch.float32, torch.float64):
             return self._head(hidden)
         # Part by part, and recomputed in the backward pass: no fp32 copy of all hidden states is made or kept.
         parts = hidden.flatten(0, -2).split(_HEAD_POSITIONS)
@@ -167,8 +165,8 @@ class LanguageModel(nn.Module):
         return torch.cat(outputs).view(*hidden.shape[:-1], BASES)
 
     def _head(self, hidden: Tensor) -> Tensor:
-        with torch.autocast(hidden.device.type, enabled=False):
-            return F.linear(hidden.float(), self.lm_head.weight[:BASES].float())
+        with without_autocast(hidden.device):
+            return F.linear(full_precision(hidden), full_precision(self.lm_head.weight[:BASES]))
 
     def loss(
         self,

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dnamamba.alphabet import BASES, PAD
+from dnamamba.model.precision import full_precision
 
 
 def next_base_nll(logits: Tensor, targets: Tensor) -> Tensor:
@@ -19,7 +20,7 @@ def next_base_nll(logits: Tensor, targets: Tensor) -> Tensor:
     """
     counted = targets < BASES
     labels = targets.long().masked_fill(~counted, PAD)
-    nll = F.cross_entropy(logits.float().flatten(0, -2), labels.flatten(), ignore_index=PAD, reduction="none")
+    nll = F.cross_entropy(full_precision(logits).flatten(0, -2), labels.flatten(), ignore_index=PAD, reduction="none")
     return torch.where(counted, nll.view(targets.shape), torch.nan)
 
 

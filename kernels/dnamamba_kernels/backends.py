@@ -28,7 +28,7 @@ AUTO = {
     "cuda": ("cuda", "triton"),
     "rocm": ("triton", "reference"),
 }
-"""Platform -> what "auto" tries in this order, where data are not fp64, which `reference` takes"""
+"""Platform -> what "auto" tries in this order; data in fp64, and those of the meta device, take `reference`"""
 
 _preferred: dict[str, str] = {}
 """What "auto" means for an operator inside `preferred`."""
@@ -73,7 +73,7 @@ def candidates(operator: str, backend: str, dtype: torch.dtype, where: str) -> t
     """Backends to try in order on a platform; `preferred` plays no part here (see `requested`)."""
     if backend != "auto":
         return (backend,)
-    return ("reference",) if dtype == torch.float64 else _auto(operator, where)
+    return ("reference",) if dtype == torch.float64 or where == "meta" else _auto(operator, where)
 
 
 def choose(operator: str, backend: str, x: Tensor, *others: Tensor) -> Any:

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from dnamamba.model.config import ModelConfig
 from dnamamba.model.mixers.mixer import Mixer
+from dnamamba.model.precision import autocast_dtype, full_precision
 from dnamamba_kernels import causal_conv1d, causal_conv1d_step, selective_scan, selective_scan_step
 
 
@@ -100,8 +101,8 @@ class MambaMixer(Mixer):
 
     @property
     def A(self) -> Tensor:
-        """(channels, state) fp32, negative."""
-        return -torch.exp(self.A_log.float())
+        """(channels, state), negative; fp32, of an fp64 model fp64."""
+        return -torch.exp(full_precision(self.A_log))
 
     @property
     def conv_weight(self) -> Tensor:
@@ -111,13 +112,12 @@ class MambaMixer(Mixer):
     def init_state(self, batch: int) -> MambaState:
         """Zeros: the state before the first position, on the weights' device, in autocast's dtype if it is on."""
         device = self.in_proj.weight.device
-        autocast = torch.is_autocast_enabled(device.type)
-        dtype = torch.get_autocast_dtype(device.type) if autocast else self.in_proj.weight.dtype
+        dtype = autocast_dtype(device) or self.in_proj.weight.dtype
         channels, state = self.A_log.shape
         width = self.conv1d.kernel_size[0]
         return MambaState(
             torch.zeros(batch, width - 1, channels, device=device, dtype=dtype),
-            torch.zeros(batch, channels, state, device=device, dtype=torch.float32),
+            torch.zeros(batch, channels, state, device=device, dtype=torch.promote_types(dtype, torch.float32)),
         )
 
     def forward(

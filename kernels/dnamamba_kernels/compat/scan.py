@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from dnamamba_kernels import selective_scan
+from dnamamba_kernels.checks import compute_dtype
 
 
 def selective_scan_fn(
@@ -33,7 +34,7 @@ def selective_scan_fn(
     y, last_state = selective_scan(
         _channels_last(u),
         _channels_last(delta),
-        A.float() if A.is_floating_point() else A,
+        A if A.is_complex() else A.to(compute_dtype(u)),
         _map(B),
         _map(C),
         D=D,

@@ -11,7 +11,7 @@ from dnamamba_kernels import backends
 from dnamamba_kernels.checks import check_rows, check_sequence_ids, unit_stride
 from dnamamba_kernels.conv.protocol import ConvArguments, ConvBackend, ConvStep
 from dnamamba_kernels.conv.reference import BACKEND as REFERENCE
-from dnamamba_kernels.eager import differentiable, direct
+from dnamamba_kernels.eager import differentiable, direct, loop_over_batches, refuse_second_derivatives
 
 MAX_WIDTH = 8
 
@@ -193,6 +193,9 @@ def _backward(ctx, dy, dfinal_state):
 
 
 conv_op.register_autograd(_backward, setup_context=_setup_context)
+refuse_second_derivatives(conv_backward_op)
+for _op in (conv_op, conv_backward_op):
+    loop_over_batches(_op)
 
 
-_conv = differentiable(direct(conv_op, _forward), _setup_context, _backward)
+_conv = differentiable(direct(conv_op, _forward), _forward, _setup_context, _backward)

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from dnamamba_kernels.checks import compute_dtype
 from dnamamba_kernels.conv.protocol import ConvArguments, ConvBackend, ConvStep
+from dnamamba_kernels.eager import is_transformed
 
 
 class ReferenceConv(ConvBackend, ConvStep):
@@ -91,12 +92,13 @@ def _runs(sequence_ids: Tensor | None, width: int) -> Tensor | None:
 def _before_activation(padded: Tensor, run: Tensor | None, weight: Tensor, bias: Tensor | None) -> Tensor:
     width = weight.shape[1]
     length = padded.shape[1] - width + 1
+    add = Tensor.addcmul if is_transformed() else Tensor.addcmul_  # a batch of weights (vmap) fits into no older sum
     s = torch.zeros_like(padded[:, :length])
     if bias is not None:
-        s += bias
+        s = s + bias if is_transformed() else s.add_(bias)
     for tap in range(width):
         rows = padded[:, tap : tap + length]
         if run is not None:
             rows = torch.where((run[:, tap : tap + length] == run[:, width - 1 :])[..., None], rows, 0)
-        s.addcmul_(rows, weight[:, tap].to(s.dtype))
+        s = add(s, rows, weight[:, tap].to(s.dtype))
     return s

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dnamamba_kernels import backends
 from dnamamba_kernels.checks import check_rows, unit_stride
-from dnamamba_kernels.eager import differentiable, direct
+from dnamamba_kernels.eager import differentiable, direct, loop_over_batches, refuse_second_derivatives
 from dnamamba_kernels.norm.protocol import NormBackend
 
 
@@ -124,6 +124,9 @@ def _backward(ctx, dy, dnew_residual, _):
 
 
 norm_op.register_autograd(_backward, setup_context=_setup_context)
+refuse_second_derivatives(norm_backward_op)
+for _op in (norm_op, norm_backward_op):
+    loop_over_batches(_op)
 
 
-_norm = differentiable(direct(norm_op, _forward), _setup_context, _backward)
+_norm = differentiable(direct(norm_op, _forward), _forward, _setup_context, _backward)

@@ -52,24 +52,25 @@ class ReferenceScan(ScanBackend, ScanStep):
     ) -> tuple[Tensor, Tensor]:
         batch, chunks = dt_sums.shape[:2]
         state = end_states.new_zeros(batch, *A.shape) if initial_state is None else initial_state.clone()
-        entering = torch.empty_like(end_states)
+        entering = {}  # and not slices of one tensor: no transform of torch.func is in the way of new ones
         for k in _steps(chunks, reverse):
-            entering[:, k] = state
+            entering[k] = state
             lost = torch.isinf(dt_sums[:, k])[..., None]
             decay = torch.exp(dt_sums[:, k, :, None] * A)
             state = torch.where(lost, 0.0, decay * state) + end_states[:, k]  # 0 · NaN would be NaN
-        return entering, state
+        return torch.stack([entering[k] for k in range(chunks)], 1), state
 
     def chunk_outputs(self, a: ScanArguments, chunk_states: Tensor, chunk: int) -> Tensor:
         delta, keep = _delta(a, chunk), _keep(a, chunk)
         x = _fold(a.x.to(delta.dtype), chunk)
         B, C = _fold_map(a.B, chunk, delta.dtype), _fold_map(a.C, chunk, delta.dtype)
-        y = torch.empty_like(x)
+        y = {}
         state = chunk_states
         for j in _steps(chunk, a.options.reverse):
             state = _advance(state, x[:, :, j], delta[:, :, j], a.A, _at(B, j, a.A), keep, j, a.options)
-            y[:, :, j] = (state * _at(C, j, a.A)).sum(-1)
-        return _skip_and_gate(_unfold(y, a.x.shape[1]), a.x, a).to(a.x.dtype)
+            y[j] = (state * _at(C, j, a.A)).sum(-1)
+        folded = torch.stack([y[j] for j in range(chunk)], 2)
+        return _skip_and_gate(_unfold(folded, a.x.shape[1]), a.x, a).to(a.x.dtype)
 
     def backward_summaries(self, a: ScanArguments, dy: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
         delta, keep = _delta(a, chunk), _keep(a, chunk)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dnamamba_kernels import backends
 from dnamamba_kernels.checks import check_rows, unit_stride
-from dnamamba_kernels.eager import differentiable, direct, wants_gradient
+from dnamamba_kernels.eager import differentiable, direct, loop_over_batches, refuse_second_derivatives, wants_gradient
 from dnamamba_kernels.scan.arguments import (
     ScanArguments,
     ScanOptions,
@@ -248,6 +248,9 @@ def _backward(ctx, dy, dfinal_state, _):
 
 
 scan_op.register_autograd(_backward, setup_context=_setup_context)
+refuse_second_derivatives(scan_backward_op)
+for _op in (scan_op, scan_backward_op):
+    loop_over_batches(_op)
 
 
-_scan = differentiable(direct(scan_op, _forward), _setup_context, _backward)
+_scan = differentiable(direct(scan_op, _forward), _forward, _setup_context, _backward)
