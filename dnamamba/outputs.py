@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dnamamba.errors import InputError
+from dnamamba.text_files import BGZIP_END
 
 if TYPE_CHECKING:
     import polars
@@ -33,8 +34,6 @@ BGZIP_LEVEL = 4
 _BLOCK = 0xFF00
 """Bytes of text in a block of bgzip, as htslib has it: in whatever way they are compressed, a block is below 64 KiB."""
 _BLOCK_HEADER = struct.Struct("<4BI2BH2B2H")
-BGZIP_END = bytes.fromhex("1f8b08040000000000ff0600424302001b0003000000000000000000")
-"""The empty block that ends a file (SAM specification, section 4.1.2)"""
 
 _LONGEST_NAME, _LONGEST_SUFFIX = 100, 16
 """Bytes of a file's name that its temporary name repeats: names may have 255, host and process included."""

@@ -29,7 +29,7 @@ LONGEST_LINE = 1 << 27
 
 _BUFFER = 1 << 18
 _GZIP = b"\x1f\x8b"
-_BGZIP_END = bytes.fromhex("1f8b08040000000000ff0600424302001b0003000000000000000000")
+BGZIP_END = bytes.fromhex("1f8b08040000000000ff0600424302001b0003000000000000000000")
 """The empty block that ends every complete bgzip file (SAM specification, 4.1.2)."""
 _PACKED = 1 << 16
 """Compressed bytes given to zlib at once. Small, since it copies what follows the end of a member."""
@@ -297,7 +297,7 @@ class _Gunzip(io.RawIOBase):
             )
         before = len(self._packed)
         if not self._start:
-            self._start = self._packed[: len(_BGZIP_END)]
+            self._start = self._packed[: len(BGZIP_END)]
         try:
             data = self._member.decompress(self._packed, most)
         except zlib.error as error:
@@ -314,13 +314,13 @@ class _Gunzip(io.RawIOBase):
     def _next_member(self) -> None:
         """Stands at the next member, or at the end, of which it says what is odd."""
         start, self._start = self._start, b""
-        while len(self._packed) < len(_BGZIP_END) and self._fill():
+        while len(self._packed) < len(BGZIP_END) and self._fill():
             pass
         if self._packed.startswith(_GZIP):
             self._member = zlib.decompressobj(31)
             return
         self._ended = True
-        if start[12:14] == b"BC" and start != _BGZIP_END:
+        if start[12:14] == b"BC" and start != BGZIP_END:
             warn(
                 f"{self._path}: bgzip's last block is missing: if the file was cut between two blocks, what came after "
                 "them is lost; compare its size with that of its source"

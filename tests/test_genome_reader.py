@@ -118,7 +118,7 @@ def bgzip(data: bytes, *, end_mark: bool) -> bytes:
     size = len(body) + 25
     head = b"\x1f\x8b\x08\x04\0\0\0\0\0\xff\x06\0BC\x02\0" + struct.pack("<H", size)
     block = head + body + struct.pack("<II", zlib.crc32(data), len(data))
-    return block + (text_files._BGZIP_END if end_mark else b"")
+    return block + (text_files.BGZIP_END if end_mark else b"")
 
 
 def test_bgzip_is_read_and_its_end_block_missed(tmp_path, capsys):
