@@ -259,7 +259,7 @@ def test_contigs_of_any_name_stay_in_the_folder_that_an_npz_is_unpacked_into(che
 def test_all_formats_say_the_same(inference, checkpoint, fasta, store, contigs, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(contig_tracks, "BLOCK", 100)  # as chromosomes are: read back in many blocks
     assert run(tmp_path, checkpoint, fasta, "--format", "bigwig,parquet", "bedgraph,npz", "--contigs", "*") == 0
-    files = [f"out.{s}.{t}.{end}" for s in STRANDS for t in TRACKS for end in ("bw", "bedgraph.gz")]
+    files = [f"out.{s}_{t}.{end}" for s in STRANDS for t in TRACKS for end in ("bw", "bedgraph.gz")]
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*files, "out.npz", "out.parquet", "out.json"])
 
     table = pl.read_parquet(tmp_path / "out.parquet")
@@ -275,14 +275,14 @@ def test_all_formats_say_the_same(inference, checkpoint, fasta, store, contigs, 
     archive = np.load(tmp_path / "out.npz")
     for strand in STRANDS:
         for track in TRACKS:
-            bigwig = pybigtools.open(str(tmp_path / f"out.{strand}.{track}.bw"))
+            bigwig = pybigtools.open(str(tmp_path / f"out.{strand}_{track}.bw"))
             assert bigwig.chroms() == {name: len(contigs[name]) for name in names}
-            with gzip.open(tmp_path / f"out.{strand}.{track}.bedgraph.gz", "rt") as text:
+            with gzip.open(tmp_path / f"out.{strand}_{track}.bedgraph.gz", "rt") as text:
                 lines = [line.split() for line in text]
             for name in names:
                 length = len(contigs[name])
                 values = table.filter(pl.col("contig") == name)[f"{strand}_{track}"].fill_null(math.nan).to_numpy()
-                np.testing.assert_array_equal(archive[f"{name}/{strand}.{track}"], values)
+                np.testing.assert_array_equal(archive[f"{name}/{strand}_{track}"], values)
                 read = bigwig.values(name, 0, length, fillna=math.nan)
                 np.testing.assert_array_equal(read.astype(np.float32), values)
                 spread = np.full(length, math.nan)
@@ -305,14 +305,14 @@ def test_some_tracks_of_some_regions(checkpoint, fasta, tmp_path):
     flags = ["--format", "npz", "--tracks", "entropy,log_likelihood", "--strands", "reverse", "--context", "unlimited"]
     assert run(tmp_path, checkpoint, fasta, *flags, "--regions", tmp_path / "some.bed") == 0
     archive = np.load(tmp_path / "out.npz")
-    members = ("start", "end", "tokens", "reverse.log_likelihood", "reverse.entropy")
+    members = ("start", "end", "tokens", "reverse_log_likelihood", "reverse_entropy")
     assert {*archive} == {f"{name}/{member}" for name in ("chr2", "chr10") for member in members}
     assert archive["chr2/start"].tolist() == [10] and archive["chr2/end"].tolist() == [30]
-    assert archive["chr10/reverse.entropy"].shape == (5,)
+    assert archive["chr10/reverse_entropy"].shape == (5,)
     assert run(tmp_path, checkpoint, fasta, *flags, "--region", "chr2:11-30") == cli.USER_ERROR  # exists
     assert run(tmp_path, checkpoint, fasta, *flags, "--region", "chr2:11-30", "--overwrite") == 0
     again = np.load(tmp_path / "out.npz")
-    np.testing.assert_allclose(again["chr2/reverse.entropy"], archive["chr2/reverse.entropy"], atol=1e-5)
+    np.testing.assert_allclose(again["chr2/reverse_entropy"], archive["chr2/reverse_entropy"], atol=1e-5)
 
 
 def test_equal_neighbours_share_a_line_of_bedgraph(tmp_path):
@@ -434,7 +434,7 @@ def bad(folder, checkpoint):
         ("--checkpoint DIR/classifier", "DIR/classifier: a fine-tuned classifier"),
         ("--checkpoint DIR/absent", "DIR/absent: no such folder"),
         ("--out DIR/absent/x", "there is no folder DIR/absent"),
-        ("--out DIR/taken", "DIR/taken.forward.log_likelihood.bw: exists already"),
+        ("--out DIR/taken", "DIR/taken.forward_log_likelihood.bw: exists already"),
         ("--out .", "--out: . is no beginning of a file's name"),
         ("--accelerator gpu", "--accelerator gpu: "),
         ("--regiones x", "unknown flag --regiones; did you mean --regions"),
@@ -443,13 +443,13 @@ def bad(folder, checkpoint):
 def test_bad_input_is_reported_in_one_line(bad, tmp_path, checkpoint, fasta, capsys, flags, message):
     if "gpu" in flags and torch.cuda.is_available():
         pytest.skip("there is a GPU")
-    (bad / "taken.forward.log_likelihood.bw").write_text("mine")
+    (bad / "taken.forward_log_likelihood.bw").write_text("mine")
     here = str(bad)
     assert run(tmp_path, checkpoint, fasta, *flags.replace("DIR", here).split()) == cli.USER_ERROR
     errors = capsys.readouterr().err.splitlines()
     assert len(errors) == 1 and message.replace("DIR", here) in errors[0]
     assert not any(tmp_path.iterdir())
-    assert (bad / "taken.forward.log_likelihood.bw").read_text() == "mine"
+    assert (bad / "taken.forward_log_likelihood.bw").read_text() == "mine"
 
 
 def test_missing_library_is_reported_before_the_work(checkpoint, fasta, tmp_path, monkeypatch, capsys):
@@ -471,7 +471,7 @@ def test_the_edge_of_an_assembly_gap_of_chromosome_20(checkpoint, tmp_path):
     region = ["--region", "20:59,901-60,100", "--store", store, "--context", "1024"]
     assert run(tmp_path, checkpoint, fasta, *region) == 0
     for strand in STRANDS:
-        track = pybigtools.open(str(tmp_path / f"out.{strand}.log_likelihood.bw"))
+        track = pybigtools.open(str(tmp_path / f"out.{strand}_log_likelihood.bw"))
         values = track.values("20", 59_900, 60_100, fillna=math.nan)
         assert np.isnan(values[:100]).all() and (values[100:] < 0).all()
 

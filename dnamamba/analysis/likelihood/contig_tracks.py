@@ -26,6 +26,10 @@ class Column(NamedTuple):
     strand: str
     track: str
 
+    def __str__(self) -> str:
+        """Its name in every format."""
+        return f"{self.strand}_{self.track}"
+
 
 class ContigTracks:
     """fp32 values of the bases in `pairs` of a contig: `strands` × `tracks` × bases."""

@@ -25,7 +25,7 @@ class LikelihoodSettings(ComputeOptions, BatchTokensOptions, OverwriteOptions, G
     """
 
     out: Path
-    """PREFIX of the files: PREFIX.forward.log_likelihood.bw and so on, PREFIX.parquet, PREFIX.npz, PREFIX.json."""
+    """PREFIX of the files: PREFIX.forward_log_likelihood.bw and so on, PREFIX.parquet, PREFIX.npz, PREFIX.json."""
 
     region: list[str] | None = None
     """Regions as samtools takes them, 1-based with both ends: chr20:1,000,001-2,000,000. Values are those of the whole

@@ -82,7 +82,7 @@ def open_bedgraph(path: Path, column: Column) -> Iterator[Write]:
 @contextmanager
 def open_npz(path: Path, columns: Sequence[Column], lengths: Lengths) -> Iterator[Write]:
     """All columns as npz: for each contig CONTIG/start and CONTIG/end (intervals, int64), and of the bases in them one
-    after another CONTIG/tokens (uint8: A 0, C 1, G 2, T 3, N 4) and CONTIG/STRAND.TRACK (fp32). CONTIG is
+    after another CONTIG/tokens (uint8: A 0, C 1, G 2, T 3, N 4) and CONTIG/STRAND_TRACK (fp32). CONTIG is
     `member_name` of the contig."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
 
@@ -94,7 +94,7 @@ def open_npz(path: Path, columns: Sequence[Column], lengths: Lengths) -> Iterato
             _add_array(archive, f"{folder}/tokens", contig.bases, map(contig.tokens, blocks))
             for column in columns:
                 values = (contig.values(column, block) for block in blocks)
-                _add_array(archive, f"{folder}/{column.strand}.{column.track}", contig.bases, values)
+                _add_array(archive, f"{folder}/{column}", contig.bases, values)
 
         yield write
 
@@ -130,7 +130,7 @@ def table_schema(columns: Sequence[Column], contigs: Iterable[str]) -> "polars.S
         "position": pl.Int64(),
         "ref": pl.Enum(["A", "C", "G", "T", "N"]),
     }
-    return pl.Schema(schema | {f"{column.strand}_{column.track}": pl.Float32() for column in columns})
+    return pl.Schema(schema | {str(column): pl.Float32() for column in columns})
 
 
 def table_of(
@@ -145,10 +145,7 @@ def table_of(
             pl.repeat(contig.name, block.stop - block.start, dtype=schema["contig"], eager=True).alias("contig"),
             pl.Series("position", contig.positions(block)),
             pl.Series("ref", ref, pl.String).cast(schema["ref"]),
-            *(
-                pl.Series(f"{column.strand}_{column.track}", contig.values(column, block)).fill_nan(None)
-                for column in columns
-            ),
+            *(pl.Series(str(column), contig.values(column, block)).fill_nan(None) for column in columns),
         ]
     )
 
@@ -183,7 +180,7 @@ def refuse_missing_libraries(formats: Sequence[str]) -> None:
 
 
 def _name(prefix: Path, column: Column, suffix: str) -> Path:
-    return _suffixed(prefix, f".{column.strand}.{column.track}{suffix}")
+    return _suffixed(prefix, f".{column}{suffix}")
 
 
 def _suffixed(prefix: Path, suffix: str) -> Path:
