@@ -68,12 +68,14 @@ def test_a_file_of_its_own_format_lacks_nothing(saved):
 
 
 def test_a_newer_dnamamba_is_named(saved):
-    path = saved[0] / "config.json"
-    edit(path, format_version=3, dnamamba_version="9.9.9")
-    with pytest.raises(InputError, match=r"format 3 by dnamamba 9\.9\.9, which this dnamamba .* does not know"):
+    path, next_version = saved[0] / "config.json", fields.FORMAT_VERSION + 1
+    all_fields = fields.to_json(saved[1].config, next_version)
+    edit(path, **all_fields, format_version=next_version, dnamamba_version="9.9.9")
+    message = rf"format {next_version} by dnamamba 9\.9\.9, which this dnamamba .* does not know"
+    with pytest.raises(InputError, match=message):
         load_checkpoint(saved[0])
     edit(path, heads=3)
-    with pytest.raises(InputError, match=r"unknown key heads: written in format 3 by dnamamba 9\.9\.9"):
+    with pytest.raises(InputError, match=rf"unknown key heads: written in format {next_version} by dnamamba 9\.9\.9"):
         load_checkpoint(saved[0])
 
 
@@ -81,15 +83,17 @@ def test_a_newer_dnamamba_is_named(saved):
 class Next(ModelConfig):
     """The configuration of a hand-made next version, with one more field."""
 
-    heads: int = option(8, whole(1), since=3, older=1)
+    heads: int = option(8, whole(1), since=fields.FORMAT_VERSION + 1, older=1)
 
 
 def test_a_new_field_leaves_older_programs_their_files(tmp_path):
     """A field at its older value is not written, and the format stays; otherwise the format rises."""
     older, newer = Next(heads=1), Next(heads=8)
-    assert [fields.format_needed([each]) for each in (older, newer)] == [2, 3]
-    assert fields.to_json(older, 2) == dataclasses.asdict(ModelConfig())
-    for each, version in ((older, 2), (newer, 3)):
+    next_version = fields.FORMAT_VERSION + 1
+    assert [fields.format_needed([each]) for each in (older, newer)] == [2, next_version]
+    assert fields.to_json(older, fields.FORMAT_VERSION) == dataclasses.asdict(ModelConfig())
+    assert fields.to_json(older, 2).keys() < dataclasses.asdict(ModelConfig()).keys()
+    for each, version in ((older, 2), (newer, next_version)):
         values = fields.to_json(each, version)
         assert fields.from_json(Next, values, version, "dnamamba", tmp_path) == each
 

@@ -13,8 +13,9 @@ from typing import Any, TypeVar
 from dnamamba import __version__
 from dnamamba.errors import InputError
 
-FORMAT_VERSION = 2
-"""The newest that is read and written. 2: `mixer` and `objective`; `activation_checkpointing` is no more of a model."""
+FORMAT_VERSION = 3
+"""The newest that is read and written. 2: `mixer` and `objective`; `activation_checkpointing` is no more of a model.
+3: mixers other than Mamba, their options, and patterns of mixers."""
 LEAST_WRITTEN = 2
 """Files without `activation_checkpointing` cannot be of format 1."""
 RETIRED = frozenset({"activation_checkpointing"})

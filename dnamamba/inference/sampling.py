@@ -89,7 +89,10 @@ class Generator:
                 members = np.flatnonzero(lengths == length)
                 for batch in batches_by_length(lengths[members].clip(max=PROMPT_CHUNK), PROMPT_BASES):
                     order += members[batch].tolist()
-                    parts.append(self._read(np.stack([distinct[row] for row in members[batch]])))
+                    read = self._read(np.stack([distinct[row] for row in members[batch]]))
+                    # States that grow are given the same size, so that they can stand in one batch.
+                    state = self.model.reserve(read.state, int(lengths.max() - length))
+                    parts.append(read._replace(state=state))
             rows_of = torch.from_numpy(np.argsort(order)[which]).to(self.inference.device)
             return tree_map(lambda *tensors: torch.cat(tensors)[rows_of], *parts)
 
@@ -106,7 +109,7 @@ class Generator:
         """(sequences, length) uint8: the next `length` bases from where the sequences stand; see `generate`."""
         out = np.empty((len(samples), length), np.uint8)
         with torch.inference_mode(), self.inference.autocast():
-            advance = self._stepper(start)
+            advance = self._stepper(start, length)
             for first in range(0, length, BLOCK):
                 uniforms = _uniforms(self.sampling.seed, samples, first, min(BLOCK, length - first))
                 tokens = advance(uniforms.to(self.inference.device))
@@ -115,12 +118,14 @@ class Generator:
                     progress(first + len(tokens), length)
         return out
 
-    def _stepper(self, start: SamplingState) -> Callable[[Tensor], Tensor]:
+    def _stepper(self, start: SamplingState, steps: int) -> Callable[[Tensor], Tensor]:
         """A function that takes (count, sequences) uniform numbers to the next (count, sequences) tokens, again and
-        again."""
+        again, `steps` in all."""
+        replays = max(-(-steps // STEPS_A_GRAPH), 1)
+        start = start._replace(state=self.model.reserve(start.state, replays * STEPS_A_GRAPH))
         if self.inference.device.type != "cuda":
             return _Steps(self.model, self.sampling, start)
-        if self._graph is None or self._graph.sequences != len(start.logits):
+        if self._graph is None or not self._graph.fits(start):
             self._graph = None  # its memory first
             self._graph = _StepGraph(self.model, self.sampling, start)
         self._graph.restart(start)
@@ -147,10 +152,9 @@ class _StepGraph:
     def __init__(self, model: LanguageModel, sampling: Sampling, start: SamplingState) -> None:
         # What a replay reads and writes, at addresses that stay.
         self.current = tree_map(torch.clone, start)
-        self.sequences = len(start.logits)
-        device = start.logits.device
-        self.uniforms = torch.zeros(STEPS_A_GRAPH, self.sequences, device=device)
-        self.tokens = torch.zeros(STEPS_A_GRAPH, self.sequences, dtype=torch.uint8, device=device)
+        sequences, device = len(start.logits), start.logits.device
+        self.uniforms = torch.zeros(STEPS_A_GRAPH, sequences, device=device)
+        self.tokens = torch.zeros(STEPS_A_GRAPH, sequences, dtype=torch.uint8, device=device)
         side = torch.cuda.Stream(device)
         side.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(side):
@@ -164,6 +168,11 @@ class _StepGraph:
         steps = _Steps(model, sampling, self.current)
         self.tokens.copy_(steps(self.uniforms))
         self.restart(steps.current)
+
+    def fits(self, start: SamplingState) -> bool:
+        """Whether it can continue from there: as many sequences, states of the same shapes."""
+        now, then = ([leaf.shape for leaf in tree_leaves(each)] for each in (self.current, start))
+        return now == then
 
     def restart(self, start: SamplingState) -> None:
         """Continue from here."""

@@ -14,7 +14,9 @@ class Ability(Flag):
     CAUSAL = auto()
     """No position sees a later one."""
     CARRIES_STATE = auto()
-    """What later positions see of earlier ones fits in a state that is handed on."""
+    """What later positions see of earlier ones is handed on as a state."""
+    CONSTANT_STATE = auto()
+    """And that state is as large after a million bases as after one."""
     PREDICTS_NEXT_BASE = auto()
     """The logits of a position are those of the base after it."""
 
@@ -22,6 +24,7 @@ class Ability(Flag):
 _LACKING = {
     Ability.CAUSAL: "is not causal",
     Ability.CARRIES_STATE: "carries no state from base to base",
+    Ability.CONSTANT_STATE: "keeps no state of constant size to resume from",
     Ability.PREDICTS_NEXT_BASE: "does not predict the next base",
 }
 
@@ -33,11 +36,17 @@ class HasAbilities(Protocol):
     def abilities(self) -> Ability: ...
 
 
-def mixer_abilities(name: str) -> Ability:
-    """Of the mixer of this name."""
-    mixer = mixer_class(name)
-    causal = Ability.CAUSAL if mixer.causal else Ability(0)
-    return causal | (Ability.CARRIES_STATE if mixer.carries_state else Ability(0))
+def mixer_abilities(*names: str) -> Ability:
+    """What blocks of these mixers can do together."""
+    shared = _OF_MIXERS
+    for mixer in map(mixer_class, dict.fromkeys(names)):
+        if not mixer.causal:
+            shared &= ~Ability.CAUSAL
+        if not mixer.carries_state:
+            shared &= ~Ability.CARRIES_STATE
+        if mixer.state_grows or not mixer.carries_state:
+            shared &= ~Ability.CONSTANT_STATE
+    return shared
 
 
 def require(model: HasAbilities, ability: Ability, verb: str) -> None:
@@ -57,4 +66,4 @@ def require(model: HasAbilities, ability: Ability, verb: str) -> None:
     raise InputError(f"dnamamba {verb}: this model {lacks}; take one with {' and '.join(would_do)}")
 
 
-_OF_MIXERS = Ability.CAUSAL | Ability.CARRIES_STATE
+_OF_MIXERS = Ability.CAUSAL | Ability.CARRIES_STATE | Ability.CONSTANT_STATE

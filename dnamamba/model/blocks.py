@@ -32,10 +32,10 @@ class RMSNorm(nn.Module):
 class Block(nn.Module):
     """Add, norm, mixer. `forward` and `step` hand states through to the mixer (see `dnamamba.model.mixers.mixer`)."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, mixer: str) -> None:
         super().__init__()
         self.norm = RMSNorm(config)
-        self.mixer = mixer_class(config.mixer)(config)
+        self.mixer = mixer_class(mixer)(config)
 
     def forward(
         self, hidden: Tensor, residual: Tensor | None, state: Any = None, sequence_ids: Tensor | None = None
@@ -65,7 +65,8 @@ class MambaBlock(nn.Module):
 
     def __init__(self, d_model: int, **options: Any) -> None:
         super().__init__()
-        self.block = Block(ModelConfig(d_model=d_model, n_layer=1, **options))
+        config = ModelConfig(d_model=d_model, n_layer=1, **options)
+        self.block = Block(config, config.mixers[0])
 
     def forward(self, x: Tensor, sequence_ids: Tensor | None = None) -> Tensor:
         """x (batch, length, d_model); `sequence_ids` (batch, length) int32 packs several segments into a window."""

@@ -6,13 +6,14 @@ sizes of the Mamba paper's genomics experiments (arXiv 2312.00752, Appendix E.3)
 
 import math
 import sys
+from collections import ChainMap
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, NamedTuple, get_args
 
 from dnamamba.alphabet import BASES, VOCABULARY_SIZE
 from dnamamba.errors import InputError, quoted
-from dnamamba.model.mixers import MIXERS
+from dnamamba.model.mixers import MIXERS, PATTERNS, mixers_of
 from dnamamba.model.objectives import OBJECTIVES
 
 Discretization = Literal["euler", "zoh"]
@@ -52,6 +53,8 @@ def one_of(choices: Collection[str]) -> Bounds:
 
 POSITIVE = Bounds((int, float), lambda value: 0 < value <= sys.float_info.max, "a number above 0")
 TRUTH = Bounds((bool,), lambda value: True, "true or false")
+MIXER = one_of(ChainMap(MIXERS, PATTERNS))
+PATTERN = Bounds((str,), lambda value: value == "" or bool(mixers_of(value)), "a pattern")
 DT_RANK = Bounds(
     (int, str),
     lambda value: value in ("auto", "broadcast") if isinstance(value, str) else value >= 1,
@@ -59,10 +62,15 @@ DT_RANK = Bounds(
 )
 
 
-def option(default: Any, bounds: Bounds, **growth: Any) -> Any:
-    """A field with its bounds. One that is newer than checkpoint format 1 gives `since`, the format's version that
-    brought it, and `older`, the value that files without it mean (see `dnamamba.formats.fields`)."""
-    return field(default=default, metadata={"bounds": bounds, **growth})
+def option(default: Any, bounds: Bounds, *, of: Collection[str] = (), **growth: Any) -> Any:
+    """A field with its bounds.
+
+    Args:
+        of: the mixers that read it; empty for what many of them do.
+        growth: of a field that is newer than checkpoint format 1 `since`, the format's version that brought it, and
+            `older`, the value that files without it mean (see `dnamamba.formats.fields`).
+    """
+    return field(default=default, metadata={"bounds": bounds, "of": of, **growth})
 
 
 @dataclass(frozen=True)
@@ -102,10 +110,24 @@ class ModelConfig:
     """Let the output head share the embedding's weights."""
     vocabulary_size: int = option(VOCABULARY_SIZE, whole(BASES + 1))
     """Rows of the embedding: the alphabet's tokens, padded."""
-    mixer: str = option("mamba", one_of(MIXERS), since=2, older="mamba")
+    mixer: str = option("mamba", MIXER, since=2, older="mamba")
     """Sequence mixer of every block (`dnamamba.model.mixers`)."""
     objective: str = option("next_base", one_of(OBJECTIVES), since=2, older="next_base")
     """What the model is trained to predict (`dnamamba.model.objectives`)."""
+    pattern: str = option("", PATTERN, since=3, older="")
+    """Mixers of the blocks in turn, in place of one mixer, such as mamba:3,attention: three blocks of Mamba, one of
+    attention, and again from the start until there are n_layer."""
+
+    s4d_init: Literal["lin", "inv", "real"] = option(
+        "lin", one_of(("lin", "inv", "real")), of=("s4d",), since=3, older="lin"
+    )
+    """S4D's A at initialisation: lin, −1/2 + iπn, and inv are complex, with d_state / 2 states; real is −(n + 1)."""
+
+    @property
+    def mixers(self) -> tuple[str, ...]:
+        """The mixer of each block."""
+        turn = mixers_of(self.pattern or self.mixer)
+        return tuple(turn[block % len(turn)] for block in range(self.n_layer))
 
     @property
     def channels(self) -> int:
@@ -124,6 +146,8 @@ class ModelConfig:
             each.metadata["bounds"].refuse_others(each.name, getattr(self, each.name))
         if self.dt_max < self.dt_min:
             raise InputError(f"model.dt_max: {self.dt_max!r} is not possible, expected at least dt_min = {self.dt_min}")
+        if self.pattern and self.mixer != "mamba":
+            raise InputError(f"model.pattern: it names the mixers of all blocks, leave out model.mixer {self.mixer}")
 
 
 PRESETS: dict[str, ModelConfig] = {
@@ -143,8 +167,14 @@ def preset(name: str, **overrides: Any) -> ModelConfig:
     """The preset of this name with some fields replaced; raises `InputError` naming the choices otherwise."""
     if name not in PRESETS:
         raise InputError(f"model.preset: unknown preset {name!r}, choose one of {', '.join(PRESETS)}")
-    known = [field.name for field in fields(ModelConfig)]
+    known = {field.name: field for field in fields(ModelConfig)}
     for key in overrides:
         if key not in known:
             raise InputError(f"model.{key}: no such option, choose among {', '.join(known)}")
-    return replace(PRESETS[name], **overrides)
+    config = replace(PRESETS[name], **overrides)
+    for key in overrides:
+        readers = known[key].metadata["of"]
+        if readers and not set(readers) & set(config.mixers):
+            mixers = ", ".join(dict.fromkeys(config.mixers))
+            raise InputError(f"model.{key}: only {' and '.join(readers)} reads it, and the blocks are of {mixers}")
+    return config

@@ -54,7 +54,7 @@ class Backbone(nn.Module):
         super().__init__()
         self.residual_in_fp32 = config.residual_in_fp32
         self.embedding = nn.Embedding(config.vocabulary_size, config.d_model)
-        self.layers = cast(list[Block], nn.ModuleList(Block(config) for _ in range(config.n_layer)))
+        self.layers = cast(list[Block], nn.ModuleList(Block(config, mixer) for mixer in config.mixers))
         self.norm_f = RMSNorm(config)
 
     def _embed(self, tokens: Tensor) -> Tensor:
@@ -104,10 +104,11 @@ class LanguageModel(nn.Module):
         self.backbone = Backbone(config)
         self.lm_head = nn.Linear(config.d_model, config.vocabulary_size, bias=False)
         self.objective: Objective = objective_class(config.objective)()
-        self.abilities: Ability = mixer_abilities(config.mixer) | self.objective.abilities
+        self.abilities: Ability = mixer_abilities(*config.mixers) | self.objective.abilities
         """What verbs may need of this model (`dnamamba.model.abilities.require`)."""
         if self.objective.needs not in self.abilities:
-            raise InputError(f"model.mixer: {config.mixer} sees what the objective {config.objective} wants predicted")
+            mixers = " and ".join(name for name in dict.fromkeys(config.mixers))
+            raise InputError(f"model.mixer: {mixers} sees what the objective {config.objective} wants predicted")
         self._initialise_weights()
         self.tie_weights()
 
@@ -126,6 +127,10 @@ class LanguageModel(nn.Module):
     def init_state(self, batch: int) -> ModelState:
         """The states before a sequence's first base, zeros, for `forward` or `step`."""
         return tuple(block.mixer.init_state(batch) for block in self.backbone.layers)
+
+    def reserve(self, state: ModelState, steps: int) -> ModelState:
+        """The states for so many calls of `step`, in tensors that keep their shapes: see `Mixer.reserve`."""
+        return tuple(block.mixer.reserve(each, steps) for block, each in zip(self.backbone.layers, state, strict=True))
 
     def forward(
         self,

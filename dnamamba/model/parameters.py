@@ -26,8 +26,9 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     return [{"params": decay, "weight_decay": weight_decay}, {"params": keep, "weight_decay": 0.0}]
 
 
-def training_flops_per_token(model: LanguageModel) -> int:
-    """Floating-point operations that the forward and backward pass of one position need, from the model's shapes.
+def training_flops_per_token(model: LanguageModel, length: int) -> int:
+    """Floating-point operations that the forward and backward pass of one position need, from the model's shapes, the
+    mean over windows of this length.
 
     Forward, each mixer says its own; the head counts with its four rows of bases; looking up an embedding is no
     operation. Backward takes twice that, for inputs and weights. Of these a scan's run on the general units, not the
@@ -36,7 +37,7 @@ def training_flops_per_token(model: LanguageModel) -> int:
     Left out as too small to matter: norms, activations, biases, the loss, the optimiser. What is computed twice
     (activation checkpointing, the scan's states in the backward pass) counts once.
     """
-    mixers = sum(block.mixer.flops_per_token() for block in model.backbone.layers)
+    mixers = sum(block.mixer.flops_per_token(length) for block in model.backbone.layers)
     return 3 * (mixers + 2 * BASES * model.config.d_model)
 
 

@@ -2,6 +2,7 @@
 
 import functools
 import shlex
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -74,8 +75,10 @@ def _all_lines(card: dict[str, Any]) -> Lines:
 
 
 def _model_lines(config: dict[str, Any]) -> list[tuple[str, str]]:
-    mixer = mixer_class(config["mixer"]).describe(ModelConfig(**config))
-    return [("model", f"{config['n_layer']} blocks x {config['d_model']}: {mixer}")]
+    made = ModelConfig(**config)
+    mixers = Counter(mixer_class(name).describe(made) for name in made.mixers)
+    listed = " + ".join(f"{count} x {text}" if len(mixers) > 1 else text for text, count in mixers.items())
+    return [("model", f"{made.n_layer} blocks x {made.d_model}: {listed}")]
 
 
 def _pretraining_lines(provenance: dict[str, Any]) -> Lines:

@@ -138,7 +138,7 @@ class RunControl(L.Callback):
         self._sums += module.step_sums
         due_validation = final or step % self.validation_every == 0
         if final or due_validation or step % self.log_every == 0:
-            self._log(trainer, module, step, due_validation)
+            self._log(trainer, module, step, due_validation, length=batch.tokens.shape[1] - 1)
         stop = self._stop_agreed(trainer, step)
         due_save = self.save_every is not None and step % self.save_every == 0
         # Ranks must save together; only rank 0's clock decides, and only where they agree anyway.
@@ -188,7 +188,7 @@ class RunControl(L.Callback):
         self._progress.say(f"warning: {message}")
         module.first_fault.fill_(-1)
 
-    def _log(self, trainer: L.Trainer, module: PretrainModule, step: int, validate: bool) -> None:
+    def _log(self, trainer: L.Trainer, module: PretrainModule, step: int, validate: bool, length: int) -> None:
         self._refuse_faults(trainer, module)
         nll, counted, read = self._sums.tolist()  # waits for the device, so the clock below is honest
         now = time.perf_counter()
@@ -204,7 +204,7 @@ class RunControl(L.Callback):
             "train_bits_per_base": bits_per_base(nll, counted),
             "gradient_norm": module.gradient_norm.item(),
             "tokens_per_second": tokens_per_second,
-            "peak_fraction": self._peak_fraction(trainer, module, tokens_per_second),
+            "peak_fraction": self._peak_fraction(trainer, module, tokens_per_second, length),
             "data_wait_fraction": min(self._wait / elapsed, 1.0) if elapsed else None,
             "peak_memory_gib": peak_memory_gib(module.device),
         }
@@ -243,12 +243,13 @@ class RunControl(L.Callback):
             self._save(trainer, module, step, best=improved)
 
     def _peak_fraction(
-        self, trainer: L.Trainer, module: PretrainModule, tokens_per_second: float | None
+        self, trainer: L.Trainer, module: PretrainModule, tokens_per_second: float | None, length: int
     ) -> float | None:
         peak = peak_bf16_flops(module.device) if trainer.precision == "bf16-mixed" else None
         if peak is None or tokens_per_second is None:
             return None
-        return tokens_per_second * training_flops_per_token(module.model) / (peak * trainer.world_size)
+        flops = training_flops_per_token(module.model, length)
+        return tokens_per_second * flops / (peak * trainer.world_size)
 
     def _save(self, trainer: L.Trainer, module: PretrainModule, step: int, best: bool) -> None:
         bits = self.validation_bits_per_base

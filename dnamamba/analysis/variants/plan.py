@@ -30,7 +30,7 @@ def plan_for(
 
     Raises `InputError` for sizes that do not go together.
     """
-    require(inference.model, Ability.CARRIES_STATE | Ability.PREDICTS_NEXT_BASE, "score")
+    require(inference.model, Ability.CONSTANT_STATE | Ability.PREDICTS_NEXT_BASE, "score")
     context = inference.trained_length if context is None else context
     if context is None:
         raise InputError(f"{inference.checkpoint}: does not say what length it was trained at; give --context")

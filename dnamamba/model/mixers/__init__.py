@@ -6,6 +6,7 @@ This file imports no torch: a configuration may name a mixer without loading it.
 
 from typing import TYPE_CHECKING
 
+from dnamamba.errors import InputError
 from dnamamba.model.registry import registered
 
 if TYPE_CHECKING:
@@ -13,8 +14,25 @@ if TYPE_CHECKING:
 
 MIXERS: dict[str, str] = {
     "mamba": "dnamamba.model.mixers.mamba:MambaMixer",
+    "s4d": "dnamamba.model.mixers.s4d:S4DMixer",
 }
 """Name in `ModelConfig.mixer` → module and class, which is made from a `ModelConfig`."""
+PATTERNS: dict[str, str] = {}
+"""Patterns that have names, as `ModelConfig.mixer` takes them too."""
+
+
+def mixers_of(pattern: str) -> tuple[str, ...]:
+    """The mixers of one round of a pattern, `NAME[:COUNT],…`. Raises `InputError` naming what it cannot be."""
+    found: list[str] = []
+    for part in PATTERNS.get(pattern, pattern).split(","):
+        name, colon, count = part.strip().partition(":")
+        if name not in MIXERS or (colon and not (count.isdecimal() and int(count))):
+            raise InputError(
+                f"model.pattern: {part!r} is not possible, expected NAME or NAME:COUNT, separated by commas, "
+                f"where NAME is one of {', '.join(MIXERS)}"
+            )
+        found += [name] * (int(count) if colon else 1)
+    return tuple(found)
 
 
 def mixer_class(name: str) -> "type[Mixer]":

@@ -26,9 +26,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dnamamba.model.config import ModelConfig
-from dnamamba.model.mixers.mixer import Mixer
-from dnamamba.model.precision import autocast_dtype, full_precision
-from dnamamba_kernels import causal_conv1d, causal_conv1d_step, selective_scan, selective_scan_step
+from dnamamba.model.mixers.mixer import Mixer, at_least_fp32
+from dnamamba.model.mixers.short_convolution import ShortConvolution
+from dnamamba_kernels import selective_scan, selective_scan_step
 
 
 class MambaState(NamedTuple):
@@ -86,8 +86,7 @@ class MambaMixer(Mixer):
         self.discretization = config.discretization
         self.sections = (rank, state, state)
         self.in_proj = nn.Linear(d_model, 2 * channels, bias=False)  # x first, then the gate z
-        # A holder of weight (channels, 1, width) and bias with torch's initialisation; the fused kernel does the work.
-        self.conv1d = nn.Conv1d(channels, channels, config.d_conv, groups=channels, bias=config.conv_bias)
+        self.conv1d = ShortConvolution(channels, config)
         self.x_proj = nn.Linear(channels, rank + 2 * state, bias=False)  # dt, then B, then C
         self.dt_proj = StepProjection(config)
         # S4D-real: A = −(1, 2, …, N) in every channel.
@@ -101,24 +100,13 @@ class MambaMixer(Mixer):
 
     @property
     def A(self) -> Tensor:
-        """(channels, state), negative; fp32, of an fp64 model fp64."""
-        return -torch.exp(full_precision(self.A_log))
-
-    @property
-    def conv_weight(self) -> Tensor:
-        """(channels, width), the convolution's taps, the newest input's last."""
-        return self.conv1d.weight.squeeze(1)
+        """(channels, state) fp32, negative."""
+        return -torch.exp(at_least_fp32(self.A_log))
 
     def init_state(self, batch: int) -> MambaState:
-        """Zeros: the state before the first position, on the weights' device, in autocast's dtype if it is on."""
-        device = self.in_proj.weight.device
-        dtype = autocast_dtype(device) or self.in_proj.weight.dtype
-        channels, state = self.A_log.shape
-        width = self.conv1d.kernel_size[0]
-        return MambaState(
-            torch.zeros(batch, width - 1, channels, device=device, dtype=dtype),
-            torch.zeros(batch, channels, state, device=device, dtype=torch.promote_types(dtype, torch.float32)),
-        )
+        """Zeros: the state before the first position."""
+        conv_state, A_log = self.conv1d.init_state(batch), at_least_fp32(self.A_log)
+        return MambaState(conv_state, A_log.new_zeros(batch, *A_log.shape))
 
     def forward(
         self, x: Tensor, state: MambaState | None = None, sequence_ids: Tensor | None = None
@@ -128,14 +116,7 @@ class MambaMixer(Mixer):
         `state` None starts from zeros. `sequence_ids` (batch, length) int32: see `Mixer.forward`.
         """
         x, z = self.in_proj(x).chunk(2, dim=-1)
-        x, conv_state = causal_conv1d(
-            x,
-            self.conv_weight,
-            self.conv1d.bias,
-            activation="silu",
-            initial_state=None if state is None else state.conv_state.to(x.dtype),
-            sequence_ids=sequence_ids,
-        )
+        x, conv_state = self.conv1d(x, None if state is None else state.conv_state, sequence_ids)
         dt, B, C = self.x_proj(x).split(self.sections, dim=-1)
         y, ssm_state = selective_scan(
             x,
@@ -155,9 +136,7 @@ class MambaMixer(Mixer):
     def step(self, x: Tensor, state: MambaState) -> tuple[Tensor, MambaState]:
         """One position: x (batch, d_model) → y (batch, d_model) and the state after it."""
         x, z = self.in_proj(x).chunk(2, dim=-1)
-        x, conv_state = causal_conv1d_step(
-            x, self.conv_weight, self.conv1d.bias, state.conv_state.to(x.dtype), activation="silu"
-        )
+        x, conv_state = self.conv1d.step(x, state.conv_state)
         dt, B, C = self.x_proj(x).split(self.sections, dim=-1)
         y, ssm_state = selective_scan_step(
             x,
@@ -183,7 +162,7 @@ class MambaMixer(Mixer):
         step = self.dt_proj.weight
         return [*super().castable_parameters(), *([] if step is None else [step])]
 
-    def flops_per_token(self) -> int:
+    def flops_per_token(self, length: int) -> int:
         """Matrices and taps: 2 a weight. Scan: 7 a channel and state (Δ·A, exp, Δx·B, the update's and the output's
         multiply and add; D, the step's softplus and the gate are left out)."""
-        return super().flops_per_token() + (7 - 2) * self.A_log.numel()
+        return super().flops_per_token(length) + (7 - 2) * self.A_log.numel()

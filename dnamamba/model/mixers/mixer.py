@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
+import torch
 import torch.nn as nn
 from torch import Tensor
 
@@ -24,7 +25,10 @@ class Mixer(nn.Module):
     causal: ClassVar[bool]
     """No position sees a later one."""
     carries_state: ClassVar[bool]
-    """What later positions see of earlier ones fits in a state of constant size."""
+    """What later positions see of earlier ones is handed on as a state."""
+    state_grows: ClassVar[bool] = False
+    """The state keeps something of every position, as attention's keys and values: a cache, and no state of constant
+    size."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -32,7 +36,7 @@ class Mixer(nn.Module):
     @classmethod
     def describe(cls, config: ModelConfig) -> str:
         """For the model card: the mixer's name and the options that it reads."""
-        return config.mixer
+        return cls.__name__
 
     def init_state(self, batch: int) -> Any:
         """The state before the first position."""
@@ -50,6 +54,12 @@ class Mixer(nn.Module):
         """One position, O(1) work: x (batch, d_model) → y (batch, d_model) and the state after it."""
         raise NotImplementedError(f"{type(self).__name__} carries no state")
 
+    def reserve(self, state: Any, steps: int) -> Any:
+        """A state for `step` alone, whose tensors keep their shapes for so many steps: for those that run from a CUDA
+        graph. A state that grows comes as a copy with so much room, to be filled in place: of two steps from the same
+        state only the later one's state holds."""
+        return state
+
     def output_weights(self) -> Iterable[Tensor]:
         """Weights whose products are added to the residual stream: divided by √n_layer at initialisation."""
         raise NotImplementedError
@@ -62,6 +72,18 @@ class Mixer(nn.Module):
         """What autocast multiplies in the lower precision: may be held in it where nothing is trained."""
         return [module.weight for module in self.modules() if isinstance(module, nn.Linear)]
 
-    def flops_per_token(self) -> int:
-        """Floating-point operations of one position's forward pass; what is small next to the matrices is left out."""
+    def flops_per_token(self, length: int) -> int:
+        """Floating-point operations of one position's forward pass, the mean over a sequence of this length; what is
+        small next to the matrices is left out."""
         return 2 * sum(parameter.numel() for parameter in self.parameters() if parameter.ndim >= 2)
+
+
+def data_dtype(weight: Tensor) -> torch.dtype:
+    """Of what a product with this weight gives: autocast's where it is on."""
+    device = weight.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+
+
+def at_least_fp32(x: Tensor) -> Tensor:
+    """fp64 stays, all else becomes fp32: the dtype of states, steps and decays."""
+    return x if x.dtype == torch.float64 else x.float()

@@ -1,0 +1,94 @@
+"""Causal convolutions as long as the sequence, by real FFTs: y_t = Σ_{j ≤ t} taps_j x_{t−j}, channel by channel.
+
+The length is padded to twice itself, so that nothing wraps around, and on to a product of small primes. Arithmetic is
+fp32 (fp64 for fp64 data): transforms of bf16 would keep two digits of sums over thousands of positions. A transform
+takes 8 bytes a padded pair of positions and channel, and two or three are alive at a time; none is kept for the
+backward pass, which computes them again.
+"""
+
+import torch
+from torch import Tensor
+
+from dnamamba.model.mixers.mixer import at_least_fp32
+
+_ODD_FACTORS = (1, 3, 5, 9, 15)
+
+
+def causal_convolution(x: Tensor, taps: Tensor, sequence_ids: Tensor | None = None) -> Tensor:
+    """x (batch, length, channels) and taps (channels, at least length) in fp32 or fp64 → y like x, differentiable.
+
+    `sequence_ids` (batch, length) int32: no sum reaches over a change of id. The host then waits for the ids, and
+    sequences of like length are transformed together, each padded to at most twice its length.
+    """
+    length = x.shape[1]
+    if sequence_ids is None:
+        return _convolve(x, taps[:, :length])
+    rows = x.flatten(0, 1)
+    places, parts = [], []
+    for first, size in _by_size(sequence_ids):
+        width = int(size.max())
+        position = torch.arange(width)
+        index = (first[:, None] + position).clamp(max=len(rows) - 1).to(x.device)
+        valid = (position < size[:, None]).to(x.device)
+        y = _convolve(rows[index], taps[:, :width])  # what stands behind a sequence reaches nothing in it
+        places.append(index[valid])
+        parts.append(y[valid])
+    return torch.cat(parts)[torch.cat(places).argsort()].view_as(x)
+
+
+def _by_size(sequence_ids: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """First places (in the flattened rows) and lengths of all sequences, on the host, grouped by powers of two."""
+    ids = sequence_ids.cpu()
+    starts = torch.ones_like(ids, dtype=torch.bool)
+    starts[:, 1:] = ids[:, 1:] != ids[:, :-1]
+    first = starts.flatten().nonzero()[:, 0]
+    sizes = torch.diff(first, append=torch.tensor([ids.numel()]))
+    powers = (sizes - 1).clamp(min=1).log2().long()
+    return [(first[powers == power], sizes[powers == power]) for power in powers.unique()]
+
+
+def _transform_length(least: int) -> int:
+    """The smallest product of few small primes from `least` on."""
+    return min(odd << max((-(-least // odd) - 1).bit_length(), 1) for odd in _ODD_FACTORS)
+
+
+class _Convolution(torch.autograd.Function):
+    """Keeps its inputs alone for the backward pass."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, taps: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(x, taps)
+        size = _size(x, taps)
+        return _positions(_spectrum(x, size) * torch.fft.rfft(taps, size), size, x)
+
+    @staticmethod
+    def backward(ctx, dy: Tensor) -> tuple[Tensor | None, Tensor | None]:  # type: ignore[override]
+        x, taps = ctx.saved_tensors
+        size = _size(x, taps)
+        spectrum = _spectrum(dy, size)
+        dx = dtaps = None
+        if ctx.needs_input_grad[0]:
+            dx = _positions(spectrum * torch.fft.rfft(taps, size).conj(), size, x)
+        if ctx.needs_input_grad[1]:
+            products = (spectrum * _spectrum(x, size).conj()).sum(0)
+            dtaps = torch.fft.irfft(products, size)[:, : taps.shape[1]]
+        return dx, dtaps
+
+
+def _convolve(x: Tensor, taps: Tensor) -> Tensor:
+    with torch.autocast(x.device.type, enabled=False):
+        return _Convolution.apply(x, taps)
+
+
+def _size(x: Tensor, taps: Tensor) -> int:
+    return _transform_length(x.shape[1] + taps.shape[1] - 1)
+
+
+def _spectrum(x: Tensor, size: int) -> Tensor:
+    """(batch, length, channels) → (batch, channels, size / 2 + 1) complex."""
+    return torch.fft.rfft(at_least_fp32(x.transpose(1, 2)), size)
+
+
+def _positions(spectrum: Tensor, size: int, like: Tensor) -> Tensor:
+    """The way back, as many positions as `like` has, in its dtype and channels last."""
+    return like.new_empty(like.shape).copy_(torch.fft.irfft(spectrum, size)[..., : like.shape[1]].transpose(1, 2))

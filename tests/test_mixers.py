@@ -1,0 +1,316 @@
+"""What every registered mixer promises: causal, the same in steps, chunks, packs and whole, saved and loaded, sampled
+from, and answering for its parameters. A new mixer is tested by its line in `MIXERS`."""
+
+import math
+import re
+
+import numpy as np
+import pytest
+import torch
+from torch.utils._pytree import tree_leaves, tree_map
+
+from dnamamba.errors import InputError
+from dnamamba.formats import load_checkpoint
+from dnamamba.formats.checkpoint import save_checkpoint
+from dnamamba.inference.device import choose_compute
+from dnamamba.inference.load import Inference
+from dnamamba.inference.sampling import Generator, Sampling, _with_matrices_in
+from dnamamba.model.abilities import Ability, mixer_abilities, require
+from dnamamba.model.config import ModelConfig
+from dnamamba.model.language_model import LanguageModel
+from dnamamba.model.mixers import MIXERS, PATTERNS, mixer_class
+from dnamamba.model.parameters import parameter_groups, training_flops_per_token
+
+D_MODEL = 8
+OPTIONS = {
+    "zoh": {"mixer": "mamba", "discretization": "zoh"},
+    "s4d-inv": {"mixer": "s4d", "s4d_init": "inv", "discretization": "zoh"},
+    "s4d-real": {"mixer": "s4d", "s4d_init": "real"},
+}
+"""Options of mixers that change what they compute."""
+CASES = {name: {"mixer": name} for name in MIXERS} | OPTIONS
+PATTERN_CASES = {name: {"mixer": name} for name in PATTERNS}
+
+
+def make_config(**options):
+    return ModelConfig(**({"d_model": D_MODEL, "n_layer": 2, "d_state": 4} | options))
+
+
+def make_mixer(seed=0, dtype=torch.float64, **options):
+    """In fp64, so that orders of summation do not show; larger weights, so that every position matters."""
+    torch.manual_seed(seed)
+    mixer = mixer_class(options["mixer"])(make_config(**options)).to(dtype)
+    with torch.no_grad():
+        for parameter in mixer.parameters():
+            if parameter.ndim > 1 and not any(parameter is each for each in mixer.undecayed_parameters()):
+                parameter.mul_(1.5)
+    return mixer
+
+
+def inputs(batch, length, seed=1, dtype=torch.float64):
+    return torch.randn(batch, length, D_MODEL, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def started(mixer, batch, length=5):
+    """A state as it is after some positions."""
+    return mixer(inputs(batch, length, seed=7))[1]
+
+
+def make_model(seed=0, **options):
+    torch.manual_seed(seed)
+    model = LanguageModel(make_config(**options))
+    with torch.no_grad():
+        model.backbone.embedding.weight.normal_()
+    return model
+
+
+def tokens_of(batch, length, seed=1, high=5):
+    return torch.randint(0, high, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(params=CASES)
+def options(request):
+    return CASES[request.param]
+
+
+@pytest.fixture
+def mixer(options):
+    return make_mixer(**options)
+
+
+@pytest.mark.parametrize("length", [1, 2, 37])
+def test_no_gradient_comes_from_later_positions(mixer, length):
+    x = inputs(2, length).requires_grad_()
+    y, _ = mixer(x, started(mixer, 2))
+    assert y.shape == x.shape
+    for position in {0, length // 2, length - 1}:
+        (gradient,) = torch.autograd.grad(y[:, position].sin().sum(), x, retain_graph=True)
+        later = gradient[:, position + 1 :]
+        assert later.numel() == 0 or later.abs().max() <= 1e-12 * gradient.abs().max()
+        assert gradient[:, position].abs().min(-1).values.gt(0).all()
+
+
+def test_steps_equal_the_whole(mixer):
+    x, start = inputs(2, 41), started(mixer, 2)
+    whole, whole_state = mixer(x, start)
+    state, parts = start, []
+    for t in range(x.shape[1]):
+        y, state = mixer.step(x[:, t], state)
+        parts.append(y)
+    torch.testing.assert_close(torch.stack(parts, 1), whole, atol=1e-10, rtol=1e-10)
+    same_behaviour(mixer, state, whole_state)
+
+
+def test_steps_from_a_reserved_state_equal_the_whole(mixer):
+    x, start = inputs(2, 12), started(mixer, 2)
+    whole, _ = mixer(x, start)
+    with torch.no_grad():
+        state = mixer.reserve(mixer.reserve(start, 5), 7)
+        shapes = [leaf.shape for leaf in tree_leaves(state)]
+        for t in range(x.shape[1]):
+            y, state = mixer.step(x[:, t], state)
+            torch.testing.assert_close(y, whole[:, t], atol=1e-10, rtol=1e-10)
+            assert [leaf.shape for leaf in tree_leaves(state)] == shapes
+    torch.testing.assert_close(mixer(x, start)[0], whole)  # what was reserved is a copy
+
+
+@pytest.mark.parametrize("cuts", [(1, 1, 71), (2, 3, 68), (36, 37), (72, 1)])
+def test_chunks_equal_the_whole_in_values_and_gradients(mixer, cuts):
+    x, start = inputs(2, 73), tree_map(lambda leaf: leaf.detach(), started(mixer, 2))
+    weight = inputs(2, 73, seed=5)
+
+    def run(*lengths):
+        state, parts = start, []
+        for chunk in x.split(lengths, dim=1):
+            y, state = mixer(chunk, state)
+            parts.append(y)
+        y = torch.cat(parts, 1)
+        return y, state, torch.autograd.grad((y * weight).sum(), mixer.parameters())
+
+    y, state, gradients = run(*cuts)
+    expected, expected_state, expected_gradients = run(73)
+    torch.testing.assert_close(y, expected, atol=1e-10, rtol=1e-10)
+    same_behaviour(mixer, state, expected_state)
+    for (name, _), gradient, other in zip(mixer.named_parameters(), gradients, expected_gradients, strict=True):
+        torch.testing.assert_close(gradient, other, atol=1e-10 * float(other.abs().max()), rtol=1e-9, msg=name)
+        assert other.abs().sum() > 0, name
+
+
+def same_behaviour(mixer, state, expected):
+    """Later positions see the same: of caches that hold different amounts of what nobody sees, all that counts."""
+    x = inputs(len(tree_leaves(state)[0]) if tree_leaves(state) else 2, 3, seed=11)
+    torch.testing.assert_close(mixer(x, state)[0], mixer(x, expected)[0], atol=1e-9, rtol=1e-9)
+
+
+def test_packed_segments_equal_separate_ones_in_values_and_gradients(mixer):
+    lengths = [(1, 2, 30, 17, 3), (20, 1, 1, 30, 1)]
+    names = torch.tensor([7, 2, 9, 2, 0], dtype=torch.int32)
+    ids = torch.stack([torch.repeat_interleave(names, torch.tensor(row)) for row in lengths])
+    x, start = inputs(2, 53), tree_map(lambda leaf: leaf.detach(), started(mixer, 2))
+    packed, packed_state = mixer(x, start, ids)
+    weight = inputs(2, 53, seed=5)
+    gradients = torch.autograd.grad((packed * weight).sum(), mixer.parameters(), retain_graph=True)
+    parts, rows = [], []
+    for row, sizes in enumerate(lengths):
+        outputs = []
+        for number, segment in enumerate(x[row : row + 1].split(sizes, dim=1)):
+            first = tree_map(lambda leaf, row=row: leaf[row : row + 1], start)
+            y, state = mixer(segment, first if number == 0 else None)  # the given state belongs to the first segment
+            outputs.append(y)
+        rows.append(torch.cat(outputs, 1))
+        here = tree_map(lambda leaf, row=row: leaf[row : row + 1], packed_state)
+        parts.append((here, state))  # the returned one to the last
+    expected = torch.cat(rows)
+    torch.testing.assert_close(packed, expected, atol=1e-10, rtol=1e-10)
+    for here, state in parts:
+        same_behaviour(mixer, here, state)
+    separate = torch.autograd.grad((expected * weight).sum(), mixer.parameters())
+    for (name, _), gradient, other in zip(mixer.named_parameters(), gradients, separate, strict=True):
+        torch.testing.assert_close(gradient, other, atol=1e-10 * float(other.abs().max()), rtol=1e-9, msg=name)
+
+
+def test_gradients_are_those_of_differences(options):
+    """Against finite differences in fp64, with a state in and out, of x, state and every parameter."""
+    mixer = make_mixer(**options | {"d_model": 4})
+    x = torch.randn(1, 5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    start = mixer(x.flip(1))[1]
+    leaves = [leaf.detach().clone().requires_grad_(leaf.is_floating_point()) for leaf in tree_leaves(start)]
+    floats = [leaf for leaf in leaves if leaf.requires_grad]
+    names = [name for name, _ in mixer.named_parameters()]
+
+    def run(x, *values):
+        given, parameters = iter(values[: len(floats)]), values[len(floats) :]
+        flat = iter([next(given) if leaf.requires_grad else leaf for leaf in leaves])
+        state = tree_map(lambda _: next(flat), start)
+        arguments = (x, state)
+        y, after = torch.func.functional_call(mixer, dict(zip(names, parameters, strict=True)), arguments)
+        return y, *[leaf for leaf in tree_leaves(after) if leaf.is_floating_point()]
+
+    parameters = [parameter.detach().clone().requires_grad_() for parameter in mixer.parameters()]
+    assert torch.autograd.gradcheck(run, (x.requires_grad_(), *floats, *parameters), atol=1e-6, rtol=1e-4)
+
+
+def test_bf16_autocast_stays_close_to_fp32(options):
+    mixer, x = make_mixer(dtype=torch.float32, **options), inputs(2, 65, dtype=torch.float32)
+    exact, _ = mixer(x)
+    scale = float(exact.detach().abs().max())
+    wanted = torch.autograd.grad(exact.square().sum(), mixer.parameters())
+    with torch.autocast("cpu", torch.bfloat16):
+        y, state = mixer(x, mixer.init_state(2))
+        step, _ = mixer.step(x[:, -1], mixer(x[:, :-1])[1])
+    assert (y.dtype, step.dtype) == (torch.bfloat16, torch.bfloat16)
+    assert {leaf.dtype for leaf in tree_leaves(state)} <= {torch.bfloat16, torch.float32, torch.int64}
+    assert (y - exact).norm() < 0.03 * exact.norm()
+    torch.testing.assert_close(step, y[:, -1], atol=0.03 * scale, rtol=0.05)
+    gradients = torch.autograd.grad(y.square().sum(), mixer.parameters())
+    for (name, parameter), gradient, other in zip(mixer.named_parameters(), gradients, wanted, strict=True):
+        assert gradient.dtype == parameter.dtype
+        assert (gradient - other).norm() < 0.1 * other.norm() + 1e-3, name
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_compiles_and_is_the_same(options):
+    mixer, x = make_mixer(dtype=torch.float32, **options), inputs(1, 34, dtype=torch.float32)
+    y, _ = torch.compile(mixer, fullgraph=True, backend="aot_eager")(x)
+    expected, _ = mixer(x)
+    torch.testing.assert_close(y, expected, atol=1e-5, rtol=1e-5)
+    gradients = [torch.autograd.grad(each.square().sum(), mixer.parameters()) for each in (y, expected)]
+    for gradient, wanted in zip(*gradients, strict=True):
+        torch.testing.assert_close(gradient, wanted, atol=1e-4 * float(wanted.abs().max()) + 1e-6, rtol=1e-4)
+
+
+@pytest.fixture(params=CASES | PATTERN_CASES)
+def model_options(request):
+    return (CASES | PATTERN_CASES)[request.param]
+
+
+def test_a_model_is_saved_and_loaded_bit_for_bit(model_options, tmp_path):
+    model = make_model(**model_options)
+    save_checkpoint(model, tmp_path / "model", {})
+    loaded, _ = load_checkpoint(tmp_path / "model")
+    assert loaded.config == model.config
+    tokens = tokens_of(2, 19)
+    assert torch.equal(loaded(tokens).logits, model(tokens).logits)
+
+
+def test_a_model_learns_a_sequence_by_heart(model_options):
+    torch.manual_seed(0)
+    model = LanguageModel(make_config(**model_options, d_model=32, d_conv=2))
+    tokens = tokens_of(1, 25, high=4)
+    optimizer = torch.optim.AdamW(parameter_groups(model, 0.0), lr=1e-2)
+    for _ in range(60):
+        sums = model.loss(tokens[:, :-1], tokens[:, 1:])
+        optimizer.zero_grad()
+        (sums.nll_sum / sums.counted).backward()
+        optimizer.step()
+    assert sums.nll_sum.item() / sums.counted.item() < 0.2 * math.log(4)
+
+
+def test_a_model_is_sampled_from_its_state(model_options, tmp_path):
+    """The most probable base each time, from the state, is that of a whole pass over what is there so far; prompts of
+    different lengths go together."""
+    model = make_model(**model_options).eval().requires_grad_(False)
+    inference = Inference(model, choose_compute("cpu", "fp32"), {}, tmp_path)
+    prompts = [tokens_of(1, length, seed=length, high=4)[0].byte().numpy() for length in (3, 9, 3, 1)]
+    generator = Generator(inference, Sampling(temperature=0.0))
+    position = generator.read(prompts)
+    found = [generator.continue_from(position, range(4), 11), generator.continue_from(position, range(4), 11)]
+    assert np.array_equal(*found)  # a position is read, not used up
+    for prompt, bases in zip(prompts, found[0], strict=True):
+        sequence = np.concatenate([prompt, bases])
+        logits = model(torch.from_numpy(sequence)[None]).logits[0]
+        best, second = logits.topk(2, dim=-1).values[len(prompt) - 1 : -1].unbind(-1)
+        agree = logits.argmax(-1)[len(prompt) - 1 : -1].numpy() == bases
+        assert (agree | (best - second < 1e-4).numpy()).all()
+
+
+def test_a_mixer_answers_for_its_parameters(options):
+    torch.manual_seed(0)
+    model, single = LanguageModel(make_config(**options, n_layer=9)), make_config(**options)
+    mixer = model.backbone.layers[0].mixer
+    torch.manual_seed(0)
+    drawn = [weight.detach().std() for weight in mixer_class(options["mixer"])(single).output_weights()]
+    for weight, usual in zip(mixer.output_weights(), drawn, strict=True):
+        assert any(weight is parameter for parameter in mixer.parameters())
+        assert weight.detach().std().item() == pytest.approx(float(usual) / 3, rel=0.3)  # divided by √n_layer
+    decayed, kept = ({id(each) for each in group["params"]} for group in parameter_groups(model, 0.1))
+    for name, parameter in mixer.named_parameters():
+        is_time_constant = bool(re.search(r"A_log|A_imag|log_dt|bias$", name)) or parameter.ndim < 2
+        assert (id(parameter) in kept, id(parameter) in decayed) == (is_time_constant, not is_time_constant), name
+    matrices = 2 * sum(weight.numel() for weight in mixer.castable_parameters())
+    assert mixer.flops_per_token(1000) >= matrices > 0
+    assert training_flops_per_token(model, 1000) >= 3 * 9 * mixer.flops_per_token(1000)
+    assert mixer.describe(single)
+
+
+@torch.no_grad()
+def test_matrices_may_be_held_in_bf16(options, tmp_path):
+    model = make_model(**options)
+    cast = _with_matrices_in(torch.bfloat16, model)
+    tokens = tokens_of(2, 9)
+    with torch.autocast("cpu", torch.bfloat16):
+        found, expected = cast(tokens).logits, model(tokens).logits
+        assert torch.equal(found, expected)
+        state = model.init_state(2)
+        assert torch.equal(cast.step(tokens[:, 0], state)[0], model.step(tokens[:, 0], state)[0])
+
+
+VERBS = {
+    "generate": Ability.CARRIES_STATE | Ability.PREDICTS_NEXT_BASE,
+    "likelihood": Ability.CARRIES_STATE | Ability.PREDICTS_NEXT_BASE,
+    "embed": Ability.CAUSAL | Ability.CARRIES_STATE,
+    "score": Ability.CONSTANT_STATE | Ability.PREDICTS_NEXT_BASE,
+}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_verbs_take_what_they_need(model_options, verb):
+    model = make_model(**model_options)
+    grows = any(mixer_class(name).state_grows for name in model.config.mixers)
+    assert (Ability.CONSTANT_STATE in model.abilities) == (not grows)
+    assert model.abilities == mixer_abilities(*model.config.mixers) | Ability.PREDICTS_NEXT_BASE
+    if verb == "score" and grows:
+        with pytest.raises(InputError, match=r"score: this model keeps no state of constant size .* mixer mamba or"):
+            require(model, VERBS[verb], verb)
+    else:
+        require(model, VERBS[verb], verb)
