@@ -24,6 +24,11 @@ from dnamamba.model.parameters import parameter_groups, training_flops_per_token
 D_MODEL = 8
 OPTIONS = {
     "zoh": {"mixer": "mamba", "discretization": "zoh"},
+    "constant dt": {"mixer": "mamba", "selective": "B,C"},
+    "selective dt": {"mixer": "mamba", "selective": "dt", "dt_rank": "broadcast", "discretization": "zoh"},
+    "selective B": {"mixer": "mamba", "selective": "B"},
+    "selective C": {"mixer": "mamba", "selective": "C"},
+    "selective none": {"mixer": "mamba", "selective": "none"},
     "s4d-inv": {"mixer": "s4d", "s4d_init": "inv", "discretization": "zoh"},
     "s4d-real": {"mixer": "s4d", "s4d_init": "real"},
 }

@@ -8,7 +8,7 @@ import torch
 
 from dnamamba.errors import InputError
 from dnamamba.model.config import ModelConfig, preset
-from dnamamba.model.mixers import long_convolution
+from dnamamba.model.mixers import long_convolution, mixer_class
 from dnamamba.model.mixers.diagonal import DiagonalSSM, decays
 from dnamamba.model.mixers.long_convolution import causal_convolution
 
@@ -137,3 +137,39 @@ def test_transforms_have_lengths_of_small_primes():
             while size % prime == 0:
                 size //= prime
         assert size == 1
+
+
+@pytest.mark.parametrize("discretization", ["euler", "zoh"])
+def test_mamba_without_selection_is_s4d(discretization):
+    """S6 with constant Δ, B and C: by the scan's kernel here, by a convolution there."""
+    shared = {"d_model": 6, "d_state": 5, "discretization": discretization}
+    torch.manual_seed(0)
+    mamba = mixer_class("mamba")(ModelConfig(mixer="mamba", selective="none", **shared)).double()
+    s4d = mixer_class("s4d")(ModelConfig(mixer="s4d", s4d_init="real", **shared)).double()
+    assert mamba.x_proj is None
+    with torch.no_grad():
+        mamba.B.normal_()
+        mamba.A_log.add_(torch.randn_like(mamba.A_log))
+        for name in ("in_proj", "conv1d", "out_proj"):
+            getattr(s4d, name).load_state_dict(getattr(mamba, name).state_dict())
+        s4d.ssm.A_log.copy_(mamba.A_log)
+        s4d.ssm.C.copy_((mamba.B * mamba.C)[..., None])  # only the product counts
+        s4d.ssm.log_dt.copy_(torch.nn.functional.softplus(mamba.dt_proj.bias).log())
+    x = torch.randn(2, 77, 6, dtype=torch.float64)
+    (y, state), (expected, s4d_state) = mamba(x), s4d(x)
+    torch.testing.assert_close(y, expected, atol=1e-10, rtol=1e-10)
+    torch.testing.assert_close(state.ssm_state, mamba.B * s4d_state.ssm_state[..., 0], atol=1e-10, rtol=1e-10)
+
+
+@pytest.mark.parametrize("selective", ["", "dt,", "dt,dt", "A", "dt,none"])
+def test_selective_names_dt_B_and_C(selective):
+    with pytest.raises(InputError, match=r"model\.selective: .* expected some of dt, B and C"):
+        ModelConfig(selective=selective)
+
+
+@pytest.mark.parametrize(("selective", "columns"), [("dt,B,C", 2 + 8), ("C,dt", 2 + 4), ("B", 4), ("dt", 2)])
+def test_what_is_not_selective_has_no_projection(selective, columns):
+    mixer = mixer_class("mamba")(ModelConfig(d_model=4, d_state=4, dt_rank=2, selective=selective))
+    assert mixer.x_proj.weight.shape == (columns, 8)
+    assert (mixer.B is None, mixer.C is None) == ("B" in selective, "C" in selective)
+    assert (mixer.dt_proj.weight is None) == ("dt" not in selective)

@@ -55,6 +55,11 @@ POSITIVE = Bounds((int, float), lambda value: 0 < value <= sys.float_info.max, "
 TRUTH = Bounds((bool,), lambda value: True, "true or false")
 MIXER = one_of(ChainMap(MIXERS, PATTERNS))
 PATTERN = Bounds((str,), lambda value: value == "" or bool(mixers_of(value)), "a pattern")
+SELECTIVE = Bounds(
+    (str,),
+    lambda value: value == "none" or (set(parts := value.split(",")) <= {"dt", "B", "C"} and len(parts) == len({*parts})),
+    'some of dt, B and C, such as "dt,B", or "none"',
+)
 DT_RANK = Bounds(
     (int, str),
     lambda value: value in ("auto", "broadcast") if isinstance(value, str) else value >= 1,
@@ -118,6 +123,9 @@ class ModelConfig:
     """Mixers of the blocks in turn, in place of one mixer, such as mamba:3,attention: three blocks of Mamba, one of
     attention, and again from the start until there are n_layer."""
 
+    selective: str = option("dt,B,C", SELECTIVE, of=("mamba",), since=3, older="dt,B,C")
+    """What of Mamba's state space model depends on the input: any of dt, B and C, with commas, or none. The others are
+    parameters of each channel, as in S4D."""
     s4d_init: Literal["lin", "inv", "real"] = option(
         "lin", one_of(("lin", "inv", "real")), of=("s4d",), since=3, older="lin"
     )

@@ -43,7 +43,8 @@ class MambaState(NamedTuple):
 class StepProjection(nn.Module):
     """dt = weight · low rank; the bias is held here but added inside the scan, in fp32, where softplus follows.
 
-    Without a weight (`broadcast`) every channel gets the same number: Broadcast_D(Linear_1(x)).
+    Without a weight (`broadcast`) every channel gets the same number: Broadcast_D(Linear_1(x)). Of no columns, where
+    the step is not selective, dt is zero and the bias all there is.
     """
 
     weight: nn.Parameter | None
@@ -54,7 +55,7 @@ class StepProjection(nn.Module):
         channels, rank = config.channels, config.rank
         self.channels = channels
         weight = None
-        if config.dt_rank != "broadcast":
+        if config.dt_rank != "broadcast" and "dt" in config.selective:
             # Variance of dt about that of the low-rank columns.
             weight = nn.Parameter(torch.empty(channels, rank).uniform_(-(rank**-0.5), rank**-0.5))
         self.register_parameter("weight", weight)
@@ -65,6 +66,8 @@ class StepProjection(nn.Module):
 
     def forward(self, low_rank: Tensor) -> Tensor:
         """(…, rank) → (…, channels), before bias and softplus."""
+        if not low_rank.shape[-1]:
+            return low_rank.new_zeros(self.channels).expand(*low_rank.shape[:-1], -1)
         if self.weight is None:
             return low_rank.expand(*low_rank.shape[:-1], self.channels).contiguous()
         return F.linear(low_rank, self.weight)
@@ -80,23 +83,33 @@ class MambaMixer(Mixer):
     causal = True
     carries_state = True
 
+    B: nn.Parameter | None
+    """(channels, state), where B is not selective"""
+    C: nn.Parameter | None
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
-        d_model, channels, state, rank = config.d_model, config.channels, config.d_state, config.rank
+        d_model, channels, state = config.d_model, config.channels, config.d_state
         self.discretization = config.discretization
-        self.sections = (rank, state, state)
+        columns = {"dt": config.rank, "B": state, "C": state}
+        self.sections = [count if name in config.selective else 0 for name, count in columns.items()]
         self.in_proj = nn.Linear(d_model, 2 * channels, bias=False)  # x first, then the gate z
         self.conv1d = ShortConvolution(channels, config)
-        self.x_proj = nn.Linear(channels, rank + 2 * state, bias=False)  # dt, then B, then C
+        self.x_proj = nn.Linear(channels, sum(self.sections), bias=False) if any(self.sections) else None
+        """dt, then B, then C, as far as they are selective"""
         self.dt_proj = StepProjection(config)
         # S4D-real: A = −(1, 2, …, N) in every channel.
         self.A_log = nn.Parameter(torch.arange(1, state + 1, dtype=torch.float32).log().repeat(channels, 1))
         self.D = nn.Parameter(torch.ones(channels))
         self.out_proj = nn.Linear(channels, d_model, bias=False)
+        # What is not selective is a parameter, drawn as S4D's: B = 1, C of variance 1.
+        self.register_parameter("B", None if self.sections[1] else nn.Parameter(torch.ones(channels, state)))
+        self.register_parameter("C", None if self.sections[2] else nn.Parameter(torch.randn(channels, state)))
 
     @classmethod
     def describe(cls, config: ModelConfig) -> str:
-        return f"Mamba, {config.d_state} states a channel, {config.discretization} discretization"
+        which = "" if config.selective == "dt,B,C" else f", selective: {config.selective}"
+        return f"Mamba, {config.d_state} states a channel, {config.discretization} discretization{which}"
 
     @property
     def A(self) -> Tensor:
@@ -117,10 +130,10 @@ class MambaMixer(Mixer):
         """
         x, z = self.in_proj(x).chunk(2, dim=-1)
         x, conv_state = self.conv1d(x, None if state is None else state.conv_state, sequence_ids)
-        dt, B, C = self.x_proj(x).split(self.sections, dim=-1)
+        dt, B, C = self._maps(x)
         y, ssm_state = selective_scan(
             x,
-            self.dt_proj(dt),
+            dt,
             self.A,
             B,
             C,
@@ -137,10 +150,10 @@ class MambaMixer(Mixer):
         """One position: x (batch, d_model) → y (batch, d_model) and the state after it."""
         x, z = self.in_proj(x).chunk(2, dim=-1)
         x, conv_state = self.conv1d.step(x, state.conv_state)
-        dt, B, C = self.x_proj(x).split(self.sections, dim=-1)
+        dt, B, C = self._maps(x)
         y, ssm_state = selective_scan_step(
             x,
-            self.dt_proj(dt),
+            dt,
             self.A,
             B,
             C,
@@ -151,6 +164,13 @@ class MambaMixer(Mixer):
             discretization=self.discretization,
         )
         return self.out_proj(y), MambaState(conv_state, ssm_state)
+
+    def _maps(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """dt (…, channels) before bias and softplus, B and C (…, state), or (channels, state) where they are constant,
+        of the convolution's output x (…, channels)."""
+        columns = x[..., :0] if self.x_proj is None else self.x_proj(x)
+        dt, B, C = columns.split(self.sections, dim=-1)
+        return self.dt_proj(dt), B if self.B is None else self.B, C if self.C is None else self.C
 
     def output_weights(self) -> Iterable[Tensor]:
         return [self.out_proj.weight]
