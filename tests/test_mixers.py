@@ -242,6 +242,8 @@ def test_a_model_learns_a_sequence_by_heart(model_options):
     torch.manual_seed(0)
     model = LanguageModel(make_config(**model_options, d_model=32, d_conv=2))
     tokens = tokens_of(1, 25, high=4)
+    if not tree_leaves(model.init_state(1)):  # it mixes no positions: each base follows from the one before
+        tokens = torch.arange(25)[None] % 4
     optimizer = torch.optim.AdamW(parameter_groups(model, 0.0), lr=1e-2)
     for _ in range(60):
         sums = model.loss(tokens[:, :-1], tokens[:, 1:])

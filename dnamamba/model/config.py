@@ -6,7 +6,7 @@ sizes of the Mamba paper's genomics experiments (arXiv 2312.00752, Appendix E.3)
 
 import math
 import sys
-from collections import ChainMap
+from collections import ChainMap, Counter
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, NamedTuple, get_args
@@ -57,8 +57,11 @@ MIXER = one_of(ChainMap(MIXERS, PATTERNS))
 PATTERN = Bounds((str,), lambda value: value == "" or bool(mixers_of(value)), "a pattern")
 SELECTIVE = Bounds(
     (str,),
-    lambda value: value == "none" or (set(parts := value.split(",")) <= {"dt", "B", "C"} and len(parts) == len({*parts})),
+    lambda value: value == "none" or Counter(value.split(",")) <= Counter(("dt", "B", "C")),
     'some of dt, B and C, such as "dt,B", or "none"',
+)
+WIDTH = Bounds(
+    (int, str), lambda value: value == "auto" if isinstance(value, str) else value >= 1, '"auto" or a whole number'
 )
 DT_RANK = Bounds(
     (int, str),
@@ -127,9 +130,12 @@ class ModelConfig:
     """What of Mamba's state space model depends on the input: any of dt, B and C, with commas, or none. The others are
     parameters of each channel, as in S4D."""
     s4d_init: Literal["lin", "inv", "real"] = option(
-        "lin", one_of(("lin", "inv", "real")), of=("s4d",), since=3, older="lin"
+        "lin", one_of(("lin", "inv", "real")), of=("s4d", "h3"), since=3, older="lin"
     )
     """S4D's A at initialisation: lin, −1/2 + iπn, and inv are complex, with d_state / 2 states; real is −(n + 1)."""
+
+    d_ff: int | Literal["auto"] = option("auto", WIDTH, of=("gated_mlp",), since=3, older="auto")
+    """Inner width of a gated MLP; "auto" is 8/3 d_model, up to a multiple of 8."""
 
     @property
     def mixers(self) -> tuple[str, ...]:
@@ -141,6 +147,11 @@ class ModelConfig:
     def channels(self) -> int:
         """D: the channels of the convolution and the scan."""
         return self.expand * self.d_model
+
+    @property
+    def mlp_width(self) -> int:
+        """Inner width of a gated MLP."""
+        return -(-self.d_model // 3) * 8 if self.d_ff == "auto" else int(self.d_ff)
 
     @property
     def rank(self) -> int:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 MIXERS: dict[str, str] = {
     "mamba": "dnamamba.model.mixers.mamba:MambaMixer",
     "s4d": "dnamamba.model.mixers.s4d:S4DMixer",
+    "h3": "dnamamba.model.mixers.h3:H3Mixer",
+    "gated_mlp": "dnamamba.model.mixers.gated_mlp:GatedMLP",
 }
 """Name in `ModelConfig.mixer` → module and class, which is made from a `ModelConfig`."""
 PATTERNS: dict[str, str] = {}
