@@ -20,6 +20,7 @@ from dnamamba.model.config import ModelConfig
 from dnamamba.model.language_model import LanguageModel
 from dnamamba.model.mixers import MIXERS, PATTERNS, mixer_class
 from dnamamba.model.parameters import parameter_groups, training_flops_per_token
+from dnamamba.training.module import BETAS
 
 D_MODEL = 8
 OPTIONS = {
@@ -29,6 +30,7 @@ OPTIONS = {
     "selective B": {"mixer": "mamba", "selective": "B"},
     "selective C": {"mixer": "mamba", "selective": "C"},
     "selective none": {"mixer": "mamba", "selective": "none"},
+    "heads": {"mixer": "attention", "head_dim": 2, "rope_base": 50.0},
     "s4d-inv": {"mixer": "s4d", "s4d_init": "inv", "discretization": "zoh"},
     "s4d-real": {"mixer": "s4d", "s4d_init": "real"},
 }
@@ -244,7 +246,7 @@ def test_a_model_learns_a_sequence_by_heart(model_options):
     tokens = tokens_of(1, 25, high=4)
     if not tree_leaves(model.init_state(1)):  # it mixes no positions: each base follows from the one before
         tokens = torch.arange(25)[None] % 4
-    optimizer = torch.optim.AdamW(parameter_groups(model, 0.0), lr=1e-2)
+    optimizer = torch.optim.AdamW(parameter_groups(model, 0.0), lr=5e-3, betas=BETAS)
     for _ in range(60):
         sums = model.loss(tokens[:, :-1], tokens[:, 1:])
         optimizer.zero_grad()

@@ -137,6 +137,11 @@ class ModelConfig:
     d_ff: int | Literal["auto"] = option("auto", WIDTH, of=("gated_mlp",), since=3, older="auto")
     """Inner width of a gated MLP; "auto" is 8/3 d_model, up to a multiple of 8."""
 
+    head_dim: int | Literal["auto"] = option("auto", WIDTH, of=("attention",), since=3, older="auto")
+    """Width of an attention head; "auto" is the largest even divisor of d_model up to 64."""
+    rope_base: float = option(10_000.0, POSITIVE, of=("attention",), since=3, older=10_000.0)
+    """Base of the wavelengths of attention's rotary positions."""
+
     @property
     def mixers(self) -> tuple[str, ...]:
         """The mixer of each block."""
@@ -152,6 +157,15 @@ class ModelConfig:
     def mlp_width(self) -> int:
         """Inner width of a gated MLP."""
         return -(-self.d_model // 3) * 8 if self.d_ff == "auto" else int(self.d_ff)
+
+    def head_width(self, width: int) -> int:
+        """Channels of a head, an even number, where all heads are `width` wide. Raises `InputError`."""
+        sizes = [size for size in range(2, width + 1, 2) if width % size == 0]
+        if self.head_dim != "auto" and self.head_dim not in sizes:
+            raise InputError(f"model.head_dim: {self.head_dim} is not possible, expected an even divisor of {width}")
+        if not sizes:
+            raise InputError(f"model.d_model: heads need an even width, {width} is odd")
+        return max(size for size in sizes if size <= 64) if self.head_dim == "auto" else int(self.head_dim)
 
     @property
     def rank(self) -> int:

@@ -17,9 +17,12 @@ MIXERS: dict[str, str] = {
     "s4d": "dnamamba.model.mixers.s4d:S4DMixer",
     "h3": "dnamamba.model.mixers.h3:H3Mixer",
     "gated_mlp": "dnamamba.model.mixers.gated_mlp:GatedMLP",
+    "attention": "dnamamba.model.mixers.attention:AttentionMixer",
 }
 """Name in `ModelConfig.mixer` → module and class, which is made from a `ModelConfig`."""
-PATTERNS: dict[str, str] = {}
+PATTERNS: dict[str, str] = {
+    "transformer": "attention,gated_mlp",
+}
 """Patterns that have names, as `ModelConfig.mixer` takes them too."""
 
 
