@@ -9,13 +9,15 @@ import pytest
 import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
+import dnamamba
+from dnamamba.alphabet import decode
 from dnamamba.errors import InputError
 from dnamamba.formats import load_checkpoint
 from dnamamba.formats.checkpoint import save_checkpoint
 from dnamamba.inference.device import choose_compute
 from dnamamba.inference.load import Inference
 from dnamamba.inference.sampling import Generator, Sampling, _with_matrices_in
-from dnamamba.model.abilities import Ability, mixer_abilities, require
+from dnamamba.model.abilities import NEEDS, Ability, mixer_abilities, require
 from dnamamba.model.config import ModelConfig
 from dnamamba.model.language_model import LanguageModel
 from dnamamba.model.mixers import MIXERS, PATTERNS, mixer_class
@@ -36,7 +38,11 @@ OPTIONS = {
 }
 """Options of mixers that change what they compute."""
 CASES = {name: {"mixer": name} for name in MIXERS} | OPTIONS
-PATTERN_CASES = {name: {"mixer": name} for name in PATTERNS}
+PATTERN_CASES = {name: {"mixer": name} for name in PATTERNS} | {
+    "hybrid": {"pattern": "mamba,attention"},
+    "hybrid of three": {"pattern": "s4d:2,attention,gated_mlp", "n_layer": 4},
+}
+"""Blocks of several mixers, states and caches next to each other."""
 
 
 def make_config(**options):
@@ -304,22 +310,32 @@ def test_matrices_may_be_held_in_bf16(options, tmp_path):
         assert torch.equal(cast.step(tokens[:, 0], state)[0], model.step(tokens[:, 0], state)[0])
 
 
-VERBS = {
-    "generate": Ability.CARRIES_STATE | Ability.PREDICTS_NEXT_BASE,
-    "likelihood": Ability.CARRIES_STATE | Ability.PREDICTS_NEXT_BASE,
-    "embed": Ability.CAUSAL | Ability.CARRIES_STATE,
-    "score": Ability.CONSTANT_STATE | Ability.PREDICTS_NEXT_BASE,
-}
-
-
-@pytest.mark.parametrize("verb", VERBS)
-def test_verbs_take_what_they_need(model_options, verb):
+def test_verbs_take_what_they_need(model_options):
     model = make_model(**model_options)
     grows = any(mixer_class(name).state_grows for name in model.config.mixers)
-    assert (Ability.CONSTANT_STATE in model.abilities) == (not grows)
     assert model.abilities == mixer_abilities(*model.config.mixers) | Ability.PREDICTS_NEXT_BASE
-    if verb == "score" and grows:
-        with pytest.raises(InputError, match=r"score: this model keeps no state of constant size .* mixer mamba or"):
-            require(model, VERBS[verb], verb)
+    for verb, needs in NEEDS.items():
+        if grows and Ability.CONSTANT_STATE in needs:
+            with pytest.raises(InputError, match=rf"{verb}: this model keeps no state of constant size .* mixer mamba"):
+                require(model, verb)
+        else:
+            require(model, verb)
+
+
+def test_verbs_read_long_sequences_in_chunks(model_options, tmp_path):
+    """Likelihoods and embeddings, some bases at a time with states or caches handed on, are those of one pass."""
+    model = make_model(**model_options)
+    save_checkpoint(model, tmp_path / "model", {"settings": {"length": 64}})
+    tokens = tokens_of(1, 61, high=4)
+    with torch.no_grad():
+        whole = model(tokens)
+    loaded, sequence = dnamamba.load(tmp_path / "model", device="cpu"), decode(tokens[0].byte().numpy())
+    found = loaded.base_probabilities(sequence, batch_tokens=9)
+    np.testing.assert_allclose(found[1:], whole.logits[0, :-1].softmax(-1), atol=2e-5)
+    np.testing.assert_allclose(loaded.embed(sequence, pool="last", batch_tokens=9), whole.hidden[0, -1], atol=2e-4)
+    assert len(loaded.generate(sequence, length=3)) == 3
+    if Ability.CONSTANT_STATE in model.abilities:
+        loaded.log_likelihood(sequence, context="unlimited")
     else:
-        require(model, VERBS[verb], verb)
+        with pytest.raises(InputError, match=r"likelihood --context unlimited: this model keeps no state"):
+            loaded.log_likelihood(sequence, context="unlimited")

@@ -12,7 +12,7 @@ from dnamamba.errors import InputError
 from dnamamba.formats import load_checkpoint
 from dnamamba.formats.checkpoint import read_card, save_checkpoint
 from dnamamba.inference.sampling import _with_matrices_in
-from dnamamba.model.abilities import Ability, require
+from dnamamba.model.abilities import NEEDS, Ability, require
 from dnamamba.model.config import ModelConfig, preset
 from dnamamba.model.language_model import LanguageModel
 from dnamamba.model.mixers import MIXERS
@@ -94,20 +94,18 @@ def test_what_mamba_may_cast_is_its_projections():
 
 
 def test_verbs_say_what_a_model_lacks_and_which_would_do():
-    require(
-        LanguageModel(ModelConfig(**TINY)), Ability.CAUSAL | Ability.CARRIES_STATE | Ability.PREDICTS_NEXT_BASE, "score"
-    )
-    require(toy(), Ability.CAUSAL | Ability.PREDICTS_NEXT_BASE, "likelihood")
+    for verb in NEEDS:
+        require(LanguageModel(ModelConfig(**TINY)), verb)
     others = " or ".join(name for name in MIXERS if name not in ("running_sum", "both_ways"))
     expected = f"dnamamba generate: this model carries no state from base to base; take one with mixer {others}"
     with pytest.raises(InputError, match=f"^{re.escape(expected)}$"):
-        require(toy(), Ability.CARRIES_STATE | Ability.PREDICTS_NEXT_BASE, "generate")
+        require(toy(), "generate")
     blind = copy.copy(toy())
     blind.abilities = Ability.CAUSAL
     with pytest.raises(
         InputError, match=r"does not predict the next base; take one with mixer mamba or .* and objective next"
     ):
-        require(blind, Ability.CARRIES_STATE | Ability.PREDICTS_NEXT_BASE, "score")
+        require(blind, "score")
 
 
 def test_a_mixer_that_sees_the_target_cannot_learn_the_next_base():

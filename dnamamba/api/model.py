@@ -42,6 +42,7 @@ from dnamamba.genome.view import GenomeView
 from dnamamba.inference.device import Accelerator, Precision
 from dnamamba.inference.load import Inference, load_classifier_for_inference, load_for_inference
 from dnamamba.inference.sampling import Generator, Sampling
+from dnamamba.model.abilities import require
 
 if TYPE_CHECKING:
     import polars
@@ -213,6 +214,7 @@ class Model:
         >>> model.embed(["ACGTTGCA", "GGGTTTCCC"]).shape
         (2, 64)
         """
+        require(self._inference.model, "embed")
         named = self._named_sequences(sequences, genome, regions)
         for each in named:
             if not len(each):
@@ -249,6 +251,7 @@ class Model:
         >>> len(model.generate("ACGT", length=20, seed=1))
         20
         """
+        require(self._inference.model, "generate")
         # The bounds of the command line's flags.
         GenerateSettings(
             checkpoint=self.checkpoint, length=length, samples=samples, batch=batch, top_k=top_k, seed=seed

@@ -29,6 +29,16 @@ _LACKING = {
 }
 
 
+NEEDS = {
+    "generate": Ability.CARRIES_STATE | Ability.PREDICTS_NEXT_BASE,
+    "likelihood": Ability.CARRIES_STATE | Ability.PREDICTS_NEXT_BASE,
+    "likelihood --context unlimited": Ability.CONSTANT_STATE | Ability.PREDICTS_NEXT_BASE,
+    "embed": Ability.CAUSAL | Ability.CARRIES_STATE,
+    "score": Ability.CONSTANT_STATE | Ability.PREDICTS_NEXT_BASE,
+}
+"""Of the verbs that take a language model."""
+
+
 class HasAbilities(Protocol):
     """A model that says what it can do."""
 
@@ -49,10 +59,10 @@ def mixer_abilities(*names: str) -> Ability:
     return shared
 
 
-def require(model: HasAbilities, ability: Ability, verb: str) -> None:
-    """Raises `InputError` unless `model` has the ability, or all of several (`a | b`): says what `verb` misses and
-    which mixers and objectives have it."""
-    missing = ability & ~model.abilities
+def require(model: HasAbilities, verb: str) -> None:
+    """Raises `InputError` unless `model` has all that `verb` needs: says what it lacks and which mixers and objectives
+    have it."""
+    missing = NEEDS[verb] & ~model.abilities
     if not missing:
         return
     lacks = " and ".join(text for each, text in _LACKING.items() if each in missing)

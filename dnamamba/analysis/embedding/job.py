@@ -18,7 +18,7 @@ from dnamamba.genome.indexed import described
 from dnamamba.genome.sequences import NamedSequence, open_for_sequences, read_sequences
 from dnamamba.genome.view import GenomeView
 from dnamamba.inference.load import Inference, load_for_inference
-from dnamamba.model.abilities import Ability, require
+from dnamamba.model.abilities import require
 from dnamamba.outputs import refuse_existing, refuse_missing_library, scratch_folder, whole_file
 from dnamamba.runs.progress import by_count, job_bar, si
 
@@ -39,7 +39,7 @@ def embed(settings: EmbedSettings) -> None:
             store = open_for_sequences(settings.input, settings.genome, settings.store, progress)
     sequences = [sequence for path in settings.input for sequence in read_sequences(path, store)]
     inference = load_for_inference(settings.checkpoint, settings.accelerator, settings.precision)
-    require(inference.model, Ability.CAUSAL | Ability.CARRIES_STATE, "embed")
+    require(inference.model, "embed")
     for label, text in _header(settings, inference, store, sequences):
         print(f"{label:>10}  {text}", flush=True)
 

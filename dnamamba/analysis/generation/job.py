@@ -14,7 +14,7 @@ from dnamamba.errors import InputError
 from dnamamba.genome.sequences import fasta_records, to_tokens
 from dnamamba.inference.load import load_for_inference
 from dnamamba.inference.sampling import Generator, Sampling
-from dnamamba.model.abilities import Ability, require
+from dnamamba.model.abilities import require
 from dnamamba.outputs import refuse_existing, whole_file
 from dnamamba.runs.progress import job_bar
 
@@ -37,7 +37,7 @@ def run_generation(settings: GenerateSettings) -> None:
         refuse_existing([settings.out], settings.overwrite)
     prompts = read_prompts(settings)
     inference = load_for_inference(settings.checkpoint, settings.accelerator, settings.precision)
-    require(inference.model, Ability.CARRIES_STATE | Ability.PREDICTS_NEXT_BASE, "generate")
+    require(inference.model, "generate")
     for label, text in inference.header():
         print(f"{label:>10}  {text}", file=sys.stderr)
     generator = Generator(inference, Sampling(settings.temperature, settings.top_k, settings.seed))

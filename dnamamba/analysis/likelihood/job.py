@@ -34,7 +34,7 @@ from dnamamba.genome.store import TokenStore, open_genome
 from dnamamba.genome.view import GenomeView
 from dnamamba.inference.load import Inference, load_for_inference
 from dnamamba.inference.provenance import genome_warning, result_provenance
-from dnamamba.model.abilities import Ability, require
+from dnamamba.model.abilities import require
 from dnamamba.outputs import refuse_existing, whole_files
 from dnamamba.runs.progress import by_count, job_bar, si
 
@@ -169,7 +169,7 @@ def choose(settings: LikelihoodSettings) -> Choice:
 
 def tiling_for(inference: Inference, context: int | Literal["unlimited"] | None, overlap: int | None) -> StrandTiling:
     """Context and overlap with their defaults. Raises `InputError` for sizes that do not go together."""
-    require(inference.model, Ability.CARRIES_STATE | Ability.PREDICTS_NEXT_BASE, "likelihood")
+    require(inference.model, "likelihood --context unlimited" if context == "unlimited" else "likelihood")
     if context == "unlimited":
         if overlap is not None:
             raise InputError(

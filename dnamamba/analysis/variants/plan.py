@@ -6,7 +6,7 @@ from dnamamba.analysis.variants.scores import ScorePlan
 from dnamamba.analysis.variants.tiles import Tiling
 from dnamamba.errors import InputError
 from dnamamba.inference.load import Inference
-from dnamamba.model.abilities import Ability, require
+from dnamamba.model.abilities import require
 
 
 def default_suffix(context: int) -> int:
@@ -30,7 +30,7 @@ def plan_for(
 
     Raises `InputError` for sizes that do not go together.
     """
-    require(inference.model, Ability.CONSTANT_STATE | Ability.PREDICTS_NEXT_BASE, "score")
+    require(inference.model, "score")
     context = inference.trained_length if context is None else context
     if context is None:
         raise InputError(f"{inference.checkpoint}: does not say what length it was trained at; give --context")
