@@ -141,6 +141,10 @@ class ModelConfig:
     """Width of an attention head; "auto" is the largest even divisor of d_model up to 64."""
     rope_base: float = option(10_000.0, POSITIVE, of=("attention",), since=3, older=10_000.0)
     """Base of the wavelengths of attention's rotary positions."""
+    filter_length: int = option(32_768, whole(1), of=("hyena",), since=3, older=32_768)
+    """Bases over which Hyena's filters fade at initialisation; in training the default is --length."""
+    filter_width: int = option(64, whole(1), of=("hyena",), since=3, older=64)
+    """Inner width of the networks that make Hyena's filters."""
 
     @property
     def mixers(self) -> tuple[str, ...]:

@@ -76,7 +76,7 @@ def _all_lines(card: dict[str, Any]) -> Lines:
 
 def _model_lines(config: dict[str, Any]) -> list[tuple[str, str]]:
     made = ModelConfig(**config)
-    mixers = Counter(mixer_class(name).describe(made) for name in made.mixers)
+    mixers = Counter(mixer_class(name).describe(made) or name for name in made.mixers)
     listed = " + ".join(f"{count} x {text}" if len(mixers) > 1 else text for text, count in mixers.items())
     return [("model", f"{made.n_layer} blocks x {made.d_model}: {listed}")]
 

@@ -13,7 +13,7 @@ import torch
 
 from dnamamba.errors import InputError
 from dnamamba.inference.device import choose_compute
-from dnamamba.model.settings import model_name
+from dnamamba.model.settings import ModelSettings, changes, model_config, model_name
 from dnamamba.training.mixture_file import bed_or_pattern
 from dnamamba.training.processes import ProcessRank, process_rank
 from dnamamba.training.settings import PretrainSettings, ResolvedPretrainSettings
@@ -71,7 +71,7 @@ def resolve(settings: PretrainSettings) -> ResolvedPretrainSettings:
         exclude=settings.exclude and [path.absolute() for path in settings.exclude],
         annotation=settings.annotation and settings.annotation.absolute(),
         store=settings.store and settings.store.absolute(),
-        model=replace(settings.model, preset=settings.model.preset or usual.preset),
+        model=_model(settings.model, usual.preset, length),
         length=length,
         tokens=None,
         batch_tokens=batch_tokens,
@@ -126,6 +126,14 @@ def warmup_lengths(settings: ResolvedPretrainSettings) -> list[tuple[int, int]]:
 
 def _beds_or_patterns(items: list[str] | None) -> list[str] | None:
     return items and [bed_or_pattern(item, Path.cwd()) for item in items]
+
+
+def _model(settings: ModelSettings, preset: str, length: int) -> ModelSettings:
+    """With a preset; Hyena's filters reach over a window."""
+    settings = replace(settings, preset=settings.preset or preset)
+    chosen = "filter_length" in changes(settings) or "hyena" not in model_config(settings).mixers
+    reach: dict[str, Any] = {} if chosen else {"filter_length": length}
+    return replace(settings, **reach)
 
 
 def _or(value: Any, default: Any) -> Any:

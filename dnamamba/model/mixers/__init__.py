@@ -17,11 +17,13 @@ MIXERS: dict[str, str] = {
     "s4d": "dnamamba.model.mixers.s4d:S4DMixer",
     "h3": "dnamamba.model.mixers.h3:H3Mixer",
     "gated_mlp": "dnamamba.model.mixers.gated_mlp:GatedMLP",
+    "hyena": "dnamamba.model.mixers.hyena:HyenaMixer",
     "attention": "dnamamba.model.mixers.attention:AttentionMixer",
 }
 """Name in `ModelConfig.mixer` → module and class, which is made from a `ModelConfig`."""
 PATTERNS: dict[str, str] = {
     "transformer": "attention,gated_mlp",
+    "hyenadna": "hyena,gated_mlp",
 }
 """Patterns that have names, as `ModelConfig.mixer` takes them too."""
 

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from dnamamba.errors import InputError
 from dnamamba.model.config import ModelConfig
-from dnamamba.model.mixers.long_convolution import causal_convolution
+from dnamamba.model.mixers.long_convolution import causal_convolution, convolution_flops
 from dnamamba.model.mixers.mixer import at_least_fp32
 from dnamamba_kernels import selective_scan
 
@@ -154,11 +154,8 @@ class DiagonalSSM(nn.Module):
         return y.to(x.dtype), state
 
     def flops_per_token(self, length: int) -> int:
-        """Two transforms of twice the length, 5 · 2 length · log₂(2 length) / 2 operations each for real data, and the
-        product; the last state's sum over the inputs. The taps are shared by the batch."""
-        channels = self.D.numel()
-        transforms = 2 * 5 * math.ceil(math.log2(2 * length)) + 6
-        return channels * (transforms + 2) + 2 * self.C.numel()
+        """The convolution, D, and the last state's sum over the inputs; the taps are shared by the batch."""
+        return self.D.numel() * (convolution_flops(length) + 2) + 2 * self.C.numel()
 
     def _discrete(self) -> tuple[Tensor, Tensor]:
         """log Ā = ΔA and B̄, both (channels, states, 1 or 2)."""

@@ -6,6 +6,8 @@ takes 8 bytes a padded pair of positions and channel, and two or three are alive
 backward pass, which computes them again.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -34,6 +36,12 @@ def causal_convolution(x: Tensor, taps: Tensor, sequence_ids: Tensor | None = No
         places.append(index[valid])
         parts.append(y[valid])
     return torch.cat(parts)[torch.cat(places).argsort()].view_as(x)
+
+
+def convolution_flops(length: int) -> int:
+    """Operations a position and channel: two real transforms of twice the length, of 5 · n log₂ n / 2 operations, and
+    the product. The taps' transform is shared by the batch."""
+    return 10 * math.ceil(math.log2(2 * length)) + 6
 
 
 def _by_size(sequence_ids: Tensor) -> list[tuple[Tensor, Tensor]]:

@@ -35,8 +35,8 @@ class Mixer(nn.Module):
 
     @classmethod
     def describe(cls, config: ModelConfig) -> str:
-        """For the model card: the mixer's name and the options that it reads."""
-        return cls.__name__
+        """For the model card: its name and the options that it reads; empty for the name that it is registered by."""
+        return ""
 
     def init_state(self, batch: int) -> Any:
         """The state before the first position."""
