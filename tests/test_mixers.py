@@ -34,6 +34,7 @@ OPTIONS = {
     "selective none": {"mixer": "mamba", "selective": "none"},
     "heads": {"mixer": "attention", "head_dim": 2, "rope_base": 50.0},
     "short filters": {"mixer": "hyena", "filter_length": 10, "filter_width": 5},
+    "mamba2-heads": {"mixer": "mamba2", "head_dim": 4, "discretization": "zoh"},
     "s4d-inv": {"mixer": "s4d", "s4d_init": "inv", "discretization": "zoh"},
     "s4d-real": {"mixer": "s4d", "s4d_init": "real"},
 }

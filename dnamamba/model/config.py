@@ -137,8 +137,8 @@ class ModelConfig:
     d_ff: int | Literal["auto"] = option("auto", WIDTH, of=("gated_mlp",), since=3, older="auto")
     """Inner width of a gated MLP; "auto" is 8/3 d_model, up to a multiple of 8."""
 
-    head_dim: int | Literal["auto"] = option("auto", WIDTH, of=("attention",), since=3, older="auto")
-    """Width of an attention head; "auto" is the largest even divisor of d_model up to 64."""
+    head_dim: int | Literal["auto"] = option("auto", WIDTH, of=("attention", "mamba2"), since=3, older="auto")
+    """Width of a head, of attention or Mamba-2; "auto" is the largest even divisor up to 64 of what is divided."""
     rope_base: float = option(10_000.0, POSITIVE, of=("attention",), since=3, older=10_000.0)
     """Base of the wavelengths of attention's rotary positions."""
     filter_length: int = option(32_768, whole(1), of=("hyena",), since=3, older=32_768)
