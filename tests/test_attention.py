@@ -24,11 +24,11 @@ def inputs(length, batch=2):
 
 @torch.no_grad()
 def test_it_is_softmax_of_rotated_products():
-    """RoPE as the paper's equation 12: a pair of numbers is a complex one, and position m turns it by e^{i m θ}."""
+    """RoPE as the paper's equation 12: a pair of numbers is a complex one, and position m rotates it by e^{i m θ}."""
     mixer, x = make(), inputs(11, batch=1)
     query, key, value = mixer.in_proj(x)[0].unflatten(-1, (3, 2, 2, 2)).unbind(1)  # (length, heads, parts, pairs)
 
-    def turned(vectors, position, head):
+    def rotated(vectors, position, head):
         real, imaginary = vectors[position, head]
         angles = [position * 30.0 ** (-2 * pair / 4) for pair in range(2)]
         return [complex(a, b) * cmath.exp(1j * w) for a, b, w in zip(real, imaginary, angles, strict=True)]
@@ -37,7 +37,10 @@ def test_it_is_softmax_of_rotated_products():
     for head in range(2):
         for m in range(11):
             scores = [
-                sum((q * k.conjugate()).real for q, k in zip(turned(query, m, head), turned(key, n, head), strict=True))
+                sum(
+                    (q * k.conjugate()).real
+                    for q, k in zip(rotated(query, m, head), rotated(key, n, head), strict=True)
+                )
                 for n in range(m + 1)
             ]
             weights = torch.softmax(torch.tensor(scores, dtype=torch.float64) / 2, 0)
@@ -59,12 +62,12 @@ def test_queries_attend_in_blocks(monkeypatch, packed):
 def test_a_million_positions_on_products_are_the_same():
     """They depend on distances alone: the angles keep their digits."""
     mixer, x = make(head_dim=8, rope_base=10_000.0).float(), inputs(20).float()
-    near, far = (mixer._rotated(x, torch.arange(20) + offset) for offset in (0, 1_000_000))
+    near, far = (mixer._project(x, torch.arange(20) + offset) for offset in (0, 1_000_000))
     products = [torch.einsum("bqhd,bkhd->bhqk", query, key) for query, key, _ in (near, far)]
     torch.testing.assert_close(*products, atol=2e-6, rtol=1e-5)
 
 
-def test_a_step_with_room_writes_in_place_and_leaves_the_earlier_state():
+def test_a_step_fills_free_positions_and_leaves_the_earlier_state():
     mixer, x = make(), inputs(6)
     _, start = mixer(x[:, :4])
     with torch.no_grad():
@@ -75,7 +78,7 @@ def test_a_step_with_room_writes_in_place_and_leaves_the_earlier_state():
         torch.testing.assert_close(mixer.step(x[:, 4], state)[0], y)  # what lies behind the end is not seen
         mixer.step(x[:, 5], once)
         with pytest.raises(IndexError):
-            mixer.step(x[:, 5], mixer.step(x[:, 5], once)[1])  # no room for a third
+            mixer.step(x[:, 5], mixer.step(x[:, 5], once)[1])  # none is free for a third
     assert start.positions == 4
 
 

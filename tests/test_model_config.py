@@ -9,6 +9,7 @@ from dnamamba import verbs
 from dnamamba.errors import InputError
 from dnamamba.model.config import PRESETS, ModelConfig, preset
 from dnamamba.model.language_model import LanguageModel
+from dnamamba.model.mixers import MIXERS, PATTERNS
 from dnamamba.model.parameters import parameter_count
 from dnamamba.model.settings import ModelSettings, model_config, model_name
 from dnamamba.settings.fields import attribute_docstrings
@@ -91,6 +92,8 @@ def test_every_field_is_a_flag_with_its_docstring():
     for name, text in attribute_docstrings(ModelConfig).items():
         assert f"--model.{name}" in reported
         assert text[:30] in reported, name
+    named = attribute_docstrings(ModelConfig)["mixer"]
+    assert [name for name in (*MIXERS, *PATTERNS) if f" {name}" not in named] == []
     flags = ["--model.preset", "1.4m", "--model.d_conv", "3", "--model.dt_rank", "broadcast"]
     settings = parser.parse([*flags, "--model.conv_bias", "false"]).model
     assert model_config(settings) == preset("1.4m", d_conv=3, dt_rank="broadcast", conv_bias=False)

@@ -119,13 +119,13 @@ class ModelConfig:
     vocabulary_size: int = option(VOCABULARY_SIZE, whole(BASES + 1))
     """Rows of the embedding: the alphabet's tokens, padded."""
     mixer: str = option("mamba", MIXER, since=2, older="mamba")
-    """Sequence mixer of every block (`dnamamba.model.mixers`)."""
+    """Sequence mixer of every block: mamba, mamba2, s4d, h3, hyena, attention, gated_mlp (which mixes no positions); or
+    a pattern of two: transformer (attention, gated_mlp), hyenadna (hyena, gated_mlp)."""
     objective: str = option("next_base", one_of(OBJECTIVES), since=2, older="next_base")
     """What the model is trained to predict (`dnamamba.model.objectives`)."""
     pattern: str = option("", PATTERN, since=3, older="")
-    """Mixers of the blocks in turn, in place of one mixer, such as mamba:3,attention: three blocks of Mamba, one of
+    """Mixers of successive blocks, in place of one mixer, such as mamba:3,attention: three blocks of Mamba, one of
     attention, and again from the start until there are n_layer."""
-
     selective: str = option("dt,B,C", SELECTIVE, of=("mamba",), since=3, older="dt,B,C")
     """What of Mamba's state space model depends on the input: any of dt, B and C, with commas, or none. The others are
     parameters of each channel, as in S4D."""
@@ -149,8 +149,8 @@ class ModelConfig:
     @property
     def mixers(self) -> tuple[str, ...]:
         """The mixer of each block."""
-        turn = mixers_of(self.pattern or self.mixer)
-        return tuple(turn[block % len(turn)] for block in range(self.n_layer))
+        period = mixers_of(self.pattern or self.mixer)
+        return tuple(period[block % len(period)] for block in range(self.n_layer))
 
     @property
     def channels(self) -> int:

@@ -30,7 +30,7 @@ PATTERNS: dict[str, str] = {
 
 
 def mixers_of(pattern: str) -> tuple[str, ...]:
-    """The mixers of one round of a pattern, `NAME[:COUNT],…`. Raises `InputError` naming what it cannot be."""
+    """The mixers of one period of a pattern, `NAME[:COUNT],…`. Raises `InputError` naming what it cannot be."""
     found: list[str] = []
     for part in PATTERNS.get(pattern, pattern).split(","):
         name, colon, count = part.strip().partition(":")

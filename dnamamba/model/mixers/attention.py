@@ -46,7 +46,7 @@ class AttentionMixer(Mixer):
     ) -> tuple[Tensor, Cache]:
         """Packed segments and chunks after others attend under masks, `QUERIES` at a time."""
         before = 0 if state is None else state.positions
-        query, key, value = self._rotated(x, torch.arange(before, before + x.shape[1], device=x.device))
+        query, key, value = self._project(x, torch.arange(before, before + x.shape[1], device=x.device))
         if state is None and sequence_ids is None:
             y = _attend(query, key, value, is_causal=True)
             return self.out_proj(y.flatten(-2)), cache_of((key, value))
@@ -56,7 +56,7 @@ class AttentionMixer(Mixer):
         return self.out_proj(y.flatten(-2)), cache
 
     def step(self, x: Tensor, state: Cache) -> tuple[Tensor, Cache]:
-        query, key, value = self._rotated(x[:, None], state.next_position)
+        query, key, value = self._project(x[:, None], state.next_position)
         cache = state.with_step((key[:, 0], value[:, 0]))
         counted = cache.counted
         mask = None if counted is None else counted[:, None, None]
@@ -73,7 +73,7 @@ class AttentionMixer(Mixer):
         position sees on average."""
         return super().flops_per_token(length) + 2 * self.in_proj.in_features * (length + 1)
 
-    def _rotated(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _project(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries and keys, rotated, and values, each (batch, length, heads, head_dim); `positions` are (length,), or
         (batch, length).
 
@@ -86,8 +86,8 @@ class AttentionMixer(Mixer):
         angle = positions[..., None, None] * self.rope_base ** (-2 * pair / self.head_dim)
         first, second = queries_keys.chunk(2, dim=-1)
         cos, sin = angle.cos().to(_precise(first)), angle.sin().to(_precise(first))
-        turned = torch.cat((first * cos - second * sin, first * sin + second * cos), dim=-1).to(value.dtype)
-        query, key = turned.chunk(2, dim=-2)
+        rotated = torch.cat((first * cos - second * sin, first * sin + second * cos), dim=-1).to(value.dtype)
+        query, key = rotated.chunk(2, dim=-2)
         return query, key, value
 
     @property

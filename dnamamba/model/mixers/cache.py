@@ -8,7 +8,7 @@ from torch.nn.functional import pad
 
 
 class Cache(NamedTuple):
-    """Values of positions, in tensors that grow by each position, or in tensors with room for more (`reserve`)."""
+    """Values of positions, in tensors that grow by each position, or in tensors with free positions (`reserve`)."""
 
     values: tuple[Tensor, ...]
     """each (batch, positions, …)"""
@@ -16,11 +16,11 @@ class Cache(NamedTuple):
     """(batch, 1) int64: the first position that counts, where several segments have been packed into a window; (batch,
     0) where all count"""
     end: Tensor
-    """(batch, 1) int64: positions that are filled, the others being room; (batch, 0) where all are"""
+    """(batch, 1) int64: positions that are filled, the others being free; (batch, 0) where all are"""
 
     @property
     def positions(self) -> int:
-        """With the room."""
+        """The free ones too."""
         return self.values[0].shape[1]
 
     @property
@@ -42,28 +42,28 @@ class Cache(NamedTuple):
     def followed_by(self, values: tuple[Tensor, ...], sequence_ids: Tensor | None = None) -> "Cache":
         """With a chunk's values, each (batch, length, …), after its own: a new cache. With `sequence_ids` (batch,
         length) the last id's alone count, as of `Mixer.forward`'s state."""
-        assert not self.end.shape[1], "a state with room is for single steps"
+        assert not self.end.shape[1], "a state with free positions is for single steps"
         grown = Cache(tuple(torch.cat(pair, dim=1) for pair in zip(self.values, values, strict=True)), *self[1:])
         if sequence_ids is None:
             return grown
         changed = torch.diff(sequence_ids, dim=1) != 0
-        place = torch.arange(1, sequence_ids.shape[1], device=changed.device)
-        start = pad(torch.where(changed, place, 0), (1, 0)).amax(dim=1, keepdim=True)  # of the last segment
+        position = torch.arange(1, sequence_ids.shape[1], device=changed.device)
+        start = pad(torch.where(changed, position, 0), (1, 0)).amax(dim=1, keepdim=True)  # of the last segment
         before = self.begin if self.begin.shape[1] else torch.zeros_like(start)
         return grown._replace(begin=torch.where(start > 0, start + self.positions, before))
 
     def with_step(self, values: tuple[Tensor, ...]) -> "Cache":
-        """With one position's values, each (batch, …): grown, or where there is room, filled in place; that takes no
-        gradients."""
+        """With one position's values, each (batch, …): grown, or where positions are free filled in place, which takes
+        no gradients."""
         if not self.end.shape[1]:
             return self.followed_by(tuple(value[:, None] for value in values))
-        rows = torch.arange(len(self.end), device=self.end.device)
+        sequence = torch.arange(len(self.end), device=self.end.device)
         for kept, value in zip(self.values, values, strict=True):
-            kept.index_put_((rows, self.end[:, 0]), value.to(kept.dtype))
+            kept.index_put_((sequence, self.end[:, 0]), value.to(kept.dtype))
         return self._replace(end=self.end + 1)
 
     def reserve(self, steps: int) -> "Cache":
-        """A copy with room for so many more positions."""
+        """A copy with so many more free positions."""
         values = tuple(
             torch.cat((value, value.new_zeros(len(value), steps, *value.shape[2:])), dim=1) for value in self.values
         )

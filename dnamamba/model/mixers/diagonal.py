@@ -84,7 +84,7 @@ class DiagonalSSM(nn.Module):
         self, x: Tensor, state: Tensor | None = None, sequence_ids: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """By convolution. `state` None starts from zeros; `sequence_ids`: see `Mixer.forward`. Real states of packed
-        rows are scanned: the kernel knows the ids, whereas transforms must wait for them on the host."""
+        windows are scanned: the kernel knows the ids, whereas transforms must wait for them on the host."""
         if sequence_ids is not None and self.A_imag is None:
             return self.scan(x, state, sequence_ids)
         return self.convolve(x, state, sequence_ids)
@@ -120,7 +120,7 @@ class DiagonalSSM(nn.Module):
         `sequence_ids`, chunk by chunk, the state handed on: O(length) work and memory."""
         with torch.autocast(x.device.type, enabled=False):
             if self.A_imag is not None:
-                assert sequence_ids is None, "packed rows with complex states are convolved"
+                assert sequence_ids is None, "packed windows with complex states are convolved"
                 return self._scan_chunks(x, self.init_state(len(x)) if state is None else state)
             A = self.A[..., 0].contiguous()
             y, final = selective_scan(
@@ -210,7 +210,7 @@ def _real_sum(a: Tensor) -> Tensor:
 
 
 def _cut(length: int) -> tuple[int, int]:
-    """(pieces, positions of each), both about √length, whose product is at least the length."""
+    """(parts, positions of each), both about √length, whose product is at least the length."""
     width = math.isqrt(length - 1) + 1
     return -(-length // width), width
 
@@ -218,14 +218,14 @@ def _cut(length: int) -> tuple[int, int]:
 def _vandermonde(weight: Tensor, log_decay: Tensor, length: int) -> Tensor:
     """Σ_n weight_n exp(l · log_decay_n), with conjugates, for l < length: weights (channels, any number, states, parts)
     → (channels, that number, length)."""
-    pieces, width = _cut(length)
-    count = torch.arange(max(pieces, width), device=weight.device, dtype=weight.dtype)
-    outer = _times(weight[:, :, None], _power(log_decay, count[:pieces] * width)[:, None])
+    parts, width = _cut(length)
+    count = torch.arange(max(parts, width), device=weight.device, dtype=weight.dtype)
+    outer = _times(weight[:, :, None], _power(log_decay, count[:parts] * width)[:, None])
     if weight.shape[-1] == 2:  # 2 Re(ab) = 2 Re(a) Re(b) − 2 Im(a) Im(b), as a product of real matrices
         outer = outer * outer.new_tensor([2.0, -2.0])
     inner = _power(log_decay, count[:width])
     sums = outer.flatten(3).flatten(1, 2) @ inner.flatten(2).transpose(1, 2)
-    return sums.view(*weight.shape[:2], pieces * width)[..., :length]
+    return sums.view(*weight.shape[:2], parts * width)[..., :length]
 
 
 def _final_state(x: Tensor, log_decay: Tensor, counted: Tensor | None) -> Tensor:
@@ -234,11 +234,11 @@ def _final_state(x: Tensor, log_decay: Tensor, counted: Tensor | None) -> Tensor
     if counted is not None:
         x = torch.where(counted[..., None], x, 0)
     batch, length, channels = x.shape
-    pieces, width = _cut(length)
-    x = torch.nn.functional.pad(x, (0, 0, pieces * width - length, 0))
-    count = torch.arange(max(pieces, width), device=x.device, dtype=x.dtype)
+    parts, width = _cut(length)
+    x = torch.nn.functional.pad(x, (0, 0, parts * width - length, 0))
+    count = torch.arange(max(parts, width), device=x.device, dtype=x.dtype)
     inner = _power(log_decay, count[:width].flip(0)).flatten(2)  # (channels, width, states · parts)
-    x = x.view(batch * pieces, width, channels).permute(2, 0, 1)
-    sums = (x @ inner).view(channels, batch, pieces, *log_decay.shape[1:])
-    outer = _power(log_decay, count[:pieces].flip(0) * width)
+    x = x.view(batch * parts, width, channels).permute(2, 0, 1)
+    sums = (x @ inner).view(channels, batch, parts, *log_decay.shape[1:])
+    outer = _power(log_decay, count[:parts].flip(0) * width)
     return _times(outer[:, None].expand_as(sums), sums).sum(2).transpose(0, 1)

@@ -20,22 +20,22 @@ def causal_convolution(x: Tensor, taps: Tensor, sequence_ids: Tensor | None = No
     """x (batch, length, channels) and taps (channels, at least length) in fp32 or fp64 → y like x, differentiable.
 
     `sequence_ids` (batch, length) int32: no sum reaches over a change of id. The host then waits for the ids, and
-    sequences of like length are transformed together, each padded to at most twice its length.
+    segments of like length are transformed together, each padded to at most twice its length.
     """
     length = x.shape[1]
     if sequence_ids is None:
         return _convolve(x, taps[:, :length])
-    rows = x.flatten(0, 1)
-    places, parts = [], []
+    flat = x.flatten(0, 1)
+    positions, parts = [], []
     for first, size in _by_size(sequence_ids):
         width = int(size.max())
         position = torch.arange(width)
-        index = (first[:, None] + position).clamp(max=len(rows) - 1).to(x.device)
+        index = (first[:, None] + position).clamp(max=len(flat) - 1).to(x.device)
         valid = (position < size[:, None]).to(x.device)
-        y = _convolve(rows[index], taps[:, :width])  # what stands behind a sequence reaches nothing in it
-        places.append(index[valid])
+        y = _convolve(flat[index], taps[:, :width])  # what follows a segment reaches nothing in it
+        positions.append(index[valid])
         parts.append(y[valid])
-    return torch.cat(parts)[torch.cat(places).argsort()].view_as(x)
+    return torch.cat(parts)[torch.cat(positions).argsort()].view_as(x)
 
 
 def convolution_flops(length: int) -> int:
@@ -45,7 +45,7 @@ def convolution_flops(length: int) -> int:
 
 
 def _by_size(sequence_ids: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """First places (in the flattened rows) and lengths of all sequences, on the host, grouped by powers of two."""
+    """First positions (in the flattened batch) and lengths of all segments, on the host, grouped by powers of two."""
     ids = sequence_ids.cpu()
     starts = torch.ones_like(ids, dtype=torch.bool)
     starts[:, 1:] = ids[:, 1:] != ids[:, :-1]

@@ -56,7 +56,7 @@ class Mixer(nn.Module):
 
     def reserve(self, state: Any, steps: int) -> Any:
         """A state for `step` alone, whose tensors keep their shapes for so many steps: for those that run from a CUDA
-        graph. A state that grows comes as a copy with so much room, to be filled in place: of two steps from the same
+        graph. A state that grows comes as a copy with free positions, filled in place: of two steps from the same
         state only the later one's state holds."""
         return state
 
