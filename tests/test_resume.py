@@ -16,8 +16,9 @@ from dnamamba.finetuning import run as finetuning
 from dnamamba.formats.checkpoint import save_checkpoint
 from dnamamba.model.config import ModelConfig
 from dnamamba.model.language_model import LanguageModel
+from dnamamba.model.settings import ModelSettings
 from dnamamba.runs.resume import with_stored_settings
-from dnamamba.settings.fields import Settings, setting
+from dnamamba.settings.fields import Settings, as_plain, setting
 from dnamamba.settings.parser import Parser
 
 TINY = ["--model.preset", "demo", "--model.n_layer", "1", "--model.d_model", "16", "--model.d_state", "4"]
@@ -238,3 +239,17 @@ def test_genomes_of_species_may_move(tmp_path, monkeypatch, capsys):
     (new / "one.fa").write_text(f">chr1\n{bases(20_000, 9)}\n")
     reported = resume_tuning(capsys, "--out", tmp_path / "run", "--species", new / "two.tsv")
     assert "other data than the run began with (species)" in reported
+
+
+def test_config_names_a_newer_option_of_the_model_only_where_it_is_set(folder, capsys):
+    """So that an older dnamamba resumes what it can; a resumed run keeps what is not named too."""
+    config = folder / "run" / "config.yaml"
+    written = yaml.safe_load(config.read_text())["model"]
+    assert written["mixer"] is None
+    assert "pattern" not in written
+    changed = as_plain(ModelSettings(pattern="mamba,attention"))
+    assert changed["pattern"] == "mamba,attention"
+    assert changed.keys() == written.keys() | {"pattern"}
+    message = "a resumed run keeps its settings; changed: --model.pattern (was None, now 'mamba,attention')"
+    assert message in resume(capsys, "--out", folder / "run", "--model.pattern", "mamba,attention")
+    assert "error" not in resume(capsys, "--out", folder / "run")

@@ -133,7 +133,8 @@ def read_card(folder: Path | str) -> dict[str, Any]:
     _check_digest(folder, CONFIG, provenance)
     _check_digest(folder, CLASSIFIER, provenance)
     classifier = None if head is None else asdict(head)
-    return {"folder": folder, "config": asdict(config), "classifier": classifier, "provenance": provenance}
+    stated = to_json(config, format_needed([config]))
+    return {"folder": folder, "config": stated, "classifier": classifier, "provenance": provenance}
 
 
 def _said(folder: Path) -> tuple[ModelConfig, HeadConfig | None]:

@@ -12,14 +12,16 @@ Settings = TypeVar("Settings", bound=type)
 
 def _with_changes_to(config: type) -> Any:
     """Class decorator: every field of the dataclass `config` becomes one here, None, which leaves it as it is. Its
-    docstring becomes the flag's help."""
+    docstring becomes the flag's help. Fields that have come after checkpoint format 2 stand in a run's config.yaml only
+    where they say something, as in checkpoints."""
 
     def decorate(settings: Settings) -> Settings:
         texts = attribute_docstrings(config)
         for each in dataclasses.fields(config):
             settings.__annotations__[each.name] = Optional[each.type]  # noqa: UP045  # a type only at run time
             text = f"{texts[each.name]} Default: the preset's."
-            setattr(settings, each.name, dataclasses.field(default=None, metadata={"help": text}))
+            metadata = {"help": text} | ({"absent": None} if each.metadata.get("since", 1) > 2 else {})
+            setattr(settings, each.name, dataclasses.field(default=None, metadata=metadata))
         return settings
 
     return decorate

@@ -84,7 +84,9 @@ def refuse_changes(
         may_differ = known.on_resume == "free" or (known.on_resume == "files" and not files)
         if may_differ and name not in kept:
             continue
-        before, after = (stored[name], now[name]) if name in stored else (plain(known.absent), given[name])
+        absent = plain(known.absent)
+        is_stored = name in stored
+        before, after = stored.get(name, absent), (now if is_stored else given).get(name, absent)
         if before != after:
             changed.append(f"--{name} (was {before!r}, now {after!r})")
     if changed:

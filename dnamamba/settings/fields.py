@@ -12,7 +12,7 @@ import inspect
 import itertools
 import textwrap
 from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, Field, asdict, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_type_hints
 
@@ -43,7 +43,8 @@ def setting(
         at_least, at_most, above, between, inside: bounds of the number, or of each number of a list; the ends belong to
             `between` and not to `inside`. None is within all bounds.
         on_resume: see `OnResume`; for a group the names of its fields that are free.
-        absent: the value of a run whose config.yaml does not name this setting, because it is older than the setting;
+        absent: the value of a run whose config.yaml does not name this setting, because it is older than the setting
+            (or because the default is the same, and then config.yaml leaves it out: older versions resume the run);
             without it that is the default.
         positional: the value stands alone on the command line, without a flag.
     """
@@ -143,8 +144,15 @@ def attribute_docstrings(settings: type) -> dict[str, str]:
 
 
 def as_plain(settings: Any) -> dict[str, Any]:
-    """The settings, an instance, as YAML and JSON can hold them; groups are mappings."""
-    return plain(asdict(settings))
+    """The settings, an instance, as YAML and JSON can hold them; groups are mappings. What config.yaml may leave out
+    (`absent` of `setting`) is left out."""
+    found: dict[str, Any] = {}
+    for each in fields(settings):
+        value = getattr(settings, each.name)
+        left_out = each.metadata.get("absent", MISSING)
+        if left_out is MISSING or not value == left_out == _default(each):
+            found[each.name] = as_plain(value) if is_dataclass(value) else plain(value)
+    return found
 
 
 def plain(value: Any) -> Any:
