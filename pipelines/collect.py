@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import yaml
 from plan import Plan, Run, make_plan
+from systems import collect_systems
 
 from dnamamba import cli
 from dnamamba.finetuning.metrics import bootstrap_by_group
@@ -43,7 +44,9 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def collect(plan: Plan, config: Mapping[str, Any]) -> list[Row]:
-    """Reads what is finished, writes the three files, returns the rows."""
+    """Reads what is finished, writes the three files (of systems, the tables), returns the rows."""
+    if config.get("systems"):
+        return collect_systems(plan)
     splits = config.get("splits")
     is_homologous = bool((splits if isinstance(splits, Mapping) else config).get("homologous"))
     rows: list[Row] = []

@@ -15,6 +15,8 @@ runs a GPU within a time budget, where there is no Snakemake). The YAML's keys:
     lengths: [256, 1024]         # one fine-tuning each, with --length
     by_length: {1024: {epochs: 5}}
     data: [gue/*]                # or: one fine-tuning a folder that matches, with --data
+    systems: {mamba: {}, NAME: {model.mixer: s4d}}   # or, in place of fine-tuning: one pretraining for each system,
+    learning_rates: [0.002, 0.004]                   # with its own flags, and each of these rates
     homologous: true             # with a folder of splits: loci are shared, and are resampled over all species
     published: {NAME: {metric: mcc, values: {TASK: 0.7}}}   # other people's results, for the table
     metric: mcc                  # what results.md and the picture show
@@ -32,7 +34,7 @@ from dnamamba.errors import InputError
 
 KEYS = (
     "out", "splits", "pretrain", "checkpoint", "from_scratch", "simple_models", "finetune", "scratch", "lengths",
-    "by_length", "data", "homologous", "published", "metric",
+    "by_length", "data", "systems", "learning_rates", "homologous", "published", "metric",
 )  # fmt: skip
 SUMMARY = "summary.json"
 """What a finished run has left in its folder."""
@@ -53,7 +55,8 @@ class Run(NamedTuple):
     result: str
     """The file in its folder that says that it is finished."""
     facts: dict[str, str]
-    """What the results table says of it: `model` (pretrained, scratch, simple), `task`, `length`."""
+    """What the results table says of it: `model` (pretrained, scratch, simple), `task`, `length`; where systems are
+    compared, `system` and `learning_rate`."""
 
 
 class Plan(NamedTuple):
@@ -93,6 +96,15 @@ def make_plan(config: Mapping[str, Any]) -> Plan:
             before = ["splits"]
         shared = {"species": str(folder / "species.tsv"), **shared}
         pretraining = None if pretraining is None else {"mixture": str(folder / "mixture.yaml"), **pretraining}
+
+    if systems := config.get("systems"):
+        for name, own in systems.items():
+            for rate in config.get("learning_rates") or [None]:
+                flags = _flags({**(pretraining or {}), **(own or {}), "learning_rate": rate})
+                facts = {"system": name, "learning_rate": "" if rate is None else f"{float(rate):g}"}
+                label = "-".join(filter(None, facts.values()))
+                runs.append(Run(label, ("-m", "dnamamba.pretrain"), flags, tuple(before), SUMMARY, facts))
+        return Plan(out, tuple(runs))
 
     checkpoint: str | None = config.get("checkpoint") and _filled(config["checkpoint"])
     pretrained_needs = list(before)

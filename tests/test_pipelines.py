@@ -395,7 +395,8 @@ def test_snakemake_plans_each_workflow(workflow, workplace):
     ran = snakemake(workflow, "--dry-run", cwd=folder, env=env)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     shown = ran.stdout + ran.stderr
-    assert "rule run_pretrain:" in shown and "rule results:" in shown
+    first = "run_pretrain" if "finetune" in yaml.safe_load(workflow.read_text()) else "run_mamba"
+    assert f"rule {first}" in shown and "rule results:" in shown
 
 
 @pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.stem)
@@ -410,13 +411,52 @@ def test_the_flags_of_each_workflow_are_known(workflow, workplace, monkeypatch):
     monkeypatch.chdir(folder)
     monkeypatch.setenv("DNAMAMBA_TEST_DATA", env["DNAMAMBA_TEST_DATA"])
     config = yaml.safe_load(workflow.read_text())
-    if (task := config["finetune"]["task"]) not in get_args(get_type_hints(FinetuneSettings)["task"]):
+    task = config.get("finetune", {"task": "sequences"})["task"]
+    if task not in get_args(get_type_hints(FinetuneSettings)["task"]):
         pytest.skip(f"finetune has no --task {task} yet")
     for run in plan.make_plan(config).runs:
         if run.program[0] == "-m":
             verbs.parser(run.program[1].removeprefix("dnamamba.")).parse([*run.flags, "--out", "x"])
         elif run.facts.get("model") == "simple":
             assert set(run.flags[::2]) <= {f"--{name}" for name in simple_models.SIMPLE_FLAGS}, run.flags
+
+
+def test_systems_are_pretrained_at_each_rate():
+    plan = plan_of(
+        "out: x\npretrain: {length: 8, model.preset: demo}\nlearning_rates: [0.002, 1e-3]\n"
+        "systems: {mamba: {}, mixed: {model.pattern: 'mamba:3,attention', length: 9}}"
+    )
+    assert [run.name for run in plan.runs] == ["mamba-0.002", "mamba-0.001", "mixed-0.002", "mixed-0.001"]
+    assert " ".join(plan.runs[0].flags) == "--length 8 --model.preset demo --learning_rate 0.002"
+    expected = "--length 9 --model.preset demo --model.pattern mamba:3,attention --learning_rate 1e-3"
+    assert " ".join(plan.runs[3].flags) == expected
+
+
+def test_systems_are_compared_at_the_best_rate_of_each(tmp_path, monkeypatch, capsys):
+    from collect import collect
+    from safetensors.numpy import save_file
+
+    monkeypatch.chdir(tmp_path)
+    text = "out: x\nsystems: {mamba: {}, s4d: {}, hyena: {}}\nlearning_rates: [0.002, 0.004]"
+    plan = plan_of(text)
+    bits = {"mamba-0.002": 1.92, "mamba-0.004": 1.91, "s4d-0.002": 1.93}
+    for name, value in bits.items():
+        best = plan.out / name / "checkpoints" / "best"
+        best.mkdir(parents=True)
+        save_file({"a": np.zeros((3, 5), np.float32), "b": np.zeros(7, np.float32)}, best / "model.safetensors")
+        (plan.out / name / "summary.json").write_text(json.dumps({"best_validation_bits_per_base": value, "tokens": 9}))
+        rows = "tokens_per_second,peak_memory_gib\n,1\n1e6,2\n3e6,3.5\n2e6,3.5\n"
+        (plan.out / name / "metrics.csv").write_text(rows)
+    rows = collect(plan, yaml.safe_load(text))
+    assert [(row["system"], row["learning_rate"], row["bits_per_base"]) for row in rows] == [
+        ("mamba", "0.004", "1.9100"),
+        ("s4d", "0.002", "1.9300"),
+    ]
+    assert rows[0] | {"parameters": "22", "mtoken_per_second": "2.00", "peak_memory_gib": "3.5"} == rows[0]
+    assert rows[1]["bits_at_0.002"] == "1.9300" and rows[1]["bits_at_0.004"] == ""
+    assert list(csv.DictReader((plan.out / "results.csv").read_text().splitlines())) == rows
+    assert "| mamba | 22 | 2.00 | 3.5 | 0.004 | 1.9100 | 1.9200 | 1.9100 |" in (plan.out / "results.md").read_text()
+    assert "not finished: s4d-0.004, hyena-0.002, hyena-0.004" in capsys.readouterr().out
 
 
 def test_the_driver_shows_the_same_commands(workplace):
