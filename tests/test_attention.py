@@ -117,7 +117,7 @@ def test_impossible_patterns_are_refused(pattern, message):
         ({"mixer": "attention", "head_dim": 3}, r"model\.head_dim: 3 is not possible, expected an even divisor of 128"),
         ({"mixer": "attention", "head_dim": 48}, r"model\.head_dim: 48"),
         ({"mixer": "attention", "d_model": 13}, r"model\.d_model: heads need an even width, 13 is odd"),
-        ({"mixer": "attention", "d_ff": 300}, r"model\.d_ff: only gated_mlp reads it, and the blocks are of attention"),
+        ({"mixer": "attention", "d_ff": 300}, r"model\.d_ff: an option of gated_mlp, but the blocks are of attention"),
         ({"mixer": "s4d", "pattern": "mamba"}, r"model\.pattern: it names the mixers of all blocks, leave out"),
     ],
 )

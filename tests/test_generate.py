@@ -154,7 +154,7 @@ def test_graph_equals_steps(checkpoint: Path, precision: Precision, monkeypatch:
     generator = Generator(inference, Sampling(seed=1, top_k=3))
     monkeypatch.setattr(generation, "BLOCK", 32)
     by_graph = [generator.generate(prompts[:count], range(count), 77) for count in (3, 2, 2)]
-    monkeypatch.setattr(generator, "_stepper", lambda position: _Steps(generator.model, generator.sampling, position))
+    monkeypatch.setattr(generator, "_stepper", lambda start, _: _Steps(generator.model, generator.sampling, start))
     by_steps = [generator.generate(prompts[:count], range(count), 77) for count in (3, 2, 2)]
     for one, other in zip(by_graph, by_steps, strict=True):
         assert (one == other).all()

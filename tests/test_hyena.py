@@ -27,7 +27,7 @@ def test_taps_are_a_window_times_a_network_of_the_position():
         t = lag / 40
         waves = [2 * math.pi * k * t for k in range(8)]
         x = torch.tensor([t, *map(math.cos, waves), *map(math.sin, waves)], dtype=torch.float64)
-        for layer in hyena.filter.layers:
+        for layer in hyena.filter.hidden:
             x = torch.sin(10 * (layer.weight @ x + layer.bias))
         decay = torch.linspace(math.log(100) / 1.5, math.log(100) / 0.3, 6, dtype=torch.float64)
         taps = (hyena.filter.output.weight @ x) * torch.exp(-decay * t) * (12 * decay / 40).sqrt()

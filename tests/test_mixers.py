@@ -3,6 +3,7 @@ from, and answering for its parameters. A new mixer is tested by its line in `MI
 
 import math
 import re
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -15,8 +16,9 @@ from dnamamba.errors import InputError
 from dnamamba.formats import load_checkpoint
 from dnamamba.formats.checkpoint import save_checkpoint
 from dnamamba.inference.device import choose_compute
+from dnamamba.inference.kept_states import pass_and_keep
 from dnamamba.inference.load import Inference
-from dnamamba.inference.sampling import Generator, Sampling, _with_matrices_in
+from dnamamba.inference.sampling import Generator, Sampling, _Steps, _with_matrices_in
 from dnamamba.model.abilities import NEEDS, Ability, mixer_abilities, require
 from dnamamba.model.config import ModelConfig
 from dnamamba.model.language_model import LanguageModel
@@ -341,3 +343,78 @@ def test_verbs_read_long_sequences_in_chunks(model_options, tmp_path):
     else:
         with pytest.raises(InputError, match=r"likelihood --context unlimited: this model keeps no state"):
             loaded.log_likelihood(sequence, context="unlimited")
+
+
+@torch.no_grad()
+def test_alleles_resume_from_kept_states(model_options, tmp_path):
+    """States after 16 bases of one sequence and 8 of another go on together."""
+    model = make_model(**model_options).eval()
+    if Ability.CONSTANT_STATE not in model.abilities:
+        pytest.skip("it keeps a cache")
+    sequences = list(tokens_of(2, 40, high=4).byte().numpy())
+    kept = pass_and_keep(Inference(model, choose_compute("cpu", "fp32"), {}, tmp_path), sequences, 8, [0, 8, 16])
+    rest = torch.from_numpy(np.stack([sequences[0][16:32], sequences[1][8:24]]))
+    logits = model(rest, kept.start(np.arange(2), np.array([16, 8]))).logits
+    for found, sequence, begin in zip(logits, sequences, (16, 8), strict=True):
+        whole = model(torch.from_numpy(sequence)[None]).logits[0]
+        torch.testing.assert_close(found, whole[begin : begin + 16], atol=1e-4, rtol=1e-4)
+        log_p = whole[:-1].log_softmax(-1)
+        row = kept.log_likelihood[0 if begin == 16 else 1, 1:]
+        torch.testing.assert_close(
+            row, log_p.gather(1, torch.from_numpy(sequence[1:, None]).long())[:, 0], atol=1e-4, rtol=1e-4
+        )
+
+
+def test_activation_checkpointing_changes_no_bit(model_options):
+    tokens, gradients = tokens_of(2, 30), []
+    for recompute in (False, True):
+        model = make_model(**model_options)
+        model.backbone.activation_checkpointing = recompute
+        start = model(tokens_of(2, 3, seed=2)).state
+        loss = model.loss(tokens[:, :-1], tokens[:, 1:], start).nll_sum
+        gradients.append(torch.autograd.grad(loss, list(model.parameters())))
+    for one, other in zip(*gradients, strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("packed", [False, True])
+def test_bf16_on_a_gpu_stays_close_to_fp32_on_the_cpu(model_options, packed):
+    """Losses and gradients, from a state, at a length of several chunks and blocks."""
+    model = make_model(**model_options, d_model=32)
+    tokens, before = tokens_of(2, 1301), tokens_of(2, 70, seed=2)
+    ids = torch.arange(1300).div(300, rounding_mode="floor").int().expand(2, -1).contiguous() if packed else None
+
+    def run(model, device):
+        given, ids_there = tokens.to(device), None if ids is None else ids.to(device)
+        state = tree_map(lambda leaf: leaf.detach(), model(before.to(device)).state)
+        sums = model.loss(given[:, :-1], given[:, 1:], state, ids_there)
+        gradients = torch.autograd.grad(sums.nll_sum, list(model.parameters()))
+        return float(sums.nll_sum.detach()), [gradient.cpu() for gradient in gradients]
+
+    nll, gradients = run(model, "cpu")
+    model.cuda()
+    for context, tolerance in ((nullcontext(), 2e-3), (torch.autocast("cuda", torch.bfloat16), 0.15)):
+        with context:
+            found, others = run(model, "cuda")
+        assert found == pytest.approx(nll, rel=tolerance / 10)
+        for (name, _), gradient, other in zip(model.named_parameters(), gradients, others, strict=True):
+            assert (gradient - other).norm() <= tolerance * gradient.norm() + 1e-3, name
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_graph_of_steps_equals_steps(model_options, precision, tmp_path, monkeypatch):
+    model = make_model(**model_options).eval().requires_grad_(False).cuda()
+    inference = Inference(model, choose_compute("gpu", precision), {}, tmp_path)
+    prompts = [tokens_of(1, length, seed=length, high=4)[0].byte().numpy() for length in (3, 9, 3, 1)]
+    generator = Generator(inference, Sampling(seed=1, top_k=3))
+    by_graph = [generator.generate(prompts, range(4), length) for length in (37, 37, 11)]
+
+    def steps(start, count):
+        return _Steps(generator.model, generator.sampling, start._replace(state=model.reserve(start.state, count)))
+
+    monkeypatch.setattr(generator, "_stepper", steps)
+    by_steps = [generator.generate(prompts, range(4), length) for length in (37, 37, 11)]
+    for one, other in zip(by_graph, by_steps, strict=True):
+        assert np.array_equal(one, other)

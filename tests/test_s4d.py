@@ -96,7 +96,7 @@ def test_impossible_options_are_refused():
     with pytest.raises(InputError, match=r"model\.d_state: 5 is not possible, expected an even number"):
         make_ssm(d_state=5)
     make_ssm(d_state=5, s4d_init="real")
-    with pytest.raises(InputError, match=r"model\.s4d_init: only s4d .*reads? it, and the blocks are of mamba"):
+    with pytest.raises(InputError, match=r"model\.s4d_init: an option of s4d and h3, but the blocks are of mamba"):
         preset("1.4m", s4d_init="real")
     assert preset("1.4m", mixer="s4d", s4d_init="real").mixers == ("s4d",) * 12
 

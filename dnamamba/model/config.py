@@ -213,5 +213,5 @@ def preset(name: str, **overrides: Any) -> ModelConfig:
         readers = known[key].metadata["of"]
         if readers and not set(readers) & set(config.mixers):
             mixers = ", ".join(dict.fromkeys(config.mixers))
-            raise InputError(f"model.{key}: only {' and '.join(readers)} reads it, and the blocks are of {mixers}")
+            raise InputError(f"model.{key}: an option of {' and '.join(readers)}, but the blocks are of {mixers}")
     return config

@@ -41,7 +41,7 @@ class ImplicitFilter(nn.Module):
         super().__init__()
         self.filter_length = config.filter_length
         widths = [2 * FREQUENCIES + 1, *[config.filter_width] * LAYERS]
-        self.layers = nn.ModuleList(nn.Linear(*pair) for pair in pairwise(widths))
+        self.hidden = nn.ModuleList(nn.Linear(*pair) for pair in pairwise(widths))
         self.output = nn.Linear(config.filter_width, config.d_model, bias=False)
         self.frequency = nn.Parameter(torch.full((config.filter_width,), SINE_FREQUENCY))
         self.bias = nn.Parameter(torch.ones(config.d_model))
@@ -55,7 +55,7 @@ class ImplicitFilter(nn.Module):
         wave = 2 * math.pi * t * torch.arange(FREQUENCIES, device=t.device)
         with torch.autocast(t.device.type, enabled=False):
             x = torch.cat((t, wave.cos(), wave.sin()), dim=-1)
-            for layer in self.layers:
+            for layer in self.hidden:
                 x = torch.sin(self.frequency * layer(x))
             slow, fast = (-math.log(SMALLEST) / each for each in (SLOWEST, FASTEST))
             decay = torch.linspace(slow, fast, weight.shape[0], device=t.device, dtype=t.dtype)

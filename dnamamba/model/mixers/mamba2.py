@@ -148,7 +148,7 @@ def ssd(
     from_start = to_end = None
     if sequence_ids is not None:
         run = F.pad((torch.diff(sequence_ids, dim=1) != 0).cumsum(1), (1, 0))
-        run = F.pad(run, (0, -length % chunk), mode="replicate").unflatten(1, (-1, chunk))
+        run = torch.cat((run, run[:, -1:].expand(-1, -length % chunk)), dim=1).unflatten(1, (-1, chunk))
         last = run[:, :, -1:]
         before = F.pad(last[:, :-1], (0, 0, 1, 0))
         seen = (seen & (run[..., :, None] == run[..., None, :]))[:, :, None]
