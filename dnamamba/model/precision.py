@@ -21,3 +21,8 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
     """What autocast makes of matrix products there; None where it is off, as it always is on the meta device."""
     is_on = device.type != "meta" and torch.is_autocast_enabled(device.type)
     return torch.get_autocast_dtype(device.type) if is_on else None
+
+
+def data_dtype(weight: Tensor) -> torch.dtype:
+    """Of what a product with this weight gives: autocast's where it is on."""
+    return autocast_dtype(weight.device) or weight.dtype

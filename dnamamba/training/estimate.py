@@ -89,7 +89,7 @@ def estimate(settings: ResolvedPretrainSettings, model: LanguageModel, prepared:
 def is_worth_measuring(settings: ResolvedPretrainSettings, model: LanguageModel) -> bool:
     """Whether a run is one on a CPU that takes minutes or more."""
     bases = settings.max_steps * settings.batch_tokens
-    return settings.accelerator == "cpu" and training_flops_per_token(model) * bases > WORTH_MEASURING
+    return settings.accelerator == "cpu" and training_flops_per_token(model, settings.length) * bases > WORTH_MEASURING
 
 
 def advice(settings: ResolvedPretrainSettings, model: LanguageModel, expected: Estimate) -> str:
@@ -101,7 +101,7 @@ def advice(settings: ResolvedPretrainSettings, model: LanguageModel, expected: E
     model_flag, bases = "", 0.0
     for smaller in ("", "250k", "demo"):
         tried = LanguageModel(preset(smaller)) if smaller else model
-        if smaller and training_flops_per_token(tried) >= training_flops_per_token(model):
+        if smaller and training_flops_per_token(tried, length) >= training_flops_per_token(model, length):
             continue
         seconds = _training_pass(tried, batch_tokens // length, length, torch.device("cpu"), settings.precision)
         # A validation reads as many bases as are trained on between two, and forward alone is a third of a step.

@@ -10,7 +10,8 @@ from torch.nn.attention.bias import causal_lower_right
 
 from dnamamba.model.config import ModelConfig
 from dnamamba.model.mixers.cache import Cache, cache_of
-from dnamamba.model.mixers.mixer import Mixer, data_dtype
+from dnamamba.model.mixers.mixer import Mixer
+from dnamamba.model.precision import data_dtype
 
 QUERIES = 1024
 """Queries that attend at a time where a mask has to be made, of QUERIES · keys bytes a sequence."""

@@ -28,7 +28,7 @@ from torch import Tensor
 from dnamamba.errors import InputError
 from dnamamba.model.config import ModelConfig
 from dnamamba.model.mixers.long_convolution import causal_convolution, convolution_flops
-from dnamamba.model.mixers.mixer import at_least_fp32
+from dnamamba.model.precision import full_precision, without_autocast
 from dnamamba_kernels import selective_scan
 
 CHUNK = 64
@@ -70,15 +70,15 @@ class DiagonalSSM(nn.Module):
     @property
     def A(self) -> Tensor:
         """(channels, states, 1 or 2); the real part is negative."""
-        real = -at_least_fp32(self.A_log).exp()
-        return real[..., None] if self.A_imag is None else torch.stack((real, at_least_fp32(self.A_imag)), -1)
+        real = -full_precision(self.A_log).exp()
+        return real[..., None] if self.A_imag is None else torch.stack((real, full_precision(self.A_imag)), -1)
 
     def undecayed_parameters(self) -> Iterable[Tensor]:
         return [self.A_log] if self.A_imag is None else [self.A_log, self.A_imag]
 
     def init_state(self, batch: int) -> Tensor:
         """Zeros."""
-        return at_least_fp32(self.C).new_zeros(batch, *self.C.shape)
+        return full_precision(self.C).new_zeros(batch, *self.C.shape)
 
     def forward(
         self, x: Tensor, state: Tensor | None = None, sequence_ids: Tensor | None = None
@@ -94,9 +94,9 @@ class DiagonalSSM(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """The whole length at once: O(length · log length), and no state but the last is ever made."""
         length = x.shape[1]
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x.device):
             log_decay, B = self._discrete()
-            C = at_least_fp32(self.C)
+            C = full_precision(self.C)
             taps = _vandermonde(_times(C, B)[:, None], log_decay, length)[:, 0]
             y = causal_convolution(x, taps, sequence_ids) + self.D * x
             is_last = is_first = None
@@ -104,7 +104,7 @@ class DiagonalSSM(nn.Module):
                 changed = sequence_ids[:, 1:] != sequence_ids[:, :-1]
                 run = torch.nn.functional.pad(changed.cumsum(1), (1, 0))
                 is_first, is_last = run == 0, run == run[:, -1:]
-            final = _times(B, _final_state(at_least_fp32(x), log_decay, is_last))
+            final = _times(B, _final_state(full_precision(x), log_decay, is_last))
             if state is not None:
                 reach = _times(_times(C, _power(log_decay, 1)), state)
                 seen = _vandermonde(reach.transpose(0, 1), log_decay, length).permute(1, 2, 0)
@@ -118,7 +118,7 @@ class DiagonalSSM(nn.Module):
     def scan(self, x: Tensor, state: Tensor | None = None, sequence_ids: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Real states by the kernel of the selective scan, whose maps may be constant. Complex ones, without
         `sequence_ids`, chunk by chunk, the state handed on: O(length) work and memory."""
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x.device):
             if self.A_imag is not None:
                 assert sequence_ids is None, "packed windows with complex states are convolved"
                 return self._scan_chunks(x, self.init_state(len(x)) if state is None else state)
@@ -128,9 +128,9 @@ class DiagonalSSM(nn.Module):
                 x.new_zeros(x.shape[-1]).expand(x.shape),
                 A,
                 torch.ones_like(A),
-                at_least_fp32(self.C)[..., 0].contiguous(),
+                full_precision(self.C)[..., 0].contiguous(),
                 D=self.D,
-                dt_bias=at_least_fp32(self.log_dt).exp(),
+                dt_bias=full_precision(self.log_dt).exp(),
                 dt_softplus=False,
                 initial_state=None if state is None else state[..., 0].contiguous(),
                 sequence_ids=sequence_ids,
@@ -147,10 +147,10 @@ class DiagonalSSM(nn.Module):
 
     def step(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """One position: x (batch, channels)."""
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x.device):
             log_decay, B = self._discrete()
-            state = _times(_power(log_decay, 1), state) + B * at_least_fp32(x)[..., None, None]
-            y = _real_sum(_times(at_least_fp32(self.C), state)) + self.D * x
+            state = _times(_power(log_decay, 1), state) + B * full_precision(x)[..., None, None]
+            y = _real_sum(_times(full_precision(self.C), state)) + self.D * x
         return y.to(x.dtype), state
 
     def flops_per_token(self, length: int) -> int:
@@ -160,7 +160,7 @@ class DiagonalSSM(nn.Module):
     def _discrete(self) -> tuple[Tensor, Tensor]:
         """log Ā = ΔA and B̄, both (channels, states, 1 or 2)."""
         A = self.A
-        dt = at_least_fp32(self.log_dt).exp()[:, None, None]
+        dt = full_precision(self.log_dt).exp()[:, None, None]
         if self.discretization == "euler":
             B = dt.expand(*A.shape[:2], 1)
             return dt * A, B if A.shape[-1] == 1 else torch.nn.functional.pad(B, (0, 1))

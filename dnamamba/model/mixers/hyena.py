@@ -12,8 +12,9 @@ from torch import Tensor
 from dnamamba.model.config import ModelConfig
 from dnamamba.model.mixers.cache import Cache, cache_of
 from dnamamba.model.mixers.long_convolution import causal_convolution, convolution_flops
-from dnamamba.model.mixers.mixer import Mixer, at_least_fp32, data_dtype
+from dnamamba.model.mixers.mixer import Mixer
 from dnamamba.model.mixers.short_convolution import ShortConvolution
+from dnamamba.model.precision import data_dtype, full_precision, without_autocast
 
 FREQUENCIES = 8
 """K: of the positional encoding, whose waves are 2πk/filter_length, k < K"""
@@ -50,10 +51,10 @@ class ImplicitFilter(nn.Module):
     def forward(self, length: int) -> Tensor:
         """(channels, length): the taps of lags 0 to length − 1."""
         weight = self.output.weight
-        lag = torch.arange(length, device=weight.device, dtype=at_least_fp32(weight[:0]).dtype)[:, None]
+        lag = torch.arange(length, device=weight.device, dtype=full_precision(weight[:0]).dtype)[:, None]
         t = lag / self.filter_length
         wave = 2 * math.pi * t * torch.arange(FREQUENCIES, device=t.device)
-        with torch.autocast(t.device.type, enabled=False):
+        with without_autocast(t.device):
             x = torch.cat((t, wave.cos(), wave.sin()), dim=-1)
             for layer in self.hidden:
                 x = torch.sin(self.frequency * layer(x))

@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from dnamamba.model.mixers.mixer import at_least_fp32
+from dnamamba.model.precision import full_precision, without_autocast
 
 _ODD_FACTORS = (1, 3, 5, 9, 15)
 
@@ -84,7 +84,7 @@ class _Convolution(torch.autograd.Function):
 
 
 def _convolve(x: Tensor, taps: Tensor) -> Tensor:
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x.device):
         return _Convolution.apply(x, taps)
 
 
@@ -94,7 +94,7 @@ def _size(x: Tensor, taps: Tensor) -> int:
 
 def _spectrum(x: Tensor, size: int) -> Tensor:
     """(batch, length, channels) → (batch, channels, size / 2 + 1) complex."""
-    return torch.fft.rfft(at_least_fp32(x.transpose(1, 2)), size)
+    return torch.fft.rfft(full_precision(x.transpose(1, 2)), size)
 
 
 def _positions(spectrum: Tensor, size: int, like: Tensor) -> Tensor:

@@ -26,8 +26,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dnamamba.model.config import ModelConfig
-from dnamamba.model.mixers.mixer import Mixer, at_least_fp32
+from dnamamba.model.mixers.mixer import Mixer
 from dnamamba.model.mixers.short_convolution import ShortConvolution
+from dnamamba.model.precision import full_precision
 from dnamamba_kernels import selective_scan, selective_scan_step
 
 
@@ -114,11 +115,11 @@ class MambaMixer(Mixer):
     @property
     def A(self) -> Tensor:
         """(channels, state) fp32, negative."""
-        return -torch.exp(at_least_fp32(self.A_log))
+        return -torch.exp(full_precision(self.A_log))
 
     def init_state(self, batch: int) -> MambaState:
         """Zeros: the state before the first position."""
-        conv_state, A_log = self.conv1d.init_state(batch), at_least_fp32(self.A_log)
+        conv_state, A_log = self.conv1d.init_state(batch), full_precision(self.A_log)
         return MambaState(conv_state, A_log.new_zeros(batch, *A_log.shape))
 
     def forward(

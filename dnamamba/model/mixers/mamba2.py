@@ -23,8 +23,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dnamamba.model.config import ModelConfig
-from dnamamba.model.mixers.mixer import Mixer, at_least_fp32
+from dnamamba.model.mixers.mixer import Mixer
 from dnamamba.model.mixers.short_convolution import ShortConvolution
+from dnamamba.model.precision import full_precision, without_autocast
 
 CHUNK = 64
 """Positions of a chunk: heads · CHUNK numbers a position are kept for the backward pass."""
@@ -74,7 +75,7 @@ class Mamba2Mixer(Mixer):
         return f"Mamba-2, {config.channels // width} heads of {width}, {config.d_state} states a channel"
 
     def init_state(self, batch: int) -> Mamba2State:
-        A_log = at_least_fp32(self.A_log)
+        A_log = full_precision(self.A_log)
         return Mamba2State(self.conv1d.init_state(batch), A_log.new_zeros(batch, len(A_log), self.head, self.state))
 
     def forward(
@@ -114,14 +115,14 @@ class Mamba2Mixer(Mixer):
 
     def _steps(self, dt: Tensor) -> tuple[Tensor, Tensor]:
         """log a = ΔA and w, each (…, heads) fp32."""
-        delta = F.softplus(at_least_fp32(dt) + self.dt_bias)
-        A = -at_least_fp32(self.A_log).exp()
+        delta = F.softplus(full_precision(dt) + self.dt_bias)
+        A = -full_precision(self.A_log).exp()
         log_decay = delta * A
         return log_decay, delta if self.discretization == "euler" else torch.expm1(log_decay) / A
 
     def _output(self, y: Tensor, x: Tensor, z: Tensor) -> Tensor:
-        y = (y + self.D[:, None] * x).flatten(-2) * F.silu(at_least_fp32(z))
-        return self.out_proj(self.norm(at_least_fp32(y)).to(z.dtype))
+        y = (y + self.D[:, None] * x).flatten(-2) * F.silu(full_precision(z))
+        return self.out_proj(self.norm(full_precision(y)).to(z.dtype))
 
 
 def ssd(
@@ -162,8 +163,8 @@ def ssd(
     fade = (reach[..., -1:] - reach).exp()
     if to_end is not None:
         fade = torch.where(to_end, fade, 0)
-    with torch.autocast(x.device.type, enabled=False):  # states stay fp32
-        made = (fade[..., None] * inputs).transpose(-1, -2) @ at_least_fp32(B)[:, :, None]
+    with without_autocast(x.device):  # states stay fp32
+        made = (fade[..., None] * inputs).transpose(-1, -2) @ full_precision(B)[:, :, None]
         entering, final = _hand_on(made, lasting, state)
     carried = reach.exp()
     if from_start is not None:

@@ -3,7 +3,6 @@
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
-import torch
 import torch.nn as nn
 from torch import Tensor
 
@@ -76,14 +75,3 @@ class Mixer(nn.Module):
         """Floating-point operations of one position's forward pass, the mean over a sequence of this length; what is
         small next to the matrices is left out."""
         return 2 * sum(parameter.numel() for parameter in self.parameters() if parameter.ndim >= 2)
-
-
-def data_dtype(weight: Tensor) -> torch.dtype:
-    """Of what a product with this weight gives: autocast's where it is on."""
-    device = weight.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
-
-
-def at_least_fp32(x: Tensor) -> Tensor:
-    """fp64 stays, all else becomes fp32: the dtype of states, steps and decays."""
-    return x if x.dtype == torch.float64 else x.float()

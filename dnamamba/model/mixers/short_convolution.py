@@ -4,7 +4,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from dnamamba.model.config import ModelConfig
-from dnamamba.model.mixers.mixer import data_dtype
+from dnamamba.model.precision import data_dtype
 from dnamamba_kernels import causal_conv1d, causal_conv1d_step
 
 
