@@ -83,7 +83,7 @@ def kept_checkpoint(out: Path) -> None:
     )
     keeper = CheckpointKeeper(out, keep=1, provenance={})
     for step in (1, 2):
-        keeper.save(trainer, types.SimpleNamespace(model=tiny_model()), step, {}, best=True)  # type: ignore[arg-type]
+        keeper.save(trainer, types.SimpleNamespace(model=tiny_model()), step, 0, {}, best=True)  # type: ignore[arg-type]
         assert (out / "last" / TRAINER_STATE).is_file()
 
 

@@ -43,7 +43,7 @@ def card(provenance, head=None):
 def test_the_usual_lines():
     lines = dict(card_lines(card(USUAL)))
     assert lines["genome"] == f"g.fa (sha256 {'a' * 16}…)" and lines["validation"] == "bits 1.9000"
-    assert lines["trained"] == "at length 128, 2 steps, 0 Mbases, learning rate 0.01"
+    assert lines["trained"] == "at length 128, 2 steps, 512 bases, learning rate 0.01"
     assert lines["command"] == "python -m dnamamba.pretrain --out 'my run'"
 
 

@@ -26,8 +26,8 @@ HOLD = (
     "import os, sys, time; from pathlib import Path; from dnamamba.runs.lock import RunLock\n"
     "with RunLock(Path(sys.argv[1])) as held:\n"
     "    held.take()\n"
-    "    if len(sys.argv) > 2 and os.fork() == 0: time.sleep(60)\n"  # as a data loader's worker
-    "    print('held', flush=True); time.sleep(60)\n"
+    "    if len(sys.argv) == 2 or os.fork() == 0: print('held', flush=True)\n"  # by a child, as a data loader's worker
+    "    time.sleep(60)\n"
 )
 
 

@@ -60,7 +60,7 @@ def run_steps(folder: Path, model: LanguageModel, last: int) -> None:
         best = step if IMPROVED[step - 1] else best
         content = json.dumps({"step": step, "best_step": best})
         trainer = SimpleNamespace(is_global_zero=True, save_checkpoint=lambda path, text=content: path.write_text(text))
-        keeper.save(cast(Any, trainer), cast(Any, SimpleNamespace(model=model)), step, {}, best=best == step)
+        keeper.save(cast(Any, trainer), cast(Any, SimpleNamespace(model=model)), step, 0, {}, best=best == step)
 
 
 def test_a_kill_before_any_change_of_the_disk_loses_nothing(tmp_path: Path) -> None:
