@@ -370,6 +370,14 @@ def test_a_model_that_beats_all_is_not_warned_about():
     )
 
 
+def test_variants_are_split_by_contig_whatever_its_column_is_called(table, genome, checkpoint, tmp_path, capsys):
+    renamed = tmp_path / "variants.tsv"
+    renamed.write_text(table.read_text().replace("contig", "chrom", 1))
+    arguments = ["--variants", renamed, "--genome", genome, "--checkpoint", checkpoint, "--split_by", "contig"]
+    assert run(*arguments, "--dry_run", "--out", tmp_path / "run") == 0
+    assert f"{renamed}: label label, split by contig" in capsys.readouterr().out
+
+
 BAD = {
     "no table": (["--variants", "absent.tsv"], "no such file"),
     "no genome": (["--genome", "absent.fa"], "absent.fa: no such file"),

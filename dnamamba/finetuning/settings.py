@@ -57,8 +57,8 @@ class FinetuneSettings(ComputeOptions, MicroTokensOptions, OptimiserOptions, Run
     genome: list[Path] | None = setting(None, on_resume="files")
     """variants: FASTA or token store of their assembly."""
     split_by: str | None = None
-    """variants: column whose values are whole in train, dev or test, such as gene. Default: gene if there is such a
-    column, else the contig."""
+    """variants: column whose values are whole in train, dev or test, such as gene, or contig. Default: gene if there is
+    such a column, else contig."""
     effect_column: str | None = None
     """variants: column of the effect; results are given for missense variants alone too. Default: effect or consequence
     if there is such a column."""

@@ -14,7 +14,7 @@ ALT_COLUMNS = ("alt", "tumor_seq_allele2")
 
 def start_counts_from_1(starts: Sequence[int], ends: Sequence[int], refs: Sequence[str]) -> bool:
     """Whether `start` and `end` are as MAF has them, from 1 with the end included, and not as in BED, 0-based and
-    half-open: the length of every REF tells."""
+    half-open: the length of every REF shows it."""
     lengths = [end - start for start, end, ref in zip(starts, ends, refs, strict=True) if ref != "-"]
     expected = [len(ref) - 1 for ref in refs if ref != "-"]
     return bool(lengths) and lengths == expected

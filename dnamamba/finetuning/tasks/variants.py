@@ -77,7 +77,8 @@ def build(settings: ResolvedFinetuneSettings) -> Task:
     effect = _column(rows, settings.effect_column, EFFECT_COLUMNS, path, "--effect_column", needed=False)
     if settings.effects and effect is None:
         raise InputError(f"{path}: --effects needs a column of effects; name it with --effect_column")
-    split_by = _column(rows, settings.split_by, GROUP_COLUMNS, path, "--split_by", needed=False)
+    by_contig = (settings.split_by or "").lower() in CONTIG_COLUMNS
+    split_by = None if by_contig else _column(rows, settings.split_by, GROUP_COLUMNS, path, "--split_by", needed=False)
 
     with job_bar("reading the genome", "B") as progress:
         store = open_genome(settings.genome, progress=progress)
@@ -232,7 +233,7 @@ def _read_table(path: Path) -> Iterator[LabelledVariant]:
     if zero_based is not None and last is not None and names[number] == "start":
         ends = [whole_number(cells[last]) for _, cells in rows]
         if None not in ends and start_counts_from_1(starts, ends, [cells[ref] for _, cells in rows]):  # type: ignore[arg-type]
-            warn(f"{path}: start and end count from 1 and the end is included, as in MAF: the lengths of ref tell")
+            warn(f"{path}: start and end count from 1 and the end is included, as in MAF: the lengths of ref show it")
             counts_from = 1
     for (where, cells), start in zip(rows, starts, strict=True):
         columns = {name: cell for name, cell in zip(names, cells, strict=True) if cell not in MISSING}
