@@ -401,6 +401,17 @@ def test_bad_flags(case, genome, table, checkpoint, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("columns", ["A\t", "\tC", "A\t<DEL\u00be", "\u00e9\tC"])
+def test_records_that_the_specification_forbids_are_refused(tmp_path, columns):
+    path = tmp_path / "v.vcf"
+    header = "##fileformat=VCFv4.2\n#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO\n"
+    path.write_text(f"{header}1\t5\trs1\tA\tC\t.\t.\t.\n1\t7\t.\t{columns}\t.\t.\t.\n", encoding="utf-8")
+    rows = read_rows(path)
+    assert next(rows)[1:5] == ("1", 4, "A", "C")
+    with pytest.raises(InputError, match=r"v\.vcf, line 4: '1 7 .* is no VCF record"):
+        next(rows)
+
+
 BAD_TABLES = {
     "no columns": ("a\tb\n1\t2\n", "expected contig (or chrom), pos (1-based) or start (0-based), ref and alt"),
     "empty": ("", "its columns are none"),

@@ -84,6 +84,12 @@ FAULTS = {
     "blanks": ("chr1 x exon 1 5 . + . ID=e\n", "line 1: 1 tab-separated columns"),
     "words": ("#c\nchr1\tx\texon\tone\t5\t.\t+\t.\tID=e\n", "line 2: start 'one'"),
     "underscore": ("chr1\tx\texon\t1_0\t5\t.\t+\t.\tID=e\n", "start '1_0'"),
+    "tab": ("chr1\tx\texon\t1\t5\t.\t+\t.\tID=e;\tParent=t\n", "line 1: 10 tab-separated columns; GFF3 and GTF have 9"),
+    "strand": ("chr1\tx\texon\t1\t5\t.\tx\t.\tID=e\n", "line 1: the strand (column 7) is 'x'; expected + - . or ?"),
+    "features behind a name": (
+        "chr1\tx\texon\t1\t5\t.\t-\t.\tID=e\n>hr1\tx\texon\t1\t5\t.\t+\t.\tID=f\nchr1\tx\texon\t9\t9\t.\t+\t.\tID=g\n",
+        "line 3: columns behind a line ##FASTA or one that begins with '>'",
+    ),
     "zero": ("chr1\tx\texon\t0\t5\t.\t+\t.\tID=e\n", "1 <= start <= end"),
     "reversed": ("chr1\tx\tCDS\t9\t5\t.\t+\t.\tID=e\n", "1 <= start <= end"),
     "beyond": ("chr1\tx\texon\t91\t101\t.\t+\t.\tID=e\n", "beyond contig chr1, which has 100"),

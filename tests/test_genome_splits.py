@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from dnamamba.errors import InputError
 from dnamamba.genome import contigs as contigs_module
-from dnamamba.genome.bed import BedRow, read_bed
+from dnamamba.genome.bed import BedRow, read_bed, read_intervals
 from dnamamba.genome.contigs import find_duplicates, select_contigs
 from dnamamba.genome.intervals import Interval, merge, subtract, widen
 from dnamamba.genome.splits import SPLITS, Splits, make_splits, prove_disjoint
@@ -69,6 +69,7 @@ def test_interval_sets_are_sets(first, second, by):
         ("chr1\t5\t\0", "line 3, column 8: binary data (a NUL byte)"),
         ("chr1\t-1\t9", "start '-1' and end '9' must be whole numbers, 0 or more"),
         ("chr1\t0\t60001", "chr1:0-60001 ends beyond the contig, which has 60000 bases"),
+        ("chr1\t0\t5\tx\t0\t*", "line 3: the strand (column 6) is '*'; expected +, - or a point"),
         ("chrZ\t0\t5", "no contig 'chrZ'; the contigs are chr1, chr2, chrM"),
     ],
 )
@@ -96,6 +97,12 @@ def test_bed_reading(store, tmp_path):
     assert read_bed(tmp_path / "x.bed.gz", store) == expected
     with pytest.raises(InputError, match="no such file"):
         read_bed(tmp_path / "none.bed", store)
+
+
+def test_of_intervals_alone_the_strand_does_not_matter(store, tmp_path):
+    path = tmp_path / "repeats.bed"
+    path.write_text("chr1\t0\t5\tAluY\tSINE\tAlu\n")
+    assert read_intervals(path, store) == [Interval("chr1", 0, 5)]
 
 
 def test_lines_of_genome_browsers_are_known_by_their_whole_first_word(tmp_path):

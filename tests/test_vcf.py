@@ -117,6 +117,14 @@ def test_fields_of_ours_that_the_header_does_not_declare_are_replaced_too(tmp_pa
     assert out.read_text().splitlines()[-1].split("\t")[7] == "AX_LLR=1;X_LLRS=2;X_LLR=-1"
 
 
+def test_an_empty_field_of_info_is_nobodys(tmp_path, capsys):
+    out = tmp_path / "out.vcf"
+    record = "1\t10\t.\tA\tC\t.\t.\tDP=1;;DB\tGT\t0|1\n"
+    add(written(tmp_path, HEADER + COLUMNS + record), out, FIELDS, [("-1", None, None)])
+    assert out.read_text().splitlines()[-1].split("\t")[7] == "DP=1;;DB;X_LLR=-1"
+    assert capsys.readouterr().err == ""
+
+
 def test_windows_line_ends_and_a_missing_last_one_are_read(tmp_path):
     text = (HEADER + COLUMNS + "\n".join(RECORDS)).replace("\n", "\r\n")
     path = written(tmp_path, text)
@@ -210,6 +218,12 @@ BAD = {
     "no column line": (HEADER, "line 6: no line #CHROM"),
     "records before the column line": (HEADER + RECORDS[0] + "\n", "line 7: no line #CHROM"),
     "column line with blanks": (HEADER + COLUMNS.replace("\t", " "), "line 7: #CHROM line with fewer than 8"),
+    "columns in another order": (
+        HEADER + COLUMNS.replace("REF\tALT", "ALT\tREF"),
+        "line 7: a column is called 'ALT', expected REF",
+    ),
+    "a damaged column": (HEADER + COLUMNS.replace("QUAL", "QUxL"), "line 7: a column is called 'QUxL', expected QUAL"),
+    "no FORMAT": (HEADER + COLUMNS.replace("FORMAT", "format"), "'format', expected FORMAT"),
     "too few columns": (HEADER + COLUMNS + "1\t10\t.\tA\tC\n", "line 8: '1 10 . A C' is no VCF record"),
     "seven columns": (HEADER + COLUMNS + "1\t10\t.\tA\tC\t.\t.\n", "line 8: "),
     "blanks for tabs": (HEADER + COLUMNS + RECORDS[0].replace("\t", " ") + "\n", "line 8: "),

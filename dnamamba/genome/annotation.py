@@ -22,6 +22,7 @@ FEATURES = (b"exon", b"CDS")
 """Both, since annotations of bacteria have no exon for a coding gene, and others no CDS for a transcript."""
 
 
+STRANDS = (b"+", b"-", b".", b"?")
 COLUMNS = 9
 EXPECTED = "an annotation of genes as GFF3 or GTF"
 _CIRCULAR = re.compile(rb"(?:^|;)\s*Is_circular=true\s*(?:;|$)", re.IGNORECASE)
@@ -66,8 +67,9 @@ def read_annotation(path: Path, store: TokenStore) -> Annotation:
 
     On contigs that GFF3 declares circular, by an attribute of any of their lines, features may run over the origin and
     continue at the contig's start. Raises `InputError` with file and line for
-    fewer than nine columns, coordinates that are no numbers or not in order, and ends beyond the contig; and for a file
-    that cannot be read, has no exon or CDS, or none on a contig of this genome.
+    other than nine columns, coordinates that are no numbers or not in order, ends beyond the contig, strands other than
+    + - . ?, and features behind the sequences; and for a file that cannot be read, has no exon or CDS, or none on a
+    contig of this genome.
     """
     pairs: dict[str, array] = {}
     names: dict[bytes, str | None] = {}
@@ -77,7 +79,7 @@ def read_annotation(path: Path, store: TokenStore) -> Annotation:
     unknown: dict[str, int] = {}
     features = 0
     for number, columns in feature_rows(path):
-        contig, _, kind, first, last, *_, attributes = columns
+        contig, _, kind, first, last, _, strand, _, attributes = columns
         features += kind in FEATURES
         if contig not in names:
             names[contig] = store.names.find(as_text(contig))
@@ -99,6 +101,8 @@ def read_annotation(path: Path, store: TokenStore) -> Annotation:
             raise InputError(
                 f"{where}: {name}, start {first_base}, end {end}: must have 1 <= start <= end (both are included)"
             )
+        if strand not in STRANDS:
+            raise InputError(f"{where}: the strand (column 7) is {as_text(strand)!r}; expected + - . or ?")
         length = store.contig(name).length
         if end > length:  # whether the contig is circular may be said further down
             beyond.setdefault(name, (number, end))
@@ -124,13 +128,19 @@ def read_annotation(path: Path, store: TokenStore) -> Annotation:
 def feature_rows(path: Path) -> Iterator[tuple[int, list[bytes]]]:
     """(line number, its nine columns) of the rows of features: no comments, no blank lines, no sequence after ##FASTA.
 
-    Raises `InputError` for a row with fewer columns, and as `text_files.read_lines`.
+    Raises `InputError` for a row with other columns, one behind the sequences, and as `text_files.read_lines`.
     """
+    sequences = False
     for number, line in read_lines(path, EXPECTED):
         if line.startswith((b"##FASTA", b">")):
-            return
-        if line.strip() and not line.startswith(b"#"):
+            sequences = True
+        elif sequences and b"\t" in line:
+            raise InputError(
+                f"{path}, line {number}: columns behind a line ##FASTA or one that begins with '>', where sequences "
+                "begin; is that line damaged?"
+            )
+        elif not sequences and line.strip() and not line.startswith(b"#"):
             columns = line.split(b"\t")
-            if len(columns) < COLUMNS:
+            if len(columns) < COLUMNS or any(columns[COLUMNS:]):
                 raise InputError(f"{path}, line {number}: {len(columns)} tab-separated columns; GFF3 and GTF have 9")
             yield number, columns[:COLUMNS]

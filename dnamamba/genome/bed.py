@@ -1,5 +1,6 @@
 """BED files and their kin, such as narrowPeak: intervals of a genome, perhaps with names and strands."""
 
+import os
 import re
 from collections import Counter
 from pathlib import Path
@@ -17,6 +18,7 @@ SUFFIXES = (".bed", ".bed3", ".bed4", ".bed5", ".bed6", ".bed9", ".bed12", ".nar
 _HEADERS = ("track", "browser")
 """Whole first words of lines that speak to a genome browser; contigs may be called track_1, or track"""
 _BLANKS = re.compile(r"[ \t]+")
+_STRANDS: dict[str, Literal["+", "-"]] = {"+": "+", "-": "-", ".": "+"}
 
 
 class BedRow(NamedTuple):
@@ -29,13 +31,13 @@ class BedRow(NamedTuple):
     name: str
     """Column 4; "" where there is none"""
     strand: Literal["+", "-"]
-    """Column 6; `+` where there is none"""
+    """Column 6; `+` where there is none, or a point"""
 
 
 def is_bed_name(name: str | Path) -> bool:
     """Whether this is called as a BED file is, or a file or pipe at all, among contigs and their patterns."""
     path = Path(name)
-    return path.is_file() or is_pipe(path) or suffix(path) in SUFFIXES
+    return os.path.isfile(path) or is_pipe(path) or suffix(path) in SUFFIXES  # pathlib fails at names too long
 
 
 def read_bed(path: Path, genome: GenomeView, known_contigs_only: bool = False) -> list[BedRow]:
@@ -48,8 +50,25 @@ def read_bed(path: Path, genome: GenomeView, known_contigs_only: bool = False) -
 
     Raises:
         InputError: with the line, for fewer than three columns, coordinates that are no whole numbers, start > end, a
-            contig that the genome lacks (names are matched by `contig_names`), or an end beyond its contig.
+            contig that the genome lacks (names are matched by `contig_names`), an end beyond its contig, or another
+            strand than +, - and the point.
     """
+    rows = []
+    for number, interval, columns in _rows(path, genome, known_contigs_only):
+        strand = columns[5] if len(columns) > 5 else "."
+        if strand not in _STRANDS:
+            raise InputError(f"{path}, line {number}: the strand (column 6) is {strand!r}; expected +, - or a point")
+        rows.append(BedRow(number, interval, columns[3] if len(columns) > 3 else "", _STRANDS[strand]))
+    return rows
+
+
+def read_intervals(path: Path, genome: GenomeView, known_contigs_only: bool = False) -> list[Interval]:
+    """The intervals alone, whatever stands behind them. As `read_bed`."""
+    return [interval for _, interval, _ in _rows(path, genome, known_contigs_only)]
+
+
+def _rows(path: Path, genome: GenomeView, known_contigs_only: bool) -> list[tuple[int, Interval, list[str]]]:
+    """(line, interval, columns), see `read_bed`."""
     rows = []
     empty: list[int] = []
     unknown: Counter[str] = Counter()
@@ -86,14 +105,7 @@ def read_bed(path: Path, genome: GenomeView, known_contigs_only: bool = False) -
             empty.append(number)
             continue
         blocks += len(columns) >= 12 and (whole_number(columns[9]) or 0) > 1
-        rows.append(
-            BedRow(
-                number,
-                interval,
-                columns[3] if len(columns) > 3 else "",
-                "-" if len(columns) > 5 and columns[5] == "-" else "+",
-            )
-        )
+        rows.append((number, interval, columns))
     if unknown and not rows and not empty:
         raise InputError(
             f"{path}: none of its contigs ({some(list(unknown))}) is in the genome{genome.names.suggestion()}"
@@ -107,8 +119,3 @@ def read_bed(path: Path, genome: GenomeView, known_contigs_only: bool = False) -
     if blocks:
         warn(f"{path}: {blocks:,} intervals have blocks; each is read as a whole, from its start to its end")
     return rows
-
-
-def read_intervals(path: Path, genome: GenomeView, known_contigs_only: bool = False) -> list[Interval]:
-    """The intervals alone. As `read_bed`."""
-    return [row.interval for row in read_bed(path, genome, known_contigs_only)]

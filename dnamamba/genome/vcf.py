@@ -29,8 +29,10 @@ from dnamamba.tables import whole_number
 from dnamamba.text_files import as_text, numbered_lines, open_bytes
 
 EXPECTED = "a VCF"
+_COLUMNS = b"#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO\tFORMAT".split(b"\t")
+"""What the VCF specification calls mandatory, and what stands before samples."""
 FIXED_COLUMNS = 8
-"""CHROM POS ID REF ALT QUAL FILTER INFO: what the VCF specification calls mandatory."""
+"""The mandatory ones"""
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,26 @@ class Line(NamedTuple):
     """CHROM POS ID REF ALT and the rest of the line, together and without its end: QUAL FILTER INFO …"""
 
 
+class Variant(NamedTuple):
+    """What a record is about, as it is written."""
+
+    contig: bytes
+    start: int
+    """0-based; −1 for POS 0"""
+    ref: str
+    alt: str
+    """Alleles with commas between, `.` for none"""
+
+
+def variant_of(path: Path, line: Line) -> Variant:
+    """CHROM POS REF ALT of a record. Raises `InputError` for what the specification forbids."""
+    contig, text, _, ref, alt, _ = line.columns
+    position = whole_number(text.decode("ascii", "replace"))
+    if position is None or not (contig and ref and alt and ref.isascii() and alt.isascii()):
+        raise InputError(_malformed(path, line))
+    return Variant(contig, position - 1, ref.decode(), alt.decode())
+
+
 def read_vcf(path: Path, progress: OnProgress | None = None) -> Records:
     """The records of a VCF. Raises `InputError` with the line for a file that is none, cut off, or malformed."""
     names: dict[bytes, int] = {}
@@ -90,7 +112,7 @@ def read_vcf(path: Path, progress: OnProgress | None = None) -> Records:
     stamp = _stamp(path)
     with open_vcf(path, progress) as (_, lines):
         for line in lines:
-            variant = _variant(path, line)
+            variant = variant_of(path, line)
             contig.append(names.setdefault(variant.contig, len(names)))
             start.append(variant.start)
             ref.append(sys.intern(variant.ref))
@@ -115,7 +137,7 @@ def unchanged(path: Path, records: Records, lines: Iterable[Line]) -> Iterator[L
         if line is None or place is None:
             raise changed
         contig, start, ref, alt = place
-        found = _variant(path, line)
+        found = variant_of(path, line)
         if (as_text(found.contig), found.start, found.ref, found.alt) != (records.contigs[contig], start, ref, alt):
             raise changed
         yield line
@@ -206,7 +228,7 @@ def annotate(
 
     @cache
     def is_replaced(name: bytes) -> bool:
-        ours = name in names or re.fullmatch(replaces.encode(), name) is not None
+        ours = name in names or (replaces != "" and re.fullmatch(replaces.encode(), name) is not None)
         older.update([name] if ours else [])
         return ours
 
@@ -243,22 +265,6 @@ def annotate(
 def is_vcf_name(path: Path) -> bool:
     """Whether a file of this name is written as VCF: .vcf, .vcf.gz or .vcf.bgz."""
     return path.name.endswith((".vcf", ".vcf.gz", ".vcf.bgz"))
-
-
-class _Variant(NamedTuple):
-    contig: bytes
-    start: int
-    ref: str
-    alt: str
-
-
-def _variant(path: Path, line: Line) -> _Variant:
-    """CHROM POS REF ALT of a record, POS counted from 0. Raises `InputError` for what the specification forbids."""
-    contig, text, _, ref, alt, _ = line.columns
-    position = whole_number(text.decode("ascii", "replace"))
-    if position is None or not (contig and ref and alt and ref.isascii() and alt.isascii()):
-        raise InputError(_malformed(path, line))
-    return _Variant(contig, position - 1, ref.decode(), alt.decode())
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:
@@ -308,6 +314,12 @@ def _header(path: Path, lines: Iterator[tuple[int, bytes]]) -> list[bytes]:
         if line.startswith(b"#CHROM"):
             if line.count(b"\t") < FIXED_COLUMNS - 1:
                 raise InputError(f"{path}, line {number}: #CHROM line with fewer than 8 columns between tabs")
+            for column, name in zip(line.split(b"\t"), _COLUMNS, strict=False):
+                if column != name:
+                    raise InputError(
+                        f"{path}, line {number}: a column is called {as_text(column)!r}, expected {name.decode()}: the "
+                        "line is damaged, or the columns stand in another order"
+                    )
             return header
         if not line.startswith(b"##"):
             break

@@ -27,7 +27,7 @@ from dnamamba.genome.variant_columns import (
     START_COLUMNS,
     start_counts_from_1,
 )
-from dnamamba.genome.vcf import Records, info_fields, info_numbers, open_vcf
+from dnamamba.genome.vcf import Records, info_fields, info_numbers, open_vcf, variant_of
 from dnamamba.genome.view import GenomeView
 from dnamamba.runs.progress import job_bar
 from dnamamba.tables import DELIMITERS, MISSING, delimited_rows, suffix, whole_number
@@ -195,15 +195,14 @@ def _read_vcf(path: Path) -> Iterator[LabelledVariant]:
     with open_vcf(path) as (header, lines):
         numbers = info_numbers(header)
         for line in lines:
-            texts = [as_text(column) for column in line.columns]
-            if (position := whole_number(texts[1])) is None:
-                raise InputError(f"{path}, line {line.number}: POS {texts[1]!r} is no whole number")
-            alternates = [] if texts[4] == "." else texts[4].split(",")
-            fields = info_fields(numbers, texts[5].split("\t")[2], len(alternates))
-            for alt, info in zip(alternates, fields, strict=True):
-                columns = {key.lower(): value for key, value in info.items() if value not in MISSING}
+            variant, name = variant_of(path, line), as_text(line.columns[2])
+            contig, info = as_text(variant.contig), as_text(line.columns[5].split(b"\t")[2])
+            alternates = [] if variant.alt == "." else variant.alt.split(",")
+            fields = info_fields(numbers, info, len(alternates))
+            for alt, found in zip(alternates, fields, strict=True):
+                columns = {key.lower(): value for key, value in found.items() if value not in MISSING}
                 where = f"{path}, line {line.number}"
-                yield LabelledVariant(where, texts[0], position - 1, texts[3], alt, columns, texts[2])
+                yield LabelledVariant(where, contig, variant.start, variant.ref, alt, columns, name)
 
 
 def _read_table(path: Path) -> Iterator[LabelledVariant]:
