@@ -134,7 +134,7 @@ def is_pipe(path: Path) -> bool:
     """Whether a path is a pipe or device: without size, and with nothing to jump to."""
     try:
         return not (stat.S_ISREG(mode := path.stat().st_mode) or stat.S_ISDIR(mode))
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a NUL byte
         return False
 
 
@@ -316,7 +316,8 @@ class _Gunzip(io.RawIOBase):
         start, self._start = self._start, b""
         while len(self._packed) < len(BGZIP_END) and self._fill():
             pass
-        if self._packed.startswith(_GZIP):
+        is_cut = self._packed == _GZIP[:1] and start != BGZIP_END  # within the first two bytes of a member
+        if self._packed.startswith(_GZIP) or is_cut:
             self._member = zlib.decompressobj(31)
             return
         self._ended = True

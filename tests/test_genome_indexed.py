@@ -100,6 +100,21 @@ def test_lines_of_no_one_length_and_two_names_are_left_to_the_store(tmp_path, te
     assert indexed.index_of(tmp_path / "odd.fa") is None
 
 
+@pytest.mark.parametrize("kind", ["fasta", "bgzip"])
+@pytest.mark.parametrize("name", ["a\x1fb", "\x85b", "a\xa0b", "a\u2028", "a\0b"])
+def test_names_that_the_index_would_cut_are_left_to_the_store(tmp_path, name, kind):
+    path = tmp_path / "odd.fa"
+    path.write_text(f">chr1 first\nACGT\n>{name} second\nAC\n", encoding="utf-8")
+    path = path if kind == "fasta" else packed(path, "bgzip")
+    assert indexed.index_of(path) is None or "\0" in name  # which a block of bgzip hides
+
+
+def test_names_of_any_description_are_indexed(tmp_path):
+    path = tmp_path / "any.fa"
+    path.write_text(">chr1\tx y\r\nACGT\r\n>\u00e9|2 \u2028\x1f\r\nAC\r\n", encoding="utf-8", newline="")
+    assert [contig.name for contig in IndexedGenome(path).contigs] == ["chr1", "\u00e9|2"]
+
+
 def test_much_to_read_gets_a_store(fasta, monkeypatch):
     monkeypatch.setattr(indexed, "LITTLE", 100)
     assert isinstance(open_for(fasta, bases=lambda genome: genome.bases - 215), IndexedGenome)
@@ -142,6 +157,13 @@ def test_in_a_folder_that_is_read_only_the_index_lies_in_the_cache(fasta, tmp_pa
         folder.chmod(0o755)
     assert [path.name for path in folder.iterdir()] == ["g.fa"]
     assert len(list((tmp_path / "cache").rglob("*.fai"))) == 1
+
+
+def test_half_a_letter_is_reported(tmp_path):
+    (tmp_path / "p.fa").write_bytes(">p\nACGT\u00e9CGT\n".encode())
+    genome = IndexedGenome(tmp_path / "p.fa")
+    with pytest.raises(InputError, match=r"record 'p': 0-5 are not all nucleotides"):
+        genome.read("p", 0, 5)
 
 
 def test_a_letter_that_is_no_nucleotide_is_reported(tmp_path):

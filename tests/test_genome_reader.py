@@ -312,6 +312,8 @@ def test_damaged_genbank(tmp_path):
         whole.replace(b"\n      121 a", b"\n      121 \xe9"): r"line \d+: a letter that is no nucleotide in '121 é",
         whole.replace(b"\n      121 acgt", b"\n      121acgtt"): r"line \d+, column 1: position '121ac', expected 121",
         whole.replace(b" bp ", b" ba "): r"line 1: no valid GenBank: Did not recognise the LOCUS line layout: LOCUS",
+        whole.split(b"        1 ")[0]
+        + b"            acgt\n//\n": r"record 'X1.1', line 1: no lines of sequence behind ORIGIN",
         whole + b"LOCUS       X2 4 bp\nDEFINITION  x\n": r"record 'X2': truncated or damaged: the file ends",
     }
     for data, message in cases.items():

@@ -14,7 +14,7 @@ from dnamamba import cli, errors, text_files
 from dnamamba.errors import InputError, one_line
 from dnamamba.text_files import as_text, open_bytes, read_lines, read_text_lines
 
-END = text_files._BGZIP_END
+END = text_files.BGZIP_END
 TEXT = b"".join(b"line %d\n" % number for number in range(20_000))
 
 
@@ -88,6 +88,8 @@ def test_any_sizes_of_reads_and_bombs(size, tmp_path, monkeypatch):
         (bgzip(TEXT)[:-500], "truncated"),
         (gzip.compress(TEXT) + gzip.compress(TEXT)[:30], "truncated"),
         (b"\x1f\x8b", "truncated"),
+        (gzip.compress(TEXT) + b"\x1f", "truncated"),
+        (bgzip(TEXT) + b"\x1f", "truncated"),
         (gzip.compress(TEXT)[:-8] + bytes(8), "damaged near byte .*`gzip -t`"),
         (gzip.compress(TEXT) + b"\x1f\x8b\x01garbage", "damaged"),
         ("x\n".encode("utf-16"), "text in UTF-16; expected a text file in UTF-8: convert it by `iconv -f UTF-16"),
@@ -170,6 +172,7 @@ def test_progress_counts_the_file(tmp_path):
 def test_messages_are_one_line_that_a_terminal_shows(capsys):
     hostile = "\x1b[31mred\x07\n\u202e\x9b\udc80"
     assert one_line(f"f.bed, line 1: {hostile} is odd") == (r"f.bed, line 1: \x1b[31mred\x07 \u202e\x9b\udc80 is odd")
+    assert len(one_line("\x1b" * 5000)) <= errors.LONGEST_MESSAGE >= len(one_line("x " * 5000))
     long = "A" * 5000
     for quoted in (repr(long), repr(long + "'"), repr(long + "'\"")):
         text = one_line(f"f.bed: {quoted} is no number; expected one")

@@ -49,7 +49,11 @@ def read_genbank(path: Path, stream: IO[bytes]) -> Iterator[GenBankRecord]:
     names = _names(path)
     handle = _Handle(path, _checked(path, names, numbered_lines(path, stream, EXPECTED)))
     for name, record in zip(names, _parse(handle), strict=True):
-        yield GenBankRecord(name, record.description, handle.line, bytes(record.seq).upper())
+        try:
+            letters = bytes(record.seq).upper()
+        except ValueError:  # Biopython's, of a sequence of whose lines it took none
+            raise InputError(f"{handle.where}, line {handle.line}: no lines of sequence behind ORIGIN") from None
+        yield GenBankRecord(name, record.description, handle.line, letters)
 
 
 def _names(path: Path) -> list[str]:

@@ -86,7 +86,10 @@ class IndexedGenome:
             raise InputError(f"{contig}:{start}-{end} lies outside of the contig, which has {length} bases")
         if _state(self.path) != self._state:
             raise InputError(f"{self.path}: was changed while it is in use; start again")
-        text = self._fasta.faidx.fetch(contig, start + 1, end).seq if end > start else ""
+        try:
+            text = self._fasta.faidx.fetch(contig, start + 1, end).seq if end > start else ""
+        except UnicodeDecodeError:
+            text = "?" * (end - start)
         tokens = encode(text)
         if len(tokens) != end - start or (tokens == UNK).any():
             raise InputError(
@@ -157,7 +160,7 @@ def _state(path: Path) -> tuple[int, ...]:
 
 
 def _kind(path: Path) -> str | None:
-    """`fasta` or `bgzip`, None for what has no index: lines that end in CR alone have none either."""
+    """`fasta` or `bgzip`, None for what has no index: binary data, and lines that end in CR alone."""
     if is_pipe(path):
         return None
     try:
@@ -167,7 +170,7 @@ def _kind(path: Path) -> str | None:
         return None
     named_packed = path.name.lower().endswith((".gz", ".bgz"))  # by which pyfaidx distinguishes them
     if start[:1] == b">" and not named_packed:
-        return None if re.search(rb"\r[^\n]", start) else "fasta"
+        return None if re.search(rb"\r[^\n]|\0", start) else "fasta"
     return "bgzip" if start[:2] == b"\x1f\x8b" and start[12:14] == b"BC" and named_packed else None
 
 
@@ -175,9 +178,14 @@ def _open(path: Path, index: Path) -> Any:
     """Opened by pyfaidx, which builds the index where there is none. `InputError` for a file that has none."""
     import pyfaidx
 
+    is_new = not index.exists()
     try:
         index.parent.mkdir(parents=True, exist_ok=True)
-        return pyfaidx.Fasta(str(path), indexname=str(index), gzi_indexname=_gzi(index))
+        fasta = pyfaidx.Fasta(str(path), indexname=str(index), gzi_indexname=_gzi(index))
+        for name in fasta.keys() if is_new else ():  # which end for it at characters that are no white space of FASTA
+            if fasta.faidx.get_long_name(name).encode().lstrip(b"\r\n>").split()[:1] != [name.encode()]:
+                raise ValueError(f"the name {name!r} is not all of its own")
+        return fasta
     except Exception as error:  # of many kinds, for all that an index cannot describe
         raise InputError(f"{path}: cannot be indexed: {error}") from None
 
