@@ -28,6 +28,7 @@ TABLES = (*DELIMITERS, ".parquet")
 MISSING = frozenset(("", ".", "NA", "<NA>", "N/A", "n/a", "#N/A", "NaN", "nan", "-NaN", "-nan", "NULL", "null", "None"))
 """What tables write where there is no value: the spellings of pandas and R, and VCF's point."""
 
+_PARQUET = b"PAR1"
 _WHOLE_NUMBER = re.compile(r"[0-9]{1,18}|-[1-9][0-9]{0,17}")
 
 Rows = Iterator[tuple[str, Sequence[str | None]]]
@@ -51,6 +52,17 @@ def whole_number(text: str, lowest: int = 0) -> int | None:
     """
     number = int(text) if _WHOLE_NUMBER.fullmatch(text) else None
     return None if number is None or number < lowest else number
+
+
+def number(text: str) -> float | None:
+    """The number that a text writes, as Python's float reads it; None for anything else, as `1_0` and digits of other
+    scripts, which Python's float would read."""
+    if not text.isascii() or "_" in text:
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        return None
 
 
 def table_rows(path: Path) -> tuple[list[str], Rows]:
@@ -178,6 +190,9 @@ def _read_parquet(path: Path) -> "polars.DataFrame":
         # polars would take the name of a file for a pattern, and read a pipe as an empty file.
         source = io.BytesIO(raw.read()) if is_pipe(path) else path.open("rb")
     with source, _polars_errors(path, "Parquet"):
+        if source.read(len(_PARQUET)) != _PARQUET:  # which polars passes over
+            raise InputError(f"{path}: not Parquet: it does not begin with {_PARQUET.decode()}; is it damaged?")
+        source.seek(0)
         return polars.read_parquet(source)
 
 

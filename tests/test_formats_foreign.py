@@ -119,6 +119,14 @@ def edit_weights(change):
     return damage
 
 
+def flip_byte(folder):
+    """Of a number, which no other check can see."""
+    path = folder / "pytorch_model.bin"
+    data = bytearray(path.read_bytes())
+    data[data.index(torch.load(path)["backbone.norm_f.weight"].numpy().tobytes())] ^= 1
+    path.write_bytes(data)
+
+
 def write(name, content):
     return lambda folder: (folder / name).write_bytes(content)
 
@@ -174,6 +182,7 @@ def huge_header(folder):
         (lambda folder: torch.save([1], folder / "pytorch_model.bin"), "expected names and their tensors, found list"),
         (lambda folder: (folder / "pytorch_model.bin").unlink(), "lacks model.safetensors or pytorch_model.bin"),
         (write("pytorch_model.bin", b"\x80\x02garbage"), "not weights that torch reads without running code"),
+        (flip_byte, "pytorch_model.bin: damaged, the checksum of '.*' in it is another; copy it again"),
         (write("pytorch_model.bin", b""), "not weights that torch reads without running code"),
         (write("model.safetensors", b"\xff" * 100), "not a readable safetensors file"),
         (huge_header, "not a readable safetensors file"),

@@ -98,6 +98,13 @@ def test_messages_list_the_values_that_are_there():
         encode_labels(records("z"), Target("multiclass", ("x", "y")))
 
 
+@pytest.mark.parametrize("text", ["1_0", "\u0661", "1²", "inf", "0x10", "one"])
+def test_numbers_of_a_regression_are_decimals(text):
+    assert encode_labels(records("-.5e1", "+2"), Target("regression", ("a",))).tolist() == [[-5], [2]]
+    with pytest.raises(InputError, match=f"a is '{text}', expected a number; the values there are"):
+        encode_labels(records("1", text), Target("regression", ("a",)))
+
+
 @pytest.mark.parametrize("text", ["", "+20", "1_0", "1²", "--5", "-5", "-0", " 5", "5\n", "٢", "1.0", "1e3", "9" * 19])
 def test_whole_numbers_are_plain_digits(text):
     assert whole_number(text) is None

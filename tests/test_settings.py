@@ -124,6 +124,8 @@ def test_bad_flags_are_reported_in_one_line(parser, line, message):
         (b"genome: {a: b}\n", "genome: expected a value or a list of values"),
         (b"genome: [[a]]\n", "genome: expected a value or a list of values"),
         (b"length: true\n", "length: expected int, got True"),
+        ("length: '\u0661\u0662'\n".encode(), "length: expected int, got '\u0661\u0662'"),
+        (b"rate: -1\n", "--rate: -1.0 is not above 0"),
         (b"model: 3\n", "model: expected a mapping of its settings, got 3"),
         (b"length: [", "not YAML: expected the node content"),
         (b"- length\n", "not a YAML mapping of flags to values"),

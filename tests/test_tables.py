@@ -144,6 +144,9 @@ def test_damaged_parquet_is_one_line(tmp_path, capfd, monkeypatch):
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(InputError, match=r"x\.parquet: not readable as Parquet"):
         table_rows(path)
+    path.write_bytes(b"PBR1" + whole[4:])  # which polars reads
+    with pytest.raises(InputError, match=r"x\.parquet: not Parquet: it does not begin with PAR1"):
+        table_rows(path)
     path.write_bytes(whole)
 
     def panic(*_, **__):

@@ -167,6 +167,8 @@ BAD = {
     "misspelt": ("a: {genome: x.fa, wieght: 1}\n", "'wieght'; did you mean weight?"),
     "zero": ("a: {genome: x.fa, weight: 0}\n", "weight 0"),
     "words": ("a: {genome: x.fa, weight: much}\n", "weight 'much'"),
+    "underscore": ("a: {genome: x.fa, weight: '1_0'}\n", "weight '1_0'"),
+    "digits of others": ("a: {genome: x.fa, weight: '\u0661'}\n", "weight '\u0661'"),
     "some weights": ("a: {genome: x.fa, weight: 1}\nb: {genome: y.fa}\n", "b: no weight"),
     "name": ("a/b: {genome: x.fa}\n", "file names"),
     "nested": ("a: {genome: {file: x.fa}}\n", "expected a value or a list"),
@@ -182,6 +184,13 @@ def test_bad_files(name: str, tmp_path: Path) -> None:
     with pytest.raises(InputError) as error:
         read_mixture(path)
     assert expected in str(error.value) and str(path) in str(error.value)
+
+
+@pytest.mark.parametrize("pattern", ["A" * 3000, r"a\0b"], ids=["long", "NUL"])
+def test_patterns_that_can_be_no_file(pattern: str, tmp_path: Path) -> None:
+    path = tmp_path / "mixture.yaml"
+    path.write_text(f'a: {{genome: x.fa, validation: "{pattern}"}}\n')
+    assert read_mixture(path)[0].validation == [pattern.replace(r"\0", "\0")]
 
 
 def test_faults_of_a_genome_name_it(mixture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -69,7 +69,11 @@ def read_safetensors(path: Path) -> Weights:
 
 def _pickled(path: Path) -> Weights:
     try:
-        tensors = torch.load(path, "cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        if is_archive := zipfile.is_zipfile(path):
+            _check_archive(path)
+        tensors = torch.load(path, "cpu", weights_only=True, mmap=is_archive)
+    except InputError:
+        raise
     except Exception as error:  # a pickle that is damaged, or wants to run code, ends in an error of any kind
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise InputError(f"{path}: not weights that torch reads without running code ({lines[0]})") from error
@@ -79,6 +83,13 @@ def _pickled(path: Path) -> Weights:
         if not isinstance(name, str) or not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
             raise InputError(f"{path}: expected names and their tensors, found {name!r}: {type(tensor).__name__}")
     return Weights(path, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, lambda: tensors)
+
+
+def _check_archive(path: Path) -> None:
+    """Raises `InputError` for a file of which a checksum is wrong: torch looks at none."""
+    with zipfile.ZipFile(path) as archive:
+        if (damaged := archive.testzip()) is not None:
+            raise InputError(f"{path}: damaged, the checksum of {damaged!r} in it is another; copy it again")
 
 
 def meta_model(make: Callable[[], Model], config_path: Path) -> Model:

@@ -73,16 +73,23 @@ class Parser(argparse.ArgumentParser, Generic[T]):
         # A list that has to be given is empty without its flag: the job says best which files it wants.
         needed = {name: known for name, known in self.names.items() if known.default is MISSING}
         values: dict[str, Any] = {name: [] for name, known in needed.items() if _item(known.hint) is not None}
+        sources: dict[str, Path] = {}
         for path, mapping in [stored, *files] if stored else files:
             for name, value in flat(mapping, self.names).items():
                 if name not in self.names:
                     self._refuse_key(path, name, value)
-                values[name] = _converted(f"{path}: {name}", self.names[name].hint, value)
+                values[name], sources[name] = _converted(f"{path}: {name}", self.names[name].hint, value), path
         for name, value in given.items():
             values[name] = _converted(f"--{name}", self.names[name].hint, value)
+            sources.pop(name, None)
         if missing := [f"--{name}" for name in needed if name not in values]:
             raise InputError(f"the following flags are required: {', '.join(missing)}")
-        return _made(self.settings, values, "")
+        try:
+            return _made(self.settings, values, "")
+        except InputError as error:  # a value out of its bounds, of which the settings know the flag alone
+            if (source := sources.get(str(error).partition(":")[0].removeprefix("--"))) is None:
+                raise
+            raise InputError(f"{source}: {error}") from None
 
     def _with_values(self, arguments: Sequence[str]) -> list[str]:
         """Each switch as `--FLAG=VALUE`: true where none follows, so that it takes no other word for its value."""
@@ -172,6 +179,8 @@ def _as(kind: Any, value: Any) -> Any:
         return value
     if kind is bool and (isinstance(value, bool) or str(value).lower() in _BOOLS):
         return value if isinstance(value, bool) else _BOOLS[value.lower()]
+    if kind in (int, float) and isinstance(value, str) and not value.isascii():
+        raise ValueError  # digits of other scripts, which Python would read
     if kind is int and isinstance(value, int | str) and not isinstance(value, bool):
         if not -(1 << 63) <= (number := int(value)) < 1 << 63:  # no tensor has more
             raise ValueError

@@ -27,6 +27,7 @@ from typing import Any
 from dnamamba.errors import InputError, quoted
 from dnamamba.genome.bed import is_bed_name
 from dnamamba.settings.yaml_files import read_yaml
+from dnamamba.tables import number
 
 _LISTS = ("contigs", "train", "validation", "test", "exclude")
 _KEYS = ("genome", "weight", "store", "annotation", *_LISTS)
@@ -113,11 +114,8 @@ def _genome(path: Path, name: str, values: Any) -> GenomeSettings:
 def _weight(where: str, value: Any) -> float | None:
     if value is None:
         return None
-    try:
-        weight = float(str(value))  # YAML takes 1e-3 for a text
-    except ValueError:
-        weight = math.nan
-    if not 0 < weight < math.inf:
+    weight = number(str(value))  # YAML takes 1e-3 for a text
+    if weight is None or not 0 < weight < math.inf:
         raise InputError(f"{where}: weight {quoted(value)} is not a number above 0")
     return weight
 

@@ -4,6 +4,7 @@ A label may be a class, a number, several names with semicolons between (multila
 text like `0;1;1` and `[0, 1, 1]`. A vector is the same as a column for each of its values.
 """
 
+import math
 import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -15,7 +16,7 @@ from dnamamba.errors import InputError
 from dnamamba.finetuning.tasks.examples import Target
 from dnamamba.finetuning.tasks.readers import Record
 from dnamamba.model.config import Kind
-from dnamamba.tables import MISSING, whole_number
+from dnamamba.tables import MISSING, number, whole_number
 
 MANY_CLASSES = 200
 """More classes than this in one column look like numbers of a regression."""
@@ -39,7 +40,7 @@ def split_vectors(
     binary = kind in ("auto", "multilabel") and all(
         len(values) == length and all(value in _BINARY for value in values) for values in train
     )
-    numbers = kind == "regression" and all(_is_number(value) for values in train for value in values)
+    numbers = kind == "regression" and all(number(value) is not None for values in train for value in values)
     if length < 2 or len(records["train"][0].labels) > 1 or not (binary or numbers):
         return dict(records), columns
     name = columns[0] if columns else "label"
@@ -66,7 +67,7 @@ def find_target(records: Sequence[Record], kind: Literal["auto"] | Kind, columns
     texts = {part for record in records for part in (_parts(record) if kind == "multilabel" else record.labels)}
     if len(texts) < 2 and kind == "multiclass":
         raise InputError(f"{records[0].where}: all {len(records)} training examples have one label, {min(texts)!r}")
-    if kind == "multiclass" and len(texts) > MANY_CLASSES and all(map(_is_number, texts)):
+    if kind == "multiclass" and len(texts) > MANY_CLASSES and None not in map(number, texts):
         raise InputError(
             f"{records[0].where}: {len(texts)} different numbers as labels ({values_found(sorted(texts))}); "
             "take --kind regression, or --kind multiclass with names if they are classes"
@@ -79,32 +80,33 @@ def encode_labels(records: Sequence[Record], target: Target) -> np.ndarray:
     and line for a label that is missing, that the training records do not have, or that is no number."""
     _refuse_missing(records, target.kind)
     if target.kind == "multiclass":
-        number = {name: index for index, name in enumerate(target.names)}
+        indices = {name: index for index, name in enumerate(target.names)}
         for record in records:
-            if record.labels[0] not in number:
+            if record.labels[0] not in indices:
                 raise InputError(
                     f"{record.where}: label {record.labels[0]!r} is not among the classes of train "
                     f"({values_found(target.names)})"
                 )
-        return np.array([number[record.labels[0]] for record in records], np.int64)
+        return np.array([indices[record.labels[0]] for record in records], np.int64)
     values = np.zeros((len(records), len(target.names)), np.float32)
     if target.kind == "multilabel" and len(records[0].labels) == 1:
-        number = {name: index for index, name in enumerate(target.names)}
+        indices = {name: index for index, name in enumerate(target.names)}
         known = values_found(target.names)
         for row, record in zip(values, records, strict=True):
             for part in _parts(record):
-                if part not in number:
+                if part not in indices:
                     raise InputError(f"{record.where}: label {part!r} is not among the labels of train ({known})")
-                row[number[part]] = 1
+                row[indices[part]] = 1
         return values
     for row, record in zip(values, records, strict=True):
         for index, text in enumerate(record.labels):
             regression = target.kind == "regression"
-            if not (_is_number(text) and np.isfinite(float(text)) if regression else text in _BINARY):
+            value = number(text) if regression else _BINARY.get(text)
+            if value is None or not math.isfinite(value):
                 found = values_found(dict.fromkeys(record.labels[index] for record in records))
                 expected = f"{'a number' if regression else '0 or 1'}; the values there are {found}"
                 raise InputError(f"{record.where}: {target.names[index]} is {text!r}, expected {expected}")
-            row[index] = float(text) if regression else _BINARY[text]
+            row[index] = value
     return values
 
 
@@ -150,14 +152,6 @@ def _values(record: Record) -> list[str]:
 
 def _parts(record: Record) -> list[str]:
     return [part.strip() for part in record.labels[0].split(";") if part.strip()]
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _order(texts: set[str]):  # type: ignore[no-untyped-def]
