@@ -4,6 +4,7 @@ import gzip
 import importlib
 import os
 import pickle
+import re
 import shutil
 
 import numpy as np
@@ -223,6 +224,6 @@ def test_every_job_gives_the_same_files_by_index_and_by_store(tmp_path, capsys, 
 
 def contents(path):
     if path.suffix != ".npz":
-        return path.read_bytes()
+        return re.sub(rb',genome_fingerprint="\w+"', b"", path.read_bytes())  # that of all bases, which an index lacks
     with np.load(path) as arrays:
         return {name: (array.shape, array.tobytes()) for name, array in arrays.items()}
