@@ -103,6 +103,12 @@ def whole_files(paths: Sequence[Path], overwrite: bool = False) -> Iterator[list
             raise
 
 
+def write_atomically(path: Path, text: str) -> None:
+    """The whole text or nothing appears under this name, where an older one is replaced; see `whole_file`."""
+    with whole_file(path, overwrite=True) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
 @contextmanager
 def whole_folder(folder: Path, overwrite: bool = False) -> Iterator[Path]:
     """A temporary folder next to `folder` to write files to; renamed to it, and on disk, when the block ends well, else
@@ -250,8 +256,8 @@ def _partial_prefix(path: Path) -> str:
 
 
 def _create(partial: Path) -> int:
-    """Makes the file, so that what keeps it from being made is found by Python; htslib would crash. Returns its
-    mode."""
+    """Makes the file, so that what keeps it from being made is found by Python, whichever library writes it. Returns
+    its mode."""
     with partial.open("wb") as file:
         return os.fstat(file.fileno()).st_mode & 0o777
 

@@ -66,7 +66,7 @@ def compare(requested: FinetuneSettings, cnn_epochs: int) -> dict[str, Any]:
     from dnamamba.finetuning.metrics import bootstrap_by_group, evaluate, over_seeds
     from dnamamba.finetuning.resolve import compute_of, resolve
     from dnamamba.finetuning.run import TASKS
-    from dnamamba.runs.folder import write_atomically
+    from dnamamba.outputs import write_atomically
 
     settings = resolve(requested)
     task = TASKS[settings.task](settings)

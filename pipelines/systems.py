@@ -11,7 +11,7 @@ from statistics import median
 from plan import SUMMARY, Plan
 from safetensors import safe_open
 
-from dnamamba.runs.folder import write_atomically
+from dnamamba.outputs import write_atomically
 
 Row = dict[str, str]
 HEADS = {

@@ -50,6 +50,7 @@ from dnamamba.finetuning.trial import (
 )
 from dnamamba.formats import load_checkpoint
 from dnamamba.formats.checkpoint import is_classifier, load_classifier, save_classifier
+from dnamamba.formats.files import read_json
 from dnamamba.inference.device import Compute
 from dnamamba.model.classifier import HeadConfig, SequenceClassifier
 from dnamamba.model.config import ModelConfig
@@ -57,8 +58,8 @@ from dnamamba.model.kernels import describe_kernels
 from dnamamba.model.language_model import Backbone, LanguageModel
 from dnamamba.model.parameters import parameter_count
 from dnamamba.model.settings import model_config, model_name
-from dnamamba.outputs import replace_link
-from dnamamba.runs.folder import RunFolder, write_atomically
+from dnamamba.outputs import replace_link, write_atomically
+from dnamamba.runs.folder import RunFolder
 from dnamamba.runs.progress import clock, job_bar
 from dnamamba.runs.resume import DATA, refuse_changes
 from dnamamba.runs.summary import comparison_lines, figures, variant_lines
@@ -132,7 +133,7 @@ def _finetune(requested: FinetuneSettings, settings: ResolvedFinetuneSettings, f
 def _recorded_data(folder: RunFolder) -> dict[str, Any] | None:
     """data.json of a run; None where it was killed before it wrote that, and so before it trained anything."""
     path = folder.path / DATA
-    return json.loads(path.read_text("utf-8")) if path.is_file() else None
+    return read_json(path) if path.is_file() else None
 
 
 def _refuse_other_data(path: Path, recorded: dict[str, Any] | None, now: dict[str, Any]) -> None:
@@ -281,7 +282,7 @@ def _finish(
         "epochs": {str(result.seed): result.epoch for result in chosen},
     }
     record = folder.path / TEST_READ
-    if record.exists() and json.loads(record.read_text("utf-8"))["selection"] != selection:
+    if record.exists() and read_json(record)["selection"] != selection:
         raise InputError(f"{record}: the test split was read for another selection; begin a new run")
     if not record.exists():
         folder.write_json(TEST_READ, {"read_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "selection": selection})
@@ -323,7 +324,7 @@ def _finish(
         "test_without_overlap": _without_overlap(task, test, predictions),
         "baselines": baselines,
         "seconds": sum(result.seconds for result in chosen),
-        "test_read_at": json.loads(record.read_text("utf-8"))["read_at"],
+        "test_read_at": read_json(record)["read_at"],
         **task.facts,
         **(task.measure(test, predictions, on_dev) if task.measure else {}),
     }

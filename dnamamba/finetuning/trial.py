@@ -23,14 +23,14 @@ from dnamamba.finetuning.metrics import SELECT_BY, evaluate
 from dnamamba.finetuning.predictions import loss_sum, pool_all, predict_logits
 from dnamamba.finetuning.settings import ResolvedFinetuneSettings
 from dnamamba.finetuning.tasks.examples import ExampleBatch, FixedSet, Task, strand_flags
+from dnamamba.formats.files import read_json
 from dnamamba.inference.device import Compute
 from dnamamba.inference.pooling import head_features
 from dnamamba.model.classifier import SequenceClassifier
 from dnamamba.model.config import Strands
 from dnamamba.model.parameters import parameter_groups
 from dnamamba.model.tokens import reverse_complement
-from dnamamba.outputs import os_errors, whole_file
-from dnamamba.runs.folder import write_atomically
+from dnamamba.outputs import os_errors, whole_file, write_atomically
 from dnamamba.runs.progress import LINE_EVERY, job_bar
 from dnamamba.runs.schedule import learning_rate
 
@@ -319,8 +319,7 @@ class Trial:
         return self._stored()
 
     def _stored(self) -> TrialResult:
-        stored = json.loads((self.folder / RESULT).read_text("utf-8"))
-        return TrialResult(self.seed, self.candidate, folder=self.folder, **stored)
+        return TrialResult(self.seed, self.candidate, folder=self.folder, **read_json(self.folder / RESULT))
 
 
 @dataclass

@@ -18,9 +18,8 @@ ignored. A *code* is a number of base 4 whose digits are a context and its targe
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -31,6 +30,7 @@ from dnamamba.alphabet import BASES, COMPLEMENT, PAD, TOKEN_BITS
 from dnamamba.errors import InputError
 from dnamamba.genome.progress import OnProgress
 from dnamamba.genome.store import user_cache
+from dnamamba.outputs import write_atomically
 
 MAX_ORDER = 12
 """Beyond it the tables outgrow a laptop, and no genome has the bases to fill them."""
@@ -312,11 +312,6 @@ def _read_cache(path: Path, key: dict) -> MarkovScore | None:
 
 
 def _write_cache(path: Path, content: dict) -> None:
-    """Written under another name and renamed, so that a reader never sees half a file."""
-    try:
+    with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".part", delete=False) as file:
-            json.dump(content, file, indent=1)
-        os.replace(file.name, path)
-    except OSError:
-        return
+        write_atomically(path, json.dumps(content, indent=1))

@@ -41,7 +41,7 @@ from dnamamba.genome.store_format import (
     is_readable,
     is_store,
     read_index,
-    read_json,
+    read_raw_index,
     write_index,
 )
 from dnamamba.text_files import is_pipe
@@ -287,7 +287,7 @@ def is_writable(folder: Path) -> bool:
 def _open_current(folder: Path, files: list[Path]) -> TokenStore | None:
     """The store at `folder` if it is the one of these files as they are now, but for those that are gone; None if it
     has to be built."""
-    if not is_store(folder) or not is_readable(read_json(folder)):
+    if not is_store(folder) or not is_readable(read_raw_index(folder)):
         return None
     store = TokenStore(folder)
     if len(store.source) != len(files):

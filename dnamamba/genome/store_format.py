@@ -24,6 +24,7 @@ import numpy as np
 
 from dnamamba.alphabet import BASES, SOFT_MASK_BIT, TOKEN_BITS
 from dnamamba.errors import InputError
+from dnamamba.outputs import whole_file
 
 FORMAT_VERSION = 2
 """Of the index."""
@@ -64,7 +65,7 @@ _CHECKSUM = re.compile(rb'\{"checksum": "([0-9a-f]{64})", ')
 _SHA256 = re.compile("[0-9a-f]{64}")
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_raw_index(path: Path) -> dict[str, Any]:
     """The index as it is, of whatever format version; `InputError` if there is none or it is damaged."""
     file = path / INDEX_FILE
     try:
@@ -102,7 +103,7 @@ def is_readable(index: dict[str, Any]) -> bool:
 
 def read_index(path: Path) -> dict[str, Any]:
     """The index of a store, checked as far as it goes by itself; `InputError` otherwise."""
-    index = read_json(path)
+    index = read_raw_index(path)
     if not is_readable(index):
         raise InputError(
             f"{path}: a token store of format {index['version']}, this program reads 1 to {FORMAT_VERSION}; "
@@ -277,10 +278,7 @@ class TokenWriter:
     def append(self, tokens: np.ndarray, ambiguous: int) -> None:
         """More tokens (bases,) uint8 of the contig, of which `ambiguous` were IUPAC codes."""
         self._summary.append(tokens, ambiguous)
-        self._write(tokens.data)
-
-    def _write(self, data: memoryview) -> None:
-        self._file.write(data)
+        self._file.write(tokens.data)
 
     def finish(self, source: list[dict[str, Any]]) -> None:
         """Completes header and index and brings both to the disk. `InputError` if there was not a single base."""
@@ -309,14 +307,7 @@ class TokenWriter:
 
 def write_index(folder: Path, index: dict[str, Any]) -> None:
     """Writes index.json whole or not at all, with its checksum."""
-    temporary = folder / f"{INDEX_FILE}.tmp-{os.getpid()}"
     unsigned = {key: value for key, value in index.items() if key != "checksum"}
     body = json.dumps(unsigned, ensure_ascii=False).encode()[1:]  # behind its brace
-    try:
-        with temporary.open("wb") as file:
-            file.write(b'{"checksum": "%s", ' % hashlib.sha256(body).hexdigest().encode() + body)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(folder / INDEX_FILE)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(folder / INDEX_FILE, overwrite=True) as partial:
+        partial.write_bytes(b'{"checksum": "%s", ' % hashlib.sha256(body).hexdigest().encode() + body)

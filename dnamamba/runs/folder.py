@@ -32,7 +32,7 @@ from typing import Any
 from dnamamba import __version__
 from dnamamba.errors import InputError
 from dnamamba.formats.files import read_json
-from dnamamba.outputs import os_errors, partial_name, remove_left_overs, whole_file
+from dnamamba.outputs import os_errors, partial_name, remove_left_overs, write_atomically
 from dnamamba.runs.lock import RunLock
 
 METRICS = (
@@ -183,12 +183,6 @@ class RunFolder:
 
 def _short(value: str | float | int) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """The whole text or nothing appears under this name, where an older one is replaced."""
-    with whole_file(path, overwrite=True) as partial:
-        partial.write_text(text, encoding="utf-8")
 
 
 def environment(devices: list[str]) -> dict[str, Any]:

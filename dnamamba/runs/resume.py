@@ -5,13 +5,12 @@ fingerprints of what is in them, which the run has recorded, never by their name
 checkpoints may move.
 """
 
-import json
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from dnamamba.errors import InputError
-from dnamamba.formats.files import PROVENANCE
+from dnamamba.formats.files import PROVENANCE, read_json
 from dnamamba.runs.folder import RunFolder
 from dnamamba.settings.fields import Settings, as_plain, flat, named_fields, plain
 from dnamamba.settings.parser import Parser
@@ -60,8 +59,8 @@ def stored_settings(config: Path, settings: type) -> dict[str, Any]:
 
 def _version(folder: Path) -> str:
     try:
-        return str(json.loads((folder / "environment.json").read_text("utf-8"))["versions"]["dnamamba"])
-    except (OSError, ValueError, KeyError):
+        return str(read_json(folder / "environment.json")["versions"]["dnamamba"])
+    except (InputError, KeyError, TypeError):
         return "of an unknown version"
 
 
@@ -98,7 +97,7 @@ def recorded_splits(folder: RunFolder) -> str | None:
     version that was stopped before its first checkpoint."""
     last = folder.last_checkpoint()
     source = folder.path / DATA if last is None else last / PROVENANCE
-    return json.loads(source.read_text("utf-8"))["splits"] if source.is_file() else None
+    return read_json(source)["splits"] if source.is_file() else None
 
 
 def refuse_other_splits(folder: RunFolder, recorded: str | None, fingerprint: str) -> None:
@@ -114,6 +113,6 @@ def refuse_fewer_steps(folder: RunFolder, max_steps: int) -> None:
     """Raises `InputError` when the run's last checkpoint lies beyond `max_steps`."""
     if (last := folder.last_checkpoint()) is None:
         return
-    step = json.loads((last / PROVENANCE).read_text("utf-8"))["step"]
+    step = read_json(last / PROVENANCE)["step"]
     if step > max_steps:
         raise InputError(f"--max_steps: {max_steps}, but {folder.path} is at step {step} already")

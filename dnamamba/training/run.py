@@ -22,10 +22,10 @@ from dnamamba.genome.markov import MarkovScore
 from dnamamba.inference.provenance import contig_lengths
 from dnamamba.model.language_model import LanguageModel
 from dnamamba.model.settings import model_config
-from dnamamba.outputs import os_errors
+from dnamamba.outputs import os_errors, write_atomically
 from dnamamba.report.learning_curve import plot_learning_curve
 from dnamamba.report.validation_by_class import plot_validation_by_class
-from dnamamba.runs.folder import RunFolder, environment, write_atomically
+from dnamamba.runs.folder import RunFolder, environment
 from dnamamba.runs.progress import clock, si
 from dnamamba.runs.resume import DATA, recorded_splits, refuse_changes, refuse_fewer_steps, refuse_other_splits
 from dnamamba.runs.schedule import learning_rate
