@@ -25,14 +25,15 @@ from dnamamba.genome.allele_output import (
     skipped_lines,
 )
 from dnamamba.genome.alleles import Alleles, check, refuse_mismatches
-from dnamamba.genome.indexed import described, open_for
+from dnamamba.genome.indexed import open_for
 from dnamamba.genome.progress import OnProgress
 from dnamamba.genome.view import GenomeView
 from dnamamba.inference.load import Inference
 from dnamamba.inference.provenance import genome_warning, result_provenance, vcf_note
 from dnamamba.model.classifier import HeadConfig, SequenceClassifier
 from dnamamba.outputs import write_table
-from dnamamba.runs.progress import job_bar, si
+from dnamamba.runs.lines import genome_line, print_lines
+from dnamamba.runs.progress import job_bar
 
 if TYPE_CHECKING:
     import polars
@@ -99,16 +100,15 @@ def predict_vcf(settings: PredictSettings, inference: Inference[SequenceClassifi
         store = open_for(settings.genome, None, lambda _: length * len(records), progress)
     checked = check(records, store, longest=length // 2)
     mismatches = refuse_mismatches(checked, records, store, settings.max_mismatches, str(settings.vcf))
-    files = ", ".join(map(str, settings.genome))
-    for label, text in (
-        ("genome", f"{files}: {len(store.contigs)} contigs, {si(store.bases)}b, {described(store)}"),
-        *checked_lines(records, store, checked),
-        ("windows", f"{length:,} bases of the reference around each variant"),
-        *(("mismatch", line) for line in mismatches),
-        ("warning", genome_warning(inference.provenance, store)),
-    ):
-        if text:
-            print(f"{label:>10}  {text}", flush=True)
+    print_lines(
+        [
+            genome_line(settings.genome, store),
+            *checked_lines(records, store, checked),
+            ("windows", f"{length:,} bases of the reference around each variant"),
+            *(("mismatch", line) for line in mismatches),
+            ("warning", genome_warning(inference.provenance, store)),
+        ]
+    )
     with job_bar("predicting", "alleles") as progress:
         found = predict_alleles(inference, store, checked.alleles, length, progress)
     reason = checked.alleles.reason
@@ -132,9 +132,13 @@ def predict_vcf(settings: PredictSettings, inference: Inference[SequenceClassifi
     else:
         table = allele_table(records, vcf.read_ids(settings.vcf, records), checked, found.columns, reason)
         write_table(table, settings.out, settings.overwrite, provenance)
-    for label, text in (("predicted", f"{int((reason == 0).sum()):,} alleles"), *skipped_lines(reason)):
-        print(f"{label:>10}  {text}")
-    print(f"   results  {settings.out}")
+    print_lines(
+        [
+            ("predicted", f"{int((reason == 0).sum()):,} alleles"),
+            *skipped_lines(reason),
+            ("results", str(settings.out)),
+        ]
+    )
 
 
 def variant_table(

@@ -51,7 +51,7 @@ from dnamamba.finetuning.trial import (
 from dnamamba.formats import load_checkpoint
 from dnamamba.formats.checkpoint import is_classifier, load_classifier, save_classifier
 from dnamamba.formats.files import read_json
-from dnamamba.inference.device import Compute
+from dnamamba.inference.device import Compute, device_name
 from dnamamba.model.classifier import HeadConfig, SequenceClassifier
 from dnamamba.model.config import ModelConfig
 from dnamamba.model.kernels import describe_kernels
@@ -60,6 +60,7 @@ from dnamamba.model.parameters import parameter_count
 from dnamamba.model.settings import model_config, model_name
 from dnamamba.outputs import replace_link, write_atomically
 from dnamamba.runs.folder import RunFolder
+from dnamamba.runs.lines import print_lines
 from dnamamba.runs.progress import clock, job_bar
 from dnamamba.runs.resume import DATA, refuse_changes
 from dnamamba.runs.summary import comparison_lines, figures, variant_lines
@@ -114,7 +115,7 @@ def _finetune(requested: FinetuneSettings, settings: ResolvedFinetuneSettings, f
     else:
         folder.create(config_text)
     folder.write_json(DATA, data)
-    folder.write_environment([_device_name(compute)])
+    folder.write_environment([device_name(compute.device)])
     try:
         chosen = _train(settings, task, start, compute, folder)
         _finish(settings, task, start, compute, folder, chosen)
@@ -299,9 +300,8 @@ def _finish(
         if task.measure:
             on_dev.append(model.predictions(predict_logits(model, task.dev, compute)).cpu().numpy())
         scores.append(evaluate(values, test.labels, task.target))
-        card = classifier_card(
-            settings, task, start.pretraining, result, scores[-1], baselines, [_device_name(compute)]
-        )
+        devices = [device_name(compute.device)]
+        card = classifier_card(settings, task, start.pretraining, result, scores[-1], baselines, devices)
         save_classifier(model, folder.path / f"seed-{result.seed}" / "checkpoint", card, overwrite=True)
     best = max(chosen, key=lambda result: result.rank(metric))
     replace_link(folder.checkpoints / "best", Path("..", f"seed-{best.seed}", "checkpoint"))
@@ -391,7 +391,7 @@ def _print_header(settings: ResolvedFinetuneSettings, start: _Start, task: Task,
     steps = settings.steps or settings.epochs * steps_per_epoch
     rates = ", ".join(Candidate(rate, settings.conjoin[0]).rate for rate in settings.learning_rate)
     uses = " or ".join(STRAND_USES[use].description for use in settings.conjoin)
-    notes = [
+    lines = [
         ("task", f"{settings.task}, {settings.mode}"),
         *task.notes,
         (
@@ -399,7 +399,7 @@ def _print_header(settings: ResolvedFinetuneSettings, start: _Start, task: Task,
             f"{start.config.n_layer} blocks x {start.config.d_model}, {parameter_count(model):,} parameters, {source}; "
             f"{'both alleles' if settings.task == 'variants' else f'{settings.pooling} state'}",
         ),
-        ("device", f"{_device_name(compute)}, {compute.precision}"),
+        ("device", f"{device_name(compute.device)}, {compute.precision}"),
         ("kernels", describe_kernels(compute.device)),
         (
             "training",
@@ -408,8 +408,7 @@ def _print_header(settings: ResolvedFinetuneSettings, start: _Start, task: Task,
         ),
         ("run folder", str(settings.out)),
     ]
-    for label, text in notes:
-        print(f"{label:>10}  {text}", flush=True)
+    print_lines(lines)
 
 
 def _print_result(summary: dict[str, Any], folder: RunFolder, best: TrialResult) -> None:
@@ -423,17 +422,10 @@ def _print_result(summary: dict[str, Any], folder: RunFolder, best: TrialResult)
             f"  interval  accuracy {accuracy['value']:.4f} [{accuracy['low']:.4f}, {accuracy['high']:.4f}], "
             f"95 % from resampling {accuracy['groups']:,} groups"
         )
-    for label, text in variant_lines(summary):
-        print(f"{label:>10}  {text}")
+    print_lines(variant_lines(summary))
     for name, found in summary["baselines"].items():
         shown = "GC, N and length alone" if name == "composition" else name
         print(f"  baseline  {shown}: {', '.join(f'{key} {value:.4f}' for key, value in found.items())}")
-    for label, text in comparison_lines(summary):
-        print(f"{label:>10}  {text}")
+    print_lines(comparison_lines(summary))
     print(f"   results  {folder.summary}, {folder.path / 'test_predictions.csv'}")
     print(f"checkpoint  {folder.path / f'seed-{best.seed}' / 'checkpoint'}")
-
-
-def _device_name(compute: Compute) -> str:
-    on_gpu = compute.device.type == "cuda"
-    return torch.cuda.get_device_name(compute.device) if on_gpu else f"CPU, {torch.get_num_threads()} threads"

@@ -95,9 +95,10 @@ def refuse_output(path: Path, vcf_in: Path) -> None:
 
 
 def checked_lines(records: vcf.Records, store: GenomeView, checked: Checked) -> list[tuple[str, str]]:
-    """Labelled lines for the head of a job: how many variants there are, and how they fit the genome."""
+    """Labelled lines for the head of a job: how many variants there are, and how they fit the genome. A text may be
+    empty."""
     missing = [name for name, there in zip(records.contigs, checked.contigs, strict=True) if there is None]
-    lines = [
+    return [
         (
             "variants",
             f"{len(records):,} records, {len(checked.alleles):,} alternate alleles, "
@@ -107,7 +108,6 @@ def checked_lines(records: vcf.Records, store: GenomeView, checked: Checked) -> 
         ("no contig", some(missing)),
         ("REF", f"{len(checked.mismatches):,} of {checked.compared:,} records differ from the genome"),
     ]
-    return [line for line in lines if line[1]]
 
 
 def skipped_lines(reason: np.ndarray) -> list[tuple[str, str]]:

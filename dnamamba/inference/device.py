@@ -54,7 +54,17 @@ def choose_compute(
         raise InputError(f"--micro_tokens: {micro_tokens} is below 1")
     if precision == "auto":
         precision = "bf16" if on_gpu else "fp32"
-    return Compute(torch.device("cuda" if on_gpu else "cpu"), precision, micro_tokens)
+    return Compute(torch_device("gpu" if on_gpu else "cpu"), precision, micro_tokens)
+
+
+def torch_device(accelerator: str) -> torch.device:
+    """torch's name of "cpu" or "gpu"; of several GPUs the current one."""
+    return torch.device("cuda" if accelerator == "gpu" else "cpu")
+
+
+def device_name(device: torch.device) -> str:
+    """For people: the GPU's, or how many threads of the CPU."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
 
 
 def uses_gpu(accelerator: str) -> bool:

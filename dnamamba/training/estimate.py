@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 
 from dnamamba.alphabet import BASES
+from dnamamba.inference.device import torch_device
 from dnamamba.model.config import preset
 from dnamamba.model.language_model import LanguageModel
 from dnamamba.model.parameters import training_flops_per_token
@@ -61,7 +62,7 @@ def estimate(settings: ResolvedPretrainSettings, model: LanguageModel, prepared:
     The memory is that of these passes, measured, plus AdamW's two moments of each parameter; on a CPU it is all that
     the process held, libraries and the parts of the genome that were read included.
     """
-    device = torch.device("cuda" if settings.accelerator == "gpu" else "cpu")
+    device = torch_device(settings.accelerator)
     model.to(device)
     windows = min(windows_per_pass(settings), settings.batch_tokens // settings.length // settings.devices)
     seconds = _training_pass(model, windows, settings.length, device, settings.precision)

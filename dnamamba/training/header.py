@@ -1,15 +1,15 @@
 """What a run says of itself before it starts: everything that its numbers will depend on."""
 
-import torch
-
 from dnamamba.genome.contigs import find_duplicates
 from dnamamba.genome.packing import PackedPlan
 from dnamamba.genome.windows import WindowPlan
+from dnamamba.inference.device import device_name, torch_device
 from dnamamba.model.config import ModelConfig
 from dnamamba.model.kernels import describe_kernels
 from dnamamba.model.language_model import LanguageModel
 from dnamamba.model.parameters import parameter_count
 from dnamamba.model.settings import model_name
+from dnamamba.runs.lines import print_lines
 from dnamamba.runs.progress import si
 from dnamamba.training.prepare import Prepared, PreparedGenome
 from dnamamba.training.resolve import warmup_lengths, windows_per_step
@@ -20,7 +20,7 @@ def print_header(
     settings: ResolvedPretrainSettings, config: ModelConfig, model: LanguageModel, prepared: Prepared
 ) -> None:
     """One labelled line each: genome, contigs, splits, windows, model, device and kernels, steps, run folder."""
-    device = torch.device("cuda" if settings.accelerator == "gpu" else "cpu")
+    device = torch_device(settings.accelerator)
     lines = [
         *(line for number in range(len(prepared.genomes)) for line in _genome_lines(settings, prepared, number)),
         (
@@ -28,20 +28,13 @@ def print_header(
             f"{model_name(settings.model)}: {config.n_layer} blocks x {config.d_model}, "
             f"{parameter_count(model):,} parameters",
         ),
-        ("device", f"{settings.devices} x {device_name(settings)}, {settings.precision}"),
+        ("device", f"{settings.devices} x {device_name(device)}, {settings.precision}"),
         ("kernels", describe_kernels(device)),
         ("steps", f"{settings.max_steps:,} of {windows_per_step(settings)} windows = {settings.batch_tokens:,} bases"),
         ("lengths", ", ".join(f"{length:,} from step {first + 1:,}" for first, length in warmup_lengths(settings))),
         ("run folder", str(settings.out)),
     ]
-    for label, text in lines:
-        if text:
-            print(f"{label:>10}  {text}")
-
-
-def device_name(settings: ResolvedPretrainSettings) -> str:
-    """What each process trains on."""
-    return torch.cuda.get_device_name() if settings.accelerator == "gpu" else f"CPU, {torch.get_num_threads()} threads"
+    print_lines(lines)
 
 
 def _genome_lines(settings: ResolvedPretrainSettings, prepared: Prepared, number: int) -> list[tuple[str, str]]:

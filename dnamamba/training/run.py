@@ -19,6 +19,7 @@ from lightning.pytorch.profilers import PyTorchProfiler
 from lightning.pytorch.strategies import DDPStrategy
 
 from dnamamba.genome.markov import MarkovScore
+from dnamamba.inference.device import device_name, torch_device
 from dnamamba.inference.provenance import contig_lengths
 from dnamamba.model.language_model import LanguageModel
 from dnamamba.model.settings import model_config
@@ -35,7 +36,7 @@ from dnamamba.training.baseline import best_markov, bits_over_all
 from dnamamba.training.callbacks import RunControl
 from dnamamba.training.checkpoints import TRAINER_STATE, CheckpointKeeper, TrainerStateIO
 from dnamamba.training.estimate import advice, estimate, is_worth_measuring
-from dnamamba.training.header import device_name, print_header
+from dnamamba.training.header import print_header
 from dnamamba.training.module import PretrainModule
 from dnamamba.training.prepare import Prepared, prepare_data
 from dnamamba.training.processes import PATIENCE, process_rank, together
@@ -91,7 +92,7 @@ def _pretrain(requested: PretrainSettings, settings: ResolvedPretrainSettings, f
         else:
             folder.create(config_text)
         folder.write_json(DATA, {"splits": prepared.fingerprint})
-        folder.write_environment([device_name(settings)] * settings.devices)
+        folder.write_environment(_devices(settings))
         for genome in prepared.genomes:
             genome.splits.write_bed(folder.path / (f"splits-{genome.name}.bed" if genome.name else "splits.bed"))
         print_header(settings, config, model, prepared)
@@ -215,6 +216,11 @@ def _excepthook(raised: threading.ExceptHookArgs) -> None:
         threading.__excepthook__(raised)
 
 
+def _devices(settings: ResolvedPretrainSettings) -> list[str]:
+    """What each process trains on."""
+    return [device_name(torch_device(settings.accelerator))] * settings.devices
+
+
 def _provenance(settings: ResolvedPretrainSettings, prepared: Prepared) -> dict[str, Any]:
     return {
         "settings": as_plain(settings),
@@ -229,7 +235,7 @@ def _provenance(settings: ResolvedPretrainSettings, prepared: Prepared) -> dict[
             for g in prepared.genomes
         ],
         "splits": prepared.fingerprint,
-        **environment([device_name(settings)] * settings.devices),
+        **environment(_devices(settings)),
     }
 
 

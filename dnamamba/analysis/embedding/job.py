@@ -14,12 +14,12 @@ from dnamamba.alphabet import TOKEN_TO_ASCII
 from dnamamba.analysis.embedding.compute import Pool, embed_sequences, position_offsets
 from dnamamba.analysis.embedding.settings import EmbedSettings
 from dnamamba.errors import InputError
-from dnamamba.genome.indexed import described
 from dnamamba.genome.sequences import NamedSequence, open_for_sequences, read_sequences
 from dnamamba.genome.view import GenomeView
 from dnamamba.inference.load import Inference, load_for_inference
 from dnamamba.model.abilities import require
 from dnamamba.outputs import refuse_existing, refuse_missing_library, scratch_folder, whole_file
+from dnamamba.runs.lines import Line, genome_line, print_lines
 from dnamamba.runs.progress import by_count, job_bar, si
 
 if TYPE_CHECKING:
@@ -40,8 +40,7 @@ def embed(settings: EmbedSettings) -> None:
     sequences = [sequence for path in settings.input for sequence in read_sequences(path, store)]
     inference = load_for_inference(settings.checkpoint, settings.accelerator, settings.precision)
     require(inference.model, "embed")
-    for label, text in _header(settings, inference, store, sequences):
-        print(f"{label:>10}  {text}", flush=True)
+    print_lines(_header(settings, inference, store, sequences))
 
     width = inference.model.config.d_model
     bases = sum(map(len, sequences))
@@ -161,24 +160,20 @@ def _check_settings(settings: EmbedSettings) -> None:
 
 def _header(
     settings: EmbedSettings, inference: Inference, store: GenomeView | None, sequences: Sequence[NamedSequence]
-) -> list[tuple[str, str]]:
+) -> list[Line]:
     lengths = [len(sequence) for sequence in sequences]
     strands = "mean of both strands" if settings.both_strands else "the strand that is given"
-    lines = [
+    trained = inference.trained_length
+    is_longer = trained is not None and max(lengths) > trained
+    note = f"some sequences are longer than the {trained:,} bases that the model was trained at" if is_longer else ""
+    return [
         *inference.header(),
+        *([] if store is None else [genome_line(settings.genome or [], store), ("contigs", store.names.matched())]),
         (
             "input",
             f"{', '.join(map(str, settings.input))}: {len(lengths):,} sequences of {min(lengths):,} to "
             f"{max(lengths):,} bases",
         ),
         ("pool", f"{settings.pool}, {strands}"),
+        ("note", note),
     ]
-    if store is not None:
-        files = ", ".join(map(str, settings.genome or []))
-        lines.insert(-2, ("genome", f"{files}: {len(store.contigs)} contigs, {si(store.bases)}b, {described(store)}"))
-        if matched := store.names.matched():
-            lines.insert(-2, ("contigs", matched))
-    trained = inference.trained_length
-    if trained is not None and max(lengths) > trained:
-        lines.append(("note", f"some sequences are longer than the {trained:,} bases that the model was trained at"))
-    return lines

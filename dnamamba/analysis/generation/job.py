@@ -16,6 +16,7 @@ from dnamamba.inference.load import load_for_inference
 from dnamamba.inference.sampling import Generator, Sampling
 from dnamamba.model.abilities import require
 from dnamamba.outputs import refuse_existing, whole_file
+from dnamamba.runs.lines import print_lines
 from dnamamba.runs.progress import job_bar
 
 LINE = 80
@@ -38,8 +39,7 @@ def run_generation(settings: GenerateSettings) -> None:
     prompts = read_prompts(settings)
     inference = load_for_inference(settings.checkpoint, settings.accelerator, settings.precision)
     require(inference.model, "generate")
-    for label, text in inference.header():
-        print(f"{label:>10}  {text}", file=sys.stderr)
+    print_lines(inference.header(), sys.stderr)
     generator = Generator(inference, Sampling(settings.temperature, settings.top_k, settings.seed))
     rows = [(number, prompt) for number, prompt in enumerate(p for p in prompts for _ in range(settings.samples))]
     began = time.perf_counter()

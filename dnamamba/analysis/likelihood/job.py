@@ -27,15 +27,16 @@ from dnamamba.analysis.likelihood.strand_tiles import StrandTiling
 from dnamamba.analysis.likelihood.strand_values import TRACKS, StrandTile
 from dnamamba.analysis.likelihood.track_files import Write, open_files, refuse_missing_libraries
 from dnamamba.errors import InputError
-from dnamamba.genome.indexed import IndexedGenome, described, open_for
+from dnamamba.genome.indexed import IndexedGenome, open_for
 from dnamamba.genome.intervals import ByContig
 from dnamamba.genome.regions import bases_of, merged_regions, read_regions
 from dnamamba.genome.store import TokenStore, open_genome
 from dnamamba.genome.view import GenomeView
 from dnamamba.inference.load import Inference, load_for_inference
-from dnamamba.inference.provenance import genome_warning, result_provenance
+from dnamamba.inference.provenance import result_provenance
 from dnamamba.model.abilities import require
 from dnamamba.outputs import refuse_existing, whole_files
+from dnamamba.runs.lines import Line, caution_lines, genome_line, print_lines
 from dnamamba.runs.progress import by_count, job_bar, si
 
 FORMATS = ("bigwig", "bedgraph", "parquet", "npz")
@@ -80,8 +81,7 @@ def run_likelihood(settings: LikelihoodSettings) -> None:
     batch_tokens = settings.batch_tokens or BATCH_TOKENS[inference.device.type]
     tiles = {name: _tiles(tiling, choice, pairs, store.contig(name).length) for name, pairs in wanted.items()}
     to_read = sum(tile.end - tile.start - 1 for of_contig in tiles.values() for tile in of_contig)
-    for label, text in _header(settings, inference, store, wanted, tiling, to_read):
-        print(f"{label:>10}  {text}", flush=True)
+    print_lines(_header(settings, inference, store, wanted, tiling, to_read))
 
     sums = LikelihoodSums()
     lengths = {name: store.contig(name).length for name in wanted}
@@ -95,13 +95,8 @@ def run_likelihood(settings: LikelihoodSettings) -> None:
     speed = f"{si(to_read)}b in {compute_seconds:.1f} s, {si(to_read / compute_seconds)}b/s{_peak_memory(inference)}"
     bits = ", ".join(f"{strand} {value:.4f}" for strand, value in sums.bits_per_base().items())
     shown = ", ".join(str(path) for path in planned[:2])
-    for label, text in (
-        ("computed", speed),
-        ("bits/base", bits),
-        ("written", f"{len(planned)} files in {write_seconds:.1f} s: {shown}{', …' if planned[2:] else ''}"),
-    ):
-        if text:
-            print(f"{label:>10}  {text}")
+    written = f"{len(planned)} files in {write_seconds:.1f} s: {shown}{', …' if planned[2:] else ''}"
+    print_lines([("computed", speed), ("bits/base", bits), ("written", written)])
 
 
 def _open(settings: LikelihoodSettings, progress: Callable[[int, int], None]) -> TokenStore | IndexedGenome:
@@ -218,23 +213,17 @@ def _header(
     wanted: ByContig,
     tiling: StrandTiling,
     to_read: int,
-) -> list[tuple[str, str]]:
+) -> list[Line]:
     regions = sum(map(len, wanted.values()))
     bases = sum(map(bases_of, wanted.values()))
-    files = ", ".join(map(str, settings.genome))
-    lines = [
+    return [
         *inference.header(),
-        ("genome", f"{files}: {len(store.contigs)} contigs, {si(store.bases)}b, {described(store)}"),
-        *([("contigs", matched)] if (matched := store.names.matched()) else []),
+        genome_line(settings.genome, store),
+        ("contigs", store.names.matched()),
         ("regions", f"{si(bases)}b in {regions:,} on {len(wanted):,} contigs, {si(to_read)}b to read"),
         ("context", _describe(tiling)),
+        *caution_lines(inference, store, tiling.context),
     ]
-    if warning := genome_warning(inference.provenance, store):
-        lines.append(("warning", warning))
-    trained = inference.trained_length
-    if trained is not None and (tiling.context is None or tiling.context > trained):
-        lines.append(("note", f"--context is longer than the {trained:,} bases that the model was trained at"))
-    return lines
 
 
 def _describe(tiling: StrandTiling) -> str:

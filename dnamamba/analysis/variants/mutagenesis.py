@@ -13,14 +13,14 @@ from dnamamba.analysis.variants.score_job import describe_truncation
 from dnamamba.analysis.variants.scores import AllelesScored, ScorePlan, Scores, score_alleles
 from dnamamba.errors import InputError
 from dnamamba.genome.alleles import Alleles
-from dnamamba.genome.indexed import described, open_for
+from dnamamba.genome.indexed import open_for
 from dnamamba.genome.intervals import Interval
 from dnamamba.genome.regions import parse_region
 from dnamamba.genome.view import GenomeView
 from dnamamba.inference.load import Inference, load_for_inference
-from dnamamba.inference.provenance import genome_warning
 from dnamamba.outputs import refuse_existing, refuse_missing_library, whole_files, write_arrays, write_table
 from dnamamba.report.mutagenesis import plot_mutagenesis
+from dnamamba.runs.lines import Line, caution_lines, genome_line, print_lines
 from dnamamba.runs.progress import compared, job_bar, si
 
 if TYPE_CHECKING:
@@ -61,16 +61,14 @@ def mutagenesis(settings: MutagenesisSettings) -> Saturation:
         raise InputError(f"--region: {settings.region} holds no A, C, G or T to change; choose one with bases")
     inference = load_for_inference(settings.checkpoint, settings.accelerator, settings.precision)
     plan = plan_of(settings, inference)
-    for label, text in _header(settings, inference, store, region, plan):
-        print(f"{label:>10}  {text}", flush=True)
+    print_lines(_header(settings, inference, store, region, plan))
     began = time.perf_counter()
     with job_bar("mutagenesis", "changes, each strand counted") as report:
         found = saturate(inference, store, region, plan, report)
     seconds = time.perf_counter() - began
     with whole_files(list(paths.values()), settings.overwrite) as partials:
         write(found, dict(zip(paths, partials, strict=True)))
-    for label, text in _summary(found, seconds, paths):
-        print(f"{label:>10}  {text}")
+    print_lines(_summary(found, seconds, paths))
     return found
 
 
@@ -164,13 +162,12 @@ def check_settings(settings: MutagenesisSettings) -> list[str]:
 
 def _header(
     settings: MutagenesisSettings, inference: Inference, store: GenomeView, region: Interval, plan: ScorePlan
-) -> list[tuple[str, str]]:
+) -> list[Line]:
     tiling = plan.tiling
-    files = ", ".join(map(str, settings.genome))
-    lines = [
+    return [
         *inference.header(),
-        ("genome", f"{files}: {len(store.contigs)} contigs, {si(store.bases)}b, {described(store)}"),
-        *([("contigs", matched)] if (matched := store.names.matched()) else []),
+        genome_line(settings.genome, store),
+        ("contigs", store.names.matched()),
         ("region", f"{region.contig}:{region.start + 1:,}-{region.end:,}, {region.length:,} bases"),
         (
             "tiles",
@@ -182,20 +179,15 @@ def _header(
             f"about {si(6 * region.length * (1 + tiling.suffix + plan.state_every // 2))}b: 3 changes a base, "
             "on both strands",
         ),
+        *caution_lines(inference, store, tiling.context),
     ]
-    if warning := genome_warning(inference.provenance, store):
-        lines.append(("warning", warning))
-    trained = inference.trained_length
-    if trained is not None and tiling.context > trained:
-        lines.append(("note", f"--context is longer than the {trained:,} bases that the model was trained at"))
-    return lines
 
 
-def _summary(found: Saturation, seconds: float, paths: dict[str, Path]) -> list[tuple[str, str]]:
+def _summary(found: Saturation, seconds: float, paths: dict[str, Path]) -> list[Line]:
     tokens = found.scores.tokens
     run = tokens.tiles + tokens.alleles
     missing = int(np.isnan(found.llr).all(1).sum())
-    lines = [
+    return [
         ("scored", f"{3 * (found.tokens.size - missing):,} changes on both strands in {seconds:.1f} s"),
         ("missing", f"{missing:,} positions: N, or where a strand begins" if missing else ""),
         ("bases run", f"{si(run)}b: {compared(run, tokens.full, 'four windows a change')}" if run else ""),
@@ -203,7 +195,6 @@ def _summary(found: Saturation, seconds: float, paths: dict[str, Path]) -> list[
         ("lowest", _lowest(found)),
         ("written", ", ".join(map(str, paths.values()))),
     ]
-    return [line for line in lines if line[1]]
 
 
 def _lowest(found: Saturation, count: int = 3) -> str:

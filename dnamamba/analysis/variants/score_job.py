@@ -14,11 +14,12 @@ from dnamamba.errors import InputError
 from dnamamba.genome import vcf
 from dnamamba.genome.allele_output import checked_lines, refuse_output, skipped_lines
 from dnamamba.genome.alleles import Checked, check, refuse_mismatches
-from dnamamba.genome.indexed import described, open_for
+from dnamamba.genome.indexed import open_for
 from dnamamba.genome.view import GenomeView
 from dnamamba.inference.load import Inference, load_for_inference
-from dnamamba.inference.provenance import genome_warning, result_provenance
+from dnamamba.inference.provenance import result_provenance
 from dnamamba.outputs import refuse_existing, write_table
+from dnamamba.runs.lines import Line, caution_lines, genome_line, print_lines
 from dnamamba.runs.progress import compared, job_bar, si
 
 STRANDS = 2
@@ -36,10 +37,8 @@ def score(settings: ScoreSettings) -> None:
         store = open_for(settings.genome, settings.store, lambda _: most, progress)
     checked = check(records, store, longest=plan.tiling.context // 2)
     mismatches = refuse_mismatches(checked, records, store, settings.max_mismatches, str(settings.vcf))
-    for label, text in _header(settings, inference, store, records, checked, plan):
-        print(f"{label:>10}  {text}", flush=True)
-    for line in mismatches:
-        print(f"{'mismatch':>10}  {line}")
+    print_lines(_header(settings, inference, store, records, checked, plan))
+    print_lines(("mismatch", line) for line in mismatches)
 
     began = time.perf_counter()
     with job_bar("scoring", "alleles, each strand counted") as progress:
@@ -60,8 +59,7 @@ def score(settings: ScoreSettings) -> None:
             settings.overwrite,
             provenance,
         )
-    for label, text in _summary(settings.out, columns, scores, seconds):
-        print(f"{label:>10}  {text}")
+    print_lines(_summary(settings.out, columns, scores, seconds))
 
 
 def _check_settings(settings: ScoreSettings) -> None:
@@ -79,25 +77,19 @@ def _header(
     records: vcf.Records,
     checked: Checked,
     plan: ScorePlan,
-) -> list[tuple[str, str]]:
+) -> list[Line]:
     tiling = plan.tiling
     after = "to the tile's end" if plan.exact else f"{tiling.suffix:,} bases after each allele"
-    files = ", ".join(map(str, settings.genome))
-    lines = [
+    return [
         *inference.header(),
-        ("genome", f"{files}: {len(store.contigs)} contigs, {si(store.bases)}b, {described(store)}"),
+        genome_line(settings.genome, store),
         *checked_lines(records, store, checked),
         (
             "tiles",
             f"{tiling.context:,} bases every {tiling.context // 2:,}, {after}, states every {plan.state_every:,}",
         ),
+        *caution_lines(inference, store, tiling.context),
     ]
-    if warning := genome_warning(inference.provenance, store):
-        lines.append(("warning", warning))
-    trained = inference.trained_length
-    if trained is not None and tiling.context > trained:
-        lines.append(("note", f"--context is longer than the {trained:,} bases that the model was trained at"))
-    return lines
 
 
 def _summary(out: Path, columns: ScoreColumns, scores: Scores, seconds: float) -> list[tuple[str, str]]:
