@@ -3,12 +3,14 @@
 import functools
 import shlex
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 from dnamamba.errors import one_line
 from dnamamba.model.config import ModelConfig
 from dnamamba.model.mixers import mixer_class
+from dnamamba.runs.lines import Line
 from dnamamba.runs.progress import si
 
 POOLED = {
@@ -18,27 +20,68 @@ POOLED = {
 }
 """What a head sees, in words"""
 
-Lines = list[tuple[str, str]]
+Lines = list[Line]
 
 
-def _tolerant(report: Callable[..., Iterable[tuple[str, str]]]) -> Callable[..., Lines]:
-    """The lines that `report` gives before it meets what is not there or has another shape than our own programs write:
-    a stranger's provenance may be any JSON."""
+class _NotSaid(Exception):
+    """A provenance lacks what is looked for, or has it in another shape."""
+
+
+class _Said:
+    """Any JSON of a stranger: looking for what is not there raises `_NotSaid`, and nothing else does."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __getitem__(self, key: str) -> "_Said":
+        if not isinstance(self.value, dict) or key not in self.value:
+            raise _NotSaid
+        return _Said(self.value[key])
+
+    def get(self, key: str) -> "_Said | None":
+        """None where it is missing, null, zero or empty."""
+        found = self.value.get(key) if isinstance(self.value, dict) else None
+        return _Said(found) if found else None
+
+    def items(self) -> list[tuple[str, "_Said"]]:
+        """Of an object."""
+        return [(key, _Said(value)) for key, value in self._of(dict).items()]
+
+    def each(self) -> list["_Said"]:
+        """The values of a list."""
+        return [_Said(value) for value in self._of(list)]
+
+    def start(self, length: int = 16) -> str:
+        """The beginning of a text, such as a checksum."""
+        return self._of(str)[:length]
+
+    def number(self) -> int | float:
+        return self._of(int, float)
+
+    def _of(self, *kinds: type) -> Any:
+        if not isinstance(self.value, kinds) or (isinstance(self.value, int) and abs(self.value) >= 1 << 63):
+            raise _NotSaid
+        return self.value
+
+    def __format__(self, form: str) -> str:
+        return format(self.number() if form else self.value, form)
+
+
+def _as_far_as_it_goes(report: Callable[..., Iterator[Line]]) -> Callable[..., Lines]:
+    """The lines that `report` of a provenance (`_Said`) gives before something is not said."""
 
     @functools.wraps(report)
-    def as_far_as_it_goes(*found: Any) -> Lines:
+    def lines_of(provenance: dict[str, Any], *others: str) -> Lines:
         lines: Lines = []
-        try:
-            for label, text in report(*found):
-                lines.append((str(label), str(text)))
-        except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError):
-            pass
+        with suppress(_NotSaid):
+            for line in report(_Said(provenance), *others):
+                lines.append(line)
         return lines
 
-    return as_far_as_it_goes
+    return lines_of
 
 
-def card_lines(card: dict[str, Any]) -> list[tuple[str, str]]:
+def card_lines(card: dict[str, Any]) -> Lines:
     """Labelled lines for people, of what `dnamamba.formats.checkpoint.read_card` gives. What an older or foreign
     checkpoint does not say, or says in another shape, is left out."""
     return [(one_line(label), one_line(text)) for label, text in _all_lines(card)]
@@ -74,7 +117,7 @@ def _all_lines(card: dict[str, Any]) -> Lines:
     return [(label, text) for label, text in lines if text or label in ("", "pretraining")]
 
 
-def _model_lines(config: dict[str, Any]) -> list[tuple[str, str]]:
+def _model_lines(config: dict[str, Any]) -> Lines:
     made = ModelConfig(**config)
     mixers = Counter(mixer_class(name).describe(made) or name for name in made.mixers)
     listed = " + ".join(f"{count} x {text}" if len(mixers) > 1 else text for text, count in mixers.items())
@@ -92,82 +135,83 @@ def _pretraining_lines(provenance: dict[str, Any]) -> Lines:
     ]
 
 
-@_tolerant
-def _genome_lines(provenance: dict[str, Any]) -> Iterable[tuple[str, str]]:
-    for genome in provenance["genomes"]:
-        for source in genome["source"]:
-            weight = f"{genome['name']}, weight {genome['weight']:g}: " if genome.get("name") else ""
-            yield "genome", f"{weight}{source['path']} (sha256 {source['sha256'][:16]}…)"
+@_as_far_as_it_goes
+def _genome_lines(provenance: _Said) -> Iterator[Line]:
+    for genome in provenance["genomes"].each():
+        weight = f"{genome['name']}, weight {genome['weight']:g}: " if genome.get("name") else ""
+        for source in genome["source"].each():
+            yield "genome", f"{weight}{source['path']} (sha256 {source['sha256'].start()}…)"
 
 
-@_tolerant
-def _files_lines(provenance: dict[str, Any]) -> Iterable[tuple[str, str]]:
+@_as_far_as_it_goes
+def _files_lines(provenance: _Said) -> Iterator[Line]:
     for split in ("train", "validation", "test", "exclude"):
-        if provenance["settings"].get(split):
-            yield split, ", ".join(map(str, provenance["settings"][split]))
+        if files := provenance["settings"].get(split):
+            yield split, ", ".join(map(format, files.each()))
 
 
-@_tolerant
-def _trained_lines(provenance: dict[str, Any]) -> Iterable[tuple[str, str]]:
-    if "splits" in provenance:
-        yield "splits", f"fingerprint {provenance['splits'][:16]}…"
+@_as_far_as_it_goes
+def _trained_lines(provenance: _Said) -> Iterator[Line]:
+    if splits := provenance.get("splits"):
+        yield "splits", f"fingerprint {splits.start()}…"
     settings = provenance["settings"]
-    step, batch = provenance.get("step"), settings.get("batch_tokens")
-    tokens = provenance.get("tokens", step * batch if step and batch else None)
-    bases = f", {step:,} steps, {si(tokens)}bases" if step and tokens else ""
-    rate = f", learning rate {settings['learning_rate']:g}" if settings.get("learning_rate") else ""
-    yield "trained", f"at length {settings['length']:,}{bases}{rate}"
+    step, batch, rate = provenance.get("step"), settings.get("batch_tokens"), settings.get("learning_rate")
+    tokens = provenance.get("tokens")
+    read = tokens.number() if tokens else step.number() * batch.number() if step and batch else 0
+    bases = f", {step:,} steps, {si(read)}bases" if step and read else ""
+    yield "trained", f"at length {settings['length']:,}{bases}{f', learning rate {rate:g}' if rate else ''}"
 
 
-@_tolerant
-def _validation_lines(provenance: dict[str, Any]) -> Iterable[tuple[str, str]]:
-    if provenance["metrics"]:
-        yield "validation", _metrics(provenance["metrics"])
+@_as_far_as_it_goes
+def _validation_lines(provenance: _Said) -> Iterator[Line]:
+    if metrics := provenance.get("metrics"):
+        yield "validation", _metrics(metrics)
 
 
-@_tolerant
-def _length_lines(provenance: dict[str, Any]) -> Iterable[tuple[str, str]]:
+@_as_far_as_it_goes
+def _length_lines(provenance: _Said) -> Iterator[Line]:
     yield "length", f"trained up to {provenance['length']:,} bases"
 
 
-@_tolerant
-def _data_lines(provenance: dict[str, Any]) -> Iterable[tuple[str, str]]:
-    yield "data", provenance["data"]["data"]
+@_as_far_as_it_goes
+def _data_lines(provenance: _Said) -> Iterator[Line]:
+    yield "data", f"{provenance['data']['data']}"
 
 
-@_tolerant
-def _species_lines(provenance: dict[str, Any]) -> Iterable[tuple[str, str]]:
+@_as_far_as_it_goes
+def _species_lines(provenance: _Said) -> Iterator[Line]:
     for name, found in provenance["data"]["species"].items():
         content = f"{found['bases']:,} bases, GC {found['gc']:.1%}, N {found['n_share']:.2%}"
-        yield "species", f"{name}: {', '.join(found['fasta'])}; {content}"
+        yield "species", f"{name}: {', '.join(map(format, found['fasta'].each()))}; {content}"
 
 
-@_tolerant
-def _split_lines(provenance: dict[str, Any]) -> Iterable[tuple[str, str]]:
+@_as_far_as_it_goes
+def _split_lines(provenance: _Said) -> Iterator[Line]:
     for split, found in provenance["data"]["splits"].items():
-        counts = found.get("class_counts") or {}
-        shown = f" ({', '.join(f'{name} {count:,}' for name, count in list(counts.items())[:20])})" if counts else ""
-        digest = found.get("sha256") or found.get("fingerprint", "")
+        counts = found.get("class_counts")
+        listed = [f"{name} {count:,}" for name, count in counts.items()[:20]] if counts else []
         count = found["examples"]  # of windows drawn anew each epoch it is a text that says so
-        size = f"{count:,} examples" if isinstance(count, int) else count
-        yield split, f"{size}{shown}, fingerprint {digest[:16]}…"
+        size = f"{count:,} examples" if isinstance(count.value, int) else f"{count}"
+        digest = found.get("sha256") or found["fingerprint"]
+        shown = f" ({', '.join(listed)})" if listed else ""
+        yield split, f"{size}{shown}, fingerprint {digest.start()}…"
 
 
-@_tolerant
-def _overlap_lines(provenance: dict[str, Any]) -> Iterable[tuple[str, str]]:
+@_as_far_as_it_goes
+def _overlap_lines(provenance: _Said) -> Iterator[Line]:
     for pair, found in provenance["data"]["overlaps"].items():
-        if found["sequences"]:
-            yield "overlap", f"{found['sequences']:,} of {found['of']:,} in both {pair.replace('_', ' and ')}"
+        if count := found.get("sequences"):
+            yield "overlap", f"{count:,} of {found['of']:,} in both {pair.replace('_', ' and ')}"
 
 
-@_tolerant
-def _selection_lines(provenance: dict[str, Any]) -> Iterable[tuple[str, str]]:
+@_as_far_as_it_goes
+def _selection_lines(provenance: _Said) -> Iterator[Line]:
     seed, rate, epoch = (provenance[name] for name in ("seed", "learning_rate", "epoch"))
     yield "selected", f"seed {seed}, learning rate {rate:g}, epoch {epoch}, on dev"
 
 
-@_tolerant
-def _metric_lines(provenance: dict[str, Any], key: str, prefix: str) -> Iterable[tuple[str, str]]:
+@_as_far_as_it_goes
+def _metric_lines(provenance: _Said, key: str, prefix: str) -> Iterator[Line]:
     for name, found in provenance[key].items():
         yield f"{prefix}{name}", _metrics(found)
 
@@ -184,5 +228,5 @@ def _origin_lines(provenance: dict[str, Any]) -> Lines:
     ]
 
 
-def _metrics(found: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {value:.4f}" for name, value in found.items() if isinstance(value, int | float))
+def _metrics(found: _Said) -> str:
+    return ", ".join(f"{name} {value:.4f}" for name, value in found.items() if isinstance(value.value, int | float))
