@@ -11,7 +11,7 @@ import numpy as np
 from dnamamba.alphabet import CLS, SEP, TOKEN_BITS, N, encode
 from dnamamba.errors import InputError, warn
 from dnamamba.finetuning.settings import ResolvedFinetuneSettings
-from dnamamba.finetuning.tasks.examples import Examples, FixedSet, HeldOut, Origin, Task, pad
+from dnamamba.finetuning.tasks.examples import Examples, FixedSet, HeldOut, Origin, Target, Task, pad
 from dnamamba.finetuning.tasks.groups import joined_groups, names_in
 from dnamamba.finetuning.tasks.labels import class_counts, describe_counts, encode_labels, find_target, values_found
 from dnamamba.finetuning.tasks.readers import Record
@@ -57,6 +57,20 @@ class LabelledVariant(NamedTuple):
     """Of the VCF's column, or the table's; `.` where there is none"""
 
 
+class Columns(NamedTuple):
+    """Which of a file's columns say what."""
+
+    label: str
+    effect: str | None
+    split_by: str | None
+    """Of the genes that stay together; None: whole contigs do"""
+
+    @property
+    def groups(self) -> str:
+        """What is in one split alone."""
+        return self.split_by or "contig"
+
+
 def build(settings: ResolvedFinetuneSettings) -> Task:
     """Reads, checks, splits and encodes the variants. Raises `InputError` with file and line."""
     if settings.variants is None or not settings.genome:
@@ -66,124 +80,152 @@ def build(settings: ResolvedFinetuneSettings) -> Task:
         raise InputError("--kmer: not a flag of --task variants")
     if len(settings.label_columns or []) > 1:
         raise InputError("--label_columns: --task variants takes one column of two classes")
-    path = settings.variants
+    path, length = settings.variants, settings.length
     rows = list(read_rows(path))
     if not rows:
         raise InputError(f"{path}: no variants")
-    label = _column(
-        rows, settings.label_columns[0] if settings.label_columns else None, ("label",), path, "--label_columns"
+    columns = _columns(settings, rows, path)
+    with job_bar("reading the genome", "B") as progress:
+        store = open_genome(settings.genome, progress=progress)
+
+    left_out: Counter[str] = Counter()
+    rows = _wanted(rows, columns, settings.effects, left_out)
+    if not rows:
+        raise InputError(f"{path}: no variant is left ({_reasons(left_out)})")
+    alleles = _check(rows, store, length // 2, path, left_out)
+    usable = np.flatnonzero(alleles.reason == 0)
+    rows, alleles = [rows[i] for i in usable.tolist()], _take(alleles, usable)
+    genes = [names_in(row.columns[columns.split_by]) if columns.split_by else [row.contig] for row in rows]
+    groups = joined_groups(genes, [(row.contig, row.start) for row in rows])
+    members = _members(rows, alleles, groups, columns, length, path, left_out)
+    target, labels = _labels(rows, columns.label, members["train"], path)
+
+    windows = [window(store, alleles, index, length) for index in range(len(rows))]
+    contigs = [store.contigs[contig].name for contig in alleles.contig.tolist()]
+    examples = {}
+    for split, chosen in members.items():
+        tokens, lengths = pad([windows[i] for i in chosen])
+        origins = [
+            Origin(contigs[i], row.start, row.start + len(row.ref), groups[i], (row.id, row.ref, row.alt))
+            for i, row in ((i, rows[i]) for i in chosen)
+        ]
+        examples[split] = Examples(tokens, lengths, labels[chosen], origins)
+    effects = None if columns.effect is None else [row.columns.get(columns.effect, "") for row in rows]
+    report = VariantReport(
+        examples["train"].labels,
+        None if effects is None else [effects[i] for i in members["train"]],
+        None if effects is None else [effects[i] for i in members["test"]],
+        examples["dev"].labels,
     )
+    facts = {
+        "data": str(path),
+        "genome": [str(file) for file in settings.genome],
+        "split_by": columns.groups,
+        "splits": {split: _facts(found, target) for split, found in examples.items()},
+        "left_out": dict(left_out),
+    }
+    names = len({gene for of_variant in genes for gene in of_variant}), len(set(groups))
+    notes = _notes(facts, target, columns, names, length)
+    longest = max(int(each.lengths.max()) for each in examples.values())
+    train, dev, test = (examples[split] for split in SPLITS)
+    return Task(target, FixedSet(train), dev, HeldOut(test), longest, notes, facts, report.measure)
+
+
+def _columns(settings: ResolvedFinetuneSettings, rows: list[LabelledVariant], path: Path) -> Columns:
+    wanted = settings.label_columns[0] if settings.label_columns else None
+    label = _column(rows, wanted, ("label",), path, "--label_columns")
     assert label is not None
     effect = _column(rows, settings.effect_column, EFFECT_COLUMNS, path, "--effect_column", needed=False)
     if settings.effects and effect is None:
         raise InputError(f"{path}: --effects needs a column of effects; name it with --effect_column")
     by_contig = (settings.split_by or "").lower() in CONTIG_COLUMNS
     split_by = None if by_contig else _column(rows, settings.split_by, GROUP_COLUMNS, path, "--split_by", needed=False)
+    return Columns(label, effect, split_by)
 
-    with job_bar("reading the genome", "B") as progress:
-        store = open_genome(settings.genome, progress=progress)
-    left_out: Counter[str] = Counter()
-    keep = np.ones(len(rows), bool)
-    for index, row in enumerate(rows):
-        if label not in row.columns or (split_by and not names_in(row.columns.get(split_by, ""))):
-            keep[index] = False
-            left_out[f"no {label}" if label not in row.columns else f"no {split_by}"] += 1
-        elif settings.effects and effect and row.columns.get(effect) not in settings.effects:
-            keep[index] = False
-            left_out[f"another {effect}"] += 1
-    rows = [row for row, kept in zip(rows, keep, strict=True) if kept]
-    if not rows:
-        raise InputError(f"{path}: no variant is left ({_reasons(left_out)})")
-    alleles = _check(rows, store, settings.length // 2, path, left_out)
-    usable = alleles.reason == 0
-    rows = [row for row, kept in zip(rows, usable, strict=True) if kept]
-    alleles = _take(alleles, np.flatnonzero(usable))
-    genes = [names_in(row.columns[split_by]) if split_by else [row.contig] for row in rows]
-    groups = joined_groups(genes, [(row.contig, row.start) for row in rows])
+
+def _wanted(
+    rows: list[LabelledVariant], columns: Columns, effects: list[str] | None, left_out: Counter[str]
+) -> list[LabelledVariant]:
+    """Those with a label, with genes if they are split by them, and of the chosen effects; counts the others."""
+    kept = []
+    for row in rows:
+        if columns.label not in row.columns:
+            left_out[f"no {columns.label}"] += 1
+        elif columns.split_by and not names_in(row.columns.get(columns.split_by, "")):
+            left_out[f"no {columns.split_by}"] += 1
+        elif effects and columns.effect and row.columns.get(columns.effect) not in effects:
+            left_out[f"another {columns.effect}"] += 1
+        else:
+            kept.append(row)
+    return kept
+
+
+def _members(
+    rows: list[LabelledVariant],
+    alleles: Alleles,
+    groups: list[str],
+    columns: Columns,
+    length: int,
+    path: Path,
+    left_out: Counter[str],
+) -> dict[str, list[int]]:
+    """Split → its rows: no group and no window is in two of them. Counts what is taken out for that."""
     split = _splits(rows, groups, path)
-    refuse_shared_groups(groups, split, path, split_by or "contig")
+    refuse_shared_groups(groups, split, path, columns.groups)
     contig, position = _positions(rows, alleles)
     # Where each window begins, for `window` centres REF, however long: they overlap where that is closer than a length.
-    begins = position - (settings.length - alleles.ref_length) // 2
-    split, dropped = without_overlaps(contig, begins, split, settings.length)
+    begins = position - (length - alleles.ref_length) // 2
+    split, dropped = without_overlaps(contig, begins, split, length)
     for name, count in dropped.items():
         left_out[f"window overlaps another split's ({name})"] += count
-    members = {name: np.flatnonzero(split == name) for name in SPLITS}
-    for name in SPLITS:
-        if not members[name].size:
+    members = {name: np.flatnonzero(split == name).tolist() for name in SPLITS}
+    for name, found in members.items():
+        if not found:
             raise InputError(f"{path}: no variants are left for {name}: {len(set(groups))} groups are too few")
+    return members
 
+
+def _labels(rows: list[LabelledVariant], label: str, train: list[int], path: Path) -> tuple[Target, np.ndarray]:
+    """The two classes, as those of `train` have them, and the class of each variant."""
     records = [Record(row.where, "", np.empty(0, np.uint8), (row.columns[label],)) for row in rows]
-    target = find_target([records[i] for i in members["train"].tolist()], "multiclass", None)
+    target = find_target([records[i] for i in train], "multiclass", None)
     if len(target.names) != 2:
         found = f"{len(target.names)} values ({values_found(target.names)})"
         raise InputError(f"{path}: column {label} has {found}; expected two classes")
-    labels = encode_labels(records, target)
-    windows = [window(store, alleles, index, settings.length) for index in range(len(rows))]
+    return target, encode_labels(records, target)
 
-    def examples(name: str) -> Examples:
-        chosen = members[name].tolist()
-        tokens, lengths = pad([windows[i] for i in chosen])
-        contigs = [store.contigs[c].name for c in alleles.contig.tolist()]
-        origins = [
-            Origin(contigs[i], row.start, row.start + len(row.ref), groups[i], (row.id, row.ref, row.alt))
-            for i, row in ((i, rows[i]) for i in chosen)
-        ]
-        return Examples(tokens, lengths, labels[chosen], origins)
 
-    made = {name: examples(name) for name in SPLITS}
-    effects = [row.columns.get(effect, "") for row in rows] if effect else None
-    report = VariantReport(
-        labels[members["train"]],
-        None if effects is None else [effects[i] for i in members["train"].tolist()],
-        None if effects is None else [effects[i] for i in members["test"].tolist()],
-        labels[members["dev"]],
-    )
-    counts = {name: class_counts(made[name].labels, target) for name in SPLITS}
-    distinct = {name: len({groups[i] for i in members[name].tolist()}) for name in SPLITS}
-    together = len({gene for names in genes for gene in names}), len(set(groups))
-    notes = [
-        ("data", f"{path}: label {label}, split by {split_by or 'contig'}"),
-        *(
-            [
-                (
-                    "groups",
-                    f"{together[0]:,} genes in {together[1]:,}: those that share a variant or its site stay together",
-                )
-            ]
-            if together[0] > together[1]
-            else []
-        ),
+def _facts(examples: Examples, target: Target) -> dict[str, Any]:
+    """What the run keeps of a split."""
+    return {
+        "examples": len(examples),
+        "groups": len({origin.group for origin in examples.origins}),
+        "sha256": hashlib.sha256(examples.tokens.tobytes() + examples.labels.tobytes()).hexdigest(),
+        "class_counts": class_counts(examples.labels, target),
+    }
+
+
+def _notes(
+    facts: dict[str, Any], target: Target, columns: Columns, names: tuple[int, int], length: int
+) -> list[tuple[str, str]]:
+    """Labelled lines for the head of the run; `names`: how many genes there are, and groups of them."""
+    together = f"{names[0]:,} genes in {names[1]:,}: those that share a variant or its site stay together"
+    return [
+        ("data", f"{facts['data']}: label {columns.label}, split by {columns.groups}"),
+        ("groups", together if names[0] > names[1] else ""),
         ("target", f"{target.names[1]} against {target.names[0]}"),
-        *(
-            (name, f"{len(made[name]):,} variants of {distinct[name]:,} groups; {describe_counts(counts[name])}")
-            for name in SPLITS
-        ),
+        *((split, _described(each)) for split, each in facts["splits"].items()),
         (
             "disjoint",
-            f"no {split_by or 'contig'} in two splits, no windows of {settings.length:,} bases of two splits overlap",
+            f"no {columns.groups} in two splits, no windows of {length:,} bases of two splits overlap",
         ),
-        *((("left out", _reasons(left_out)),) if left_out else ()),
+        ("left out", _reasons(Counter(facts["left_out"]))),
     ]
-    facts: dict[str, Any] = {
-        "data": str(path),
-        "genome": [str(p) for p in settings.genome],
-        "split_by": split_by or "contig",
-        "splits": {
-            name: {
-                "examples": len(made[name]),
-                "groups": distinct[name],
-                "sha256": hashlib.sha256(made[name].tokens.tobytes() + made[name].labels.tobytes()).hexdigest(),
-                "class_counts": counts[name],
-            }
-            for name in SPLITS
-        },
-        "left_out": dict(left_out),
-    }
-    longest = max(int(made[name].lengths.max()) for name in SPLITS)
-    return Task(
-        target, FixedSet(made["train"]), made["dev"], HeldOut(made["test"]), longest, notes, facts, report.measure
-    )
+
+
+def _described(split: dict[str, Any]) -> str:
+    counts = describe_counts(split["class_counts"])
+    return f"{split['examples']:,} variants of {split['groups']:,} groups; {counts}"
 
 
 def read_rows(path: Path) -> Iterator[LabelledVariant]:
