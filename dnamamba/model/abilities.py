@@ -21,14 +21,13 @@ class Ability(Flag):
     """The logits of a position are those of the base after it."""
 
 
+_OF_MIXERS = Ability.CAUSAL | Ability.CARRIES_STATE | Ability.CONSTANT_STATE
 _LACKING = {
     Ability.CAUSAL: "is not causal",
     Ability.CARRIES_STATE: "carries no state from base to base",
     Ability.CONSTANT_STATE: "keeps no state of constant size to resume from",
     Ability.PREDICTS_NEXT_BASE: "does not predict the next base",
 }
-
-
 NEEDS = {
     "generate": Ability.CARRIES_STATE | Ability.PREDICTS_NEXT_BASE,
     "likelihood": Ability.CARRIES_STATE | Ability.PREDICTS_NEXT_BASE,
@@ -74,6 +73,3 @@ def require(model: HasAbilities, verb: str) -> None:
     if missing & ~_OF_MIXERS:
         would_do.append(f"objective {' or '.join(objectives)}")
     raise InputError(f"dnamamba {verb}: this model {lacks}; take one with {' and '.join(would_do)}")
-
-
-_OF_MIXERS = Ability.CAUSAL | Ability.CARRIES_STATE | Ability.CONSTANT_STATE

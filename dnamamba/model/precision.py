@@ -7,9 +7,14 @@ import torch
 from torch import Tensor
 
 
+def full_dtype(values: Tensor) -> torch.dtype:
+    """fp32, or fp64 of an fp64 model's values."""
+    return torch.promote_types(values.dtype, torch.float32)
+
+
 def full_precision(values: Tensor) -> Tensor:
     """The values in fp32, those of an fp64 model as they are."""
-    return values.to(torch.promote_types(values.dtype, torch.float32))
+    return values.to(full_dtype(values))
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[Any]:

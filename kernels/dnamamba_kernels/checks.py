@@ -38,5 +38,6 @@ def check_sequence_ids(sequence_ids: Tensor | None, x: Tensor) -> None:
 
 
 def unit_stride(values: Tensor) -> Tensor:
-    """The tensor itself, or a copy if its last dimension has another stride than 1 (a compiler may have changed it)."""
+    """The tensor itself, or a copy if its last dimension has another stride than 1: a compiler may have changed it, and
+    gradients of expanded tensors have 0."""
     return values if values.stride(-1) == 1 else values.contiguous()

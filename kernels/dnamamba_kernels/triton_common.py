@@ -111,11 +111,6 @@ def dtype_refusal(x: torch.Tensor) -> str | None:
     return f"the Triton kernels take bfloat16, float16 and float32, not {x.dtype}"
 
 
-def unit_rows(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor itself if its last dimension has stride 1, else a contiguous copy (gradients of expanded tensors)."""
-    return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
-
-
 def optional(tensor: torch.Tensor | None, stand_in: torch.Tensor) -> torch.Tensor:
     """A pointer argument for a tensor that may be absent; the kernel's flag keeps it from being read."""
     return stand_in if tensor is None else tensor

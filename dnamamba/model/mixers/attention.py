@@ -10,8 +10,8 @@ from torch.nn.attention.bias import causal_lower_right
 
 from dnamamba.model.config import ModelConfig
 from dnamamba.model.mixers.cache import Cache, cache_of
-from dnamamba.model.mixers.mixer import Mixer
-from dnamamba.model.precision import data_dtype
+from dnamamba.model.mixers.mixer import Mixer, segment_numbers
+from dnamamba.model.precision import data_dtype, full_dtype
 
 QUERIES = 1024
 """Queries that attend at a time where a mask has to be made, of QUERIES · keys bytes a sequence."""
@@ -86,7 +86,7 @@ class AttentionMixer(Mixer):
         pair = torch.arange(self.head_dim // 2, device=x.device, dtype=torch.float64)
         angle = positions[..., None, None] * self.rope_base ** (-2 * pair / self.head_dim)
         first, second = queries_keys.chunk(2, dim=-1)
-        cos, sin = angle.cos().to(_precise(first)), angle.sin().to(_precise(first))
+        cos, sin = (each.to(full_dtype(first)) for each in (angle.cos(), angle.sin()))
         rotated = torch.cat((first * cos - second * sin, first * sin + second * cos), dim=-1).to(value.dtype)
         query, key = rotated.chunk(2, dim=-2)
         return query, key, value
@@ -94,10 +94,6 @@ class AttentionMixer(Mixer):
     @property
     def heads(self) -> int:
         return self.in_proj.in_features // self.head_dim
-
-
-def _precise(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, **mask: object) -> Tensor:
@@ -113,7 +109,7 @@ def _attend_masked(query: Tensor, cache: Cache, start: Cache, sequence_ids: Tens
         if sequence_ids is None:
             segment = torch.zeros(query.shape[:2], dtype=torch.int64, device=query.device)
         else:
-            segment = F.pad((torch.diff(sequence_ids, dim=1) != 0).cumsum(1), (1, 0))
+            segment = segment_numbers(sequence_ids)
         earlier = segment.new_zeros(len(query), before)
         counted = start.counted
         keys = torch.cat((earlier if counted is None else torch.where(counted, earlier, -1), segment), dim=1)

@@ -46,7 +46,7 @@ class Cache(NamedTuple):
         grown = Cache(tuple(torch.cat(pair, dim=1) for pair in zip(self.values, values, strict=True)), *self[1:])
         if sequence_ids is None:
             return grown
-        changed = torch.diff(sequence_ids, dim=1) != 0
+        changed = sequence_ids[:, 1:] != sequence_ids[:, :-1]
         position = torch.arange(1, sequence_ids.shape[1], device=changed.device)
         start = pad(torch.where(changed, position, 0), (1, 0)).amax(dim=1, keepdim=True)  # of the last segment
         before = self.begin if self.begin.shape[1] else torch.zeros_like(start)

@@ -23,11 +23,13 @@ from collections.abc import Iterable
 
 import torch
 import torch.nn as nn
+import torch.nn.functional as F
 from torch import Tensor
 
 from dnamamba.errors import InputError
 from dnamamba.model.config import ModelConfig
 from dnamamba.model.mixers.long_convolution import causal_convolution, convolution_flops
+from dnamamba.model.mixers.mixer import segment_numbers
 from dnamamba.model.precision import full_precision, without_autocast
 from dnamamba_kernels import selective_scan
 
@@ -101,9 +103,8 @@ class DiagonalSSM(nn.Module):
             y = causal_convolution(x, taps, sequence_ids) + self.D * x
             is_last = is_first = None
             if sequence_ids is not None:
-                changed = sequence_ids[:, 1:] != sequence_ids[:, :-1]
-                run = torch.nn.functional.pad(changed.cumsum(1), (1, 0))
-                is_first, is_last = run == 0, run == run[:, -1:]
+                segment = segment_numbers(sequence_ids)
+                is_first, is_last = segment == 0, segment == segment[:, -1:]
             final = _times(B, _final_state(full_precision(x), log_decay, is_last))
             if state is not None:
                 reach = _times(_times(C, _power(log_decay, 1)), state)
@@ -163,7 +164,7 @@ class DiagonalSSM(nn.Module):
         dt = full_precision(self.log_dt).exp()[:, None, None]
         if self.discretization == "euler":
             B = dt.expand(*A.shape[:2], 1)
-            return dt * A, B if A.shape[-1] == 1 else torch.nn.functional.pad(B, (0, 1))
+            return dt * A, B if A.shape[-1] == 1 else F.pad(B, (0, 1))
         return dt * A, _divided(_expm1(dt * A), A)
 
 
@@ -235,7 +236,7 @@ def _final_state(x: Tensor, log_decay: Tensor, counted: Tensor | None) -> Tensor
         x = torch.where(counted[..., None], x, 0)
     batch, length, channels = x.shape
     parts, width = _cut(length)
-    x = torch.nn.functional.pad(x, (0, 0, parts * width - length, 0))
+    x = F.pad(x, (0, 0, parts * width - length, 0))
     count = torch.arange(max(parts, width), device=x.device, dtype=x.dtype)
     inner = _power(log_decay, count[:width].flip(0)).flatten(2)  # (channels, width, states · parts)
     x = x.view(batch * parts, width, channels).permute(2, 0, 1)

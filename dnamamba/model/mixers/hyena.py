@@ -14,7 +14,7 @@ from dnamamba.model.mixers.cache import Cache, cache_of
 from dnamamba.model.mixers.long_convolution import causal_convolution, convolution_flops
 from dnamamba.model.mixers.mixer import Mixer
 from dnamamba.model.mixers.short_convolution import ShortConvolution
-from dnamamba.model.precision import data_dtype, full_precision, without_autocast
+from dnamamba.model.precision import data_dtype, full_dtype, without_autocast
 
 FREQUENCIES = 8
 """K: of the positional encoding, whose waves are 2πk/filter_length, k < K"""
@@ -51,7 +51,7 @@ class ImplicitFilter(nn.Module):
     def forward(self, length: int) -> Tensor:
         """(channels, length): the taps of lags 0 to length − 1."""
         weight = self.output.weight
-        lag = torch.arange(length, device=weight.device, dtype=full_precision(weight[:0]).dtype)[:, None]
+        lag = torch.arange(length, device=weight.device, dtype=full_dtype(weight))[:, None]
         t = lag / self.filter_length
         wave = 2 * math.pi * t * torch.arange(FREQUENCIES, device=t.device)
         with without_autocast(t.device):

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dnamamba.model.config import ModelConfig
-from dnamamba.model.mixers.mixer import Mixer
+from dnamamba.model.mixers.mixer import Mixer, segment_numbers
 from dnamamba.model.mixers.short_convolution import ShortConvolution
 from dnamamba.model.precision import full_precision, without_autocast
 
@@ -148,7 +148,7 @@ def ssd(
     seen = torch.ones(chunk, chunk, dtype=torch.bool, device=x.device).tril()
     from_start = to_end = None
     if sequence_ids is not None:
-        run = F.pad((torch.diff(sequence_ids, dim=1) != 0).cumsum(1), (1, 0))
+        run = segment_numbers(sequence_ids)
         run = torch.cat((run, run[:, -1:].expand(-1, -length % chunk)), dim=1).unflatten(1, (-1, chunk))
         last = run[:, :, -1:]
         before = F.pad(last[:, :-1], (0, 0, 1, 0))

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from typing import Any, ClassVar
 
 import torch.nn as nn
+import torch.nn.functional as F
 from torch import Tensor
 
 from dnamamba.model.config import ModelConfig
@@ -75,3 +76,9 @@ class Mixer(nn.Module):
         """Floating-point operations of one position's forward pass, the mean over a sequence of this length; what is
         small next to the matrices is left out."""
         return 2 * sum(parameter.numel() for parameter in self.parameters() if parameter.ndim >= 2)
+
+
+def segment_numbers(sequence_ids: Tensor) -> Tensor:
+    """(batch, length) int64: which segment of its packed window a position is in, from 0; `sequence_ids` as of
+    `Mixer.forward`."""
+    return F.pad((sequence_ids[:, 1:] != sequence_ids[:, :-1]).cumsum(1), (1, 0))

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from dnamamba_kernels import causal_conv1d, causal_conv1d_step, selective_scan, selective_scan_step
+from dnamamba_kernels.checks import compute_dtype
 
 
 class Mamba(nn.Module):
@@ -98,7 +99,7 @@ class Mamba(nn.Module):
 
     def _A(self, x: Tensor) -> Tensor:
         """(channels, state), negative, in the dtype of a scan of x."""
-        return -torch.exp(self.A_log.to(torch.float64 if x.dtype == torch.float64 else torch.float32))
+        return -torch.exp(self.A_log.to(compute_dtype(x)))
 
     def forward(self, hidden_states: Tensor, inference_params: Any = None) -> Tensor:
         """(batch, length, d_model) → the same shape.
@@ -127,9 +128,7 @@ class Mamba(nn.Module):
         x, _ = causal_conv1d(inputs, self.conv1d.weight.squeeze(1), self.conv1d.bias, initial_state=before)
         dt, B, C = self._projected(x)
         entering = None if states is None else states[1].to(A.dtype, copy=True)
-        y, last = selective_scan(
-            x, dt, A, B, C, D=self.D, z=z, dt_bias=self.dt_proj.bias, initial_state=entering
-        )  # fmt: skip
+        y, last = selective_scan(x, dt, A, B, C, D=self.D, z=z, dt_bias=self.dt_proj.bias, initial_state=entering)
         if states is not None:
             self._keep(states, inputs, last)
         return self.out_proj(y)
@@ -176,8 +175,8 @@ class Mamba(nn.Module):
         parameters, and (batch, channels, state) fp32. `max_seqlen` does not matter."""
         weight = self.conv1d.weight
         conv_state = weight.new_zeros(batch_size, self.d_inner, self.d_conv, dtype=dtype or weight.dtype)
-        kept = torch.float64 if conv_state.dtype == torch.float64 else torch.float32
-        return conv_state, weight.new_zeros(batch_size, self.d_inner, self.d_state, dtype=kept)
+        shape = batch_size, self.d_inner, self.d_state
+        return conv_state, weight.new_zeros(shape, dtype=compute_dtype(conv_state))
 
     def _cached(self, inference_params: Any, batch: int) -> tuple[Tensor, Tensor]:
         """This layer's states in the cache, made where there are none."""

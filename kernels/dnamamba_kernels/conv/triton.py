@@ -20,8 +20,9 @@ import torch
 import triton
 import triton.language as tl
 
+from dnamamba_kernels.checks import unit_stride
 from dnamamba_kernels.conv.protocol import ConvArguments, ConvBackend, ConvStep
-from dnamamba_kernels.triton_common import dtype_refusal, on_device, optional, sigmoid, sum_rows, unit_rows
+from dnamamba_kernels.triton_common import dtype_refusal, on_device, optional, sigmoid, sum_rows
 
 STEP_CHANNELS = 128
 """Channels of a program of a step."""
@@ -327,7 +328,7 @@ class TritonConv(ConvBackend, ConvStep):
         x, weight, bias, initial_state, sequence_ids, activation, reverse = a
         batch, length, channels = x.shape
         width = weight.shape[1]
-        x = unit_rows(x)
+        x = unit_stride(x)
         weight = weight.contiguous()
         y = torch.empty((batch, length, channels), dtype=x.dtype, device=x.device)
         final_state = torch.empty((batch, width - 1, channels), dtype=x.dtype, device=x.device)
@@ -353,7 +354,7 @@ class TritonConv(ConvBackend, ConvStep):
         x, weight, bias, initial_state, sequence_ids, activation, reverse = a
         batch, length, channels = x.shape
         width = weight.shape[1]
-        x, dy = unit_rows(x), unit_rows(dy)
+        x, dy = unit_stride(x), unit_stride(dy)
         weight = weight.contiguous()
         dx = torch.empty((batch, length, channels), dtype=x.dtype, device=x.device)
         dinitial = torch.empty((batch, width - 1, channels), dtype=x.dtype, device=x.device)

@@ -12,8 +12,9 @@ import torch
 import triton
 import triton.language as tl
 
+from dnamamba_kernels.checks import unit_stride
 from dnamamba_kernels.norm.protocol import NormBackend
-from dnamamba_kernels.triton_common import dtype_refusal, on_device, optional, sum_rows, unit_rows
+from dnamamba_kernels.triton_common import dtype_refusal, on_device, optional, sum_rows
 
 
 class NormTile(NamedTuple):
@@ -127,8 +128,8 @@ class TritonNorm(NormBackend):
         residual_dtype: torch.dtype,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         rows, width = x.shape
-        x = unit_rows(x)
-        residual = None if residual is None else unit_rows(residual)
+        x = unit_stride(x)
+        residual = None if residual is None else unit_stride(residual)
         y = torch.empty((rows, width), dtype=x.dtype, device=x.device)
         new_residual = torch.empty((rows, width), dtype=residual_dtype, device=x.device)
         rstd = torch.empty(rows, dtype=torch.float32, device=x.device)
@@ -155,8 +156,8 @@ class TritonNorm(NormBackend):
         """dweight is one sum a program, over a number of programs that depends on the shape alone, added in a fixed
         order."""
         rows, width = new_residual.shape
-        dy, new_residual = unit_rows(dy), new_residual.contiguous()
-        passed = dy if dnew_residual is None else unit_rows(dnew_residual)
+        dy, new_residual = unit_stride(dy), new_residual.contiguous()
+        passed = dy if dnew_residual is None else unit_stride(dnew_residual)
         dx = torch.empty((rows, width), dtype=dtype, device=dy.device)
         dresidual = None if residual_dtype is None else torch.empty_like(dx, dtype=residual_dtype)
         block_r, block_w, warps = backward_tile(width)

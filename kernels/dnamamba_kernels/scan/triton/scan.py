@@ -11,13 +11,14 @@ import torch
 import triton
 from torch import Tensor
 
+from dnamamba_kernels.checks import unit_stride
 from dnamamba_kernels.scan.arguments import ScanArguments, ScanGradients, ScanOptions
 from dnamamba_kernels.scan.protocol import ScanBackend, ScanStep
 from dnamamba_kernels.scan.triton import tiles
 from dnamamba_kernels.scan.triton.backward import backward_summaries_kernel, chunk_gradients_kernel
 from dnamamba_kernels.scan.triton.forward import chunk_outputs_kernel, chunk_summaries_kernel, propagate_kernel
 from dnamamba_kernels.scan.triton.step import scan_step
-from dnamamba_kernels.triton_common import dtype_refusal, on_device, optional, sum_partials, unit_rows
+from dnamamba_kernels.triton_common import dtype_refusal, on_device, optional, sum_partials
 
 
 class TritonScan(ScanBackend, ScanStep):
@@ -82,7 +83,7 @@ class TritonScan(ScanBackend, ScanStep):
         _, dt, A, _, C, _, z, dt_bias, _, sequence_ids, options = a
         grid = _Grid(dt, A, C, C, chunk, backward=False)
         dt_sums, adjoint_ends = grid.per_channel(), grid.per_state()
-        dy = unit_rows(dy)
+        dy = unit_stride(dy)
         with on_device(dy):
             backward_summaries_kernel[(grid.tasks,)](
                 dy, dt, A, C, optional(z, dy), optional(dt_bias, A), optional(sequence_ids, dy), dt_sums, adjoint_ends,
@@ -97,7 +98,7 @@ class TritonScan(ScanBackend, ScanStep):
         """dA, dD and ddt_bias are fp32 sums a chunk, dB and dC a channel block, each then added in a fixed order."""
         x, dt, A, B, C, D, z, dt_bias, _, sequence_ids, options = a
         grid = _Grid(x, A, B, C, chunk, backward=True)
-        dy = unit_rows(dy)
+        dy = unit_stride(dy)
         dx, ddt = _like(x), _like(dt)
         dz = None if z is None else _like(z)
         dA, dD, dbias = grid.per_state(), grid.per_channel(), grid.per_channel()
