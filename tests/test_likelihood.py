@@ -16,7 +16,7 @@ import pytest
 import torch
 from tiny_models import random_bases, tiny_model
 
-from dnamamba import cli, likelihood
+from dnamamba import cli, likelihood, outputs
 from dnamamba.alphabet import BASES, COMPLEMENT, TOKEN_BITS, encode
 from dnamamba.analysis.likelihood import contig_tracks, track_files
 from dnamamba.analysis.likelihood import job as likelihood_job
@@ -453,7 +453,7 @@ def test_bad_input_is_reported_in_one_line(bad, tmp_path, checkpoint, fasta, cap
 
 
 def test_missing_library_is_reported_before_the_work(checkpoint, fasta, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(track_files.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(outputs.importlib.util, "find_spec", lambda name: None)
     assert run(tmp_path, checkpoint, fasta, "--format", "bigwig,bedgraph") == cli.USER_ERROR
     assert "--format bedgraph: needs polars, which is not installed" in capsys.readouterr().err
 

@@ -208,7 +208,6 @@ def annotate(
     notes: Sequence[str] = (),
     contig_lengths: dict[str, int] | None = None,
     overwrite: bool = False,
-    progress: OnProgress | None = None,
 ) -> int:
     """Writes the VCF at `path` to `out`, whole or not at all, each record with the `fields` added; returns the records.
 
@@ -234,7 +233,7 @@ def annotate(
 
     count = 0
     with (
-        open_vcf(path, progress) as (header, lines),
+        open_vcf(path) as (header, lines),
         whole_file(out, overwrite) as partial,
         _create(partial) as write,
     ):

@@ -148,9 +148,8 @@ class RunControl(L.Callback):
             self._refuse_faults(trainer, module)
             self._save(trainer, module, step, best=False)
         if stop and self.stopped_by is None:
-            self.stopped_by = (
-                signal.SIGTERM
-            )  # another rank got the signal: no rank may take this for the end of the run
+            # Another rank got the signal: no rank may take this for the end of the run.
+            self.stopped_by = signal.SIGTERM
         if stop or self.out_of_patience:
             trainer.should_stop = True
         self._step_ended = time.perf_counter()

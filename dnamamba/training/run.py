@@ -107,9 +107,8 @@ def _pretrain(requested: PretrainSettings, settings: ResolvedPretrainSettings, f
         if makes_the_group:
             torch.distributed.destroy_process_group()  # by all at once: NCCL's end waits for the peers
     if not first_process:
-        return (
-            folder.path
-        )  # code 0 also when a signal stopped the run: else torchrun and srun would take this for a crash
+        # Code 0 also when a signal stopped the run: else torchrun and srun would take this for a crash.
+        return folder.path
     if control.stopped_by is not None:
         reached = {"step": control.step, "steps": settings.max_steps}
         known = _draw_and_summarise(prepared, folder, control, [])  # no Markov models: a signal does not wait

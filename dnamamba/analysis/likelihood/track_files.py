@@ -4,7 +4,6 @@ Each `open_*` gives a function that is called with every contig's `ContigTracks`
 imported by the formats that need it.
 """
 
-import importlib.util
 import re
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,8 +15,7 @@ import numpy as np
 
 from dnamamba.alphabet import TOKEN_TO_ASCII
 from dnamamba.analysis.likelihood.contig_tracks import Column, ContigTracks
-from dnamamba.errors import InputError
-from dnamamba.outputs import bgzip_file, scratch_folder
+from dnamamba.outputs import bgzip_file, refuse_missing_library, scratch_folder
 from dnamamba.report.bigwig import BigWigWriter
 
 if TYPE_CHECKING:
@@ -167,16 +165,14 @@ def open_files(
     return files
 
 
-_LIBRARIES = {"bigwig": (), "bedgraph": ("polars",), "parquet": ("polars",), "npz": ()}
-"""format -> what it is written with"""
+WRITTEN_BY_POLARS = ("bedgraph", "parquet")
 
 
 def refuse_missing_libraries(formats: Sequence[str]) -> None:
-    """Called before the long work begins."""
+    """Called before the long work begins. Raises `InputError` for a format whose library is missing."""
     for kind in formats:
-        for library in _LIBRARIES[kind]:
-            if importlib.util.find_spec(library) is None:
-                raise InputError(f"--format {kind}: needs {library}, which is not installed; pip install {library}")
+        if kind in WRITTEN_BY_POLARS:
+            refuse_missing_library("polars", f"--format {kind}")
 
 
 def _name(prefix: Path, column: Column, suffix: str) -> Path:

@@ -113,9 +113,8 @@ class _Positions:
             for column in (alleles.offset, alleles.ref_length, alleles.end, begin, alt_length)
         )
         self.sequence = torch.from_numpy(alleles.sequence).to(device)
-        position = (
-            torch.arange(length, device=device)[None] + start
-        )  # in coordinates of the sequence without the change
+        # In coordinates of the sequence without the change.
+        position = torch.arange(length, device=device)[None] + start
         self.is_allele = (position >= offset) & (position < offset + alt)
         shifted = position - alt + ref_length
         self.is_after = (position >= offset + alt) & (shifted < end)

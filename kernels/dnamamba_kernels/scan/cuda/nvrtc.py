@@ -198,9 +198,8 @@ class Module:
         torch.cuda.current_stream(device).synchronize()  # makes sure that the device's context exists and is current
         major, minor = torch.cuda.get_device_capability(device)
         self._module = load_cubin(source, options, f"sm_{major}{minor}")
-        self._context = (
-            ctypes.c_void_p()
-        )  # the device's primary one, which PyTorch keeps for as long as the process lives
+        # The device's primary one, which PyTorch keeps for as long as the process lives.
+        self._context = ctypes.c_void_p()
         _check_driver(_driver().cuCtxGetCurrent(ctypes.byref(self._context)), "getting the current context")
         self._kernels: dict[str, Kernel] = {}
 
