@@ -13,9 +13,9 @@ import io
 import json
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from plan import SIMPLE_FLAGS
@@ -25,6 +25,9 @@ from dnamamba.errors import InputError
 from dnamamba.finetuning.settings import FinetuneSettings
 from dnamamba.settings.fields import setting
 from dnamamba.settings.parser import Parser
+
+if TYPE_CHECKING:
+    from dnamamba.finetuning.tasks.examples import Examples
 
 FIT_EXAMPLES, FIT_BASES = 16_384, 1 << 27
 """Of a training set drawn from genomes, at most, for the regressions."""
@@ -117,15 +120,21 @@ def compare(requested: FinetuneSettings, cnn_epochs: int) -> dict[str, Any]:
 
     settings.out.mkdir(parents=True, exist_ok=True)
     if target.kind == "multiclass":
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["model", "seed", "contig", "start", "end", "group", "label", "predicted"])
-        for (model, seed), values in predictions.items():
-            for origin, label, best in zip(test.origins, test.labels, values.argmax(1), strict=True):
-                writer.writerow([model, seed, *origin, target.names[label], target.names[best]])
-        write_atomically(settings.out / "test_predictions.csv", text.getvalue())
-    write_atomically(Path(settings.out / "summary.json"), json.dumps(summary, indent=2, default=float) + "\n")
+        write_atomically(settings.out / "test_predictions.csv", predictions_csv(predictions, test, target.names))
+    write_atomically(settings.out / "summary.json", json.dumps(summary, indent=2, default=float) + "\n")
     return summary
+
+
+def predictions_csv(predictions: dict[tuple[str, int], np.ndarray], test: "Examples", names: Sequence[str]) -> str:
+    """A row for each model, seed and test example, as `collect.py` reads them; probabilities by model and seed."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["model", "seed", "contig", "start", "end", "group", "label", "predicted"])
+    for (model, seed), values in predictions.items():
+        for origin, label, best in zip(test.origins, test.labels, values.argmax(1), strict=True):
+            where = origin.contig, origin.start, origin.end, origin.group
+            writer.writerow([model, seed, *where, names[label], names[best]])
+    return text.getvalue()
 
 
 def _line(found: dict[str, float]) -> str:

@@ -21,6 +21,7 @@ from dnamamba.alphabet import TOKEN_BITS, decode
 from dnamamba.demo import genome_path
 from dnamamba.errors import InputError
 from dnamamba.finetuning.settings import FinetuneSettings
+from dnamamba.finetuning.tasks.examples import Examples, Origin
 from dnamamba.genome.species_table import read_species
 from dnamamba.genome.store import open_genome
 from dnamamba.report.accuracy_by_length import plot_accuracy_by_length
@@ -419,6 +420,17 @@ def test_the_flags_of_each_workflow_are_known(workflow, workplace, monkeypatch):
             verbs.parser(run.program[1].removeprefix("dnamamba.")).parse([*run.flags, "--out", "x"])
         elif run.facts.get("model") == "simple":
             assert set(run.flags[::2]) <= {f"--{name}" for name in simple_models.SIMPLE_FLAGS}, run.flags
+
+
+def test_predictions_of_simple_models_stand_below_their_heads():
+    import simple_models
+
+    origins = [Origin("chr1", 5, 9, "g", ("rs1", "A", "C")), Origin("chr2", 0, 4, "h")]
+    test = Examples(np.zeros((2, 4), np.uint8), np.full(2, 4), np.array([0, 1]), origins)
+    text = simple_models.predictions_csv({("cnn", 3): np.array([[0.1, 0.9], [0.2, 0.8]])}, test, ("no", "yes"))
+    rows = list(csv.DictReader(text.splitlines()))
+    assert [row["label"] for row in rows] == ["no", "yes"] and {row["predicted"] for row in rows} == {"yes"}
+    assert rows[0]["contig"] == "chr1" and rows[0]["group"] == "g" and None not in rows[0]
 
 
 def test_systems_are_pretrained_at_each_rate():
