@@ -3,6 +3,7 @@
 import os
 import re
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -73,19 +74,8 @@ def _rows(path: Path, genome: GenomeView, known_contigs_only: bool) -> list[tupl
     empty: list[int] = []
     unknown: Counter[str] = Counter()
     blocks = 0
-    for number, line in read_text_lines(path, "BED"):
-        columns = [column.strip(" ") for column in line.split("\t")] if "\t" in line else _BLANKS.split(line.strip(" "))
-        place = [whole_number(column) for column in columns[1:3]]
-        if columns[0].startswith("#") or not any(columns):
-            continue
-        if _BLANKS.split(columns[0])[0] in _HEADERS and (len(place) < 2 or None in place):
-            continue
+    for number, columns, start, end in _lines(path):
         where = f"{path}, line {number}"
-        if len(columns) < 3:
-            raise InputError(f"{where}: {len(columns)} columns; BED needs contig, start and end")
-        start, end = place
-        if start is None or end is None:
-            raise InputError(f"{where}: start {columns[1]!r} and end {columns[2]!r} must be whole numbers, 0 or more")
         try:
             name = genome.names.find(columns[0])
         except InputError as error:
@@ -119,3 +109,21 @@ def _rows(path: Path, genome: GenomeView, known_contigs_only: bool) -> list[tupl
     if blocks:
         warn(f"{path}: {blocks:,} intervals have blocks; each is read as a whole, from its start to its end")
     return rows
+
+
+def _lines(path: Path) -> Iterator[tuple[int, list[str], int, int]]:
+    """Number, columns, start and end of each line that is an interval."""
+    for number, line in read_text_lines(path, "BED"):
+        columns = [column.strip(" ") for column in line.split("\t")] if "\t" in line else _BLANKS.split(line.strip(" "))
+        found = [whole_number(column) for column in columns[1:3]]
+        if columns[0].startswith("#") or not any(columns):
+            continue
+        if _BLANKS.split(columns[0])[0] in _HEADERS and (len(found) < 2 or None in found):
+            continue
+        where = f"{path}, line {number}"
+        if len(columns) < 3:
+            raise InputError(f"{where}: {len(columns)} columns; BED needs contig, start and end")
+        start, end = found
+        if start is None or end is None:
+            raise InputError(f"{where}: start {columns[1]!r} and end {columns[2]!r} must be whole numbers, 0 or more")
+        yield number, columns, start, end

@@ -240,16 +240,7 @@ def annotate(
         write(b"".join(_new_header(header, fields, is_replaced, notes, contig_lengths or {})))
         pending: list[bytes] = []
         for line, texts in zip(unchanged(path, records, lines), values, strict=True):
-            *first, rest = line.columns
-            qual, filters, info, *samples = rest.split(b"\t", 3)
-            info = b";".join([part for part in info.split(b";") if not is_replaced(part.partition(b"=")[0])])
-            added = [
-                name + b"=" + text.encode() if text else name
-                for name, text in zip(names, texts, strict=True)
-                if text is not None
-            ]
-            parts = [*([info] if info not in (b".", b"") else []), *added]
-            pending.append(b"\t".join([*first, qual, filters, b";".join(parts) or b".", *samples]) + b"\n")
+            pending.append(_annotated(line, zip(names, texts, strict=True), is_replaced))
             count += 1
             if len(pending) == 4096:
                 write(b"".join(pending))
@@ -259,6 +250,16 @@ def annotate(
         shown = ", ".join(sorted(map(as_text, older)))
         warn(f"{path}: holds fields of an earlier job ({shown}); {out.name} has those of this one in their place")
     return count
+
+
+def _annotated(line: Line, fields: Iterable[tuple[bytes, str | None]], is_replaced: Callable[[bytes], bool]) -> bytes:
+    """A record's line with names and texts added to its INFO, and those that are replaced taken out."""
+    *first, rest = line.columns
+    qual, filters, info, *samples = rest.split(b"\t", 3)
+    info = b";".join([part for part in info.split(b";") if not is_replaced(part.partition(b"=")[0])])
+    added = [name + b"=" + text.encode() if text else name for name, text in fields if text is not None]
+    parts = [*([info] if info not in (b".", b"") else []), *added]
+    return b"\t".join([*first, qual, filters, b";".join(parts) or b".", *samples]) + b"\n"
 
 
 def is_vcf_name(path: Path) -> bool:

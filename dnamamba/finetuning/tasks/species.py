@@ -82,18 +82,16 @@ def build(settings: ResolvedFinetuneSettings) -> Task:
     for split, examples in evaluation.items():
         groups = len({origin.group for origin in examples.origins})
         notes.append((split, f"{len(examples) // len(names):,} windows a species in {groups:,} groups of neighbours"))
+    of_species = zip(rows, stores, compositions, zip(*splits.values(), strict=True), strict=True)
     facts: dict[str, Any] = {
         "species": {
             row.name: {
                 "fasta": [str(path) for path in row.fasta],
                 "fingerprint": store.fingerprint,
                 **found._asdict(),
-                "split_bases": {
-                    split: int((species[i].bounds[:, 1] - species[i].bounds[:, 0]).sum())
-                    for split, species in splits.items()
-                },
+                "split_bases": {split: each.bases for split, each in zip(splits, intervals, strict=True)},
             }
-            for i, (row, store, found) in enumerate(zip(rows, stores, compositions, strict=True))
+            for row, store, found, intervals in of_species
         },
         "intervals_by_name": settings.intervals_by_name,
         "splits": {

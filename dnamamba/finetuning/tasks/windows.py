@@ -32,6 +32,11 @@ class SpeciesIntervals:
     """One an interval: what is resampled as a whole for confidence intervals."""
 
     @property
+    def bases(self) -> int:
+        """Of all intervals together."""
+        return int((self.bounds[:, 1] - self.bounds[:, 0]).sum())
+
+    @property
     def longest(self) -> int:
         """Bases of the longest interval."""
         return int((self.bounds[:, 1] - self.bounds[:, 0]).max(initial=0))
