@@ -65,22 +65,18 @@ def open_bytes(
         yield decompressed(raw)
 
 
-def read_lines(
-    path: Path, expected: str = "a text file", on_read: Callable[[int], None] | None = None
-) -> Iterator[tuple[int, bytes]]:
+def read_lines(path: Path, expected: str = "a text file") -> Iterator[tuple[int, bytes]]:
     """The lines of a file without their ends, and their numbers from 1.
 
     Raises `InputError` as `open_bytes`, and with the line for a NUL byte or more than `LONGEST_LINE` bytes.
     """
-    with open_bytes(path, expected, on_read) as stream:
+    with open_bytes(path, expected) as stream:
         yield from numbered_lines(path, stream, expected)
 
 
-def read_text_lines(
-    path: Path, expected: str = "a text file", on_read: Callable[[int], None] | None = None
-) -> Iterator[tuple[int, str]]:
+def read_text_lines(path: Path, expected: str = "a text file") -> Iterator[tuple[int, str]]:
     """As `read_lines`, each line as text."""
-    for number, line in read_lines(path, expected, on_read):
+    for number, line in read_lines(path, expected):
         yield number, as_text(line)
 
 

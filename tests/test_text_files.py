@@ -12,7 +12,7 @@ import pytest
 
 from dnamamba import cli, errors, text_files
 from dnamamba.errors import InputError, one_line
-from dnamamba.text_files import as_text, open_bytes, read_lines, read_text_lines
+from dnamamba.text_files import as_text, numbered_lines, open_bytes, read_lines, read_text_lines
 
 END = text_files.BGZIP_END
 TEXT = b"".join(b"line %d\n" % number for number in range(20_000))
@@ -165,7 +165,8 @@ def test_standard_input_is_a_file_like_any_other():
 def test_progress_counts_the_file(tmp_path):
     path = write(tmp_path, gzip.compress(TEXT) + b"tail")
     read: list[int] = []
-    assert sum(1 for _ in read_lines(path, on_read=read.append)) == 20_000
+    with open_bytes(path, on_read=read.append) as stream:
+        assert sum(1 for _ in numbered_lines(path, stream, "a text file")) == 20_000
     assert sum(read) == path.stat().st_size
 
 
