@@ -79,26 +79,26 @@ def test_the_estimate_counts_steps_and_validations(fasta, monkeypatch):
     assert str(found).startswith("6 s a step, 683 bases/s, ")
 
 
-def test_a_run_of_hours_is_told_the_flags_of_ten_minutes(monkeypatch):
+def test_a_run_of_hours_prints_the_flags_of_ten_minutes(monkeypatch):
     """On a machine of 2 Gflop/s."""
     monkeypatch.setattr(
         estimating,
         "_training_pass",
-        lambda model, windows, length, *rest: windows * length * training_flops_per_token(model) / 2e9,
+        lambda model, windows, length, *rest: windows * length * training_flops_per_token(model, length) / 2e9,
     )
     settings = resolved(max_steps=10_000, length=8192, batch_tokens=262_144, model=ModelSettings(preset="1.4m"))
     model = LanguageModel(preset("1.4m"))
-    seconds = 262_144 * training_flops_per_token(model) / 2e9
+    seconds = 262_144 * training_flops_per_token(model, 8192) / 2e9
     expected = Estimate(seconds, 0.0, 10_000, 10, 1.0, "")
-    told = advice(settings, model, expected)
-    assert f"about {seconds * 10_000 / 86_400:.0f} days on this machine" in told
-    flags = dict(re.findall(r"--(\S+) (\S+)", told))
+    printed = advice(settings, model, expected)
+    assert f"about {seconds * 10_000 / 86_400:.0f} days on this machine" in printed
+    flags = dict(re.findall(r"--(\S+) (\S+)", printed))
     assert flags["length"] == "1024" and flags["batch_tokens"] == "8192"
     proposed = LanguageModel(preset(flags.get("model.preset", "1.4m")))
     steps = resolved(model=ModelSettings(preset=flags.get("model.preset")), max_steps=int(flags["max_steps"]))
     # A validation reads what was trained on since the last, at a third of the cost.
     work = steps.max_steps * 8192 + validation_count(steps) * steps.validation_tokens / 3
-    assert work * training_flops_per_token(proposed) / 2e9 == pytest.approx(600, rel=0.02)
+    assert work * training_flops_per_token(proposed, 1024) / 2e9 == pytest.approx(600, rel=0.02)
     assert steps.max_steps * 8192 > estimating.FEW_BASES or flags["model.preset"] == "demo"
     assert advice(settings, model, expected._replace(steps=1, step=3500.0)) == ""
     assert advice(resolved(), model, expected._replace(steps=1, step=3700.0)).startswith(
@@ -121,7 +121,7 @@ def test_measuring_changes_nothing(fasta, tmp_path, monkeypatch, capsys):
         told = capsys.readouterr().out
         assert ("  estimate  " in told) == (limit == 0.0)
         found.append((tmp_path / name / "checkpoints" / "last" / "model.safetensors").read_bytes())
-    assert told.index("estimate") < told.index("step 1/3") and "note" not in told
+    assert told.index("estimate") < told.index("step 1/3") and "note" not in printed
     assert found[0] == found[1]
 
 
