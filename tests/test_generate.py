@@ -1,5 +1,6 @@
 """Sampling: what is drawn follows the model's probabilities, and depends on seed and number alone."""
 
+import gc
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from dnamamba.alphabet import encode
 from dnamamba.formats.checkpoint import save_checkpoint
 from dnamamba.inference import sampling as generation
 from dnamamba.inference.load import Inference, Precision, load_for_inference
-from dnamamba.inference.sampling import Generator, Sampling, _Steps, draw
+from dnamamba.inference.sampling import Generator, Sampling, _Steps, _without_collector, draw
 from dnamamba.model.config import preset
 from dnamamba.model.language_model import LanguageModel
 
@@ -144,6 +145,36 @@ class TestCommandLine:
         given = [flag.format(tmp=tmp_path) for flag in flags]
         assert cli.run(generate.main, ["--checkpoint", str(checkpoint), *given]) == 2
         assert capsys.readouterr().err.splitlines()[-1] == f"error: {message.format(tmp=tmp_path)}"
+
+
+@pytest.mark.parametrize("was_on", [True, False])
+def test_no_garbage_is_collected_while_a_graph_is_recorded(was_on):
+    """A graph in a cycle of references, as exceptions leave them, must not be freed within another's recording."""
+    freed, before = [], gc.isenabled()
+    (gc.enable if was_on else gc.disable)()
+    try:
+        with _without_collector():
+            cycle = [Freed(freed)]
+            cycle.append(cycle)
+            del cycle
+            for _ in range(100_000):
+                [[]].append([])
+            assert freed == []
+        assert gc.isenabled() == was_on
+        with _without_collector():
+            assert freed == [True]
+    finally:
+        (gc.enable if before else gc.disable)()
+
+
+class Freed:
+    """Appends to a list when it is freed."""
+
+    def __init__(self, freed):
+        self.freed = freed
+
+    def __del__(self):
+        self.freed.append(True)
 
 
 @pytest.mark.gpu

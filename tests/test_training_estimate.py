@@ -118,10 +118,10 @@ def test_measuring_changes_nothing(fasta, tmp_path, monkeypatch, capsys):
     for name, limit in (("plain", 1e13), ("measured", 0.0)):
         monkeypatch.setattr(estimating, "WORTH_MEASURING", limit)
         assert cli.run(pretrain.main, [*flags, "--out", str(tmp_path / name)]) == 0
-        told = capsys.readouterr().out
-        assert ("  estimate  " in told) == (limit == 0.0)
+        printed = capsys.readouterr().out
+        assert ("  estimate  " in printed) == (limit == 0.0)
         found.append((tmp_path / name / "checkpoints" / "last" / "model.safetensors").read_bytes())
-    assert told.index("estimate") < told.index("step 1/3") and "note" not in printed
+    assert printed.index("estimate") < printed.index("step 1/3") and "note" not in printed
     assert found[0] == found[1]
 
 

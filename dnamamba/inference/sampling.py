@@ -6,7 +6,9 @@ it (beyond the rounding of its logits).
 """
 
 import copy
-from collections.abc import Callable, Sequence
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -161,7 +163,7 @@ class _StepGraph:
             self._steps(model, sampling)  # kernels are compiled and workspaces allocated before the recording
         torch.cuda.current_stream(device).wait_stream(side)
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
+        with _without_collector(), torch.cuda.graph(self.graph):
             self._steps(model, sampling)
 
     def _steps(self, model: LanguageModel, sampling: Sampling) -> None:
@@ -188,6 +190,19 @@ class _StepGraph:
             self.graph.replay()
             tokens[first : first + count] = self.tokens[:count]
         return tokens
+
+
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """Python's collector runs before the block and not within: that it frees another graph ends a recording."""
+    gc.collect()
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def draw(logits: Tensor, uniforms: Tensor, temperature: float, top_k: int) -> Tensor:
