@@ -18,7 +18,7 @@ END = text_files.BGZIP_END
 TEXT = b"".join(b"line %d\n" % number for number in range(20_000))
 
 
-def packed(data):
+def gzipped(data: bytes) -> bytes:
     """Without the time, so that all processes of a test run see tests of the same names."""
     return gzip.compress(data, mtime=0)
 
@@ -27,7 +27,7 @@ def bgzip(data: bytes, size: int = 60_000) -> bytes:
     """Blocks of bgzip, with the extra field BC, without the last one."""
     packed = b""
     for start in range(0, len(data), size):
-        plain = packed(data[start : start + size])
+        plain = gzipped(data[start : start + size])
         length = len(plain) + 8 - 1
         packed += plain[:3] + b"\x04" + plain[4:10] + b"\x06\0BC\x02\0" + length.to_bytes(2, "little") + plain[10:]
     return packed
@@ -52,14 +52,14 @@ def write(folder: Path, data: bytes, name: str = "file.txt.gz") -> Path:
 HALF = len(TEXT) // 2
 KINDS = {
     "plain": (TEXT, ""),
-    "gzip": (packed(TEXT), ""),
-    "members": (packed(TEXT[:HALF]) + packed(TEXT[HALF:]), ""),
-    "padded": (packed(TEXT) + bytes(3000), ""),
+    "gzip": (gzipped(TEXT), ""),
+    "members": (gzipped(TEXT[:HALF]) + gzipped(TEXT[HALF:]), ""),
+    "padded": (gzipped(TEXT) + bytes(3000), ""),
     "bgzip": (bgzip(TEXT) + END, ""),
-    "bgzip, then gzip": (bgzip(TEXT[:HALF]) + END + packed(TEXT[HALF:]), ""),
+    "bgzip, then gzip": (bgzip(TEXT[:HALF]) + END + gzipped(TEXT[HALF:]), ""),
     "two of bgzip": (bgzip(TEXT[:HALF]) + END + bgzip(TEXT[HALF:]) + END, ""),
-    "tail": (packed(TEXT) + b"garbage", f"from byte {len(packed(TEXT)):,} on, is ignored"),
-    "long tail": (packed(TEXT) + bytes(9) + b"g" * 200_000, f"byte {len(packed(TEXT)) + 9:,} on"),
+    "tail": (gzipped(TEXT) + b"garbage", f"from byte {len(gzipped(TEXT)):,} on, is ignored"),
+    "long tail": (gzipped(TEXT) + bytes(9) + b"g" * 200_000, f"byte {len(gzipped(TEXT)) + 9:,} on"),
     "tail of bgzip": (bgzip(TEXT) + END + b"\x1f", "is ignored, as `gzip -dc` does"),
     "no end block": (bgzip(TEXT), "bgzip's last block is missing"),
 }
@@ -81,24 +81,24 @@ def test_what_gzip_reads_is_read(kind, tmp_path, capsys):
 def test_any_sizes_of_reads_and_bombs(size, tmp_path, monkeypatch):
     monkeypatch.setattr(text_files, "_PACKED", size)
     monkeypatch.setattr(text_files, "_BUFFER", max(size, 8))
-    data = bgzip(TEXT[:3000], 700) + END + packed(bytes(100_000) + TEXT[3000:9000])
+    data = bgzip(TEXT[:3000], 700) + END + gzipped(bytes(100_000) + TEXT[3000:9000])
     assert content(write(tmp_path, data)) == TEXT[:3000] + bytes(100_000) + TEXT[3000:9000]
 
 
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (packed(TEXT)[:-20], r"truncated: the file ends within them, at byte [\d,]+; compare its size"),
-        (packed(TEXT)[:-3], "truncated"),
+        (gzipped(TEXT)[:-20], r"truncated: the file ends within them, at byte [\d,]+; compare its size"),
+        (gzipped(TEXT)[:-3], "truncated"),
         (bgzip(TEXT)[:-500], "truncated"),
-        (packed(TEXT) + packed(TEXT)[:30], "truncated"),
+        (gzipped(TEXT) + gzipped(TEXT)[:30], "truncated"),
         (b"\x1f\x8b", "truncated"),
-        (packed(TEXT) + b"\x1f", "truncated"),
+        (gzipped(TEXT) + b"\x1f", "truncated"),
         (bgzip(TEXT) + b"\x1f", "truncated"),
-        (packed(TEXT)[:-8] + bytes(8), "damaged near byte .*`gzip -t`"),
-        (packed(TEXT) + b"\x1f\x8b\x01garbage", "damaged"),
+        (gzipped(TEXT)[:-8] + bytes(8), "damaged near byte .*`gzip -t`"),
+        (gzipped(TEXT) + b"\x1f\x8b\x01garbage", "damaged"),
         ("x\n".encode("utf-16"), "text in UTF-16; expected a text file in UTF-8: convert it by `iconv -f UTF-16"),
-        (packed("x\n".encode("utf-16-be").join([b"\xfe\xff", b""])), "text in UTF-16"),
+        (gzipped("x\n".encode("utf-16-be").join([b"\xfe\xff", b""])), "text in UTF-16"),
         ("x\n".encode("utf-32"), "text in UTF-32"),
     ],
 )
@@ -140,13 +140,13 @@ def test_nul_bytes_and_endless_lines_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(text_files, "LONGEST_LINE", 100)
     assert len(list(read_lines(write(tmp_path, b"x" * 100 + b"\n" + b"y" * 100)))) == 2
     with pytest.raises(InputError, match=r"line 2: more than 100 bytes; expected a text file"):
-        list(read_lines(write(tmp_path, packed(b"x\n" + b"y" * 1000))))
+        list(read_lines(write(tmp_path, gzipped(b"x\n" + b"y" * 1000))))
     with pytest.raises(InputError, match=r"/dev/zero, line 1, column 1: binary data"):
         list(read_lines(Path("/dev/zero")))
     assert list(read_lines(Path("/dev/null"))) == []
 
 
-@pytest.mark.parametrize("data", [TEXT, packed(TEXT)], ids=["plain", "gzip"])
+@pytest.mark.parametrize("data", [TEXT, gzipped(TEXT)], ids=["plain", "gzip"])
 def test_pipes_are_read_again_and_from_any_position(data, tmp_path):
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
@@ -168,7 +168,7 @@ def test_standard_input_is_a_file_like_any_other():
 
 
 def test_progress_counts_the_file(tmp_path):
-    path = write(tmp_path, packed(TEXT) + b"tail")
+    path = write(tmp_path, gzipped(TEXT) + b"tail")
     read: list[int] = []
     with open_bytes(path, on_read=read.append) as stream:
         assert sum(1 for _ in numbered_lines(path, stream, "a text file")) == 20_000
