@@ -20,6 +20,7 @@ Complex numbers are pairs of real ones in the last dimension, (…, 2), in param
 
 import math
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import torch
 import torch.nn as nn
@@ -29,7 +30,8 @@ from torch import Tensor
 from dnamamba.errors import InputError
 from dnamamba.model.config import ModelConfig
 from dnamamba.model.mixers.long_convolution import causal_convolution, convolution_flops
-from dnamamba.model.mixers.mixer import segment_numbers
+from dnamamba.model.mixers.mixer import Mixer, segment_numbers
+from dnamamba.model.mixers.short_convolution import ShortConvolution
 from dnamamba.model.precision import full_precision, without_autocast
 from dnamamba_kernels import selective_scan
 
@@ -243,3 +245,41 @@ def _final_state(x: Tensor, log_decay: Tensor, counted: Tensor | None) -> Tensor
     sums = (x @ inner).view(channels, batch, parts, *log_decay.shape[1:])
     outer = _power(log_decay, count[:parts].flip(0) * width)
     return _times(outer[:, None].expand_as(sums), sums).sum(2).transpose(0, 1)
+
+
+class DiagonalState(NamedTuple):
+    """What a mixer around S4D carries from one position to the next."""
+
+    conv_state: Tensor
+    """(batch, width − 1, channels), the data's dtype: the convolution's last inputs, oldest first"""
+    ssm_state: Tensor
+    """(batch, channels, states, 1 or 2), fp32 always: the recurrent state of `DiagonalSSM`"""
+
+
+class DiagonalMixer(Mixer):
+    """The parts of a mixer around S4D: projections, a short convolution, `DiagonalSSM`. Subclasses connect them."""
+
+    causal = True
+    carries_state = True
+
+    def __init__(self, config: ModelConfig, projections: int, activation: str | None) -> None:
+        """`projections`: how many tensors of the inner width `in_proj` makes; `activation`: the convolution's."""
+        super().__init__(config)
+        self.in_proj = nn.Linear(config.d_model, projections * config.channels, bias=False)
+        self.conv1d = ShortConvolution(config.channels, config, activation)
+        self.ssm = DiagonalSSM(config)
+        self.out_proj = nn.Linear(config.channels, config.d_model, bias=False)
+
+    def init_state(self, batch: int) -> DiagonalState:
+        return DiagonalState(self.conv1d.init_state(batch), self.ssm.init_state(batch))
+
+    def output_weights(self) -> Iterable[Tensor]:
+        return [self.out_proj.weight]
+
+    def undecayed_parameters(self) -> Iterable[Tensor]:
+        return self.ssm.undecayed_parameters()
+
+    def flops_per_token(self, length: int) -> int:
+        """Matrices and taps: 2 a weight; S4D's own."""
+        matrices = (self.in_proj, self.conv1d, self.out_proj)
+        return 2 * sum(module.weight.numel() for module in matrices) + self.ssm.flops_per_token(length)
