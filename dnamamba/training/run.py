@@ -27,6 +27,7 @@ from dnamamba.outputs import os_errors, write_atomically
 from dnamamba.report.learning_curve import plot_learning_curve
 from dnamamba.report.validation_by_class import plot_validation_by_class
 from dnamamba.runs.folder import RunFolder, environment
+from dnamamba.runs.lines import print_lines
 from dnamamba.runs.progress import clock, si
 from dnamamba.runs.resume import DATA, recorded_splits, refuse_changes, refuse_fewer_steps, refuse_other_splits
 from dnamamba.runs.schedule import learning_rate
@@ -187,9 +188,7 @@ def _train(
 def _print_estimate(settings: ResolvedPretrainSettings, model: LanguageModel, prepared: Prepared) -> None:
     """Before a run starts: what it will take, and what to do where that is too long."""
     expected = estimate(settings, model, prepared)
-    print(f"  estimate  {expected}", flush=True)
-    if text := advice(settings, model, expected):
-        print(f"      note  {text}", flush=True)
+    print_lines([("estimate", str(expected)), ("note", advice(settings, model, expected))])
 
 
 def _profiler(folder: RunFolder) -> PyTorchProfiler:
