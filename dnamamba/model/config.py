@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from dnamamba.alphabet import BASES, VOCABULARY_SIZE
 from dnamamba.errors import InputError, quoted
-from dnamamba.model.mixers import MIXERS, PATTERNS, mixers_of
+from dnamamba.model.mixers import MIXERS, MOST_BLOCKS, PATTERNS, mixers_of
 from dnamamba.model.objectives import OBJECTIVES
 
 Discretization = Literal["euler", "zoh"]
@@ -87,7 +87,7 @@ class ModelConfig:
 
     d_model: int = option(128, whole(1))
     """Width of the residual stream."""
-    n_layer: int = option(12, whole(1, 1024))
+    n_layer: int = option(12, whole(1, MOST_BLOCKS))
     """Number of blocks, 1 to 1024: to make one takes time even where its sizes, which a checkpoint's header has to
     have, are nothing."""
     d_state: int = option(16, whole(1, 256))

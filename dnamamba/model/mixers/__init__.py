@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from dnamamba.errors import InputError
 from dnamamba.model.registry import registered
+from dnamamba.tables import whole_number
 
 if TYPE_CHECKING:
     from dnamamba.model.mixers.mixer import Mixer
@@ -27,6 +28,8 @@ PATTERNS: dict[str, str] = {
     "hyenadna": "hyena,gated_mlp",
 }
 """Patterns that have names, as `ModelConfig.mixer` takes them too."""
+MOST_BLOCKS = 1024
+"""Of a model, and so of a period of its pattern"""
 
 
 def mixers_of(pattern: str) -> tuple[str, ...]:
@@ -34,12 +37,15 @@ def mixers_of(pattern: str) -> tuple[str, ...]:
     found: list[str] = []
     for part in PATTERNS.get(pattern, pattern).split(","):
         name, colon, count = part.strip().partition(":")
-        if name not in MIXERS or (colon and not (count.isdecimal() and int(count))):
+        number = whole_number(count, 1) if colon else 1
+        if name not in MIXERS or number is None:
             raise InputError(
                 f"model.pattern: {part!r} is not possible, expected NAME or NAME:COUNT, separated by commas, "
                 f"where NAME is one of {', '.join(MIXERS)}"
             )
-        found += [name] * (int(count) if colon else 1)
+        if number > MOST_BLOCKS - len(found):
+            raise InputError(f"model.pattern: {part!r} is not possible, expected at most {MOST_BLOCKS:,} blocks")
+        found += [name] * number
     return tuple(found)
 
 
