@@ -1,7 +1,7 @@
 """The Lightning module: one optimiser step from uint8 windows."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 
 import lightning as L
@@ -12,6 +12,8 @@ from torch import Tensor
 from dnamamba.alphabet import BASES, PAD
 from dnamamba.model.language_model import LanguageModel
 from dnamamba.model.parameters import parameter_groups
+from dnamamba.training.backprop import MicroBatch
+from dnamamba.training.backprop.whole import whole
 from dnamamba.training.data import WindowBatch
 
 BETAS = (0.9, 0.95)
@@ -103,19 +105,14 @@ class PretrainModule(L.LightningModule):
         scale = (self.trainer.world_size / torch.where(weight > 0, weight, 1.0)).float()
         nll = torch.zeros((), dtype=torch.float64, device=self.device)
         windows = max(self.micro_tokens // prepared.inputs.shape[1], 1)
-        parts = [part.split(windows) for part in (prepared.inputs, prepared.targets, weights)]
-        ids = prepared.sequence_ids
-        micro_batches = list(zip(*parts, [None] * len(parts[0]) if ids is None else ids.split(windows), strict=True))
+        unweighted = self.soft_mask_weight == 1.0
+        fields = MicroBatch(prepared.inputs, prepared.targets, None if unweighted else weights, prepared.sequence_ids)
+        micro_batches = list(_split(fields, windows))
         strategy = self.trainer.strategy
-        for number, (micro_inputs, micro_targets, micro_weights, micro_ids) in enumerate(micro_batches, start=1):
+        for number, micro_batch in enumerate(micro_batches, start=1):
             synchronise_later = isinstance(strategy, DDPStrategy) and number < len(micro_batches)
             with strategy.block_backward_sync() if synchronise_later else nullcontext():  # type: ignore[attr-defined]
-                loss = self.model.loss(micro_inputs, micro_targets, sequence_ids=micro_ids)
-                weighted = loss.nll_sum
-                if self.soft_mask_weight != 1.0:
-                    weighted = (torch.where(micro_weights > 0, loss.nll, 0.0) * micro_weights).sum()
-                self.manual_backward(weighted * scale)
-            nll += loss.nll_sum.detach()
+                nll += whole(self.model, micro_batch, scale, self.manual_backward)
 
         self.gradient_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.gradient_clip)
         fault = self._judge_gradient(step)
@@ -138,3 +135,11 @@ class PretrainModule(L.LightningModule):
         no_base = norm == 0
         self.norm_average = torch.where(fault | no_base, self.norm_average, average)
         return fault
+
+
+def _split(batch: MicroBatch, windows: int) -> Iterator[MicroBatch]:
+    """So many windows at a time, and the rest."""
+    for first in range(0, len(batch.inputs), windows):
+        rows = slice(first, first + windows)
+        weights, ids = (None if field is None else field[rows] for field in (batch.weights, batch.sequence_ids))
+        yield MicroBatch(batch.inputs[rows], batch.targets[rows], weights, ids)

@@ -1,0 +1,22 @@
+"""Ways to the gradient of a micro-batch. Each adds it to the parameters' `.grad`, and steps nothing."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from torch import Tensor
+
+Backward = Callable[[Tensor], None]
+"""Adds the gradient of a scalar to the parameters' `.grad`: `Tensor.backward`, or the trainer's own."""
+
+
+class MicroBatch(NamedTuple):
+    """Windows that go through the model together; all (batch, length)."""
+
+    inputs: Tensor
+    """uint8 tokens"""
+    targets: Tensor
+    """uint8 tokens"""
+    weights: Tensor | None = None
+    """fp32: of each target in the loss, zero where it does not count; None where all that count weigh 1"""
+    sequence_ids: Tensor | None = None
+    """int32 for packed windows; None where a window is one sequence"""
