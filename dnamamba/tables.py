@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+from dnamamba import parquet
 from dnamamba.errors import InputError
 from dnamamba.text_files import LONGEST_LINE, RawFile, as_text, is_pipe, open_bytes, read_text_lines
 
@@ -28,7 +29,6 @@ TABLES = (*DELIMITERS, ".parquet")
 MISSING = frozenset(("", ".", "NA", "<NA>", "N/A", "n/a", "#N/A", "NaN", "nan", "-NaN", "-nan", "NULL", "null", "None"))
 """What tables write where there is no value: the spellings of pandas and R, and VCF's point."""
 
-_PARQUET = b"PAR1"
 _WHOLE_NUMBER = re.compile(r"[0-9]{1,18}|-[1-9][0-9]{0,17}")
 
 Rows = Iterator[tuple[str, Sequence[str | None]]]
@@ -190,10 +190,18 @@ def _read_parquet(path: Path) -> "polars.DataFrame":
         # polars would take the name of a file for a pattern, and read a pipe as an empty file.
         source = io.BytesIO(raw.read()) if is_pipe(path) else path.open("rb")
     with source, _polars_errors(path, "Parquet"):
-        if source.read(len(_PARQUET)) != _PARQUET:  # which polars passes over
-            raise InputError(f"{path}: not Parquet: it does not begin with {_PARQUET.decode()}; is it damaged?")
-        source.seek(0)
-        return polars.read_parquet(source)
+        if source.read(len(parquet.MAGIC)) != parquet.MAGIC:  # which polars passes over
+            raise InputError(f"{path}: not Parquet: it does not begin with {parquet.MAGIC.decode()}; is it damaged?")
+        try:
+            groups = parquet.read_groups(source)
+            source.seek(0)
+            table = polars.read_parquet(source)
+            parquet.check_values(table, groups)
+        except parquet.Damage as damage:
+            raise InputError(
+                f"{path}: not readable as Parquet, it is damaged ({damage}); copy or make it again"
+            ) from None
+        return table
 
 
 @contextmanager

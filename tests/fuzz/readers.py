@@ -362,6 +362,11 @@ READERS: dict[str, Reader] = {
         lambda folder: _table(folder, "t.parquet"),
         lambda folder: parquet(folder / "t.parquet"),
     ),
+    "parquet, checksums": Reader(  # of pages, as pyarrow writes them where asked to; polars does not
+        lambda: [{"t.parquet": (Path(__file__).parents[1] / "fixtures/page_checksums.parquet").read_bytes()}],
+        lambda folder: _table(folder, "t.parquet"),
+        lambda folder: parquet(folder / "t.parquet"),
+    ),
     "sequences": Reader(
         lambda: [{"s.csv": CSV}, {"s.tsv": TSV}, {"s.parquet": parquet_file()}], _sequences, _sequences_oracle
     ),
