@@ -13,7 +13,7 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from dnamamba.errors import InputError
+from dnamamba.errors import GenomeWarning, InputError
 
 if TYPE_CHECKING:
     from dnamamba.api.model import Model, load
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from dnamamba.model.blocks import MambaBlock
 
 __version__ = "0.1.0"
-__all__ = ["Genome", "InputError", "MambaBlock", "Model", "Run", "finetune", "load", "pretrain"]
+__all__ = ["Genome", "GenomeWarning", "InputError", "MambaBlock", "Model", "Run", "finetune", "load", "pretrain"]
 
 _HOMES = {
     "load": "dnamamba.api.model",

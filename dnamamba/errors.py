@@ -23,6 +23,10 @@ class InputError(ValueError):
     """Bad input: names the file, the record and the position, what was expected and what to do about it."""
 
 
+class GenomeWarning(UserWarning):
+    """A model is used on another genome than its training's: another assembly or species."""
+
+
 def one_line(message: str) -> str:
     """A message as a terminal may show it, whatever it quotes from a file: one line, without control characters or
     escape sequences, and cut where it is long."""

@@ -60,7 +60,7 @@ def read_groups(file: IO[bytes]) -> list[RowGroup]:
                 _check_pages(file, column[3], size - 8 - length)
             chunks = [ColumnChunk(tuple(map(bytes.decode, c[3][3])), c[3].get(12, {})) for c in group[1]]
             groups.append(RowGroup(group[3], chunks))
-    except (KeyError, TypeError, AttributeError, ValueError):  # ValueError: no UTF-8, or an offset below 0
+    except (LookupError, TypeError, AttributeError, ValueError):  # ValueError: no UTF-8, or an offset below 0
         raise Damage("its footer is none of Parquet") from None
     return groups
 

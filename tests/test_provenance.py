@@ -10,6 +10,7 @@ import pytest
 from test_score import write_fasta, write_vcf
 from tiny_models import random_bases, tiny_model
 
+import dnamamba
 from dnamamba import cli, mutagenesis, pretrain, score
 from dnamamba.formats.checkpoint import read_card, save_checkpoint
 from dnamamba.genome.store import open_genome
@@ -81,6 +82,27 @@ def test_another_assembly_is_warned_about(folder, tmp_path, capsys):
     flags += ["--out", tmp_path / "m", "--format", "npz", "--accelerator", "cpu"]
     assert cli.run(mutagenesis.main, list(map(str, flags))) == 0
     assert "   warning  not the genome" in capsys.readouterr().out
+
+
+def test_python_warns_of_another_assembly_where_the_verbs_do(folder, recwarn):
+    model = dnamamba.load(folder / "model", device="cpu")
+    variant = [("chr1", 100, random_bases(4000, 4000)[99], "ACGT")]
+    calls = {
+        "score_variants": lambda genome: model.score_variants(variant, genome=genome, suffix=20, max_mismatches=1),
+        "mutagenesis": lambda genome: model.mutagenesis("chr1:50-60", genome=genome, suffix=20),
+        "log_likelihood": lambda genome: model.log_likelihood(genome=genome, regions="chr1:50-60"),
+        "base_probabilities": lambda genome: model.base_probabilities(genome=genome, regions="chr1:50-60"),
+        "likelihood_table": lambda genome: model.likelihood_table(genome=genome, regions="chr1:50-60"),
+    }
+    for call in calls.values():
+        call(folder / "g.fa")
+        assert not recwarn.list
+        call(folder / "other.fa")
+        warning = recwarn.pop(dnamamba.GenomeWarning)
+        assert warning.filename == __file__  # the line that called, not one of ours
+        assert "not the genome that the model was trained on" in str(warning.message)
+    model.embed(genome=folder / "other.fa", regions="chr1:50-60")  # as `dnamamba embed`
+    assert not recwarn.list
 
 
 def test_what_counts_as_the_same_genome(folder, tmp_path):

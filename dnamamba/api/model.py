@@ -7,6 +7,8 @@ file. A call for one sequence or region gives one value; a call for several, a l
 """
 
 import os
+import sys
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -28,7 +30,7 @@ from dnamamba.analysis.variants.plan import plan_for
 from dnamamba.analysis.variants.score_output import combine, scored_table
 from dnamamba.analysis.variants.scores import score_alleles
 from dnamamba.api.variants import Variants, records_of
-from dnamamba.errors import InputError
+from dnamamba.errors import GenomeWarning, InputError
 from dnamamba.finetuning.apply import prediction_table, refuse_other_queries
 from dnamamba.finetuning.apply_variants import variant_table
 from dnamamba.formats.checkpoint import is_classifier
@@ -41,6 +43,7 @@ from dnamamba.genome.store import TokenStore
 from dnamamba.genome.view import GenomeView
 from dnamamba.inference.device import Accelerator, Precision
 from dnamamba.inference.load import Inference, load_classifier_for_inference, load_for_inference
+from dnamamba.inference.provenance import genome_warning
 from dnamamba.inference.sampling import Generator, Sampling
 from dnamamba.model.abilities import require
 
@@ -188,7 +191,7 @@ class Model:
         >>> model.likelihood_table(genome=genome, regions="K-12-MG1655:1-100", tracks=["entropy"]).shape
         (100, 6)
         """
-        store = _open(genome)
+        store = self._open(genome)
         tiling = tiling_for(self._inference, context, None)
         intervals = _intervals(regions, store)
         return likelihood_table(self._inference, store, intervals, tiling, strands, tracks, batch_tokens)
@@ -297,7 +300,7 @@ class Model:
         >>> model.score_variants([("K-12-MG1655", 1000, "T", "A")], genome=genome)["llr"].len()
         1
         """
-        inference, store = self._inference, _open(genome)
+        inference, store = self._inference, self._open(genome)
         records, ids = records_of(variants)
         plan = plan_for(
             inference,
@@ -328,7 +331,7 @@ class Model:
         >>> model.mutagenesis("K-12-MG1655:1,001-1,010", genome=genome, suffix=64).height
         10
         """
-        inference, store = self._inference, _open(genome)
+        inference, store = self._inference, self._open(genome)
         plan = plan_for(inference, context=context, suffix=suffix, batch_tokens=batch_tokens, state_every=256)
         return saturation_table(saturate(inference, store, _intervals(region, store)[0], plan))
 
@@ -369,7 +372,7 @@ class Model:
             return prediction_table(loaded, self._named_sequences(sequences, genome, regions))
         if genome is None or sequences is not None or regions is not None:
             raise InputError("give variants= and genome=, and neither sequences nor regions")
-        return variant_table(loaded, _open(genome), *records_of(variants), max_mismatches)
+        return variant_table(loaded, self._open(genome), *records_of(variants), max_mismatches)
 
     def _named_sequences(
         self, sequences: Sequences | None, genome: GenomeLike | None, regions: Regions | None
@@ -381,6 +384,13 @@ class Model:
         assert genome is not None and regions is not None
         store = _open(genome)
         return [NamedSequence(str(each), *each, False, store.read(*each)) for each in _intervals(regions, store)]
+
+    def _open(self, genome: GenomeLike) -> GenomeView:
+        """A genome, with a `GenomeWarning` where the verbs print one."""
+        store = _open(genome)
+        if text := genome_warning(self.provenance, store):
+            warnings.warn(text, GenomeWarning, stacklevel=_level_of_caller())
+        return store
 
     def _tracks(
         self,
@@ -399,10 +409,18 @@ class Model:
             assert sequences is not None
             return likelihoods_of_sequences(inference, _tokens(sequences), tiling, strand, tracks, batch_tokens)
         assert genome is not None and regions is not None
-        store = _open(genome)
+        store = self._open(genome)
         intervals = _intervals(regions, store)
         table = likelihood_table(inference, store, intervals, tiling, [strand], tracks, batch_tokens)
         return [_rows_of(table, each, [f"{strand}_{track}" for track in tracks]) for each in intervals]
+
+
+def _level_of_caller() -> int:
+    """For `warnings.warn` in the function that calls this: how far up the first line outside the package is."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals["__name__"].partition(".")[0] == "dnamamba":
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 def _rows_of(table: "polars.DataFrame", interval: Interval, columns: list[str]) -> np.ndarray:
