@@ -342,14 +342,40 @@ def write_table(
 ) -> None:
     """A polars table as Parquet, TSV or CSV, by the suffix of `path`; whole or not at all, see `whole_file`.
 
-    Parquet keeps the `provenance` as JSON under the key `dnamamba` of its metadata; text has no place for it.
+    Parquet keeps the `provenance` as JSON under the key `dnamamba` of its metadata; that of text is a file of its own.
     """
     suffix = table_format(path)
-    with whole_file(path, overwrite) as partial:
-        if suffix == ".parquet":
-            table.write_parquet(partial, metadata={"dnamamba": json.dumps(provenance)} if provenance else None)
-        else:
+    if suffix != ".parquet":
+        with text_table(path, overwrite, provenance) as partial:
             table.write_csv(partial, separator="\t" if suffix == ".tsv" else ",")
+        return
+    with whole_file(path, overwrite) as partial:
+        table.write_parquet(partial, metadata={"dnamamba": json.dumps(provenance)} if provenance else None)
+
+
+@contextmanager
+def text_table(path: Path, overwrite: bool = False, provenance: Mapping[str, Any] | None = None) -> Iterator[Path]:
+    """`whole_file` of a table as text, and of its `provenance` if it has one."""
+    paths = [path] if provenance is None else table_files(path)
+    with whole_files(paths, overwrite) as (partial, *card):
+        for file in card:
+            write_provenance(file, provenance)
+        yield partial
+
+
+def provenance_file(out: Path) -> Path:
+    """Where the provenance of outputs stands that have no place for it: their name and .json. Not lines in the table
+    itself: most readers would take them for rows."""
+    return out.with_name(f"{out.name}.json")
+
+
+def table_files(path: Path) -> list[Path]:
+    """A table, and where its provenance stands if it is not in it."""
+    return [path] if table_format(path) == ".parquet" else [path, provenance_file(path)]
+
+
+def write_provenance(path: Path, provenance: Mapping[str, Any] | None) -> None:
+    path.write_text(json.dumps(provenance, indent=2) + "\n", encoding="utf-8")
 
 
 def write_arrays(arrays: Mapping[str, Any], path: Path, overwrite: bool = False) -> None:

@@ -113,7 +113,13 @@ def run(checkpoint, fasta, out, *flags):
 
 def test_files_and_score(checkpoint, fasta, inference, store, sequence, tmp_path, capsys):
     assert run(checkpoint, fasta, tmp_path / "out", "--format", "parquet,npz", "tsv", "png") == 0
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.npz", "out.parquet", "out.png", "out.tsv"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "out.json",
+        "out.npz",
+        "out.parquet",
+        "out.png",
+        "out.tsv",
+    ]
     assert "35 bases" in capsys.readouterr().out
     expected = saturate(inference, store, Interval("chr1", 25, 60), PLAN)
     archive = np.load(tmp_path / "out.npz")

@@ -15,6 +15,7 @@ from dnamamba import cli, mutagenesis, pretrain, score
 from dnamamba.formats.checkpoint import read_card, save_checkpoint
 from dnamamba.genome.store import open_genome
 from dnamamba.inference.provenance import genome_warning, trained_on, vcf_note
+from dnamamba.tables import table_rows
 
 CONTIGS = {"chr1": 4000, "chr2": 3000, "chrM": 500}
 SOURCE = [{"path": "/data/train.fa", "size": 1, "mtime_ns": 1, "sha256": "ab" * 32}]
@@ -59,6 +60,25 @@ def test_scores_carry_their_provenance_in_vcf_and_parquet(folder, tmp_path):
     scored(folder, tmp_path / "out.parquet", "--exact")
     table = json.loads(polars.read_parquet_metadata(tmp_path / "out.parquet")["dnamamba"])
     assert (table["weights_sha256"], table["context"], table["suffix"]) == (digest, 128, "to the tile's end")
+
+
+def test_text_has_its_provenance_in_a_file_next_to_it(folder, tmp_path, capsys):
+    """The table itself stays one that pandas, polars and R read as it is."""
+    digest = hashlib.sha256((folder / "model" / "model.safetensors").read_bytes()).hexdigest()
+    for out in (tmp_path / "out.tsv", tmp_path / "out.csv"):
+        scored(folder, out, "--suffix", "20")
+        header, rows = table_rows(out)
+        assert header[0] == "record" and len(list(rows)) == 1
+        found = json.loads((tmp_path / f"{out.name}.json").read_text())
+        assert (found["weights_sha256"], found["context"], found["suffix"]) == (digest, 128, 20)
+        assert found["genome"] == [str(folder / "g.fa")]
+    flags = ["--checkpoint", folder / "model", "--genome", folder / "g.fa", "--region", "chr1:50-60", "--suffix", 20]
+    flags += ["--out", tmp_path / "m", "--format", "tsv", "--accelerator", "cpu"]
+    assert cli.run(mutagenesis.main, list(map(str, flags))) == 0
+    assert found == json.loads((tmp_path / "m.json").read_text())
+    (tmp_path / "m.tsv").unlink()
+    assert cli.run(mutagenesis.main, list(map(str, flags))) == 2
+    assert "m.json: exists already" in capsys.readouterr().err
 
 
 def test_a_second_scoring_replaces_the_first_ones_line(folder, tmp_path):

@@ -4,7 +4,7 @@ Variants are in `dnamamba.finetuning.apply_variants`.
 """
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,11 +20,13 @@ from dnamamba.finetuning.settings import PredictSettings
 from dnamamba.genome.allele_output import refuse_output
 from dnamamba.genome.indexed import described
 from dnamamba.genome.sequences import NamedSequence, open_for_sequences
+from dnamamba.genome.vcf import is_vcf_name
 from dnamamba.genome.view import GenomeView
 from dnamamba.inference.load import Inference, load_classifier_for_inference
+from dnamamba.inference.provenance import result_provenance
 from dnamamba.model.classifier import HeadConfig, SequenceClassifier
 from dnamamba.model.kernels import describe_kernels
-from dnamamba.outputs import refuse_existing, table_format, whole_file, write_table
+from dnamamba.outputs import refuse_existing, table_files, table_format, text_table, write_table
 from dnamamba.runs.progress import job_bar, si
 
 if TYPE_CHECKING:
@@ -59,9 +61,8 @@ def _check_settings(settings: PredictSettings) -> None:
         raise InputError("give --checkpoint, --out, and --input (sequences) or --vcf (variants)")
     if settings.vcf is not None:
         refuse_output(settings.out, settings.vcf)
-    else:
-        table_format(settings.out)
-    refuse_existing([settings.out], settings.overwrite)
+    outputs = [settings.out] if settings.vcf is not None and is_vcf_name(settings.out) else table_files(settings.out)
+    refuse_existing(outputs, settings.overwrite)
 
 
 def _predict_sequences(settings: PredictSettings, inference: Inference[SequenceClassifier], out: Path) -> None:
@@ -90,7 +91,8 @@ def _predict_sequences(settings: PredictSettings, inference: Inference[SequenceC
     trained = inference.provenance.get("length")
     if isinstance(trained, int) and longest > 2 * trained:
         print(f"      note  sequences of up to {longest:,} bases, trained up to {trained:,}: see --window")
-    write_columns(columns, out, settings.overwrite)
+    provenance = result_provenance(inference, settings.genome or [], genome) | {"window": settings.window}
+    write_columns(columns, out, settings.overwrite, provenance)
     print(f"   results  {out}: {len(columns['name']):,} rows")
 
 
@@ -141,14 +143,19 @@ def add_rows(columns: PredictionColumns, queries: Queries, values: np.ndarray, h
             column.append(cell)
 
 
-def write_columns(columns: PredictionColumns, path: Path, overwrite: bool = False) -> None:
+def write_columns(
+    columns: PredictionColumns,
+    path: Path,
+    overwrite: bool = False,
+    provenance: Mapping[str, Any] | None = None,
+) -> None:
     """By the suffix; text needs no polars. Probabilities with seven digits in text, in full in Parquet."""
     if table_format(path) == ".parquet":
         import polars
 
-        write_table(polars.DataFrame(columns), path, overwrite)
+        write_table(polars.DataFrame(columns), path, overwrite, provenance)
         return
-    with whole_file(path, overwrite) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+    with text_table(path, overwrite, provenance) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, delimiter="\t" if path.suffix == ".tsv" else ",", lineterminator="\n")
         writer.writerow(columns)
         for row in zip(*columns.values(), strict=True):

@@ -150,4 +150,5 @@ class PredictSettings(ComputeOptions, MicroTokensOptions, OverwriteOptions):
     max_mismatches: float = setting(0.01, between=(0, 1))
     """With --vcf: share of the records whose REF may differ from the genome; with more it stops."""
     out: Path | None = None
-    """Table to write: .csv, .tsv or .parquet. With --vcf also .vcf or .vcf.gz: the same VCF with INFO fields added."""
+    """Table to write: .csv, .tsv or .parquet. With --vcf also .vcf or .vcf.gz: the same VCF with INFO fields added.
+    Next to .csv and .tsv a file of their name and .json says where they come from."""

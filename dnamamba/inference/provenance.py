@@ -15,15 +15,15 @@ MOST_CONTIGS = 100
 """Contigs of a training genome that a checkpoint keeps, the longest: enough to know its assembly by."""
 
 
-def result_provenance(inference: Inference, genome: Sequence[Path], store: GenomeView) -> dict[str, Any]:
-    """What every result says of itself; `genome` are the files, `store` the genome read from them."""
+def result_provenance(inference: Inference, genome: Sequence[Path], store: GenomeView | None) -> dict[str, Any]:
+    """What every result says of itself; `genome` are the files, `store` the genome read from them, if one was."""
     return {
         "dnamamba": __version__,
         "checkpoint": str(inference.checkpoint.absolute()),
         "weights_sha256": inference.provenance.get("weights_sha256"),
         "trained_on": trained_on(inference.provenance),
         "genome": [str(path) for path in genome],
-        "genome_fingerprint": store.fingerprint,
+        "genome_fingerprint": None if store is None else store.fingerprint,
     }
 
 

@@ -1,7 +1,6 @@
 """The job behind `python -m dnamamba.likelihood`: contig by contig, compute both strands, then write every file."""
 
 import contextlib
-import json
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -35,7 +34,7 @@ from dnamamba.genome.view import GenomeView
 from dnamamba.inference.load import Inference, load_for_inference
 from dnamamba.inference.provenance import result_provenance
 from dnamamba.model.abilities import require
-from dnamamba.outputs import refuse_existing, whole_files
+from dnamamba.outputs import provenance_file, refuse_existing, whole_files, write_provenance
 from dnamamba.runs.lines import Line, caution_lines, genome_line, print_lines
 from dnamamba.runs.progress import by_count, job_bar, si
 
@@ -66,7 +65,7 @@ def run_likelihood(settings: LikelihoodSettings) -> None:
         raise InputError("--genome: give a FASTA file, GenBank file or token store")
     if not settings.out.name:
         raise InputError(f"--out: {settings.out} is no beginning of a file's name")
-    card = settings.out.with_name(f"{settings.out.name}.json")
+    card = provenance_file(settings.out)
     refuse_missing_libraries(choice.formats)
     planned = [path for path, _ in open_files(settings.out, choice.formats, choice.columns, {})]
     refuse_existing([*planned, card], settings.overwrite)
@@ -91,7 +90,7 @@ def run_likelihood(settings: LikelihoodSettings) -> None:
         compute_seconds, write_seconds = _compute_and_write(
             settings, choice, inference, store, wanted, tiles, names, batch_tokens, sums
         )
-        card_name.write_text(json.dumps(_card(settings, choice, tiling, inference, store, sums), indent=2) + "\n")
+        write_provenance(card_name, _card(settings, choice, tiling, inference, store, sums))
     speed = f"{si(to_read)}b in {compute_seconds:.1f} s, {si(to_read / compute_seconds)}b/s{_peak_memory(inference)}"
     bits = ", ".join(f"{strand} {value:.4f}" for strand, value in sums.bits_per_base().items())
     shown = ", ".join(str(path) for path in planned[:2])

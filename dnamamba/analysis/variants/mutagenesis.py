@@ -8,7 +8,7 @@ import numpy as np
 
 from dnamamba.alphabet import BASES, TOKEN_BITS, decode
 from dnamamba.analysis.variants.mutagenesis_settings import FORMATS, MutagenesisSettings
-from dnamamba.analysis.variants.plan import plan_of
+from dnamamba.analysis.variants.plan import plan_of, scoring_provenance
 from dnamamba.analysis.variants.score_job import describe_truncation
 from dnamamba.analysis.variants.scores import AllelesScored, ScorePlan, Scores, score_alleles
 from dnamamba.errors import InputError
@@ -18,7 +18,15 @@ from dnamamba.genome.intervals import Interval
 from dnamamba.genome.regions import parse_region
 from dnamamba.genome.view import GenomeView
 from dnamamba.inference.load import Inference, load_for_inference
-from dnamamba.outputs import refuse_existing, refuse_missing_library, whole_files, write_arrays, write_table
+from dnamamba.outputs import (
+    provenance_file,
+    refuse_existing,
+    refuse_missing_library,
+    whole_files,
+    write_arrays,
+    write_provenance,
+    write_table,
+)
 from dnamamba.report.mutagenesis import plot_mutagenesis
 from dnamamba.runs.lines import Line, caution_lines, genome_line, print_lines
 from dnamamba.runs.progress import compared, job_bar, si
@@ -51,7 +59,8 @@ def mutagenesis(settings: MutagenesisSettings) -> Saturation:
     """Computes and writes as the settings say. Raises `InputError` for whatever the user can fix."""
     formats = check_settings(settings)
     paths = {kind: settings.out.with_name(f"{settings.out.name}.{kind}") for kind in formats}
-    refuse_existing(list(paths.values()), settings.overwrite)
+    card = provenance_file(settings.out)
+    refuse_existing([*paths.values(), card], settings.overwrite)
     with job_bar("reading the genome", "B") as progress:
         store = open_for(
             settings.genome, settings.store, lambda genome: parse_region(settings.region, genome).length, progress
@@ -66,8 +75,9 @@ def mutagenesis(settings: MutagenesisSettings) -> Saturation:
     with job_bar("mutagenesis", "changes, each strand counted") as report:
         found = saturate(inference, store, region, plan, report)
     seconds = time.perf_counter() - began
-    with whole_files(list(paths.values()), settings.overwrite) as partials:
+    with whole_files([card, *paths.values()], settings.overwrite) as (card_name, *partials):
         write(found, dict(zip(paths, partials, strict=True)))
+        write_provenance(card_name, scoring_provenance(settings, inference, store, plan))
     print_lines(_summary(found, seconds, paths))
     return found
 

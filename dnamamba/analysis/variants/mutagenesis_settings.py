@@ -25,7 +25,8 @@ class MutagenesisSettings(
     region: str
     """The region as samtools reads it, chr:start-end, 1-based, both ends included."""
     out: Path
-    """Beginning of the names of the files to write: PREFIX.parquet, PREFIX.npz, PREFIX.tsv, PREFIX.png."""
+    """Beginning of the names of the files to write: PREFIX.parquet, PREFIX.npz, PREFIX.tsv, PREFIX.png; and
+    PREFIX.json, which says where they come from."""
     format: list[str] | None = None
     """Some of parquet, npz, tsv, png (heat map and logo-like track), with commas or blanks. Default:
     parquet,npz,png."""

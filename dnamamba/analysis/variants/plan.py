@@ -1,11 +1,15 @@
 """How alleles are scored, with every default filled in."""
 
+from typing import Any
+
 from dnamamba.analysis.variants.mutagenesis_settings import MutagenesisSettings
 from dnamamba.analysis.variants.score_settings import ScoreSettings
 from dnamamba.analysis.variants.scores import ScorePlan
 from dnamamba.analysis.variants.tiles import Tiling
 from dnamamba.errors import InputError
+from dnamamba.genome.view import GenomeView
 from dnamamba.inference.load import Inference
+from dnamamba.inference.provenance import result_provenance
 from dnamamba.model.abilities import require
 
 
@@ -56,3 +60,14 @@ def plan_of(settings: ScoreSettings | MutagenesisSettings, inference: Inference)
         batch_tokens=settings.batch_tokens,
         check=settings.check,
     )
+
+
+def scoring_provenance(
+    settings: ScoreSettings | MutagenesisSettings, inference: Inference, store: GenomeView, plan: ScorePlan
+) -> dict[str, Any]:
+    """What scores say of themselves."""
+    return result_provenance(inference, settings.genome, store) | {
+        "context": plan.tiling.context,
+        "suffix": "to the tile's end" if plan.exact else plan.tiling.suffix,
+        "precision": inference.precision,
+    }

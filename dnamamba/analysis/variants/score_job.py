@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dnamamba.analysis.variants.plan import plan_of
+from dnamamba.analysis.variants.plan import plan_of, scoring_provenance
 from dnamamba.analysis.variants.score_output import ScoreColumns, combine, scored_table, write_scored_vcf
 from dnamamba.analysis.variants.score_settings import ScoreSettings
 from dnamamba.analysis.variants.scores import ScorePlan, Scores, Truncation, score_alleles
@@ -17,8 +17,7 @@ from dnamamba.genome.alleles import Checked, check, refuse_mismatches
 from dnamamba.genome.indexed import open_for
 from dnamamba.genome.view import GenomeView
 from dnamamba.inference.load import Inference, load_for_inference
-from dnamamba.inference.provenance import result_provenance
-from dnamamba.outputs import refuse_existing, write_table
+from dnamamba.outputs import refuse_existing, table_files, write_table
 from dnamamba.runs.lines import Line, caution_lines, genome_line, print_lines
 from dnamamba.runs.progress import compared, job_bar, si
 
@@ -45,11 +44,7 @@ def score(settings: ScoreSettings) -> None:
         scores = score_alleles(inference, store, checked.alleles, plan, progress)
     seconds = time.perf_counter() - began
     columns = combine(checked.alleles, scores)
-    provenance = result_provenance(inference, settings.genome, store) | {
-        "context": plan.tiling.context,
-        "suffix": "to the tile's end" if plan.exact else plan.tiling.suffix,
-        "precision": inference.precision,
-    }
+    provenance = scoring_provenance(settings, inference, store, plan)
     if vcf.is_vcf_name(settings.out):
         write_scored_vcf(settings, store, records, checked, columns, provenance)
     else:
@@ -67,7 +62,8 @@ def _check_settings(settings: ScoreSettings) -> None:
     if not settings.genome:
         raise InputError("--genome: give the FASTA file that the VCF was made with")
     refuse_output(settings.out, settings.vcf)
-    refuse_existing([settings.out], settings.overwrite)
+    outputs = [settings.out] if vcf.is_vcf_name(settings.out) else table_files(settings.out)
+    refuse_existing(outputs, settings.overwrite)
 
 
 def _header(

@@ -23,7 +23,7 @@ class ScoreSettings(ExactComputeOptions, BatchTokensOptions, OverwriteOptions, G
     """VCF of the variants: plain, gzip or bgzip, sorted or not."""
     out: Path
     """Where the scores go: .vcf or .vcf.gz (the same VCF with INFO fields added), .parquet, .tsv or .csv (a row an
-    alternate allele)."""
+    alternate allele). Next to .tsv and .csv a file of their name and .json says where they come from."""
 
     context: int | None = None
     """Bases of a tile: a variant sees half of it to all of it on its left. Default: the length the model was trained
