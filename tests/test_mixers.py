@@ -1,5 +1,6 @@
-"""What every registered mixer promises: causal, the same in steps, chunks, packs and whole, saved and loaded, sampled
-from, and answering for its parameters. A new mixer is tested by its line in `MIXERS`."""
+"""What every registered mixer promises: saved and loaded, compiled, answering for its parameters; a causal one leaks
+nothing, is the same in steps, chunks, packs and whole, is sampled from. A new mixer is tested by its line in `MIXERS`;
+those that see both sides also in test_bimamba.py."""
 
 import math
 import re
@@ -41,7 +42,16 @@ OPTIONS = {
     "s4d-real": {"mixer": "s4d", "s4d_init": "real"},
 }
 """Options of mixers that change what they compute."""
-CASES = {name: {"mixer": name} for name in MIXERS} | OPTIONS
+CASES = {name: {"mixer": name} for name in MIXERS if mixer_class(name).causal} | OPTIONS
+BOTH_SIDES = {
+    "bimamba": {"mixer": "bimamba"},
+    "bimamba untied": {"mixer": "bimamba", "bidirectional_weight_tie": False, "discretization": "zoh"},
+    "bimamba product": {"mixer": "bimamba", "bidirectional_strategy": "ew_multiply", "selective": "dt,B"},
+    "bimamba equivariant": {"mixer": "bimamba", "rc_equivariant": True},
+    "mamba equivariant": {"mixer": "mamba", "rc_equivariant": True},
+}
+"""Models in which a position sees those after it."""
+BOTH_SIDES = {name: options | {"objective": "masked_base"} for name, options in BOTH_SIDES.items()}
 PATTERN_CASES = {name: {"mixer": name} for name in PATTERNS} | {
     "hybrid": {"pattern": "mamba,attention"},
     "hybrid of three": {"pattern": "s4d:2,attention,gated_mlp", "n_layer": 4},
@@ -88,6 +98,11 @@ def tokens_of(batch, length, seed=1, high=5):
 @pytest.fixture(params=CASES)
 def options(request):
     return CASES[request.param]
+
+
+@pytest.fixture(params=CASES | BOTH_SIDES)
+def any_options(request):
+    return (CASES | BOTH_SIDES)[request.param]
 
 
 @pytest.fixture
@@ -226,8 +241,8 @@ def test_bf16_autocast_stays_close_to_fp32(options):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_compiles_and_is_the_same(options):
-    mixer, x = make_mixer(dtype=torch.float32, **options), inputs(1, 34, dtype=torch.float32)
+def test_compiles_and_is_the_same(any_options):
+    mixer, x = make_mixer(dtype=torch.float32, **any_options), inputs(1, 34, dtype=torch.float32)
     y, _ = torch.compile(mixer, fullgraph=True, backend="aot_eager")(x)
     expected, _ = mixer(x)
     torch.testing.assert_close(y, expected, atol=1e-5, rtol=1e-5)
@@ -241,8 +256,9 @@ def model_options(request):
     return (CASES | PATTERN_CASES)[request.param]
 
 
-def test_a_model_is_saved_and_loaded_bit_for_bit(model_options, tmp_path):
-    model = make_model(**model_options)
+@pytest.mark.parametrize("case", CASES | BOTH_SIDES | PATTERN_CASES)
+def test_a_model_is_saved_and_loaded_bit_for_bit(case, tmp_path):
+    model = make_model(**(CASES | BOTH_SIDES | PATTERN_CASES)[case])
     save_checkpoint(model, tmp_path / "model", {})
     loaded, _ = load_checkpoint(tmp_path / "model")
     assert loaded.config == model.config
@@ -283,12 +299,12 @@ def test_a_model_is_sampled_from_its_state(model_options, tmp_path):
         assert (agree | (best - second < 1e-4).numpy()).all()
 
 
-def test_a_mixer_answers_for_its_parameters(options):
+def test_a_mixer_answers_for_its_parameters(any_options):
     torch.manual_seed(0)
-    model, single = LanguageModel(make_config(**options, n_layer=9)), make_config(**options)
+    model, single = LanguageModel(make_config(**any_options, n_layer=9)), make_config(**any_options)
     mixer = model.backbone.layers[0].mixer
     torch.manual_seed(0)
-    drawn = [weight.detach().std() for weight in mixer_class(options["mixer"])(single).output_weights()]
+    drawn = [weight.detach().std() for weight in mixer_class(any_options["mixer"])(single).output_weights()]
     for weight, usual in zip(mixer.output_weights(), drawn, strict=True):
         assert any(weight is parameter for parameter in mixer.parameters())
         assert weight.detach().std().item() == pytest.approx(float(usual) / 3, rel=0.3)  # divided by √n_layer

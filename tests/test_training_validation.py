@@ -17,8 +17,8 @@ from dnamamba.genome.store import TokenStore, open_genome
 from dnamamba.genome.windows import Window, WindowPlan
 from dnamamba.model.config import ModelConfig
 from dnamamba.model.language_model import LanguageModel
-from dnamamba.model.objectives.next_base import NextBase
 from dnamamba.model.parameters import training_flops_per_token
+from dnamamba.model.tokens import on_strand
 from dnamamba.report.validation_by_class import plot_validation_by_class
 from dnamamba.runs.folder import RunFolder
 from dnamamba.training.data import EvaluationSet, FixedWindows
@@ -183,8 +183,8 @@ def test_a_broken_model_shows(store: TokenStore, model: LanguageModel) -> None:
 
 def test_cpg_reads_the_same_on_both_strands() -> None:
     tokens = torch.randint(0, 5, (20, 40), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
-    reverse = in_cpg(NextBase().prepare_batch(tokens, torch.ones(20, dtype=torch.bool)))
-    plain = in_cpg(NextBase().prepare_batch(tokens))
+    reverse = in_cpg(on_strand(tokens, torch.ones(20, dtype=torch.bool), None)[0])
+    plain = in_cpg(tokens)
     # Of the window's 40 bases, targets are the last 39, or read on the other strand the first 39, backwards.
     assert plain.any()
     assert torch.equal(plain[:, :-1], reverse[:, :-1].flip(1))
@@ -202,6 +202,9 @@ def test_position_bins() -> None:
     assert position_bins(8).tolist() == [0, 1, 1, 2, 2, 2, 2, 2]
     assert position_bins(1).tolist() == [0]
     assert position_bins(1 << 20).max() == 19
+    assert position_bins(9, causal=False).tolist() == [0, 1, 1, 2, 2, 2, 1, 1, 0]
+    assert position_bins(16, causal=False).tolist() == [0, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 1, 1, 0]
+    assert position_bins(1, causal=False).tolist() == [0]
 
 
 @pytest.mark.parametrize("length", [2, 3, 8, 9, 16])

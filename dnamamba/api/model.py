@@ -222,7 +222,7 @@ class Model:
         for each in named:
             if not len(each):
                 raise InputError(f"{each.name}: has no bases; there is nothing to embed")
-        width = self._inference.model.config.d_model
+        width = self._inference.model.config.hidden_width
         offsets = position_offsets(named)
         out = np.empty((int(offsets[-1]) if pool == "position" else len(named), width), np.float32)
         batch = batch_tokens or self._inference.compute.micro_tokens

@@ -13,9 +13,10 @@ from typing import Any, TypeVar
 from dnamamba import __version__
 from dnamamba.errors import InputError
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 """The newest that is read and written. 2: `mixer` and `objective`; `activation_checkpointing` is no more of a model.
-3: mixers other than Mamba, their options, and patterns of mixers."""
+3: mixers other than Mamba, their options, and patterns of mixers. 4: BiMamba's options, and reverse-complement
+equivariance."""
 LEAST_WRITTEN = 2
 """Files without `activation_checkpointing` cannot be of format 1."""
 RETIRED = frozenset({"activation_checkpointing"})

@@ -4,6 +4,7 @@ from enum import Flag, auto
 from typing import Protocol
 
 from dnamamba.errors import InputError
+from dnamamba.model.config import ModelConfig
 from dnamamba.model.mixers import MIXERS, mixer_class
 from dnamamba.model.objectives import OBJECTIVES, objective_class
 
@@ -19,6 +20,8 @@ class Ability(Flag):
     """And that state is as large after a million bases as after one."""
     PREDICTS_NEXT_BASE = auto()
     """The logits of a position are those of the base after it."""
+    PREDICTS_MASKED_BASE = auto()
+    """The logits of a position are those of the base there, which the input masks."""
 
 
 _OF_MIXERS = Ability.CAUSAL | Ability.CARRIES_STATE | Ability.CONSTANT_STATE
@@ -27,6 +30,7 @@ _LACKING = {
     Ability.CARRIES_STATE: "carries no state from base to base",
     Ability.CONSTANT_STATE: "keeps no state of constant size to resume from",
     Ability.PREDICTS_NEXT_BASE: "does not predict the next base",
+    Ability.PREDICTS_MASKED_BASE: "does not predict masked bases",
 }
 NEEDS = {
     "generate": Ability.CARRIES_STATE | Ability.PREDICTS_NEXT_BASE,
@@ -40,6 +44,8 @@ NEEDS = {
 
 class HasAbilities(Protocol):
     """A model that says what it can do."""
+
+    config: ModelConfig
 
     @property
     def abilities(self) -> Ability: ...
@@ -58,6 +64,22 @@ def mixer_abilities(*names: str) -> Ability:
     return shared
 
 
+def abilities_of(config: ModelConfig) -> Ability:
+    """Of a model. One that reads both strands sees both sides of a position, whatever its mixers."""
+    mixers = Ability(0) if config.rc_equivariant else mixer_abilities(*config.mixers)
+    return mixers | objective_class(config.objective).abilities
+
+
+def require_for_objective(config: ModelConfig) -> None:
+    """Raises `InputError` where the objective's target would be seen; names the objectives that would do."""
+    has, wanted = abilities_of(config), config.objective
+    if objective_class(wanted).needs in has:
+        return
+    what = "rc_equivariant: it" if config.rc_equivariant else f"mixer: {' and '.join(dict.fromkeys(config.mixers))}"
+    others = " or ".join(name for name in OBJECTIVES if objective_class(name).needs in has)
+    raise InputError(f"model.{what} sees what the objective {wanted} wants predicted; take --model.objective {others}")
+
+
 def require(model: HasAbilities, verb: str) -> None:
     """Raises `InputError` unless `model` has all that `verb` needs: says what it lacks and which mixers and objectives
     have it."""
@@ -69,7 +91,8 @@ def require(model: HasAbilities, verb: str) -> None:
     objectives = [name for name in OBJECTIVES if (missing & ~_OF_MIXERS) in objective_class(name).abilities]
     would_do = []
     if missing & _OF_MIXERS:
-        would_do.append(f"mixer {' or '.join(mixers)}")
+        without = " without rc_equivariant" if model.config.rc_equivariant else ""
+        would_do.append(f"mixer {' or '.join(mixers)}{without}")
     if missing & ~_OF_MIXERS:
         would_do.append(f"objective {' or '.join(objectives)}")
     raise InputError(f"dnamamba {verb}: this model {lacks}; take one with {' and '.join(would_do)}")

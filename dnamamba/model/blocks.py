@@ -30,18 +30,25 @@ class RMSNorm(nn.Module):
 
 
 class Block(nn.Module):
-    """Add, norm, mixer. `forward` and `step` hand states through to the mixer (see `dnamamba.model.mixers.mixer`)."""
+    """Add, norm, mixer. `forward` and `step` hand states through to the mixer (see `dnamamba.model.mixers.mixer`).
+
+    Of a reverse-complement-equivariant model the batch is sequences, then their complements in the same order of
+    positions, which the mixer reads in reverse; it carries no state.
+    """
 
     def __init__(self, config: ModelConfig, mixer: str) -> None:
         super().__init__()
         self.norm = RMSNorm(config)
         self.mixer = mixer_class(mixer)(config)
+        self.reads_both_strands = config.rc_equivariant
 
     def forward(
         self, hidden: Tensor, residual: Tensor | None, state: Any = None, sequence_ids: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Any]:
         """hidden, residual (batch, length, d_model) → hidden, residual, state after the last position."""
         hidden, residual = self.norm(hidden, residual)
+        if self.reads_both_strands:
+            return self.mixer.both_strands(hidden, sequence_ids), residual, None
         hidden, state = self.mixer(hidden, state, sequence_ids)
         return hidden, residual, state
 

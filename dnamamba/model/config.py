@@ -119,14 +119,16 @@ class ModelConfig:
     vocabulary_size: int = option(VOCABULARY_SIZE, whole(BASES + 1))
     """Rows of the embedding: the alphabet's tokens, padded."""
     mixer: str = option("mamba", MIXER, since=2, older="mamba")
-    """Sequence mixer of every block: mamba, mamba2, s4d, h3, hyena, attention, gated_mlp (which mixes no positions); or
-    a pattern of two: transformer (attention, gated_mlp), hyenadna (hyena, gated_mlp)."""
+    """Sequence mixer of every block: mamba, mamba2, s4d, h3, hyena, attention, gated_mlp (which mixes no positions);
+    bimamba, which sees both sides; or a pattern of two: transformer (attention, gated_mlp), hyenadna (hyena,
+    gated_mlp)."""
     objective: str = option("next_base", one_of(OBJECTIVES), since=2, older="next_base")
-    """What the model is trained to predict (`dnamamba.model.objectives`)."""
+    """What the model is trained to predict: next_base, from the bases before it; masked_base, from those on both sides,
+    as models that see both sides need it."""
     pattern: str = option("", PATTERN, since=3, older="")
     """Mixers of successive blocks, in place of one mixer, such as mamba:3,attention: three blocks of Mamba, one of
     attention, and again from the start until there are n_layer."""
-    selective: str = option("dt,B,C", SELECTIVE, of=("mamba",), since=3, older="dt,B,C")
+    selective: str = option("dt,B,C", SELECTIVE, of=("mamba", "bimamba"), since=3, older="dt,B,C")
     """What of Mamba's state space model depends on the input: any of dt, B and C, with commas, or none. The others are
     parameters of each channel, as in S4D."""
     s4d_init: Literal["lin", "inv", "real"] = option(
@@ -145,12 +147,27 @@ class ModelConfig:
     """Bases over which Hyena's filters fade at initialisation; in training the default is --length."""
     filter_width: int = option(64, whole(1), of=("hyena",), since=3, older=64)
     """Inner width of the networks that make Hyena's filters."""
+    bidirectional_strategy: Literal["add", "ew_multiply"] = option(
+        "add", one_of(("add", "ew_multiply")), of=("bimamba",), since=4, older="add"
+    )
+    """How bimamba joins its two directions: their sum, or their element-wise product."""
+    bidirectional_weight_tie: bool = option(True, TRUTH, of=("bimamba",), since=4, older=True)
+    """Let bimamba's two directions share in_proj and out_proj."""
+    rc_equivariant: bool = option(False, TRUTH, since=4, older=False)
+    """Read both strands with the same weights, as Caduceus-PS: the output for the reverse complement is the reverse
+    complement of the output, exactly. Twice the work; hidden states are 2 · d_model wide; no position sees one side
+    alone."""
 
     @property
     def mixers(self) -> tuple[str, ...]:
         """The mixer of each block."""
         period = mixers_of(self.pattern or self.mixer)
         return tuple(period[block % len(period)] for block in range(self.n_layer))
+
+    @property
+    def hidden_width(self) -> int:
+        """Of a hidden state: d_model a strand that is read."""
+        return 2 * self.d_model if self.rc_equivariant else self.d_model
 
     @property
     def channels(self) -> int:

@@ -1,8 +1,14 @@
-"""A causal language model on DNA: tokens in, the next base's logits and the recurrent states out.
+"""A language model on DNA: tokens in, the logits of bases and the recurrent states out.
+
+A reverse-complement-equivariant model (`rc_equivariant`; Caduceus-PS, arXiv 2403.03234) has two streams of d_model: of
+the sequence, and of its complement. Both stay in the sequence's order of positions and share all weights; the mixers
+read the first from the left and the second from the right. So the reverse complement of a sequence gives the same two
+streams, in reverse order and with their roles exchanged. Inside, the streams are two halves of the batch.
 
 Shapes (the legend of this file):
     batch, length   sequences and positions
     d_model         width of the residual stream
+    hidden          d_model; of a reverse-complement-equivariant model 2 · d_model, the two streams side by side
     4               the bases A, C, G, T: probabilities are a softmax over these alone
 """
 
@@ -15,15 +21,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from dnamamba.alphabet import BASES
-from dnamamba.errors import InputError
-from dnamamba.model.abilities import Ability, mixer_abilities
+from dnamamba.alphabet import BASES, PAD
+from dnamamba.model.abilities import Ability, abilities_of, require_for_objective
 from dnamamba.model.blocks import Block, RMSNorm
 from dnamamba.model.config import ModelConfig
 from dnamamba.model.objectives import objective_class
 from dnamamba.model.objectives.objective import LossSums, Objective
 from dnamamba.model.precision import autocast_dtype, full_precision, without_autocast
-from dnamamba.model.tokens import plain_tokens
+from dnamamba.model.tokens import complement, plain_tokens
 
 ModelState = tuple[Any, ...]
 """One mixer state a block, a pytree of tensors with the batch first."""
@@ -36,9 +41,10 @@ class LMOutput(NamedTuple):
     """What a forward pass gives."""
 
     hidden: Tensor
-    """(batch, length, d_model), after the final norm: the embedding of each position"""
+    """(batch, length, hidden), after the final norm: the embedding of each position"""
     logits: Tensor | None
-    """(batch, length, 4) fp32: scores of the next base being A, C, G, T; None when not wanted"""
+    """(batch, length, 4) fp32: scores of the base that the objective wants predicted being A, C, G, T; None when not
+    wanted"""
     state: ModelState
     """after the last position; hand it to the next chunk of the same sequences"""
 
@@ -53,6 +59,8 @@ class Backbone(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.residual_in_fp32 = config.residual_in_fp32
+        self.is_causal = Ability.CAUSAL in abilities_of(config)
+        self.reads_both_strands = config.rc_equivariant
         self.embedding = nn.Embedding(config.vocabulary_size, config.d_model)
         self.layers = cast(list[Block], nn.ModuleList(Block(config, mixer) for mixer in config.mixers))
         self.norm_f = RMSNorm(config)
@@ -64,7 +72,11 @@ class Backbone(nn.Module):
     def forward(
         self, tokens: Tensor, state: ModelState | None = None, sequence_ids: Tensor | None = None
     ) -> tuple[Tensor, ModelState]:
-        """tokens (batch, length) → hidden states (batch, length, d_model) after the final norm, and the states."""
+        """tokens (batch, length) → hidden states (batch, length, hidden) after the final norm, and the states."""
+        if sequence_ids is None and not self.is_causal:
+            sequence_ids = (plain_tokens(tokens) == PAD).int()  # no base sees the padding behind it
+        if self.reads_both_strands:
+            tokens = torch.cat((tokens, complement(tokens)))
         hidden, residual = self._embed(tokens), None
         recompute = self.activation_checkpointing and torch.is_grad_enabled()
         states = []
@@ -77,7 +89,8 @@ class Backbone(nn.Module):
                 outputs = block(*inputs)
             hidden, residual, block_state = outputs
             states.append(block_state)
-        return self.norm_f(hidden, residual)[0], tuple(states)
+        hidden, _ = self.norm_f(hidden, residual)
+        return torch.cat(hidden.chunk(2), dim=-1) if self.reads_both_strands else hidden, tuple(states)
 
     def step(self, token: Tensor, state: ModelState) -> tuple[Tensor, ModelState]:
         """token (batch,) → hidden states (batch, d_model) after the final norm, and the states."""
@@ -104,11 +117,9 @@ class LanguageModel(nn.Module):
         self.backbone = Backbone(config)
         self.lm_head = nn.Linear(config.d_model, config.vocabulary_size, bias=False)
         self.objective: Objective = objective_class(config.objective)()
-        self.abilities: Ability = mixer_abilities(*config.mixers) | self.objective.abilities
+        self.abilities: Ability = abilities_of(config)
         """What verbs may need of this model (`dnamamba.model.abilities.require`)."""
-        if self.objective.needs not in self.abilities:
-            mixers = " and ".join(name for name in dict.fromkeys(config.mixers))
-            raise InputError(f"model.mixer: {mixers} sees what the objective {config.objective} wants predicted")
+        require_for_objective(config)
         self._initialise_weights()
         self.tie_weights()
 
@@ -158,7 +169,7 @@ class LanguageModel(nn.Module):
         return self.base_logits(hidden), state
 
     def base_logits(self, hidden: Tensor) -> Tensor:
-        """hidden (…, d_model) → logits (…, 4), at least in fp32: bf16 would round each by up to 0.4 %."""
+        """hidden (…, hidden) → logits (…, 4), at least in fp32: bf16 would round each by up to 0.4 %."""
         if hidden.dtype in (torch.float32, torch.float64):
             return self._head(hidden)
         # Part by part, and recomputed in the backward pass: no fp32 copy of all hidden states is made or kept.
@@ -171,7 +182,11 @@ class LanguageModel(nn.Module):
 
     def _head(self, hidden: Tensor) -> Tensor:
         with without_autocast(hidden.device):
-            return F.linear(full_precision(hidden), full_precision(self.lm_head.weight[:BASES]))
+            hidden, weight = full_precision(hidden), full_precision(self.lm_head.weight[:BASES])
+            if not self.config.rc_equivariant:
+                return F.linear(hidden, weight)
+            first, second = (F.linear(stream, weight) for stream in hidden.chunk(2, dim=-1))
+            return first + second.flip(-1)  # the complement of base b is 3 − b
 
     def loss(
         self,

@@ -29,12 +29,16 @@ def on_strand(
     assert tokens.dtype == torch.uint8, f"token windows are uint8, got {tokens.dtype}"
     if reverse_complement is None:
         return tokens, sequence_ids
-    # 3 − t is t XOR 3 for the bases 0..3, and leaves bit 7, the soft mask, alone.
-    complement = torch.where(plain_tokens(tokens) < BASES, tokens ^ (BASES - 1), tokens)
-    tokens = torch.where(reverse_complement[:, None], complement.flip(1), tokens)
+    tokens = torch.where(reverse_complement[:, None], complement(tokens).flip(1), tokens)
     if sequence_ids is not None:
         sequence_ids = torch.where(reverse_complement[:, None], sequence_ids.flip(1), sequence_ids)
     return tokens, sequence_ids
+
+
+def complement(tokens: Tensor) -> Tensor:
+    """Of each token, the soft mask kept; what is no base stays as it is."""
+    # 3 − t is t XOR 3 for the bases 0..3, and leaves bit 7, the soft mask, alone.
+    return torch.where(plain_tokens(tokens) < BASES, tokens ^ (BASES - 1), tokens)
 
 
 def plain_tokens(tokens: Tensor) -> Tensor:
@@ -57,7 +61,6 @@ def reverse_complement(tokens: Tensor, lengths: Tensor, where: Tensor | None = N
     """
     position = torch.arange(tokens.shape[1], device=tokens.device)
     source = lengths[:, None] - 1 - position
-    complement = tokens.gather(1, source.clamp(min=0))
-    complement = torch.where(complement < BASES, (BASES - 1) - complement, complement)
-    complement = torch.where(source >= 0, complement, tokens)  # the padding stays
-    return complement if where is None else torch.where(where[:, None], complement, tokens)
+    other = complement(tokens.gather(1, source.clamp(min=0)))
+    other = torch.where(source >= 0, other, tokens)  # the padding stays
+    return other if where is None else torch.where(where[:, None], other, tokens)

@@ -43,7 +43,9 @@ def plot_validation_by_class(
     panels[0].xaxis.set_minor_locator(NullLocator())
     panels[0].set_xticklabels([row["class"] for row in context[::2]], rotation=45, ha="right")
     panels[0].set(
-        title="by context", xlabel="bases of the window seen before", ylabel="bits per base (A, C, G, T only)"
+        title="by context",
+        xlabel="bases of the window seen (of two sides, the shorter)",
+        ylabel="bits per base (A, C, G, T only)",
     )
     panels[0].grid(alpha=0.3)
 

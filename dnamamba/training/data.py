@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from dnamamba.genome.annotation import Annotation
-from dnamamba.genome.windows import Window, WindowPlan
+from dnamamba.genome.windows import Window, WindowPlan, hash_bits
 
 
 class WindowBatch(NamedTuple):
@@ -28,6 +28,13 @@ class WindowBatch(NamedTuple):
     """(windows,) bool: windows to be reverse-complemented on the device, before the shift."""
     sequence_ids: Tensor | None = None
     """(windows, length + 1) int32 for packed windows (`--pack`): the segment of each base; None without."""
+    keys: Tensor | None = None
+    """(windows,) int64: 64 random bits for what an objective draws. Of training windows they follow from seed and
+    sample, others always have the same."""
+
+    def on(self, device: torch.device) -> "WindowBatch":
+        """Copied there."""
+        return WindowBatch._make(None if part is None else part.to(device) for part in self)
 
 
 class SamplePlan(Protocol):
@@ -78,32 +85,35 @@ class Stage(NamedTuple):
 
 
 class StepDataset(Dataset[WindowBatch]):
-    """Item s is this rank's share of optimiser step s."""
+    """Item s is this rank's share of optimiser step s. `seed` is of the windows' keys."""
 
-    def __init__(self, stages: Sequence[Stage], rank: int, world_size: int) -> None:
+    def __init__(self, stages: Sequence[Stage], rank: int, world_size: int, seed: int = 0) -> None:
         for stage in stages:
             if stage.windows_per_step % world_size:
                 raise ValueError(f"{stage.windows_per_step} windows a step do not divide over {world_size} devices")
         self.stages = list(stages)
         self.streams = [SampleStream(stage.plan) for stage in stages]
-        self.rank, self.world_size = rank, world_size
+        self.rank, self.world_size, self.seed = rank, world_size, seed
 
-    def _located(self, step: int) -> tuple[SamplePlan, list[tuple[int, np.ndarray]]]:
+    def _samples(self, step: int) -> tuple[int, int, int]:
+        """The number of a step's stage, and the first and the number of this rank's samples of it."""
         number = bisect.bisect_right([stage.first_step for stage in self.stages], step) - 1
         stage = self.stages[number]
         share = stage.windows_per_step // self.world_size
-        first = (step - stage.first_step) * stage.windows_per_step + self.rank * share
-        return stage.plan, self.streams[number].locate(first, share)
+        return number, (step - stage.first_step) * stage.windows_per_step + self.rank * share, share
 
     def __getitem__(self, step: int) -> WindowBatch:
-        plan, ranges = self._located(step)
+        number, first, share = self._samples(step)
+        plan, ranges = self.stages[number].plan, self.streams[number].locate(first, share)
         batches = [plan.batch(epoch, indices) for epoch, indices in ranges]
         parts = batches[0] if len(batches) == 1 else map(np.concatenate, zip(*batches, strict=True))
-        return WindowBatch(*map(torch.from_numpy, parts))
+        keys = window_keys(np.arange(first, first + share), self.seed, number)
+        return WindowBatch(*map(torch.from_numpy, parts))._replace(keys=keys)
 
     def windows(self, step: int) -> list[Window]:
         """Where this rank's windows of a step lie: for messages that must name them."""
-        plan, ranges = self._located(step)
+        number, first, share = self._samples(step)
+        plan, ranges = self.stages[number].plan, self.streams[number].locate(first, share)
         rows = [(epoch, int(index)) for epoch, indices in ranges for index in indices]
         return [window for row in rows for window in plan.windows(*row)]
 
@@ -145,12 +155,18 @@ class FixedWindows(Dataset[WindowBatch]):
         return len(self.batches)
 
     def __getitem__(self, item: int) -> WindowBatch:
-        tokens, flags = self.plan.batch(0, self.batches[item])
-        return WindowBatch(torch.from_numpy(tokens), torch.from_numpy(flags))
+        indices = self.batches[item]
+        tokens, flags = map(torch.from_numpy, self.plan.batch(0, indices))
+        return WindowBatch(tokens, flags, keys=window_keys(indices))
 
     def windows(self, item: int) -> list[Window]:
         """Where the windows of an item lie."""
         return [self.plan.window(0, int(index)) for index in self.batches[item]]
+
+
+def window_keys(numbers: np.ndarray, *key: int) -> Tensor:
+    """(windows,) int64: 64 random bits for each number (windows,) int64."""
+    return torch.from_numpy(hash_bits(numbers.astype(np.uint64), *key, 8).view(np.int64))
 
 
 def evenly_spread(size: int, wanted: int) -> np.ndarray:
@@ -174,11 +190,13 @@ class PretrainData(L.LightningDataModule):
         steps: int,
         micro_batch: int,
         num_workers: int,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         self.stages, self.validation = stages, validation
         self.steps = steps
         self.micro_batch, self.num_workers = micro_batch, num_workers
+        self.seed = seed
 
     @property
     def validation_bases(self) -> int:
@@ -192,7 +210,7 @@ class PretrainData(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         assert self.trainer is not None
-        self.step_dataset = StepDataset(self.stages, self.trainer.global_rank, self.trainer.world_size)
+        self.step_dataset = StepDataset(self.stages, self.trainer.global_rank, self.trainer.world_size, self.seed)
         return DataLoader(
             self.step_dataset,
             batch_size=None,  # an item is a whole step already

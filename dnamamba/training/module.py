@@ -97,7 +97,7 @@ class PretrainModule(L.LightningModule):
         for group in optimizer.param_groups:
             group["lr"] = self.learning_rate(step)
 
-        prepared = self.model.objective.prepare_batch(batch.tokens, batch.reverse_complement, batch.sequence_ids)
+        prepared = self.model.objective.prepare_batch(*batch, training=True)
         weights = torch.where(prepared.soft_mask, self.soft_mask_weight, 1.0) * (prepared.targets < BASES)
         counts = [(prepared.targets < BASES).sum(), (prepared.inputs != PAD).sum(), weights.sum()]
         counted, read, weight = self.sum_over_ranks(torch.stack([count.double() for count in counts])).unbind()

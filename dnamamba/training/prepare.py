@@ -82,6 +82,7 @@ def prepare_data(settings: ResolvedPretrainSettings) -> Prepared:
         steps=settings.max_steps,
         micro_batch=windows_per_pass(settings),
         num_workers=settings.num_workers,
+        seed=settings.seed,
     )
     return Prepared(genomes, data)
 

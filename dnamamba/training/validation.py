@@ -17,8 +17,9 @@ from torch import Tensor
 from dnamamba.alphabet import BASES, C, G
 from dnamamba.genome.annotation import Annotation
 from dnamamba.genome.windows import Window
+from dnamamba.model.abilities import Ability
 from dnamamba.model.language_model import LanguageModel
-from dnamamba.model.tokens import PreparedBatch
+from dnamamba.model.tokens import plain_tokens
 from dnamamba.training.data import FixedWindows
 
 ANNOTATION_CLASSES = ("exon", "intron or intergenic", "contig without annotation")
@@ -96,13 +97,14 @@ def evaluate(
     """
     device = model.lm_head.weight.device
     length = sets[0].plan.length
-    position = torch.from_numpy(position_bins(length)).to(device)
-    bins = int(position[-1]) + 1
+    causal = Ability.CAUSAL in model.abilities
+    position = torch.from_numpy(position_bins(length, causal)).to(device)
+    bins = int(position.max()) + 1
     contigs = _contig_numbers(sets)
     groups: dict[str, Sequence[str]] = {
         "all": ["all"],
         **({"genome": [fixed.name for fixed in sets]} if len(sets) > 1 else {}),
-        "position": [_bin_name(number, length) for number in range(bins)],
+        "position": [_bin_name(number, length if causal else (length + 1) // 2) for number in range(bins)],
         "repeat": ["unique", "soft-masked"],
         "cpg": ["other", "CpG"],
         **({"annotation": ANNOTATION_CLASSES} if any(fixed.annotation is not None for fixed in sets) else {}),
@@ -113,8 +115,8 @@ def evaluate(
     with context():
         for genome, fixed in enumerate(sets):
             for item in range(len(fixed)):
-                batch, windows = fixed[item], fixed.windows(item)
-                prepared = model.objective.prepare_batch(batch.tokens.to(device), batch.reverse_complement.to(device))
+                batch, windows = fixed[item].on(device), fixed.windows(item)
+                prepared = model.objective.prepare_batch(*batch)
                 nll = model.loss(prepared.inputs, prepared.targets).nll.double()
                 counted = prepared.targets < BASES
                 tally.add("all", everywhere, (0,), nll, counted)
@@ -122,7 +124,7 @@ def evaluate(
                     tally.add("genome", everywhere + genome, (genome,), nll, counted)
                 tally.add("position", position, range(bins), nll, counted)
                 tally.add("repeat", prepared.soft_mask, (0, 1), nll, counted)
-                tally.add("cpg", in_cpg(prepared), (0, 1), nll, counted)
+                tally.add("cpg", in_cpg(batch.tokens), (0, 1), nll, counted)
                 if fixed.annotation is not None:
                     labels = torch.from_numpy(annotation_labels(fixed.annotation, windows)).to(device)
                     tally.add("annotation", labels, range(len(ANNOTATION_CLASSES)), nll, counted)
@@ -134,21 +136,25 @@ def evaluate(
     return [score for score in scores if score.bases or score.group in ("all", "genome")]
 
 
-def position_bins(length: int) -> np.ndarray:
-    """(length,) int64: ⌊log2 k⌋ where k = 1, 2, … is the number of bases that a target's prediction has seen.
+def position_bins(length: int, causal: bool = True) -> np.ndarray:
+    """(length,) int64: ⌊log2 k⌋ where k = 1, 2, … is the number of bases that a target's prediction has seen; where it
+    sees both sides, one more than the bases on the side where they are fewer.
 
-    Where the length is a power of two, its last position joins the class before: alone it would be noise.
+    Where the largest k is a power of two, it joins the class before: alone it would be noise.
     """
-    seen = np.minimum(np.arange(1, length + 1), max(length - 1, 1))
-    return np.frexp(seen)[1].astype(np.int64) - 1
+    seen = np.arange(1, length + 1)
+    seen = seen if causal else np.minimum(seen, seen[::-1])
+    return np.frexp(np.minimum(seen, max(seen.max() - 1, 1)))[1].astype(np.int64) - 1
 
 
-def in_cpg(batch: PreparedBatch) -> Tensor:
-    """(batch, length) bool: the target is the C or the G of a CG. CG reads the same on both strands.
+def in_cpg(tokens: Tensor) -> Tensor:
+    """(batch, length + 1) uint8 windows → (batch, length) bool, of all bases but the first: whether it is the C or the
+    G of a CG, which reads the same on both strands.
 
     The C of a CG that a window's end cuts counts as other: its G is not in the window.
     """
-    is_g = (batch.inputs == C) & (batch.targets == G)
+    plain = plain_tokens(tokens)
+    is_g = (plain[:, :-1] == C) & (plain[:, 1:] == G)
     is_c = torch.zeros_like(is_g)
     is_c[:, :-1] = is_g[:, 1:]
     return is_g | is_c
@@ -189,7 +195,7 @@ def _contig_numbers(sets: Sequence[FixedWindows]) -> dict[tuple[int, str], int]:
     return {name: number for number, name in enumerate(dict.fromkeys(names))}
 
 
-def _bin_name(number: int, length: int) -> str:
+def _bin_name(number: int, most: int) -> str:
     first, last = 1 << number, (2 << number) - 1
-    last = length if last >= length - 1 else last
+    last = most if last >= most - 1 else last
     return str(first) if first == last else f"{first}-{last}"

@@ -42,7 +42,7 @@ def embed(settings: EmbedSettings) -> None:
     require(inference.model, "embed")
     print_lines(_header(settings, inference, store, sequences))
 
-    width = inference.model.config.d_model
+    width = inference.model.config.hidden_width
     bases = sum(map(len, sequences))
     rows = bases if settings.pool == "position" else len(sequences)
     passes = 2 if settings.both_strands else 1

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 MIXERS: dict[str, str] = {
     "mamba": "dnamamba.model.mixers.mamba:MambaMixer",
+    "bimamba": "dnamamba.model.mixers.bimamba:BiMambaMixer",
     "mamba2": "dnamamba.model.mixers.mamba2:Mamba2Mixer",
     "s4d": "dnamamba.model.mixers.s4d:S4DMixer",
     "h3": "dnamamba.model.mixers.h3:H3Mixer",

@@ -129,8 +129,20 @@ class MambaMixer(Mixer):
 
         `state` None starts from zeros. `sequence_ids` (batch, length) int32: see `Mixer.forward`.
         """
-        x, z = self.in_proj(x).chunk(2, dim=-1)
-        x, conv_state = self.conv1d(x, None if state is None else state.conv_state, sequence_ids)
+        y, state = self.mix(self.in_proj(x), state, sequence_ids)
+        return self.out_proj(y), state
+
+    def reverse(self, x: Tensor, sequence_ids: Tensor | None = None) -> Tensor:
+        y, _ = self.mix(self.in_proj(x), None, sequence_ids, reverse=True)
+        return self.out_proj(y)
+
+    def mix(
+        self, xz: Tensor, state: MambaState | None, sequence_ids: Tensor | None, reverse: bool = False
+    ) -> tuple[Tensor, MambaState]:
+        """Between the projections: in_proj's output (batch, length, 2 · channels) → out_proj's input (batch, length,
+        channels), and the state after the position that is read last."""
+        x, z = xz.chunk(2, dim=-1)
+        x, conv_state = self.conv1d(x, None if state is None else state.conv_state, sequence_ids, reverse)
         dt, B, C = self._maps(x)
         y, ssm_state = selective_scan(
             x,
@@ -143,9 +155,10 @@ class MambaMixer(Mixer):
             dt_bias=self.dt_proj.bias,
             initial_state=None if state is None else state.ssm_state,
             sequence_ids=sequence_ids,
+            reverse=reverse,
             discretization=self.discretization,
         )
-        return self.out_proj(y), MambaState(conv_state, ssm_state)
+        return y, MambaState(conv_state, ssm_state)
 
     def step(self, x: Tensor, state: MambaState) -> tuple[Tensor, MambaState]:
         """One position: x (batch, d_model) → y (batch, d_model) and the state after it."""

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
+import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
@@ -49,6 +50,18 @@ class Mixer(nn.Module):
         crosses a change of id; the given state belongs to the first id, the returned one to the last.
         """
         raise NotImplementedError
+
+    def reverse(self, x: Tensor, sequence_ids: Tensor | None = None) -> Tensor:
+        """y of sequences that are read from their last position to their first, each at its own position. A mixer whose
+        operators run both ways overrides this."""
+        ids = None if sequence_ids is None else sequence_ids.flip(1)
+        return self(x.flip(1), None, ids)[0].flip(1)
+
+    def both_strands(self, x: Tensor, sequence_ids: Tensor | None = None) -> Tensor:
+        """x (2 · batch, length, d_model): sequences, then their complements → y, the complements read in reverse. The
+        ids, (batch, length), are those of both."""
+        forward, complement = x.chunk(2)
+        return torch.cat((self(forward, None, sequence_ids)[0], self.reverse(complement, sequence_ids)))
 
     def step(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
         """One position, O(1) work: x (batch, d_model) → y (batch, d_model) and the state after it."""

@@ -27,9 +27,10 @@ class ShortConvolution(nn.Conv1d):
         return self.weight.new_zeros(shape, dtype=data_dtype(self.weight))
 
     def forward(  # type: ignore[override]
-        self, x: Tensor, state: Tensor | None = None, sequence_ids: Tensor | None = None
+        self, x: Tensor, state: Tensor | None = None, sequence_ids: Tensor | None = None, reverse: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """x (batch, length, channels) → y of the same shape, and the state after it; see `Mixer.forward`."""
+        """x (batch, length, channels) → y of the same shape, and the state after it; see `Mixer.forward`. `reverse`
+        reads from the last position to the first."""
         return causal_conv1d(
             x,
             self.taps,
@@ -37,6 +38,7 @@ class ShortConvolution(nn.Conv1d):
             activation=self.activation,
             initial_state=None if state is None else state.to(x.dtype),
             sequence_ids=sequence_ids,
+            reverse=reverse,
         )
 
     def step(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 OBJECTIVES: dict[str, str] = {
     "next_base": "dnamamba.model.objectives.next_base:NextBase",
+    "masked_base": "dnamamba.model.objectives.masked_base:MaskedBase",
 }
 """Name in `ModelConfig.objective` → module and class."""
 

@@ -1,14 +1,11 @@
 """Predict each base from those before it."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from dnamamba.alphabet import BASES, PAD
+from dnamamba.alphabet import PAD
 from dnamamba.model.abilities import Ability
-from dnamamba.model.loss import next_base_log_likelihood, next_base_nll
-from dnamamba.model.objectives.objective import LossSums, Objective
+from dnamamba.model.objectives.objective import Objective
 from dnamamba.model.tokens import PreparedBatch, on_strand, plain_tokens, soft_masked
 
 
@@ -19,7 +16,13 @@ class NextBase(Objective):
     needs = Ability.CAUSAL
 
     def prepare_batch(
-        self, tokens: Tensor, reverse_complement: Tensor | None = None, sequence_ids: Tensor | None = None
+        self,
+        tokens: Tensor,
+        reverse_complement: Tensor | None = None,
+        sequence_ids: Tensor | None = None,
+        keys: Tensor | None = None,
+        *,
+        training: bool = False,
     ) -> PreparedBatch:
         """Strip the soft mask, take the reverse complement of some windows, then shift: inputs and their next bases.
 
@@ -33,19 +36,3 @@ class NextBase(Objective):
             return PreparedBatch(inputs, targets, soft_mask)
         ids = sequence_ids[:, :-1]
         return PreparedBatch(inputs, torch.where(ids == sequence_ids[:, 1:], targets, PAD), soft_mask, ids)
-
-    def loss(
-        self, model: Any, inputs: Tensor, targets: Tensor, state: Any = None, sequence_ids: Tensor | None = None
-    ) -> LossSums:
-        """Negative log-likelihood of each target given its inputs: sums and counts over A, C, G, T only.
-
-        targets[t] is the base after inputs[t]. N and the special tokens are legal in both; as targets they do not
-        count. In packed windows, each segment's last position has the target PAD.
-        """
-        output = model(inputs, state, sequence_ids)
-        nll = next_base_nll(output.logits, targets)
-        counted = targets < BASES
-        return LossSums(torch.where(counted, nll, 0.0).sum(), counted.sum(), nll, output.state)
-
-    def log_likelihood(self, logits: Tensor, targets: Tensor) -> Tensor:
-        return next_base_log_likelihood(logits, targets)

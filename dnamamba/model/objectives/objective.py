@@ -1,10 +1,13 @@
 """What a training objective is."""
 
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple
 
+import torch
 from torch import Tensor
 
+from dnamamba.alphabet import BASES
 from dnamamba.model.abilities import Ability
+from dnamamba.model.loss import next_base_log_likelihood, next_base_nll
 from dnamamba.model.tokens import PreparedBatch
 
 
@@ -21,16 +24,26 @@ class LossSums(NamedTuple):
     """after the last input"""
 
 
-class Objective(Protocol):
-    """How a window becomes inputs and targets, and what the logits then cost. Made without arguments; holds nothing."""
+class Objective:
+    """How a window becomes inputs and targets, and what the logits then cost. Made without arguments; holds nothing.
+
+    A window is length + 1 bases, of which the first is nobody's target. A position of the loss is a base from the
+    second on, whatever the objective: that of the window's base with the index of the position, plus 1.
+    """
 
     abilities: ClassVar[Ability]
     """What a model gains by this objective."""
     needs: ClassVar[Ability]
-    """What its mixer must be able to do, or the target would be seen."""
+    """What a model must be able to do, or the target would be seen."""
 
     def prepare_batch(
-        self, tokens: Tensor, reverse_complement: Tensor | None = None, sequence_ids: Tensor | None = None
+        self,
+        tokens: Tensor,
+        reverse_complement: Tensor | None = None,
+        sequence_ids: Tensor | None = None,
+        keys: Tensor | None = None,
+        *,
+        training: bool = False,
     ) -> PreparedBatch:
         """Inputs and targets of windows, on their device.
 
@@ -38,7 +51,11 @@ class Objective(Protocol):
             tokens: (batch, length + 1) uint8 as in the token store, soft mask in bit 7.
             reverse_complement: (batch,) bool, windows to read on the other strand; None reads all as stored.
             sequence_ids: (batch, length + 1) int32 for windows of several segments, each with a number of its own.
+            keys: (batch,) int64, a random number a window, from which follows all that is drawn for it; None gives all
+                the same.
+            training: whether inputs may differ from what a model reads when it is used, so that it learns more.
         """
+        raise NotImplementedError
 
     def loss(
         self,
@@ -48,10 +65,17 @@ class Objective(Protocol):
         state: Any = None,
         sequence_ids: Tensor | None = None,
     ) -> LossSums:
-        """One pass of the language model `model` over (batch, length) inputs and what it finds of the targets.
+        """One pass of the language model `model` over (batch, length) inputs and what it finds of the targets: sums and
+        counts over A, C, G, T only.
 
-        `state` and `sequence_ids` as in `LanguageModel.forward`.
+        N and the special tokens are legal in both; as targets they do not count. `state` and `sequence_ids` as in
+        `LanguageModel.forward`.
         """
+        output = model(inputs, state, sequence_ids)
+        nll = next_base_nll(output.logits, targets)
+        counted = targets < BASES
+        return LossSums(torch.where(counted, nll, 0.0).sum(), counted.sum(), nll, output.state)
 
     def log_likelihood(self, logits: Tensor, targets: Tensor) -> Tensor:
         """ln p of the targets (batch, length) under logits (batch, length, 4), fp32; NaN where a target is no base."""
+        return next_base_log_likelihood(logits, targets)
