@@ -73,6 +73,31 @@ def test_equals_the_dictionary_model(both_strands, arrays, windows, order):
         assert results[j][0] == pytest.approx(bits, rel=1e-4, abs=1e-4)
 
 
+@settings(deadline=None, max_examples=40)
+@given(arrays=st.lists(tokens, max_size=3), windows=st.lists(tokens, max_size=3), order=st.integers(0, 3))
+def test_a_masked_base_is_predicted_from_both_sides(arrays, windows, order):
+    """By Bayes: the probability of the whole window with each base, in proportion."""
+    model = markov.fit(arrays, order=3)
+    reference = DictionaryMarkov(arrays, model.strengths)
+
+    def log2_p(window):
+        pairs = contexts_and_targets(window, order)
+        return sum(math.log2(reference.probability(context, target, order)) for context, target in pairs)
+
+    bits, counted = 0.0, 0
+    for window in windows:
+        for position in range(1, len(window)):
+            if (own := window[position] & 0x7F) < 4:
+                changed = np.tile(window, (4, 1))
+                changed[:, position] = range(4)
+                log2 = [log2_p(each) for each in changed]
+                bits += math.log2(sum(2 ** (each - log2[own]) for each in log2))
+                counted += 1
+    found = model.masked_bits_per_base(windows, order)
+    assert found[1] == counted
+    assert found[0] == pytest.approx(bits, rel=1e-4, abs=1e-4)
+
+
 def test_blocks_of_the_training_data_do_not_show():
     """Counts are the same whether read at once or in blocks whose contexts lie in the block before."""
     generator = np.random.default_rng(0)

@@ -1,9 +1,14 @@
-"""The baseline that a language model has to beat: an interpolated Markov model of the next base.
+"""The baseline that a language model has to beat: an interpolated Markov model of the next base, or of a base given
+those on both sides.
 
 Order j predicts a base from the j bases before it. Contexts seen often are trusted, rare ones lean on the order below
 (the predictive form of a hierarchical Dirichlet model: MacKay & Peto, Nat. Lang. Eng. 1:289, 1995):
 
     P_j(b | c) = (n(c b) + s_j P_{j-1}(b | c')) / (n(c) + s_j),      P_{-1} = 1/4
+
+The same chain says how likely a base is that is masked: as each of the four, times all that follow from it,
+
+    P_j(b | all others) ∝ Π_{0 ≤ i ≤ j} P_j(x_{t+i} | the j bases before it, with b at t).
 
 n counts the training split, c' is the context c without its oldest base, and the strength s_j is the one, among powers
 of two, that predicts best a part of the training split set aside for it (every so many 64 kb blocks); afterwards that
@@ -88,6 +93,40 @@ class MarkovModel:
                     bits[order] -= _sum_at(self.log2_probabilities[min(order, length)], part)
         return {order: (float(bits[order]), counted) for order in range(self.order + 1)}
 
+    def masked_bits_per_base(self, windows: Iterable[np.ndarray], order: int) -> tuple[float, int]:
+        """For one order the bits needed for the same targets, each masked by itself and predicted from all others of
+        its window up to the next token that is no base, and their number."""
+        bits, counted = 0.0, 0
+        for tokens, starts in _joined(windows):
+            codes, contexts = _codes(tokens, self.order)
+            is_target = contexts >= 0
+            is_target[starts] = False
+            targets = np.flatnonzero(is_target)
+            own = codes[targets] % BASES
+            counted += targets.size
+            scores = self._scores_of_all_four(codes, contexts, targets, order)
+            bits += float((np.logaddexp2.reduce(scores) - scores[own, np.arange(targets.size)]).sum(dtype=np.float64))
+        return bits, counted
+
+    def _scores_of_all_four(
+        self, codes: np.ndarray, contexts: np.ndarray, targets: np.ndarray, order: int
+    ) -> np.ndarray:
+        """(4, targets) fp32: log2 of the product above with each base at the position of the target."""
+        scores = np.zeros((BASES, targets.size), np.float32)
+        reached = np.arange(targets.size)
+        for ahead in range(order + 1):
+            reached = reached[contexts[targets[reached] + ahead] >= 0]
+            position = targets[reached] + ahead
+            place = np.uint32(2 * ahead)  # of the target's digit in the codes there
+            others = codes[position] & ~(np.uint32(BASES - 1) << place)
+            lengths = np.minimum(contexts[position], order)
+            for length in np.unique(lengths).tolist():
+                table, here = self.log2_probabilities[length], lengths == length
+                for base in range(BASES):
+                    replaced = others[here] | np.uint32(base) << place
+                    scores[base, reached[here]] += table[replaced & np.uint32(table.size - 1)]
+        return scores
+
 
 class MarkovScore(NamedTuple):
     """What the summary reports; bits per base are over the windows' targets A, C, G, T."""
@@ -97,11 +136,13 @@ class MarkovScore(NamedTuple):
     order: int
     """The best by the set-aside part of the training split."""
     bits_per_base_by_order: list[float]
-    """Of all orders from 0."""
+    """Of all orders from 0; from both sides of `order` alone."""
     strengths: list[float]
     counted: int
     """Targets scored."""
     both_strands: bool
+    both_sides: bool = False
+    """Each base predicted from those on both sides of it, not from those before it alone."""
 
 
 def fit(
@@ -151,16 +192,19 @@ def score(
     key: Mapping[str, str],
     order: int = 10,
     both_strands: bool = False,
+    both_sides: bool = False,
     cache_folder: Path | None = None,
     progress: OnProgress | None = None,
 ) -> MarkovScore:
     """The best model of `training` on `windows`, computed once and then read from the user's cache folder.
 
-    `key` must name the data fully, for example `{"store": fingerprint, "splits": hash, "windows": hash}`; the order and
-    the strands are added to it. Neither iterable is touched when the cache knows the answer. A cache that cannot be
-    read or written costs the time of computing, nothing else.
+    `both_sides`: `masked_bits_per_base` of it. `key` must name the data fully, for example
+    `{"store": fingerprint, "splits": hash, "windows": hash}`; the order, strands and sides are added to it.
+    Neither iterable is touched when the cache knows the answer. A cache that cannot be read or written costs the time
+    of computing, nothing else.
     """
     full_key = {**key, "order": order, "both_strands": both_strands, "format": CACHE_FORMAT}
+    full_key |= {"both_sides": True} if both_sides else {}
     digest = hashlib.sha256(json.dumps(full_key, sort_keys=True).encode()).hexdigest()
     folder = _cache_folder() if cache_folder is None else cache_folder
     path = folder / f"{digest[:32]}.json"
@@ -168,15 +212,17 @@ def score(
         return known
 
     model = fit(training, order, both_strands, progress)
-    results = model.bits_per_base(windows)
-    by_order = [bits / max(counted, 1) for bits, counted in results.values()]
+    best = model.best_order
+    results = {best: model.masked_bits_per_base(windows, best)} if both_sides else model.bits_per_base(windows)
+    by_order = {order: bits / max(counted, 1) for order, (bits, counted) in results.items()}
     result = MarkovScore(
-        bits_per_base=by_order[model.best_order],
-        order=model.best_order,
-        bits_per_base_by_order=by_order,
+        bits_per_base=by_order[best],
+        order=best,
+        bits_per_base_by_order=list(by_order.values()),
         strengths=list(model.strengths),
-        counted=results[0][1],
+        counted=results[best][1],
         both_strands=both_strands,
+        both_sides=both_sides,
     )
     _write_cache(path, {"key": full_key, "score": result._asdict()})
     return result

@@ -91,7 +91,8 @@ def _all_lines(card: dict[str, Any]) -> Lines:
     config, head, provenance = card["config"], card["classifier"], card["provenance"]
     lines = [("checkpoint", str(card["folder"]))]
     if head is None:
-        lines += [("kind", "language model (next base)"), *_model_lines(config), *_pretraining_lines(provenance)]
+        kind = f"language model ({config['objective'].replace('_', ' ')})"
+        lines += [("kind", kind), *_model_lines(config), *_pretraining_lines(provenance)]
         return [(label, text) for label, text in lines if text]
     names = head["names"]
     strands = {"one": "one strand", "mean": "mean of both strands", "both": "both strands"}[head["strands"]]
@@ -121,7 +122,8 @@ def _model_lines(config: dict[str, Any]) -> Lines:
     made = ModelConfig(**config)
     mixers = Counter(mixer_class(name).describe(made) or name for name in made.mixers)
     listed = " + ".join(f"{count} x {text}" if len(mixers) > 1 else text for text, count in mixers.items())
-    return [("model", f"{made.n_layer} blocks x {made.d_model}: {listed}")]
+    equivariant = "; reverse-complement equivariant" if made.rc_equivariant else ""
+    return [("model", f"{made.n_layer} blocks x {made.d_model}: {listed}{equivariant}")]
 
 
 def _pretraining_lines(provenance: dict[str, Any]) -> Lines:

@@ -101,7 +101,8 @@ def summary_lines(summary: dict[str, Any]) -> list[tuple[str, str]]:
     lines += [*variant_lines(summary), *comparison_lines(summary)]
     markov, bits = summary.get("markov_bits_per_base"), summary.get("validation_bits_per_base")
     if markov is not None and bits is not None:
-        lines.append(("Markov", f"{markov:.4f} bits/base (order {summary['markov_order']}); {verdict(bits, markov)}"))
+        order = f"order {summary['markov_order']}{', both sides' if summary.get('markov_both_sides') else ''}"
+        lines.append(("Markov", f"{markov:.4f} bits/base ({order}); {verdict(bits, markov)}"))
     return lines
 
 

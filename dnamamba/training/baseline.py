@@ -2,6 +2,8 @@
 
 from dnamamba.genome.markov import MarkovScore, score
 from dnamamba.genome.progress import OnProgress
+from dnamamba.model.abilities import Ability, abilities_of
+from dnamamba.model.settings import model_config
 from dnamamba.runs.progress import job_bar
 from dnamamba.training.data import EvaluationSet
 from dnamamba.training.prepare import Prepared, PreparedGenome
@@ -11,7 +13,8 @@ from dnamamba.training.settings import ResolvedPretrainSettings
 def best_markov(settings: ResolvedPretrainSettings, prepared: Prepared) -> list[MarkovScore]:
     """One a genome, each fitted on its own training split, which is harder to beat than one fitted on all of them.
 
-    Counted on both strands if the model trains on both; cached a split; none with `--markov_order 0`.
+    Counted on both strands if the model trains on both; of masked bases from both sides if those are what it predicts,
+    though of their neighbours none is masked; cached a split; none with `--markov_order 0`.
     """
     if settings.markov_order == 0:
         return []
@@ -42,5 +45,6 @@ def _score(
         key,
         order=settings.markov_order,
         both_strands=settings.reverse_complement,
+        both_sides=Ability.PREDICTS_MASKED_BASE in abilities_of(model_config(settings.model)),
         progress=progress,
     )

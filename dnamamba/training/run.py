@@ -21,6 +21,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from dnamamba.genome.markov import MarkovScore
 from dnamamba.inference.device import device_name, torch_device
 from dnamamba.inference.provenance import contig_lengths
+from dnamamba.model.abilities import Ability, abilities_of
 from dnamamba.model.language_model import LanguageModel
 from dnamamba.model.settings import model_config
 from dnamamba.outputs import os_errors, write_atomically
@@ -245,10 +246,12 @@ def _finish(settings: ResolvedPretrainSettings, prepared: Prepared, folder: RunF
     bits, tokens, markov_bits = control.validation_bits_per_base, summary["tokens"], summary["markov_bits_per_base"]
     if control.out_of_patience:
         print(f"   stopped  early: {settings.patience} validations without a new best (step {control.best_step})")
-    print(f"validation  {bits:.4f} bits/base, perplexity {perplexity(bits):.4f} over A, C, G, T")
+    which = "masked " if Ability.PREDICTS_MASKED_BASE in abilities_of(model_config(settings.model)) else ""
+    print(f"validation  {bits:.4f} bits/base, perplexity {perplexity(bits):.4f} over {which}A, C, G, T")
     if markov_bits is not None and math.isfinite(bits):
         orders = ", ".join(str(score.order) for score in markov)
-        print(f"    Markov  {markov_bits:.4f} bits/base (order {orders}); {verdict(bits, markov_bits)}")
+        sides = ", of each base from both sides" if markov[0].both_sides else ""
+        print(f"    Markov  {markov_bits:.4f} bits/base (order {orders}{sides}); {verdict(bits, markov_bits)}")
     for name, figures in by_genome.items():
         print(f"{name[:10]:>10}  " + ", ".join(f"{key.replace('_', ' ')} {v:.4f}" for key, v in figures.items()))
     for line in report_lines(by_class):
@@ -285,6 +288,7 @@ def _draw_and_summarise(
         "best_validation_bits_per_base": _finite(control.best_bits_per_base),
         "markov_bits_per_base": markov_bits,
         "markov_order": max((score.order for score in markov), default=None),
+        **({"markov_both_sides": True} if any(score.both_sides for score in markov) else {}),
         **({"genomes": by_genome} if len(by_genome) > 1 else {}),
         "tokens": tokens,
         "seconds": control.seconds,
