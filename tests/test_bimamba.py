@@ -1,6 +1,8 @@
 """Models that see both sides of a position: bidirectional Mamba and reverse-complement equivariance, against plain code
 with real flips; packed, padded, odd lengths, gradients, parameters."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -342,3 +344,30 @@ def test_what_a_masked_model_cannot_do_is_one_line():
 def test_the_next_base_is_not_learnt_by_what_sees_it(options, message):
     with pytest.raises(InputError, match=message):
         LanguageModel(ModelConfig(**options))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("case", CASES | EQUIVARIANT)
+def test_bf16_on_a_gpu_stays_close_to_fp32_on_the_cpu(case, packed):
+    """Losses and gradients, at a length of several chunks and blocks; the same bases are masked."""
+    model = make_model(dtype=torch.float32, d_model=32, **(CASES | EQUIVARIANT)[case])
+    tokens = tokens_of(2, 1301)
+    ids = torch.arange(1301).div(300, rounding_mode="floor").int().expand(2, -1).contiguous() if packed else None
+
+    def run(model, device):
+        given = (None if part is None else part.to(device) for part in (tokens, None, ids, torch.arange(2)))
+        batch = model.objective.prepare_batch(*given, training=True)
+        sums = model.loss(batch.inputs, batch.targets, sequence_ids=batch.sequence_ids)
+        gradients = torch.autograd.grad(sums.nll_sum, list(model.parameters()))
+        return batch.inputs.cpu(), float(sums.nll_sum.detach()), [gradient.cpu() for gradient in gradients]
+
+    inputs, nll, gradients = run(model, "cpu")
+    model.cuda()
+    for context, tolerance in ((nullcontext(), 2e-3), (torch.autocast("cuda", torch.bfloat16), 0.15)):
+        with context:
+            same, found, others = run(model, "cuda")
+        assert torch.equal(same, inputs)
+        assert found == pytest.approx(nll, rel=tolerance / 10)
+        for (name, _), gradient, other in zip(model.named_parameters(), gradients, others, strict=True):
+            assert (gradient - other).norm() <= tolerance * gradient.norm() + 1e-3, name

@@ -16,7 +16,7 @@ from dnamamba.settings.options import ComputeOptions, MicroTokensOptions, Optimi
 
 @dataclass(kw_only=True)
 class PretrainSettings(ComputeOptions, MicroTokensOptions, OptimiserOptions, RunOptions, StoreOptions):
-    """Next-base pretraining of a Mamba language model on reference genomes."""
+    """Pretraining of a language model on reference genomes: to predict the next base, or masked bases."""
 
     genome: list[Path] | None = setting(None, on_resume="files")
     """FASTA (plain, gzip, bgzip), GenBank or token store files, one or many. Default: the bundled E. coli."""
