@@ -155,7 +155,7 @@ def huge_header(folder):
         (edit_config(n_layer=1), "holds backbone.layers.1"),
         (edit_config(ssm_cfg={"d_state": 5, "expand": 10**30}), "sizes that no tensor can have"),
         (edit_config(ssm_cfg={"d_state": 6}), r"mixer.\w+(.weight)? has shape .* config.json makes it"),
-        (edit_config(model_type="caduceus"), "model_type 'caduceus', which none of"),
+        (edit_config(model_type="gpt2"), "model_type 'gpt2', which none of"),
         (write("config.json", b"[" * 100_000), "config.json: not readable as JSON"),
         (write("config.json", b'{"n_layer": ' + b"9" * 5000 + b"}"), "config.json: not readable as JSON"),
         (edit_weights(lambda tensors: tensors.pop(A_LOG)), f"lacks the parameter {A_LOG} that config.json"),
@@ -170,7 +170,7 @@ def huge_header(folder):
             f"{A_LOG} has shape",
         ),
         (edit_weights(lambda tensors: tensors.update({A_LOG: [1]})), f"found '{A_LOG}': list"),
-        (edit_weights(lambda tensors: tensors["lm_head.weight"].add_(1)), "lm_head.weight is not the embedding"),
+        (edit_weights(lambda tensors: tensors["lm_head.weight"].add_(1)), "lm_head.weight is not backbone.embedding.weight, with which config.json ties it"),
         (edit_weights(lambda tensors: tensors.update({"b\nc": torch.ones(1)})), r"holds 'b\\nc', which the model"),
         (
             edit_weights(lambda t: t.update({f"backbone.layers.{'9' * 5000}.x": torch.ones(1)})),

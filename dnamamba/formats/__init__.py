@@ -47,6 +47,7 @@ def _is_state_spaces(config: dict[str, Any]) -> bool:
 READERS: dict[str, Callable[[dict[str, Any]], bool]] = {
     "dnamamba.formats.checkpoint": lambda config: config.get("model_type") == "dnamamba",
     "dnamamba.formats.state_spaces": _is_state_spaces,
+    "dnamamba.formats.caduceus": lambda config: config.get("model_type") == "caduceus",
     "dnamamba.formats.hugging_face": lambda config: config.get("model_type") == "mamba",
 }
 """Module of a `Reader` → whether a folder's config.json is of its format; the first that says so reads it."""

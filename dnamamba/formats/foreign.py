@@ -44,6 +44,13 @@ class Dialect(NamedTuple):
     key of what is missing, impossible, or not held by our models."""
     named: Callable[[str], str]
     """Our name of a parameter → the file's"""
+    repeats: Callable[[ModelConfig], dict[str, str]] = lambda config: {}
+    """The file's names of tensors that it may hold again → those that they are equal to; besides a tied head"""
+    ignored: Callable[[str], bool] = lambda name: False
+    """Whether a tensor of the file is no parameter"""
+    adapted: Callable[[ModelConfig, dict[str, Tensor]], ModelConfig] | None = None
+    """Changes parameters, under our names and in our token ids, to those of our computation of the same function; gives
+    the model's configuration"""
 
 
 def load(dialect: Dialect, folder: Path | str, device: torch.device | str) -> tuple[LanguageModel, dict[str, Any]]:
@@ -57,6 +64,8 @@ def load(dialect: Dialect, folder: Path | str, device: torch.device | str) -> tu
         if name in parameters:
             parameters[name] = _in_our_ids(parameters[name], tokens.rows)
     config = replace(theirs, vocabulary_size=VOCABULARY_SIZE)
+    if dialect.adapted is not None:
+        config = dialect.adapted(config, parameters)
     model = meta_model(lambda: LanguageModel(config), folder / CONFIG)
     model.load_state_dict(parameters, strict=False, assign=True)
     model.tie_weights()
@@ -72,13 +81,15 @@ def card(dialect: Dialect, folder: Path | str) -> dict[str, Any]:
     return {"folder": folder, "config": asdict(config), "classifier": None, "provenance": provenance}
 
 
-def model_config(said: Mapping[str, Any], keys: Mapping[str, str]) -> ModelConfig:
-    """The fields that another program's values mean; `keys` are our fields and its names of them. Raises `InputError`
-    naming its key."""
+def model_config(
+    said: Mapping[str, Any], keys: Mapping[str, str], fixed: Mapping[str, Any] | None = None
+) -> ModelConfig:
+    """The fields that another program's values mean; `keys` are our fields and its names of them, `fixed` our fields
+    that have one value there. Raises `InputError` naming its key."""
     for each in fields(ModelConfig):
         if each.name in keys:
             each.metadata["bounds"].refuse_others(keys[each.name], said[keys[each.name]])
-    return ModelConfig(**MAMBA, **{ours: said[theirs] for ours, theirs in keys.items()})
+    return ModelConfig(**{**MAMBA, **(fixed or {}), **{ours: said[theirs] for ours, theirs in keys.items()}})
 
 
 def refuse_others(said: Mapping[str, Any], held: Mapping[str, tuple[Any, ...]]) -> None:
@@ -100,17 +111,22 @@ def _parameters(
     dialect: Dialect, config: ModelConfig, weights: Weights, device: torch.device | str
 ) -> dict[str, Tensor]:
     """Our name → fp32 numbers, all that a model of `config` has; a tied head once."""
+    weights = weights._replace(
+        shapes={name: shape for name, shape in weights.shapes.items() if not dialect.ignored(name)}
+    )
     check_sizes(weights, config, dialect.named(EMBEDDING))
     model = meta_model(lambda: LanguageModel(config), weights.path.with_name(CONFIG))
     names = {name: dialect.named(name) for name in model.state_dict()}
     shapes = {names[name]: tuple(value.shape) for name, value in model.state_dict().items()}
-    check_shapes(weights, shapes, optional=names[HEAD] if config.tie_embeddings else "")
-    tensors = weights.read(device)
-    check_numbers(weights, tensors, dtypes=_DTYPES)
+    repeats = dialect.repeats(config)
     if config.tie_embeddings:
-        head = tensors.get(names.pop(HEAD))
-        if head is not None and not torch.equal(head, tensors[names[EMBEDDING]]):
-            raise InputError(f"{weights.path}: {dialect.named(HEAD)} is not the embedding, with which {CONFIG} ties it")
+        repeats[names.pop(HEAD)] = names[EMBEDDING]
+    check_shapes(weights, shapes | {name: shapes[other] for name, other in repeats.items()}, optional=repeats)
+    tensors = weights.read(device)
+    check_numbers(weights, {name: tensors[name] for name in weights.shapes}, dtypes=_DTYPES)
+    for name, other in repeats.items():
+        if name in tensors and not torch.equal(tensors[name], tensors[other]):
+            raise InputError(f"{weights.path}: {name} is not {other}, with which {CONFIG} ties it")
     return {ours: tensors[theirs].float().contiguous() for ours, theirs in names.items()}
 
 

@@ -11,7 +11,7 @@ from dnamamba.model.config import ModelConfig
 from dnamamba.model.language_model import LanguageModel
 
 _TOP = ("d_model", "n_layer", "residual_in_fp32", "tie_embeddings")
-_MIXER = ("d_state", "d_conv", "expand", "dt_rank", "conv_bias")
+MIXER_FIELDS = ("d_state", "d_conv", "expand", "dt_rank", "conv_bias")
 """Fields of ours that config.json, and ssm_cfg in it, have under the same names."""
 _DEFAULTS: dict[str, Any] = {
     "residual_in_fp32": True, "tie_embeddings": True, "pad_vocab_size_multiple": 8, "ssm_cfg": {}
@@ -28,23 +28,34 @@ _MIXER_NO_MATTER = {"dt_min", "dt_max", "dt_init", "dt_scale", "dt_init_floor", 
 
 def _config(said: dict[str, Any]) -> ModelConfig:
     said = _DEFAULTS | said
-    mixer = said["ssm_cfg"]
-    if not isinstance(mixer, dict):
-        raise InputError(f"ssm_cfg: expected a JSON object, found {mixer!r}")
-    mixer = _MIXER_DEFAULTS | mixer
+    mixer = ssm_options(said["ssm_cfg"])
     _refuse_unknown("", said, {*_TOP, *_DEFAULTS, *_HELD, *_NO_MATTER, "vocab_size"})
-    _refuse_unknown("ssm_cfg.", mixer, {*_MIXER, *_MIXER_HELD, *_MIXER_NO_MATTER})
     foreign.refuse_others(said, _HELD)
-    foreign.refuse_others(mixer, _MIXER_HELD)
     for key in ("d_model", "n_layer", "vocab_size"):
         if key not in said:
             raise InputError(f"lacks {key}")
+    keys = {name: name for name in (*_TOP, *MIXER_FIELDS)} | {"vocabulary_size": "vocab_size"}
+    return foreign.model_config({**mixer, **said, "vocab_size": vocabulary_rows(said)}, keys)
+
+
+def ssm_options(said: Any) -> dict[str, Any]:
+    """A value of `MIXER_FIELDS` each, from what ssm_cfg says. Raises `InputError` naming a key that is unknown, or has
+    a value that our models do not hold."""
+    if not isinstance(said, dict):
+        raise InputError(f"ssm_cfg: expected a JSON object, found {said!r}")
+    said = _MIXER_DEFAULTS | said
+    _refuse_unknown("ssm_cfg.", said, {*MIXER_FIELDS, *_MIXER_HELD, *_MIXER_NO_MATTER})
+    foreign.refuse_others(said, _MIXER_HELD)
+    return said
+
+
+def vocabulary_rows(said: dict[str, Any]) -> int:
+    """Of the embedding: vocab_size, padded. Raises `InputError`."""
     size, multiple = said["vocab_size"], said["pad_vocab_size_multiple"]
     for key in ("vocab_size", "pad_vocab_size_multiple"):
         if not isinstance(said[key], int) or isinstance(said[key], bool) or said[key] < 1:
             raise InputError(f"{key}: {said[key]!r} is not possible, expected a whole number of at least 1")
-    keys = {name: name for name in (*_TOP, *_MIXER)} | {"vocabulary_size": "vocab_size"}
-    return foreign.model_config({**mixer, **said, "vocab_size": -(-size // multiple) * multiple}, keys)
+    return -(-size // multiple) * multiple
 
 
 def _refuse_unknown(prefix: str, said: dict[str, Any], known: set[str]) -> None:

@@ -6,7 +6,7 @@ pytorch_model.bin   torch's pickle of names and tensors, read with `weights_only
 
 import re
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -121,12 +121,14 @@ def check_sizes(weights: Weights, config: ModelConfig, embedding: str = EMBEDDIN
         raise InputError(f"{weights.path}: lacks the parameters {layers}.* that {CONFIG} calls for")
 
 
-def check_shapes(weights: Weights, expected: Mapping[str, tuple[int, ...]], optional: str = "") -> None:
-    """Raises `InputError` unless the file has these parameters in these shapes, and no others; it may lack that of the
-    name `optional`."""
+def check_shapes(
+    weights: Weights, expected: Mapping[str, tuple[int, ...]], optional: Collection[str] = ()
+) -> None:
+    """Raises `InputError` unless the file has these parameters in these shapes, and no others; it may lack those that
+    are `optional`."""
     path = weights.path
-    if optional not in weights.shapes:
-        expected = {name: shape for name, shape in expected.items() if name != optional}
+    may_lack = {name for name in optional if name not in weights.shapes}
+    expected = {name: shape for name, shape in expected.items() if name not in may_lack}
     if missing := [name for name in expected if name not in weights.shapes]:
         raise InputError(f"{path}: lacks the parameter {_names(missing)} that {CONFIG} calls for")
     if unknown := sorted(weights.shapes.keys() - expected.keys()):
