@@ -170,7 +170,10 @@ def huge_header(folder):
             f"{A_LOG} has shape",
         ),
         (edit_weights(lambda tensors: tensors.update({A_LOG: [1]})), f"found '{A_LOG}': list"),
-        (edit_weights(lambda tensors: tensors["lm_head.weight"].add_(1)), "lm_head.weight is not backbone.embedding.weight, with which config.json ties it"),
+        (
+            edit_weights(lambda tensors: tensors["lm_head.weight"].add_(1)),
+            "lm_head.weight is not backbone.embedding.weight, with",
+        ),
         (edit_weights(lambda tensors: tensors.update({"b\nc": torch.ones(1)})), r"holds 'b\\nc', which the model"),
         (
             edit_weights(lambda t: t.update({f"backbone.layers.{'9' * 5000}.x": torch.ones(1)})),

@@ -5,6 +5,7 @@ every block of a -PS model (`fused_add_norm`). Ours keeps each strand in its hal
 included, gets its channels in reverse order and its directions exchanged, which is the same function.
 """
 
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ _TIED = ("in_proj", "out_proj")
 
 def _config(said: dict[str, Any]) -> ModelConfig:
     said = _DEFAULTS | {key: value for key, value in said.items() if value is not None}
-    foreign.refuse_others(said, {"rms_norm": (True,)} | _HELD)
+    foreign.refuse_others(said, _HELD)
     if said["rcps"]:
         _check_complements(said.get("complement_map"))
     values = ssm_options(said["ssm_cfg"]) | said | {"vocab_size": vocabulary_rows(said)}
@@ -59,36 +60,34 @@ def _check_complements(said: Any) -> None:
 
 
 class _Names:
-    """The file's names of our parameters: -PS wraps modules, and not always all of them."""
+    """The file's names of our parameters. -PS wraps modules; its norms only where they are not fused with the sum."""
 
-    def __init__(self, shapes: dict[str, tuple[int, ...]]) -> None:
-        self.shapes = shapes
+    def __init__(self, wrapped: bool, stored: Collection[str]) -> None:
+        self.wrapped = wrapped
+        self.stored = stored
 
     def __call__(self, name: str) -> str:
         if name == EMBEDDING:
-            start = "caduceus.backbone.embeddings.word_embeddings"
-            return self._found(f"{start}.weight", f"{start}.embedding.weight")
+            return f"caduceus.backbone.embeddings.word_embeddings.{'embedding.' if self.wrapped else ''}weight"
         if name == HEAD:
-            return self._found("lm_head.weight", "lm_head.lm_head.weight")
+            return f"lm_head.{'lm_head.' if self.wrapped else ''}weight"
         name = f"caduceus.{name}"
-        for module in (".norm.", ".norm_f.", ".mixer."):
-            if module in name:
-                return self._found(name, name.replace(module, f"{module}submodule."))
-        return name
-
-    def _found(self, plain: str, wrapped: str) -> str:
-        return wrapped if wrapped in self.shapes else plain
+        if not self.wrapped:
+            return name
+        if ".mixer." in name:
+            return name.replace(".mixer.", ".mixer.submodule.")
+        inner = name.removesuffix("weight") + "submodule.weight"
+        return inner if inner in self.stored else name
 
     def repeats(self, config: ModelConfig) -> dict[str, str]:
         """The reverse direction's copies of tied projections."""
         if not config.bidirectional_weight_tie:
             return {}
-        both = [
-            [self(f"backbone.layers.{layer}.mixer.{direction}.{tied}.weight") for direction in ("mamba_rev", "mamba_fwd")]
-            for layer in range(config.n_layer)
-            for tied in _TIED
+        layers = range(config.n_layer)
+        originals = [
+            self(f"backbone.layers.{layer}.mixer.mamba_fwd.{tied}.weight") for layer in layers for tied in _TIED
         ]
-        return {copy.replace("mamba_fwd", "mamba_rev"): original for copy, original in both}
+        return {name.replace("mamba_fwd", "mamba_rev"): name for name in originals}
 
 
 def _is_table(name: str) -> bool:
@@ -128,9 +127,10 @@ def _exchanged(name: str, config: ModelConfig) -> str:
 def _dialect(folder: Path | str) -> foreign.Dialect:
     folder = checkpoint_folder(Path(folder))
     said = _DEFAULTS | read_json(folder / CONFIG)
-    names = _Names(open_weights(folder).shapes)
-    exchanges = said["rcps"] is True and said["fused_add_norm"] is True
-    kind = "Caduceus-PS" if said["rcps"] is True else "Caduceus-Ph"
+    both_strands = said["rcps"] is True
+    names = _Names(both_strands, open_weights(folder).shapes)
+    exchanges = both_strands and said["fused_add_norm"] is True
+    kind = "Caduceus-PS" if both_strands else "Caduceus-Ph"
     return foreign.Dialect(kind, _config, names, names.repeats, _is_table, _without_exchanges if exchanges else None)
 
 

@@ -121,9 +121,7 @@ def check_sizes(weights: Weights, config: ModelConfig, embedding: str = EMBEDDIN
         raise InputError(f"{weights.path}: lacks the parameters {layers}.* that {CONFIG} calls for")
 
 
-def check_shapes(
-    weights: Weights, expected: Mapping[str, tuple[int, ...]], optional: Collection[str] = ()
-) -> None:
+def check_shapes(weights: Weights, expected: Mapping[str, tuple[int, ...]], optional: Collection[str] = ()) -> None:
     """Raises `InputError` unless the file has these parameters in these shapes, and no others; it may lack those that
     are `optional`."""
     path = weights.path
