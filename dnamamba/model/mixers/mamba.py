@@ -199,4 +199,5 @@ class MambaMixer(Mixer):
     def flops_per_token(self, length: int) -> int:
         """Matrices and taps: 2 a weight. Scan: 7 a channel and state (Δ·A, exp, Δx·B, the update's and the output's
         multiply and add; D, the step's softplus and the gate are left out)."""
-        return super().flops_per_token(length) + (7 - 2) * self.A_log.numel()
+        of_the_scan = sum(each.numel() for each in (self.A_log, self.B, self.C) if each is not None)
+        return super().flops_per_token(length) - 2 * of_the_scan + 7 * self.A_log.numel()
