@@ -2,6 +2,8 @@
 
     python pipelines/generation_speed.py [--preset 7m] [--batch 64] [--prompt 16384] [--bases 512] [--out FILE.csv]
 
+Sequences at a time may be several numbers; `figure_8.py` draws them.
+
 Both have fresh weights: time does not depend on them. The Transformer is transformers' Llama (head size 64, as many
 parameters as the Mamba model to 1 %, half as many layers: attention and MLP are two blocks) in bf16 with PyTorch's
 scaled dot product attention. It is timed step by step as its `generate` works, and with the whole step, sampling
@@ -12,23 +14,23 @@ there are no graphs.
 
 import argparse
 import copy
-import csv
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import transformers
+from measured import write_rows
 from torch import Tensor
 
 from dnamamba.alphabet import BASES, VOCABULARY_SIZE
 from dnamamba.inference.device import MICRO_TOKENS_GPU, Compute
 from dnamamba.inference.load import Inference, Precision
 from dnamamba.inference.sampling import Generator, Sampling, draw
-from dnamamba.model.config import preset
+from dnamamba.model.config import ModelConfig, preset
 from dnamamba.model.kernels import describe_kernels
 from dnamamba.model.language_model import LanguageModel
 
@@ -80,9 +82,9 @@ def peak(device: torch.device, reset: bool = False) -> float:
     return value
 
 
-def time_mamba(
-    model: LanguageModel, precision: Precision, prompts: np.ndarray, bases: int, device: torch.device
-) -> tuple[Row, np.ndarray]:
+def time_ours(
+    name: str, model: LanguageModel, precision: Precision, prompts: np.ndarray, bases: int, device: torch.device
+) -> Row:
     peak(device, reset=True)
     assert precision != "auto"
     generator = Generator(Inference(model, Compute(device, precision, MICRO_TOKENS_GPU), {}, Path("fresh")), Sampling())
@@ -91,9 +93,9 @@ def time_mamba(
     generator.read([row[:256] for row in rows])  # compile
     read, position = seconds_of(device, lambda: generator.read(rows))
     prepare, _ = seconds_of(device, lambda: generator.continue_from(position, samples, WARM_UP))
-    sample, tokens = seconds_of(device, lambda: generator.continue_from(position, samples, bases))
+    sample, _ = seconds_of(device, lambda: generator.continue_from(position, samples, bases))
     how = "CUDA graph" if device.type == "cuda" else "steps"
-    return row_of(f"Mamba {precision}", how, model, prompts, bases, read, prepare, sample, peak(device)), tokens
+    return row_of(f"{name} {precision}", how, model, prompts, bases, read, prepare, sample, peak(device))
 
 
 class TransformerSteps:
@@ -142,6 +144,7 @@ class TransformerSteps:
 def time_transformer(
     model: transformers.LlamaForCausalLM, prompts: np.ndarray, bases: int, device: torch.device
 ) -> list[Row]:
+    """Two rows on a GPU: single steps, fewer of them, and the graph of a step."""
     peak(device, reset=True)
     tokens = torch.from_numpy(prompts).to(device)
     length = prompts.shape[1] + max(bases, WARM_UP) + 1
@@ -200,10 +203,49 @@ def row_of(
     }
 
 
+def compare_generation(
+    preset_name: str, batch: int, prompt: int, bases: int, device: torch.device, precisions: Sequence[Precision]
+) -> list[Row]:
+    """Rows of Mamba in each precision, then of the Transformer."""
+    torch.manual_seed(0)
+    config = preset(preset_name)
+    mamba = LanguageModel(config).to(device).eval().requires_grad_(False)
+    positions = prompt + bases + 64
+    size = sum(parameter.numel() for parameter in mamba.parameters())
+    transformer = transformer_of(size, config.d_model, config.n_layer // 2, positions).to(device, torch.bfloat16)
+    prompts = np.random.default_rng(0).integers(0, BASES, (batch, prompt), dtype=np.uint8)
+    with torch.inference_mode():
+        # A copy for each, so that none finds the other's memory or casts.
+        mambas = [
+            time_ours("Mamba", copy.deepcopy(mamba), precision, prompts, bases, device) for precision in precisions
+        ]
+        return [*mambas, *time_transformer(transformer, prompts, bases, device)]
+
+
+def report(rows: Sequence[Row], config: ModelConfig, device: torch.device) -> None:
+    """Prints the rows of one batch, their ratios, and what a step of the Transformer must read at least."""
+    for row in rows:
+        print(
+            f"{row['model']:17} {row['how']:11} {row['parameters']:>10,} parameters  {row['batch']} x {row['prompt']:,}"
+            f"  prompt {row['prompt_s']:6.2f} s  {row['ms_per_step']:7.3f} ms a step"
+            f"  {row['tokens_per_s']:>10,.0f} tokens/s  ({row['with_prompt_tokens_per_s']:>9,.0f} with the prompt)"
+            f"  peak {row['peak_gib']:5.1f} GiB  prepared in {row['prepare_s']:.2f} s"
+        )
+    mambas, others = ([row for row in rows if row["model"].startswith(name)] for name in ("Mamba", "Transformer"))
+    for one, other in itertools.product(mambas, others):
+        ratio = one["tokens_per_s"] / other["tokens_per_s"]
+        whole = one["with_prompt_tokens_per_s"] / other["with_prompt_tokens_per_s"]
+        print(f"{one['model']} to {other['model']} ({other['how']}): {ratio:.1f}x; with the prompt {whole:.1f}x")
+    if device.type == "cuda":
+        keys = 2 * 2 * (rows[0]["prompt"] + rows[0]["bases"] // 2) * config.d_model * (config.n_layer // 2)
+        gb = keys * rows[0]["batch"] / 1e9
+        print(f"the Transformer's cache, which every step reads, is {gb:.1f} GB: {gb / 3.35:.2f} ms at 3.35 TB/s")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="7m", help="of the Mamba model")
-    parser.add_argument("--batch", type=int, default=64, help="sequences at a time")
+    parser.add_argument("--batch", type=int, nargs="+", default=[64], help="sequences at a time")
     parser.add_argument("--prompt", type=int, default=16_384, help="bases of each prompt")
     parser.add_argument("--bases", type=int, default=512, help="bases sampled a sequence")
     parser.add_argument("--device", default="cuda", help="cuda, or cpu to try the script")
@@ -213,42 +255,14 @@ def main() -> None:
     began = time.perf_counter()
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     print(f"{where}, torch {torch.__version__}, transformers {transformers.__version__}, {describe_kernels(device)}")
-    torch.manual_seed(0)
-    config = preset(arguments.preset)
-    mamba = LanguageModel(config).to(device).eval().requires_grad_(False)
-    size = sum(parameter.numel() for parameter in mamba.parameters())
-    positions = arguments.prompt + arguments.bases + 64
-    transformer = transformer_of(size, config.d_model, config.n_layer // 2, positions).to(device, torch.bfloat16)
-    prompts = np.random.default_rng(0).integers(0, BASES, (arguments.batch, arguments.prompt), dtype=np.uint8)
-    with torch.inference_mode():
-        # A copy for each, so that none finds the other's memory or casts.
-        mambas = [
-            time_mamba(copy.deepcopy(mamba), precision, prompts, arguments.bases, device)[0]
-            for precision in ("fp32", "bf16")
-        ]
-        transformers_rows = time_transformer(transformer, prompts, arguments.bases, device)
-    rows = [*mambas, *transformers_rows]
-    for row in rows:
-        print(
-            f"{row['model']:17} {row['how']:11} {row['parameters']:>10,} parameters  {row['batch']} x {row['prompt']:,}"
-            f"  prompt {row['prompt_s']:6.2f} s  {row['ms_per_step']:7.3f} ms a step"
-            f"  {row['tokens_per_s']:>10,.0f} tokens/s  ({row['with_prompt_tokens_per_s']:>9,.0f} with the prompt)"
-            f"  peak {row['peak_gib']:5.1f} GiB  prepared in {row['prepare_s']:.2f} s"
-        )
-    for one, other in itertools.product(mambas, transformers_rows):
-        ratio = one["tokens_per_s"] / other["tokens_per_s"]
-        whole = one["with_prompt_tokens_per_s"] / other["with_prompt_tokens_per_s"]
-        print(f"{one['model']} to {other['model']} ({other['how']}): {ratio:.1f}x; with the prompt {whole:.1f}x")
-    if device.type == "cuda":
-        keys = 2 * 2 * (arguments.prompt + arguments.bases // 2) * config.d_model * (config.n_layer // 2)
-        gb = keys * arguments.batch / 1e9
-        print(f"the Transformer's cache, which every step reads, is {gb:.1f} GB: {gb / 3.35:.2f} ms at 3.35 TB/s")
+    rows: list[Row] = []
+    for batch in arguments.batch:
+        own = compare_generation(arguments.preset, batch, arguments.prompt, arguments.bases, device, ("fp32", "bf16"))
+        report(own, preset(arguments.preset), device)
+        rows += own
     print(f"{time.perf_counter() - began:.0f} s in all")
     if arguments.out is not None:
-        with arguments.out.open("w", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
+        write_rows(rows, arguments.out)
 
 
 if __name__ == "__main__":

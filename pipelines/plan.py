@@ -17,6 +17,7 @@ runs a GPU within a time budget, where there is no Snakemake). The YAML's keys:
     data: [gue/*]                # or: one fine-tuning a folder that matches, with --data
     systems: {mamba: {}, NAME: {model.mixer: s4d}}   # or, in place of fine-tuning: one pretraining for each system,
     learning_rates: [0.002, 0.004]                   # with its own flags, and each of these rates
+    sizes: [250k, 1.4m]          # the same at each of these presets: quality over operations (`scaling.py`)
     homologous: true             # with a folder of splits: loci are shared, and are resampled over all species
     published: {NAME: {metric: mcc, values: {TASK: 0.7}}}   # other people's results, for the table
     metric: mcc                  # what results.md and the picture show
@@ -25,6 +26,7 @@ Paths are relative to the working directory; `~` and `$NAME` are filled in.
 """
 
 import glob
+import itertools
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -34,7 +36,7 @@ from dnamamba.errors import InputError
 
 KEYS = (
     "out", "splits", "pretrain", "checkpoint", "from_scratch", "simple_models", "finetune", "scratch", "lengths",
-    "by_length", "data", "systems", "learning_rates", "homologous", "published", "metric",
+    "by_length", "data", "systems", "learning_rates", "sizes", "homologous", "published", "metric",
 )  # fmt: skip
 SUMMARY = "summary.json"
 """What a finished run has left in its folder."""
@@ -56,7 +58,7 @@ class Run(NamedTuple):
     """The file in its folder that says that it is finished."""
     facts: dict[str, str]
     """What the results table says of it: `model` (pretrained, scratch, simple), `task`, `length`; where systems are
-    compared, `system` and `learning_rate`."""
+    compared, `system` and `learning_rate`, and `size` where there are several."""
 
 
 class Plan(NamedTuple):
@@ -97,14 +99,8 @@ def make_plan(config: Mapping[str, Any]) -> Plan:
         shared = {"species": str(folder / "species.tsv"), **shared}
         pretraining = None if pretraining is None else {"mixture": str(folder / "mixture.yaml"), **pretraining}
 
-    if systems := config.get("systems"):
-        for name, own in systems.items():
-            for rate in config.get("learning_rates") or [None]:
-                flags = _flags({**(pretraining or {}), **(own or {}), "learning_rate": rate})
-                facts = {"system": name, "learning_rate": "" if rate is None else f"{float(rate):g}"}
-                label = "-".join(filter(None, facts.values()))
-                runs.append(Run(label, ("-m", "dnamamba.pretrain"), flags, tuple(before), SUMMARY, facts))
-        return Plan(out, tuple(runs))
+    if config.get("systems"):
+        return Plan(out, (*runs, *_systems(config, pretraining or {}, tuple(before))))
 
     checkpoint: str | None = config.get("checkpoint") and _filled(config["checkpoint"])
     pretrained_needs = list(before)
@@ -129,6 +125,21 @@ def make_plan(config: Mapping[str, Any]) -> Plan:
             shown = _flags({name: value for name, value in flags.items() if name in SIMPLE_FLAGS})
             runs.append(Run(f"{label}-simple", program, shown, tuple(before), SUMMARY, facts | {"model": "simple"}))
     return Plan(out, tuple(runs))
+
+
+def _systems(config: Mapping[str, Any], pretraining: Flags, needs: tuple[str, ...]) -> list[Run]:
+    """A pretraining of each system, of each size, at each rate; the sizes first, so that early results compare."""
+    runs = []
+    grid = itertools.product(
+        config.get("sizes") or [None], config["systems"].items(), config.get("learning_rates") or [None]
+    )
+    for size, (name, own), rate in grid:
+        preset = {} if size is None else {"model.preset": size}
+        flags = _flags({**pretraining, **preset, **(own or {}), "learning_rate": rate})
+        facts = {"system": name, "size": str(size or ""), "learning_rate": "" if rate is None else f"{float(rate):g}"}
+        label = "-".join(filter(None, facts.values()))
+        runs.append(Run(label, ("-m", "dnamamba.pretrain"), flags, needs, SUMMARY, facts))
+    return runs
 
 
 SIMPLE_FLAGS = (

@@ -1,0 +1,75 @@
+"""What measurements on a GPU share: calls captured as CUDA graphs, medians of events, and what a figure depends on."""
+
+import csv
+import shutil
+import statistics
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from dnamamba.outputs import whole_file
+from dnamamba_kernels import backends
+
+Result = TypeVar("Result")
+
+
+def captured(run: Callable[[], Result]) -> tuple[Callable[[], None], Result]:
+    """The call as one CUDA graph, and what it returned: a replay does the GPU's work again, without Python's, and
+    writes to the same tensors. The call runs once before."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        run()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = run()
+    return graph.replay, result
+
+
+def median_ms(run: Callable[[], object], repeats: int, most: float = 2000.0) -> float:
+    """Median time of a call by CUDA events, after one call that is not counted. Calls follow one another, `repeats` of
+    them, or fewer where they would take more than `most` ms in all; of one longer than that the first counts."""
+    first = _event_ms(run, 1)[0]
+    repeats = min(repeats, int(most / max(first, 1e-3)))
+    return statistics.median(_event_ms(run, repeats)) if repeats else first
+
+
+def _event_ms(run: Callable[[], object], repeats: int) -> list[float]:
+    pairs = []
+    for _ in range(repeats):
+        pair = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        pair[0].record()
+        run()
+        pair[1].record()
+        pairs.append(pair)
+    torch.cuda.synchronize()
+    return [begin.elapsed_time(end) for begin, end in pairs]
+
+
+def conditions() -> dict[str, str]:
+    """What a time depends on: GPU, versions, backends, and the commit of the checkout that this lies in, if any."""
+    commit = ""
+    if shutil.which("git") is not None:
+        line = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+        commit = subprocess.run(line, capture_output=True, text=True, check=False).stdout.strip()
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    return {"gpu": gpu, "torch": torch.__version__, "kernels": backends.describe("cuda"), "commit": commit or "unknown"}
+
+
+def write_rows(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """A CSV of rows that have the same columns."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path, overwrite=True) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table as Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
