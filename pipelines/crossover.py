@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 import yaml
-from measured import captured, conditions, markdown, median_ms, write_rows
+from measured import Row, captured, conditions, markdown, median_ms, write_rows
 from torch import Tensor
 
 from dnamamba.model.config import ModelConfig
@@ -45,7 +45,6 @@ LIMITS = 2e-3, 1e-1
 """Largest relative differences of the loss, and of a parameter's gradient (norms), of a bf16 step run in two ways."""
 QUALITY_TOKENS = 33_554_432
 QUALITY_LENGTHS = (1024, 8192, 32_768)
-Row = dict[str, Any]
 
 
 def config_of(system: str, d_model: int) -> ModelConfig:

@@ -16,12 +16,11 @@ import argparse
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from generation_speed import compare_generation
-from measured import captured, conditions, markdown, median_ms, write_rows
+from measured import Row, captured, conditions, markdown, median_ms, write_rows
 from torch import Tensor
 
 from dnamamba.model.mixers.long_convolution import causal_convolution
@@ -37,7 +36,6 @@ CAPTURED = 16_384
 LIMIT = 0.02
 """Largest relative difference (of norms) of a bf16 result from the plain formula in fp32."""
 Operation = Callable[..., Tensor]
-Row = dict[str, Any]
 
 
 def scan(x: Tensor, dt: Tensor, z: Tensor, B: Tensor, C: Tensor, A: Tensor, D: Tensor, bias: Tensor) -> Tensor:

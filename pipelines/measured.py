@@ -14,6 +14,8 @@ from dnamamba.outputs import whole_file
 from dnamamba_kernels import backends
 
 Result = TypeVar("Result")
+Row = dict[str, Any]
+"""Column → value."""
 
 
 def captured(run: Callable[[], Result]) -> tuple[Callable[[], None], Result]:
@@ -60,11 +62,11 @@ def conditions() -> dict[str, str]:
     return {"gpu": gpu, "torch": torch.__version__, "kernels": backends.describe("cuda"), "commit": commit or "unknown"}
 
 
-def write_rows(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """A CSV of rows that have the same columns."""
+def write_rows(rows: Sequence[Mapping[str, Any]], path: Path, columns: Sequence[str] = ()) -> None:
+    """A CSV of rows that have the same columns: these, or those of the first."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path, overwrite=True) as partial, partial.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer = csv.DictWriter(file, list(columns or rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
 

@@ -5,6 +5,7 @@ import gzip
 import hashlib
 import itertools
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -22,8 +23,12 @@ from dnamamba.demo import genome_path
 from dnamamba.errors import InputError
 from dnamamba.finetuning.settings import FinetuneSettings
 from dnamamba.finetuning.tasks.examples import Examples, Origin
+from dnamamba.formats.checkpoint import save_checkpoint
 from dnamamba.genome.species_table import read_species
 from dnamamba.genome.store import open_genome
+from dnamamba.model.config import ModelConfig
+from dnamamba.model.language_model import LanguageModel
+from dnamamba.model.parameters import parameter_count, training_flops_per_token
 from dnamamba.report.accuracy_by_length import plot_accuracy_by_length
 from dnamamba.report.results_by_task import plot_results_by_task
 from dnamamba.training.mixture_file import read_mixture
@@ -195,6 +200,12 @@ def test_records_that_differ_are_not_homologous(two_species, capsys):
 
 
 # Plans
+
+
+def make(config):
+    from plan import make_plan
+
+    return make_plan(config).runs
 
 
 def plan_of(text):
@@ -444,31 +455,111 @@ def test_systems_are_pretrained_at_each_rate():
     assert " ".join(plan.runs[3].flags) == expected
 
 
+def pretrained(folder, bits, tokens=100, **model):
+    """A run folder as pretrain leaves it; gives the model."""
+    language_model = LanguageModel(ModelConfig(**{"d_model": 8, "n_layer": 1, "d_state": 2} | model))
+    (folder / "checkpoints").mkdir(parents=True)
+    save_checkpoint(language_model, folder / "checkpoints" / "best", {"settings": {"length": 64}})
+    (folder / "summary.json").write_text(json.dumps({"best_validation_bits_per_base": bits, "tokens": tokens}))
+    (folder / "metrics.csv").write_text("tokens_per_second,peak_memory_gib\n,1\n1e6,2\n3e6,3.5\n2e6,3.5\n")
+    return language_model
+
+
 def test_systems_are_compared_at_the_best_rate_of_each(tmp_path, monkeypatch, capsys):
     from collect import collect
-    from safetensors.numpy import save_file
 
     monkeypatch.chdir(tmp_path)
     text = "out: x\nsystems: {mamba: {}, s4d: {}, hyena: {}}\nlearning_rates: [0.002, 0.004]"
     plan = plan_of(text)
-    bits = {"mamba-0.002": 1.92, "mamba-0.004": 1.91, "s4d-0.002": 1.93}
-    for name, value in bits.items():
-        best = plan.out / name / "checkpoints" / "best"
-        best.mkdir(parents=True)
-        save_file({"a": np.zeros((3, 5), np.float32), "b": np.zeros(7, np.float32)}, best / "model.safetensors")
-        (plan.out / name / "summary.json").write_text(json.dumps({"best_validation_bits_per_base": value, "tokens": 9}))
-        rows = "tokens_per_second,peak_memory_gib\n,1\n1e6,2\n3e6,3.5\n2e6,3.5\n"
-        (plan.out / name / "metrics.csv").write_text(rows)
+    for name, value in {"mamba-0.002": 1.92, "mamba-0.004": 1.91, "s4d-0.002": 1.93}.items():
+        model = pretrained(plan.out / name, value)
     rows = collect(plan, yaml.safe_load(text))
     assert [(row["system"], row["learning_rate"], row["bits_per_base"]) for row in rows] == [
         ("mamba", "0.004", "1.9100"),
         ("s4d", "0.002", "1.9300"),
     ]
-    assert rows[0] | {"parameters": "22", "mtoken_per_second": "2.00", "peak_memory_gib": "3.5"} == rows[0]
+    size = str(parameter_count(model))
+    assert rows[0] | {"parameters": size, "mtoken_per_second": "2.00", "peak_memory_gib": "3.5"} == rows[0]
     assert rows[1]["bits_at_0.002"] == "1.9300" and rows[1]["bits_at_0.004"] == ""
     assert list(csv.DictReader((plan.out / "results.csv").read_text().splitlines())) == rows
-    assert "| mamba | 22 | 2.00 | 3.5 | 0.004 | 1.9100 | 1.9200 | 1.9100 |" in (plan.out / "results.md").read_text()
+    expected = f"| mamba | {size} | 2.00 | 3.5 | 0.004 | 1.9100 | 1.9200 | 1.9100 |"
+    assert expected in (plan.out / "results.md").read_text()
     assert "not finished: s4d-0.004, hyena-0.002, hyena-0.004" in capsys.readouterr().out
+
+
+def test_sizes_are_drawn_over_the_operations_of_their_training(tmp_path, monkeypatch):
+    """Bits that lie on a line over the logarithm of the operations give that line, with no interval to speak of."""
+    from collect import collect
+
+    monkeypatch.chdir(tmp_path)
+    text = "out: x\nsystems: {mamba: {}, none: {}}\nsizes: [250k, 700k, 1.4m]"
+    plan = plan_of(text)
+    assert [run.name for run in plan.runs] == [f"{s}-{z}" for z in ("250k", "700k", "1.4m") for s in ("mamba", "none")]
+    assert " ".join(plan.runs[2].flags) == "--model.preset 700k"
+    operations = {}
+    for width, size in enumerate(("250k", "700k", "1.4m"), start=1):
+        model = LanguageModel(ModelConfig(d_model=8 * width, n_layer=1, d_state=2))
+        operations[size] = 100 * training_flops_per_token(model, 64)
+        pretrained(plan.out / f"mamba-{size}", 2 - 0.1 * math.log10(operations[size] / 1e6), d_model=8 * width)
+    pretrained(plan.out / "none-250k", 1.9)
+    rows = collect(plan, yaml.safe_load(text))
+    assert [(row["system"], row["size"]) for row in rows] == [
+        ("mamba", "250k"), ("mamba", "700k"), ("mamba", "1.4m"), ("none", "250k"),
+    ]  # fmt: skip
+    for row in rows[:3]:
+        assert float(row["training_flops"]) == pytest.approx(operations[row["size"]], rel=1e-3)
+    assert "| mamba | 3 | -0.1" in (plan.out / "results.md").read_text()
+    assert (plan.out / "results.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_intervals_of_lines_hold_what_they_say():
+    """95 % of lines fitted to noisy points hold the true slope, and the true value inside and outside of the points."""
+    from scaling import fit
+
+    rng, held = np.random.default_rng(0), []
+    operations = np.array([1e12, 3e12, 1e13, 3e13, 1e14])
+    truth = 5 - 0.2 * np.log10(operations)
+    for _ in range(2000):
+        line = fit(operations, truth + 0.05 * rng.standard_normal(5))
+        bits, error = line.at(np.array([13.0, 15.0]))
+        errors = [abs(line.slope + 0.2) - line.slope_error, *(abs(bits - (5 - 0.2 * np.array([13.0, 15.0]))) - error)]
+        held.append([each <= 0 for each in errors])
+    assert np.mean(held, axis=0) == pytest.approx([0.95] * 3, abs=0.02)
+
+
+def test_the_crossover_is_interpolated_where_the_ratio_passes_one():
+    from crossover import crossing
+
+    lengths = [512, 1024, 2048, 4096]
+    assert crossing(lengths, [0.25, 0.5, 2.0, 4.0]) == pytest.approx(1024 * math.sqrt(2))
+    assert crossing(lengths, [1.5, 2.0, 2.0, 4.0]) == 0 and crossing(lengths, [0.5, 2.0, 2.0, 0.9]) is None
+    assert crossing(lengths, [2.0, 0.5, 1.0, 4.0]) == 2048  # it has to stay above
+
+
+def test_crossover_compares_models_of_one_size():
+    import crossover
+
+    for d_model in (64, 128, 256, 512):
+        sizes = [parameter_count(LanguageModel(crossover.config_of(name, d_model))) for name in crossover.SYSTEMS]
+        assert sizes[1] == pytest.approx(sizes[0], rel=0.01 if d_model >= 128 else 0.03)
+
+
+def test_equal_seconds_are_as_many_tokens_as_the_rates_say():
+    import crossover
+
+    rows = [
+        {"system": system, "d_model": 128, "length": length, "mtoken_per_s": rate}
+        for length, *pair in ((1024, 4.0, 8.0), (2048, 4.0, 6.0), (32768, 4.0, 1.0))
+        for system, rate in zip(crossover.SYSTEMS, pair, strict=True)
+    ]
+    workflow = {"out": "x", **crossover.quality(rows, 128, "hg.fa")}
+    runs = {run.facts["system"]: dict(zip(run.flags[::2], run.flags[1::2], strict=True)) for run in make(workflow)}
+    assert set(runs) == {f"{name}-{length}" for length in (1024, 32768) for name in ("mamba", "transformer")} | {
+        f"transformer-{length}-seconds" for length in (1024, 32768)
+    }
+    equal = int(runs["mamba-1024"]["--tokens"])
+    assert int(runs["transformer-1024-seconds"]["--tokens"]) == 2 * equal
+    assert int(runs["transformer-32768-seconds"]["--tokens"]) == equal / 4
 
 
 def test_the_driver_shows_the_same_commands(workplace):
