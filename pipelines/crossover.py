@@ -43,7 +43,7 @@ SYSTEMS = {"Mamba": "captured", "Transformer++": "compiled, captured"}
 """And how each is run."""
 LIMITS = 2e-3, 1e-1
 """Largest relative differences of the loss, and of a parameter's gradient (norms), of a bf16 step run in two ways."""
-QUALITY_TOKENS = 33_554_432
+QUALITY_TOKENS, QUALITY_BATCH = 33_554_432, 65_536
 QUALITY_LENGTHS = (1024, 8192, 32_768)
 
 
@@ -222,12 +222,12 @@ def quality(rows: Sequence[Row], d_model: int, genome: str) -> dict[str, Any]:
             continue
         shared = {"length": length, "tokens": QUALITY_TOKENS}
         transformer = {**shared, "model.mixer": "transformer", "model.d_ff": config_of("Transformer++", d_model).d_ff}
-        tokens = max(round(QUALITY_TOKENS * two / one / TOKENS), 1) * TOKENS
+        tokens = max(round(QUALITY_TOKENS * two / one / QUALITY_BATCH), 1) * QUALITY_BATCH
         systems[f"mamba-{length}"] = shared
         systems[f"transformer-{length}"] = transformer
         systems[f"transformer-{length}-seconds"] = {**transformer, "tokens": tokens}
     pretrain = {"genome": genome, "model.d_model": d_model, "model.n_layer": BLOCKS, "model.preset": "1.4m"}
-    pretrain |= {"batch_tokens": TOKENS, "markov_order": 0}
+    pretrain |= {"batch_tokens": QUALITY_BATCH, "markov_order": 0}
     return {"pretrain": pretrain, "learning_rates": [0.002, 0.004], "systems": systems}
 
 
