@@ -28,6 +28,7 @@ from dnamamba.outputs import write_atomically
 from dnamamba.report.figures import save_png
 from dnamamba_kernels import selective_scan
 
+DEVICE = "cuda"
 CHANNELS, STATE, HEADS = 1024, 16, 16
 LENGTHS = tuple(1 << power for power in range(9, 20))
 BATCHES = tuple(1 << power for power in range(8))
@@ -106,20 +107,20 @@ OPERATIONS: dict[str, tuple[Operation, Operation]] = {
 
 def inputs_of(operation: Operation, length: int) -> list[Tensor]:
     """What a layer gives it at first, which all want gradients."""
-    generator = torch.Generator("cuda").manual_seed(0)
+    generator = torch.Generator(DEVICE).manual_seed(0)
 
     def normal(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
-        return torch.randn(shape, generator=generator, device="cuda", dtype=dtype)
+        return torch.randn(shape, generator=generator, device=DEVICE, dtype=dtype)
 
     if operation is attention:
         tensors = [normal(1, HEADS, length, CHANNELS // HEADS) for _ in range(3)]
     elif operation is convolution:
         tensors = [normal(1, length, CHANNELS), normal(CHANNELS, length, dtype=torch.float32) / length]
     else:
-        step = torch.exp(torch.rand(CHANNELS, generator=generator, device="cuda") * 4.6 - 6.9)  # 1e-3 to 0.1
+        step = torch.exp(torch.rand(CHANNELS, generator=generator, device=DEVICE) * 4.6 - 6.9)  # 1e-3 to 0.1
         tensors = [normal(1, length, CHANNELS) for _ in range(3)] + [normal(1, length, STATE) for _ in range(2)]
-        tensors.append(-torch.arange(1, STATE + 1, device="cuda", dtype=torch.float32).repeat(CHANNELS, 1))
-        tensors += [torch.ones(CHANNELS, device="cuda"), step + torch.log(-torch.expm1(-step))]
+        tensors.append(-torch.arange(1, STATE + 1, device=DEVICE, dtype=torch.float32).repeat(CHANNELS, 1))
+        tensors += [torch.ones(CHANNELS, device=DEVICE), step + torch.log(-torch.expm1(-step))]
     return [tensor.requires_grad_() for tensor in tensors]
 
 

@@ -562,6 +562,20 @@ def test_equal_seconds_are_as_many_tokens_as_the_rates_say():
     assert int(runs["transformer-32768-seconds"]["--tokens"]) == equal / 4
 
 
+@pytest.mark.parametrize("name", ["scan (ours)", "scan in PyTorch", "convolution (FFT)", "attention (flash)"])
+def test_operations_are_checked_before_they_are_timed(name, monkeypatch):
+    import figure_8
+
+    for constant, value in {"DEVICE": "cpu", "CHANNELS": 32, "HEADS": 2, "LENGTHS": (64,)}.items():
+        monkeypatch.setattr(figure_8, constant, value)
+    figure_8.check(name)
+    operation, plain = figure_8.OPERATIONS[name]
+    monkeypatch.setattr(figure_8, operation.__name__, lambda *inputs: operation(*inputs) * 1.05)
+    monkeypatch.setitem(figure_8.OPERATIONS, name, (getattr(figure_8, operation.__name__), plain))
+    with pytest.raises(ValueError, match="off by"):
+        figure_8.check(name)
+
+
 def test_the_driver_shows_the_same_commands(workplace):
     folder, env = workplace
     changes = ("distant:checkpoint=CK", "gue:checkpoint=no", "finetune.seeds=2")
