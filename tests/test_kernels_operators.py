@@ -11,12 +11,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
 import dnamamba_kernels
-from dnamamba_kernels import backends, causal_conv1d, phases, rms_norm, selective_scan
+from dnamamba_kernels import backends, causal_conv1d, gated_rms_norm, phases, rms_norm, selective_scan, ssd_scan
 from dnamamba_kernels.conv.causal_conv1d import conv_op
+from dnamamba_kernels.gated_norm.gated_rms_norm import gated_norm_op
 from dnamamba_kernels.norm.rms_norm import norm_op
 from dnamamba_kernels.scan.arguments import ScanGradients
 from dnamamba_kernels.scan.cpu.threads import run_tasks
 from dnamamba_kernels.scan.selective_scan import scan_op
+from dnamamba_kernels.ssd.ssd_scan import ssd_op
 
 NAMES = ("x", "dt", "A", "B", "C")
 
@@ -47,6 +49,16 @@ def test_opcheck_conv_and_norm():
     torch.library.opcheck(norm_op, (rows, scale, residual, 1e-5, torch.float32, "auto"))
     half = rows.detach().bfloat16().requires_grad_()
     torch.library.opcheck(norm_op, (half, scale, None, 1e-5, torch.float32, "auto"))
+    torch.library.opcheck(gated_norm_op, (rows, residual, scale, 1e-5, "auto"))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_opcheck_ssd():
+    shapes = (2, 70, 4, 3), (2, 70, 4), (2, 70, 4), (2, 70, 2, 5), (2, 70, 2, 5), (4,), (2, 4, 3, 5)
+    tensors = [torch.rand(shape, requires_grad=True) for shape in shapes]
+    ids = torch.arange(70, dtype=torch.int32).expand(2, 70) // 40
+    torch.library.opcheck(ssd_op, (*tensors, ids, "auto"))
+    torch.library.opcheck(ssd_op, (*tensors[:5], None, None, None, "reference"))
 
 
 def block(x, dt, B, C, z, A, weight, scale):
@@ -54,7 +66,9 @@ def block(x, dt, B, C, z, A, weight, scale):
     x, residual = rms_norm(x, scale, residual_in_fp32=True)
     x, _ = causal_conv1d(x, weight)
     y, _ = selective_scan(x, dt, A, B, C, z=z)
-    return y + residual
+    y = gated_rms_norm(y, z, scale)
+    y, _ = ssd_scan(y.unflatten(-1, (4, 2)), A[:4, 0].expand(2, 70, 4), dt[..., :4], B[..., None, :], C[..., None, :])
+    return y.flatten(-2) + residual
 
 
 def block_arguments():
@@ -195,7 +209,8 @@ def test_auto_on_nvidia():
         pytest.skip("a PyTorch for ROCm")
     assert backends.platform(torch.device("cuda")) == "cuda"
     assert backends.candidates("scan", "auto", torch.bfloat16, "cuda") == ("cuda", "triton")
-    assert backends.candidates("conv", "auto", torch.bfloat16, "cuda") == ("triton",)
+    for operator in ("conv", "norm", "gated_norm", "ssd"):
+        assert backends.candidates(operator, "auto", torch.bfloat16, "cuda") == ("triton",)
     assert backends.candidates("scan", "auto", torch.float64, "cuda") == ("reference",)
 
 
@@ -234,15 +249,18 @@ def test_backward_uses_the_backend_of_forward():
 def test_eager_calls_differentiate_like_the_operators():
     """The public functions bypass torch.library's autograd outside of torch.compile; results are the same."""
     x, dt, B, C, z, A, weight, scale = block_arguments()
+    ssd = x.unflatten(-1, (4, 2)), A[:4, 0].expand(2, 70, 4), dt[..., :4], B[..., None, :], C[..., None, :]
     calls = [
         (selective_scan(x, dt, A, B, C, z=z), scan_op, (x, dt, A, B[:, :, None], C[:, :, None], None, z, None, None)),
         (causal_conv1d(x, weight), conv_op, (x, weight, None, None)),
         (rms_norm(x, scale), norm_op, (x.reshape(-1, 8), scale, None)),
+        (ssd_scan(*ssd), ssd_op, (*ssd, None, None, None)),
     ]
     rest = [(None, True, False, False, True, "auto"), (None, "silu", False, "auto"), (1e-5, torch.float32, "auto")]
+    rest.append(("auto",))
     for (found, operator, tensors), options in zip(calls, rest, strict=True):
         expected = operator(*tensors, *options)
-        leaves = [t for t in (x, dt, B, C, z, A, weight, scale) if operator is scan_op or t is not dt]
+        leaves = [t for t in (x, dt, B, C, z, A, weight, scale) if operator in (scan_op, ssd_op) or t is not dt]
         for k in range(2):  # each result alone: the other one's gradient is zero
             assert torch.equal(found[k].flatten(), expected[k].flatten())
             gradients = (

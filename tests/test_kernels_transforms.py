@@ -9,7 +9,7 @@ from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp,
 
 from dnamamba.model.config import preset
 from dnamamba.model.language_model import LanguageModel
-from dnamamba_kernels import causal_conv1d, rms_norm, selective_scan
+from dnamamba_kernels import causal_conv1d, gated_rms_norm, rms_norm, selective_scan, ssd_scan
 from dnamamba_kernels.compat import selective_scan_fn
 
 LENGTH, CHANNELS, STATE = 5, 4, 3
@@ -38,10 +38,23 @@ def norm(x: Tensor, weight: Tensor, residual: Tensor) -> Tensor:
     return (y**3).sum() + (new**2).sum()
 
 
+def gated_norm(x: Tensor, weight: Tensor, z: Tensor) -> Tensor:
+    return (gated_rms_norm(x, z, weight, eps=0.5) ** 3).sum()
+
+
+def ssd(x: Tensor, weight: Tensor, B: Tensor) -> Tensor:
+    x, B = x.unflatten(-1, (2, -1)), B.unsqueeze(-2)
+    decay = -(weight**2).expand(x.shape[:3])
+    y, state = ssd_scan(x, decay, 1 + decay, B, B, D=weight)
+    return (y**2).sum() + (state**2).sum()
+
+
 SHAPES = {
     scan: ((1, LENGTH, CHANNELS), (1, LENGTH, CHANNELS), (1, LENGTH, STATE)),
     conv: ((1, LENGTH, CHANNELS), (CHANNELS, 3), (CHANNELS,)),
     norm: ((1, LENGTH, CHANNELS), (CHANNELS,), (1, LENGTH, CHANNELS)),
+    gated_norm: ((1, LENGTH, CHANNELS), (CHANNELS,), (1, LENGTH, CHANNELS)),
+    ssd: ((1, LENGTH, CHANNELS), (2,), (1, LENGTH, STATE)),
 }
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch's, for its own rules
 cases = pytest.mark.parametrize("f", SHAPES)

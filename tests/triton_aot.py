@@ -28,8 +28,10 @@ from dnamamba_kernels.conv.protocol import ConvArguments
 from dnamamba_kernels.norm import triton as norm
 from dnamamba_kernels.scan.arguments import ScanArguments, ScanOptions
 from dnamamba_kernels.scan.triton import scan, step
+from dnamamba_kernels.ssd.protocol import SSDArguments
+from dnamamba_kernels.ssd.triton import ssd
 
-MODULES = {"common": triton_common, "conv": conv, "norm": norm, "scan": scan, "scan step": step}
+MODULES = {"common": triton_common, "conv": conv, "norm": norm, "scan": scan, "scan step": step, "ssd": ssd}
 TYPES = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32", torch.int32: "*i32"}
 OPTIONS = {"num_warps", "num_stages", "maxnreg", "enable_fp_fusion"}
 
@@ -157,6 +159,16 @@ def step_launches(dtype: torch.dtype, channels: int, state: int, every_option: b
     return record(call)
 
 
+def ssd_launches(dtype: torch.dtype, head: int, state: int, groups: int, every_option: bool) -> list[Launch]:
+    """All five kernels: as Mamba-2 uses them, or (every_option) packed, with states in and out, without D."""
+    x, steps = torch.zeros(1, 256, 4, head, dtype=dtype), torch.zeros(1, 256, 4)
+    B, h = torch.zeros(1, 256, groups, state, dtype=dtype), torch.zeros(1, 4, head, state)
+    ids = torch.zeros(1, 256, dtype=torch.int32)
+    rest = (None, h, ids) if every_option else (torch.zeros(4), None, None)
+    a = SSDArguments(x, steps, steps, B, B, *rest)
+    return record(lambda: (ssd.BACKEND.forward(a), ssd.BACKEND.backward(a, x, rest[1])))
+
+
 def fused_exchanges(cubin: bytes) -> int:
     """How often a product is fused with what another lane sends: a b + c there, c + a b here, are rounded differently.
 
@@ -184,6 +196,7 @@ def all_launches() -> list[Launch]:
     launches += norm_launches(torch.bfloat16, torch.float32, 256) + norm_launches(torch.float32, torch.float32, 100)
     launches += norm_launches(torch.bfloat16, torch.float32, 3) + norm_launches(torch.float32, torch.bfloat16, 33)
     launches += scan_launches(torch.bfloat16, 512, 16, 1, False) + scan_launches(torch.float32, 33, 5, 3, True)
+    launches += ssd_launches(torch.bfloat16, 64, 16, 1, False) + ssd_launches(torch.float32, 70, 100, 2, True)
     launches += step_launches(torch.bfloat16, 512, 16, False) + step_launches(torch.float32, 33, 5, True)
     return launches
 

@@ -1,18 +1,22 @@
-"""Kernels of selective state space models: scan, causal convolution, norm; PyTorch operators with gradients and
+"""Kernels of selective state space models: scans, causal convolution, norms; PyTorch operators with gradients and
 states."""
 
 from dnamamba_kernels.backends import describe
 from dnamamba_kernels.conv.causal_conv1d import causal_conv1d, causal_conv1d_step
+from dnamamba_kernels.gated_norm.gated_rms_norm import gated_rms_norm
 from dnamamba_kernels.norm.rms_norm import rms_norm
 from dnamamba_kernels.scan import phases
 from dnamamba_kernels.scan.selective_scan import selective_scan, selective_scan_step
+from dnamamba_kernels.ssd.ssd_scan import ssd_scan
 
 __all__ = [
     "causal_conv1d",
     "causal_conv1d_step",
     "describe",
+    "gated_rms_norm",
     "phases",
     "rms_norm",
     "selective_scan",
     "selective_scan_step",
+    "ssd_scan",
 ]

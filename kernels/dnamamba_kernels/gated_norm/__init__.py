@@ -1,0 +1,1 @@
+"""Gate and RMSNorm, as Mamba-2 has them before its last projection: operator, reference and backends."""

@@ -1,0 +1,1 @@
+"""The scan of Mamba-2 by matrix products (SSD): operator, reference and backends."""
