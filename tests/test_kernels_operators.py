@@ -11,10 +11,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
 import dnamamba_kernels
-from dnamamba_kernels import backends, causal_conv1d, gated_rms_norm, phases, rms_norm, selective_scan, ssd_scan
+from dnamamba_kernels import backends, causal_conv1d, gated_rms_norm, phases, rms_norm, rotary, selective_scan, ssd_scan
 from dnamamba_kernels.conv.causal_conv1d import conv_op
 from dnamamba_kernels.gated_norm.gated_rms_norm import gated_norm_op
 from dnamamba_kernels.norm.rms_norm import norm_op
+from dnamamba_kernels.rotary.rotary import rotary_op
 from dnamamba_kernels.scan.arguments import ScanGradients
 from dnamamba_kernels.scan.cpu.threads import run_tasks
 from dnamamba_kernels.scan.selective_scan import scan_op
@@ -50,6 +51,8 @@ def test_opcheck_conv_and_norm():
     half = rows.detach().bfloat16().requires_grad_()
     torch.library.opcheck(norm_op, (half, scale, None, 1e-5, torch.float32, "auto"))
     torch.library.opcheck(gated_norm_op, (rows, residual, scale, 1e-5, "auto"))
+    qkv, cos, sin = torch.randn(2, 9, 3, 2, 4, requires_grad=True), torch.randn(1, 9, 2), torch.randn(1, 9, 2)
+    torch.library.opcheck(rotary_op, (qkv, cos, sin, "auto"))
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -68,7 +71,8 @@ def block(x, dt, B, C, z, A, weight, scale):
     y, _ = selective_scan(x, dt, A, B, C, z=z)
     y = gated_rms_norm(y, z, scale)
     y, _ = ssd_scan(y.unflatten(-1, (4, 2)), A[:4, 0].expand(2, 70, 4), dt[..., :4], B[..., None, :], C[..., None, :])
-    return y.flatten(-2) + residual
+    query, key, value = rotary(torch.stack((y, y, x.view(y.shape)), 2), C[..., :1].detach(), C[..., 1:2].detach())
+    return (query * key + value).flatten(-2) + residual
 
 
 def block_arguments():

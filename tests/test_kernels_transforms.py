@@ -9,7 +9,7 @@ from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp,
 
 from dnamamba.model.config import preset
 from dnamamba.model.language_model import LanguageModel
-from dnamamba_kernels import causal_conv1d, gated_rms_norm, rms_norm, selective_scan, ssd_scan
+from dnamamba_kernels import causal_conv1d, gated_rms_norm, rms_norm, rotary, selective_scan, ssd_scan
 from dnamamba_kernels.compat import selective_scan_fn
 
 LENGTH, CHANNELS, STATE = 5, 4, 3
@@ -49,11 +49,18 @@ def ssd(x: Tensor, weight: Tensor, B: Tensor) -> Tensor:
     return (y**2).sum() + (state**2).sum()
 
 
+def rotated(qkv: Tensor, weight: Tensor, other: Tensor) -> Tensor:
+    angles = torch.arange(2.0, dtype=qkv.dtype).expand(LENGTH, 2)
+    query, key, value = rotary(qkv.unflatten(-1, (3, 1, 4)), angles.cos(), angles.sin())
+    return (query**2 * key + value**3).mul(weight).sum() + (other**2).sum()
+
+
 SHAPES = {
     scan: ((1, LENGTH, CHANNELS), (1, LENGTH, CHANNELS), (1, LENGTH, STATE)),
     conv: ((1, LENGTH, CHANNELS), (CHANNELS, 3), (CHANNELS,)),
     norm: ((1, LENGTH, CHANNELS), (CHANNELS,), (1, LENGTH, CHANNELS)),
     gated_norm: ((1, LENGTH, CHANNELS), (CHANNELS,), (1, LENGTH, CHANNELS)),
+    rotated: ((1, LENGTH, 12), (CHANNELS,), (1, LENGTH, 2)),
     ssd: ((1, LENGTH, CHANNELS), (2,), (1, LENGTH, STATE)),
 }
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch's, for its own rules

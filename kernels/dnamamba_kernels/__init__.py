@@ -1,10 +1,11 @@
-"""Kernels of selective state space models: scans, causal convolution, norms; PyTorch operators with gradients and
+"""Kernels of sequence models: scans, causal convolution, norms, rotary positions; PyTorch operators with gradients and
 states."""
 
 from dnamamba_kernels.backends import describe
 from dnamamba_kernels.conv.causal_conv1d import causal_conv1d, causal_conv1d_step
 from dnamamba_kernels.gated_norm.gated_rms_norm import gated_rms_norm
 from dnamamba_kernels.norm.rms_norm import rms_norm
+from dnamamba_kernels.rotary.rotary import rotary
 from dnamamba_kernels.scan import phases
 from dnamamba_kernels.scan.selective_scan import selective_scan, selective_scan_step
 from dnamamba_kernels.ssd.ssd_scan import ssd_scan
@@ -16,6 +17,7 @@ __all__ = [
     "gated_rms_norm",
     "phases",
     "rms_norm",
+    "rotary",
     "selective_scan",
     "selective_scan_step",
     "ssd_scan",

@@ -66,6 +66,8 @@ def loop_over_batches(operator: Any) -> None:
             )
             for index in range(info.batch_size)
         ]
+        if isinstance(calls[0], torch.Tensor):
+            return torch.stack(calls), 0
         outputs = tuple(torch.stack(each) for each in zip(*calls, strict=True))
         return outputs, (0,) * len(outputs)
 

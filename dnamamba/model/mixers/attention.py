@@ -12,6 +12,7 @@ from dnamamba.model.config import ModelConfig
 from dnamamba.model.mixers.cache import Cache, cache_of
 from dnamamba.model.mixers.mixer import Mixer, segment_numbers
 from dnamamba.model.precision import data_dtype, full_dtype
+from dnamamba_kernels import rotary
 
 QUERIES = 1024
 """Queries that attend at a time where a mask has to be made, of QUERIES · keys bytes a sequence."""
@@ -103,18 +104,11 @@ class AttentionMixer(Mixer):
         so that products of queries and keys depend on the distance alone. Here a pair is i and i + head_dim / 2, which
         only names them in another order. Angles are fp64: a million positions leave no digits of fp32's.
         """
-        queries_keys, value = self.in_proj(x).unflatten(-1, (-1, self.head_dim)).tensor_split((2 * self.heads,), dim=-2)
+        qkv = self.in_proj(x).unflatten(-1, (3, -1, self.head_dim))
         pair = torch.arange(self.head_dim // 2, device=x.device, dtype=torch.float64)
-        angle = positions[..., None, None] * self.rope_base ** (-2 * pair / self.head_dim)
-        first, second = queries_keys.chunk(2, dim=-1)
-        cos, sin = (each.to(full_dtype(first)) for each in (angle.cos(), angle.sin()))
-        rotated = torch.cat((first * cos - second * sin, first * sin + second * cos), dim=-1).to(value.dtype)
-        query, key = rotated.chunk(2, dim=-2)
-        return query, key, value
-
-    @property
-    def heads(self) -> int:
-        return self.in_proj.in_features // self.head_dim
+        angle = positions[..., None] * self.rope_base ** (-2 * pair / self.head_dim)
+        cos, sin = (each.to(full_dtype(qkv)) for each in (angle.cos(), angle.sin()))
+        return rotary(qkv, cos, sin)
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, **mask: object) -> Tensor:

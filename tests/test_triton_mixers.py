@@ -1,4 +1,4 @@
-"""The Triton kernels of SSD and of the gated norm against the plain PyTorch reference in fp64.
+"""The Triton kernels of SSD, the gated norm and rotary positions against the plain PyTorch reference in fp64.
 
 On a GPU (``-m gpu``), or through Triton's interpreter where TRITON_INTERPRET=1 was set before Python started;
 ``test_in_the_interpreter`` starts such a process. Memory from ``torch.empty`` holds NaN, so unwritten outputs show.
@@ -13,6 +13,8 @@ from test_triton_kernels import BOUNDS, DEVICES, INTERPRETED, compare, poisoned_
 
 from dnamamba_kernels.gated_norm.reference import BACKEND as REFERENCE_NORM
 from dnamamba_kernels.gated_norm.triton import BACKEND as NORM
+from dnamamba_kernels.rotary.reference import BACKEND as REFERENCE_ROTARY
+from dnamamba_kernels.rotary.triton import BACKEND as ROTARY
 from dnamamba_kernels.ssd.protocol import SSDArguments
 from dnamamba_kernels.ssd.reference import BACKEND as REFERENCE
 from dnamamba_kernels.ssd.triton import BACKEND as SSD
@@ -120,10 +122,38 @@ def test_gated_norm_at_size(dtype, rows, width):
     check_gated_norm("cuda", rows, width, dtype)
 
 
+def check_rotary(device, batch, length, heads, head, dtype):
+    torch.manual_seed(length)
+    qkv = torch.randn(batch, length, 6 * heads * head, device=device, dtype=dtype)[..., 3 * heads * head :]
+    qkv = qkv.unflatten(-1, (3, heads, head))  # a view with longer rows
+    for sequences in (1, batch):
+        cos, sin = torch.randn(2, sequences, length, head // 2, device=device)
+        expected = REFERENCE_ROTARY.forward(*map(wide, (qkv, cos, sin)))
+        for name, value, want in zip(("query", "key", "value"), ROTARY.forward(qkv, cos, sin), expected, strict=True):
+            compare(name, value, want, BOUNDS[dtype])
+        heads_first = torch.randn(3, batch, heads, length, head, device=device, dtype=dtype)  # as attention gives them
+        gradients = heads_first.transpose(2, 3).unbind(0)
+        wanted = REFERENCE_ROTARY.backward(*map(wide, (*gradients, cos, sin)))
+        compare("dqkv", ROTARY.backward(*gradients, cos, sin), wanted, BOUNDS[dtype])
+
+
+@pytest.mark.parametrize("shape", [(2, 37, 3, 6), (1, 1, 1, 2), (3, 5, 2, 64)])
+def test_rotary(device, shape):
+    check_rotary(device, *shape, torch.float32)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", BOUNDS)
+@pytest.mark.parametrize("shape", [(2, 100_003, 2, 64), (5, 1_000, 3, 200)])
+def test_rotary_at_size(dtype, shape):
+    check_rotary("cuda", *shape, dtype)
+
+
 def test_refusals():
     x = torch.zeros(1, 4, 4, 4, dtype=torch.float64)
     assert "float64" in (SSD.supports(x, x) or "")
     assert "float64" in (NORM.supports(x) or "")
+    assert "float64" in (ROTARY.supports(x) or "")
     assert SSD.supports(x.float(), x) is None
 
 

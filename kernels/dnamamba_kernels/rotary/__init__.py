@@ -1,0 +1,1 @@
+"""Rotary positions of attention's queries and keys: operator, reference and backends."""
