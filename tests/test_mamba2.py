@@ -31,3 +31,27 @@ def test_the_block_is_the_papers(discretization):
     y = y.flatten(2) * F.silu(z)
     y = y / (y.square().mean(-1, keepdim=True) + 1e-5).sqrt() * mixer.norm.weight
     torch.testing.assert_close(mixer(x)[0], mixer.out_proj(y), atol=1e-10, rtol=1e-10)
+
+
+def test_half_precision_computes_the_norm_twice_and_keeps_its_output_nowhere(monkeypatch):
+    """Gradients of training in bf16 are those without recomputation, to the bit; and less is saved."""
+    torch.manual_seed(0)
+    mixer = mixer_class("mamba2")(ModelConfig(mixer="mamba2", d_model=32, d_state=8))
+    x = torch.randn(2, 70, 32)
+    found = []
+    for recomputed in (True, False):
+        if not recomputed:
+            monkeypatch.setattr(mixer, "_output", lambda y, z: mixer._gated_projection(y.flatten(-2), z))
+        saved: dict[int, int] = {}
+
+        def pack(tensor, saved=saved):
+            saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autocast("cpu", torch.bfloat16), torch.autograd.graph.saved_tensors_hooks(pack, lambda each: each):
+            y, _ = mixer(x)
+        gradients = torch.autograd.grad(y.float().square().sum(), list(mixer.parameters()))
+        found.append((gradients, sum(saved.values())))
+    (gradients, less), (expected, more) = found
+    assert all(torch.equal(one, other) for one, other in zip(gradients, expected, strict=True))
+    assert more - less >= 2 * 70 * 64 * 2  # the norm's output: positions, channels, bytes

@@ -80,12 +80,19 @@ def test_states_in_two_levels(device, monkeypatch):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("dtype", BOUNDS)
-@pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("shape", [(2, 3001, 4, 64, 16), (1, 1000, 8, 32, 128), (2, 517, 2, 96, 256), (1, 63, 3, 6, 5)])
-def test_ssd_at_size(dtype, packed, shape):
+@pytest.mark.parametrize(
+    ("shape", "groups", "packed", "dtype"),
+    [
+        ((2, 3001, 4, 64, 16), 1, False, torch.bfloat16),
+        ((1, 1000, 8, 32, 128), 2, True, torch.bfloat16),
+        ((2, 517, 2, 96, 256), 1, True, torch.float32),
+        ((1, 3001, 4, 64, 16), 4, True, torch.float16),
+        ((1, 63, 3, 6, 5), 1, False, torch.float32),
+    ],
+)
+def test_ssd_at_size(shape, groups, packed, dtype):
     bound = 1e-5 if dtype == torch.float32 else BOUNDS[dtype]
-    check(arguments("cuda", shape, 1, packed, dtype=dtype), bound)
+    check(arguments("cuda", shape, groups, packed, dtype=dtype), bound)
 
 
 @pytest.mark.gpu

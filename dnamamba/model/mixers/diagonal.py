@@ -102,7 +102,7 @@ class DiagonalSSM(nn.Module):
             log_decay, B = self._discrete()
             C = full_precision(self.C)
             taps = _vandermonde(_times(C, B)[:, None], log_decay, length)[:, 0]
-            y = causal_convolution(x, taps, sequence_ids) + self.D * x
+            y = causal_convolution(x, taps + F.pad(self.D[:, None], (0, length - 1)), sequence_ids)
             is_last = is_first = None
             if sequence_ids is not None:
                 segment = segment_numbers(sequence_ids)
@@ -213,8 +213,9 @@ def _real_sum(a: Tensor) -> Tensor:
 
 
 def _cut(length: int) -> tuple[int, int]:
-    """(parts, positions of each), both about √length, whose product is at least the length."""
-    width = math.isqrt(length - 1) + 1
+    """(parts, positions of each), both about √length, whose product is at least the length, and is the length if that
+    is a power of two: nothing has to be padded."""
+    width = 1 << (length - 1).bit_length() // 2
     return -(-length // width), width
 
 

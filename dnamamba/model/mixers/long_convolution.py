@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from dnamamba.model.precision import full_precision, without_autocast
+from dnamamba.model.precision import full_dtype, without_autocast
 
 _ODD_FACTORS = (1, 3, 5, 9, 15)
 
@@ -61,13 +61,14 @@ def _transform_length(least: int) -> int:
 
 
 class _Convolution(torch.autograd.Function):
-    """Keeps its inputs alone for the backward pass."""
+    """Keeps its inputs alone for the backward pass. What a transform and its inverse multiply by is taken off the taps,
+    the smallest operand."""
 
     @staticmethod
     def forward(ctx, x: Tensor, taps: Tensor) -> Tensor:  # type: ignore[override]
         ctx.save_for_backward(x, taps)
         size = _size(x, taps)
-        return _positions(_spectrum(x, size) * torch.fft.rfft(taps, size), size, x)
+        return _positions(_spectrum(x, size).mul_(torch.fft.rfft(taps, size, norm="forward")), size, x)
 
     @staticmethod
     def backward(ctx, dy: Tensor) -> tuple[Tensor | None, Tensor | None]:  # type: ignore[override]
@@ -76,10 +77,11 @@ class _Convolution(torch.autograd.Function):
         spectrum = _spectrum(dy, size)
         dx = dtaps = None
         if ctx.needs_input_grad[0]:
-            dx = _positions(spectrum * torch.fft.rfft(taps, size).conj(), size, x)
+            dx = _positions(spectrum * torch.fft.rfft(taps, size, norm="forward").conj(), size, x)
         if ctx.needs_input_grad[1]:
-            products = (spectrum * _spectrum(x, size).conj()).sum(0)
-            dtaps = torch.fft.irfft(products, size)[:, : taps.shape[1]]
+            # Σ_t dy_t x_{t−j} is a convolution with x from its end, and lag 0 stands at its last position.
+            products = spectrum.mul_(_spectrum(x.flip(1), size)).sum(0)
+            dtaps = torch.fft.irfft(products, size)[:, x.shape[1] - 1 :][:, : taps.shape[1]]
         return dx, dtaps
 
 
@@ -93,10 +95,15 @@ def _size(x: Tensor, taps: Tensor) -> int:
 
 
 def _spectrum(x: Tensor, size: int) -> Tensor:
-    """(batch, length, channels) → (batch, channels, size / 2 + 1) complex."""
-    return torch.fft.rfft(full_precision(x.transpose(1, 2)), size)
+    """(batch, length, channels) → (batch, channels, size / 2 + 1) complex; turned, cast and padded in one pass."""
+    batch, length, channels = x.shape
+    padded = x.new_empty(batch, channels, size, dtype=full_dtype(x))
+    padded[..., :length] = x.transpose(1, 2)
+    padded[..., length:] = 0
+    return torch.fft.rfft(padded)
 
 
 def _positions(spectrum: Tensor, size: int, like: Tensor) -> Tensor:
-    """The way back, as many positions as `like` has, in its dtype and channels last."""
-    return like.new_empty(like.shape).copy_(torch.fft.irfft(spectrum, size)[..., : like.shape[1]].transpose(1, 2))
+    """The way back without its division by `size`: as many positions as `like` has, in its dtype and channels last."""
+    values = torch.fft.irfft(spectrum, size, norm="forward")[..., : like.shape[1]]
+    return like.new_empty(like.shape).copy_(values.transpose(1, 2))

@@ -18,6 +18,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from dnamamba.model.config import ModelConfig
 from dnamamba.model.mixers.mixer import Mixer
@@ -134,5 +135,12 @@ class Mamba2Mixer(Mixer):
         return log_decay, delta if self.discretization == "euler" else torch.expm1(log_decay) / A
 
     def _output(self, y: Tensor, z: Tensor) -> Tensor:
-        """y (…, heads, head) gated by z, normalised and projected."""
-        return self.out_proj(gated_rms_norm(y.flatten(-2), z, self.norm.weight, eps=self.epsilon))
+        """y (…, heads, head) gated by z, normalised and projected. What is projected is as large as y: in training with
+        half precision it is computed again in the backward pass rather than kept."""
+        y = y.flatten(-2)
+        if torch.is_grad_enabled() and y.dtype.itemsize == 2:
+            return checkpoint(self._gated_projection, y, z, use_reentrant=False, preserve_rng_state=False)
+        return self._gated_projection(y, z)
+
+    def _gated_projection(self, y: Tensor, z: Tensor) -> Tensor:
+        return self.out_proj(gated_rms_norm(y, z, self.norm.weight, eps=self.epsilon))

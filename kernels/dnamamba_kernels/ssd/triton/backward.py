@@ -76,21 +76,19 @@ def head_gradients_kernel(
             carried = tl.dot(C_tile, h_tile.to(OPERAND), carried, input_precision=PRECISION)
         x_tile = tile(x, t, p, x_row, 1, rows, head)
         dy_tile = tile(dy, t, p, dy_row, 1, rows, head)
-        G = tl.dot(x_tile.to(OPERAND), tl.trans(dy_tile.to(OPERAND)), G, input_precision=PRECISION)
+        from_before += tl.sum(carried * dy_tile.to(tl.float32), axis=1)
         given *= left_at_end[:, None]
+        to_next += tl.sum(given * x_tile.to(tl.float32), axis=1)
         u = tl.dot(scores.to(OPERAND), dy_tile.to(OPERAND), given, input_precision=PRECISION)
-        x_wide = x_tile.to(tl.float32)
-        dy_wide = dy_tile.to(tl.float32)
-        dw += tl.sum(u * x_wide, axis=1)
-        to_next += tl.sum(given * x_wide, axis=1)
-        from_before += tl.sum(carried * dy_wide, axis=1)
-        gradient = w[:, None] * u
+        dw += tl.sum(u * x_tile.to(tl.float32), axis=1)
+        u *= w[:, None]
         if HAS_D:
-            gradient += skip * dy_wide
-            dskip += tl.sum(tl.sum(x_wide * dy_wide, axis=1), axis=0)
+            u += skip * dy_tile.to(tl.float32)
+            dskip += tl.sum(tl.sum(x_tile.to(tl.float32) * dy_tile.to(tl.float32), axis=1), axis=0)
         inside = (t < rows)[:, None] & (p < head)[None, :]
-        row = t[:, None] * (heads * head)
-        tl.store(dx + row + p[None, :], gradient.to(dx.dtype.element_ty), mask=inside)
+        tl.store(dx + t[:, None] * (heads * head) + p[None, :], u.to(dx.dtype.element_ty), mask=inside)
+        # Last, as so many matrices at a time fit into registers.
+        G = tl.dot(x_tile.to(OPERAND), tl.trans(dy_tile.to(OPERAND)), G, input_precision=PRECISION)
 
     within = scores * w[:, None] * G
     from_before = from_before * from_start(reach, run, HAS_IDS) + tl.sum(within, axis=0) - tl.sum(within, axis=1)

@@ -16,9 +16,9 @@ from dnamamba_kernels.triton_common import dtype_refusal, on_device, optional, s
 
 CHUNK = 64
 """Positions of a chunk, at most"""
-STATE_WARPS, OUTPUT_WARPS, HEAD_WARPS, MAP_WARPS = 4, 4, 8, 8
-"""Of the kernels' programs: with four, the two of the backward pass have more matrices than registers."""
-SEGMENT = 128
+WARPS = 4
+"""Of a program: with eight all kernels take up to twice as long (H200, 8 × 32 768 × 256)."""
+SEGMENT = 512
 """Chunks over which a program hands states on; more than twice as many go in two levels."""
 
 
@@ -37,7 +37,7 @@ class TritonSSD(SSDBackend):
                 a.x, a.log_decay, a.weight, a.B, a.C, optional(a.D, a.weight), optional(a.sequence_ids, a.x), entering,
                 y, *sizes.numbers, *a.x.stride()[:3], *a.B.stride()[:3], *a.C.stride()[:3], *_rows(a.sequence_ids),
                 HAS_D=a.D is not None, BLOCK_P=sizes.block_p, BLOCK_N=sizes.block_n, N_BLOCKS=sizes.n_blocks,
-                **sizes.flags, num_warps=OUTPUT_WARPS,
+                **sizes.flags, num_warps=WARPS,
             )  # fmt: skip
         return y, final
 
@@ -55,11 +55,11 @@ class TritonSSD(SSDBackend):
             head_gradients_kernel[(sizes.tasks, sizes.heads)](
                 dy, a.x, a.log_decay, a.weight, a.B, a.C, optional(a.D, a.weight), ids, entering, leaving, dx, dlog,
                 dweight, dD, *sizes.numbers, *strides,
-                HAS_D=a.D is not None, N_BLOCKS=sizes.n_blocks, **blocks, **sizes.flags, num_warps=HEAD_WARPS,
+                HAS_D=a.D is not None, N_BLOCKS=sizes.n_blocks, **blocks, **sizes.flags, num_warps=WARPS,
             )  # fmt: skip
             map_gradients_kernel[(sizes.tasks * a.B.shape[2], sizes.n_blocks)](
                 dy, a.x, a.log_decay, a.weight, a.B, a.C, ids, entering, leaving, dB, dC, *sizes.numbers, *strides,
-                **blocks, **sizes.flags, num_warps=MAP_WARPS,
+                **blocks, **sizes.flags, num_warps=WARPS,
             )  # fmt: skip
         return SSDGradients(dx, dlog, dweight, dB, dC, None if a.D is None else sum_rows(dD)[1], dinitial)
 
@@ -104,7 +104,7 @@ class _Sizes:
             chunk_states_kernel[(self.tasks, self.heads * self.p_blocks, self.n_blocks)](
                 values, a.log_decay, a.weight, maps, optional(a.sequence_ids, values), made, left, *self.numbers,
                 *values.stride()[:3], *maps.stride()[:3], *_rows(a.sequence_ids),
-                ADJOINT=adjoint, BLOCK_P=self.block_p, BLOCK_N=self.block_n, **self.flags, num_warps=STATE_WARPS,
+                ADJOINT=adjoint, BLOCK_P=self.block_p, BLOCK_N=self.block_n, **self.flags, num_warps=WARPS,
             )  # fmt: skip
         return made, left
 
@@ -134,7 +134,7 @@ def _hand_on(
         propagate_kernel[(batch * segments * heads, -(-elements // block))](
             made, left, optional(initial, made), optional(entering, made), final, final_left,
             chunks, segment, heads, elements,
-            HAS_INITIAL=initial is not None, ENTERING=entering is not None, REVERSE=reverse, UNROLL=8, BLOCK=block,
+            HAS_INITIAL=initial is not None, ENTERING=entering is not None, REVERSE=reverse, UNROLL=16, BLOCK=block,
             num_warps=max(1, block // 32),
         )  # fmt: skip
     return final, final_left
