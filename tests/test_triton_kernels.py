@@ -390,9 +390,11 @@ def test_every_kernel_compiles(capability):
     for kernel in ("conv.forward", "conv.backward", "norm.forward", "norm.backward", "common.sum_partials"):
         assert f"{kernel}_kernel" in out
     assert "common.sum_rows_kernel" in out
-    norms = [line for line in out.splitlines() if " norm." in line]
+    norms = [line for line in out.splitlines() if " norm." in line or " gated_norm." in line]
     assert norms and all(line.endswith(" 0 fused exchanges") for line in norms), "lanes of a row may differ"
-    for kernel in ("conv.conv_step", "scan.scan_step"):
+    for kernel in ("conv.conv_step", "scan.scan_step", "gated_norm.forward", "gated_norm.backward", "rotary.rotate"):
         assert f"{kernel}_kernel" in out
     for kernel in ("chunk_summaries", "propagate", "chunk_outputs", "backward_summaries", "chunk_gradients"):
         assert f"scan.{kernel}_kernel" in out
+    for kernel in ("chunk_states", "propagate", "outputs", "head_gradients", "map_gradients"):
+        assert f"ssd.{kernel}_kernel" in out

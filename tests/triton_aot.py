@@ -25,13 +25,24 @@ from triton.compiler import ASTSource
 from dnamamba_kernels import triton_common
 from dnamamba_kernels.conv import triton as conv
 from dnamamba_kernels.conv.protocol import ConvArguments
+from dnamamba_kernels.gated_norm import triton as gated_norm
 from dnamamba_kernels.norm import triton as norm
+from dnamamba_kernels.rotary import triton as rotary
 from dnamamba_kernels.scan.arguments import ScanArguments, ScanOptions
 from dnamamba_kernels.scan.triton import scan, step
 from dnamamba_kernels.ssd.protocol import SSDArguments
 from dnamamba_kernels.ssd.triton import ssd
 
-MODULES = {"common": triton_common, "conv": conv, "norm": norm, "scan": scan, "scan step": step, "ssd": ssd}
+MODULES = {
+    "common": triton_common,
+    "conv": conv,
+    "norm": norm,
+    "gated_norm": gated_norm,
+    "rotary": rotary,
+    "scan": scan,
+    "scan step": step,
+    "ssd": ssd,
+}
 TYPES = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32", torch.int32: "*i32"}
 OPTIONS = {"num_warps", "num_stages", "maxnreg", "enable_fp_fusion"}
 
@@ -169,6 +180,19 @@ def ssd_launches(dtype: torch.dtype, head: int, state: int, groups: int, every_o
     return record(lambda: (ssd.BACKEND.forward(a), ssd.BACKEND.backward(a, x, rest[1])))
 
 
+def other_launches(dtype: torch.dtype, heads: int, head: int) -> list[Launch]:
+    """The gated norm and rotary positions."""
+    qkv, angles = torch.zeros(2, 64, 3, heads, head, dtype=dtype), torch.zeros(1, 64, head // 2)
+    rows, weight = torch.zeros(64, heads * head, dtype=dtype), torch.zeros(heads * head)
+
+    def call() -> None:
+        gated_norm.BACKEND.forward(rows, rows, weight, 1e-5)
+        gated_norm.BACKEND.backward(rows, rows, rows, weight, torch.zeros(64))
+        rotary.BACKEND.backward(*rotary.BACKEND.forward(qkv, angles, angles), angles, angles)
+
+    return record(call)
+
+
 def fused_exchanges(cubin: bytes) -> int:
     """How often a product is fused with what another lane sends: a b + c there, c + a b here, are rounded differently.
 
@@ -196,6 +220,7 @@ def all_launches() -> list[Launch]:
     launches += norm_launches(torch.bfloat16, torch.float32, 256) + norm_launches(torch.float32, torch.float32, 100)
     launches += norm_launches(torch.bfloat16, torch.float32, 3) + norm_launches(torch.float32, torch.bfloat16, 33)
     launches += scan_launches(torch.bfloat16, 512, 16, 1, False) + scan_launches(torch.float32, 33, 5, 3, True)
+    launches += other_launches(torch.bfloat16, 4, 64) + other_launches(torch.float32, 1, 6)
     launches += ssd_launches(torch.bfloat16, 64, 16, 1, False) + ssd_launches(torch.float32, 70, 100, 2, True)
     launches += step_launches(torch.bfloat16, 512, 16, False) + step_launches(torch.float32, 33, 5, True)
     return launches

@@ -42,7 +42,7 @@ def head_gradients_kernel(
     dx += ((b * length + start) * heads + h) * head
 
     scores = tl.zeros([CHUNK, CHUNK], tl.float32)
-    for n_block in tl.static_range(N_BLOCKS):
+    for n_block in tl.range(N_BLOCKS, num_stages=1):
         n = n_block * BLOCK_N + tl.arange(0, BLOCK_N)
         B_tile = tile(B, t, n, B_row, 1, rows, state).to(OPERAND)
         C_tile = tile(C, n, t, 1, C_row, state, rows).to(OPERAND)
@@ -61,11 +61,11 @@ def head_gradients_kernel(
     to_next = tl.zeros([CHUNK], tl.float32)
     through = 0.0
     dskip = 0.0
-    for p_block in tl.static_range(P_BLOCKS):
+    for p_block in tl.range(P_BLOCKS, num_stages=1):
         p = p_block * BLOCK_P + tl.arange(0, BLOCK_P)
         given = tl.zeros([CHUNK, BLOCK_P], tl.float32)
         carried = tl.zeros([CHUNK, BLOCK_P], tl.float32)
-        for n_block in tl.static_range(N_BLOCKS):
+        for n_block in tl.range(N_BLOCKS, num_stages=1):
             n = n_block * BLOCK_N + tl.arange(0, BLOCK_N)
             g_tile = tile(leaving, n, p, 1, state, state, head)
             h_tile = tile(entering, n, p, 1, state, state, head)
@@ -108,7 +108,7 @@ def map_gradients_kernel(
     length, chunks, heads, head, state, heads_of_group, dy_batch, dy_row, dy_head, x_batch, x_row, x_head,
     B_batch, B_row, B_group, C_batch, C_row, C_group, ids_batch, ids_row,
     HAS_IDS: tl.constexpr, CHUNK: tl.constexpr, BLOCK_P: tl.constexpr, P_BLOCKS: tl.constexpr, BLOCK_N: tl.constexpr,
-    OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+    STAGES: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dB and dC (b, length, groups, state) of BLOCK_N states in a chunk: sums over a group's heads, one after
     another."""
@@ -128,13 +128,13 @@ def map_gradients_kernel(
     dscores = tl.zeros([CHUNK, CHUNK], tl.float32)
     dB_total = tl.zeros([CHUNK, BLOCK_N], tl.float32)
     dC_total = tl.zeros([CHUNK, BLOCK_N], tl.float32)
-    for h in range(group * heads_of_group, (group + 1) * heads_of_group):
+    for h in tl.range(group * heads_of_group, (group + 1) * heads_of_group, num_stages=STAGES):
         reach, last, w = head_steps(log_decay, weight, b, start, h, length, heads, CHUNK)
         left_of_state = from_start(reach, run, HAS_IDS)
         left_at_end = to_end(reach, last, run, runs, HAS_IDS) * w
         states = (first_slot + h) * head * state
         G = tl.zeros([CHUNK, CHUNK], tl.float32)
-        for p_block in tl.static_range(P_BLOCKS):
+        for p_block in tl.range(P_BLOCKS, num_stages=1):
             p = p_block * BLOCK_P + tl.arange(0, BLOCK_P)
             x_tile = tile(x + h * x_head, t, p, x_row, 1, rows, head).to(OPERAND)
             dy_tile = tile(dy + h * dy_head, t, p, dy_row, 1, rows, head).to(OPERAND)

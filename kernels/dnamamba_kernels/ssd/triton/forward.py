@@ -123,7 +123,7 @@ def outputs_kernel(
 
     scores = tl.zeros([CHUNK, CHUNK], tl.float32)
     carried = tl.zeros([CHUNK, BLOCK_P], tl.float32)
-    for block in tl.static_range(N_BLOCKS):
+    for block in tl.range(N_BLOCKS, num_stages=1):
         n = block * BLOCK_N + tl.arange(0, BLOCK_N)
         C_tile = tile(C, t, n, C_row, 1, rows, state).to(OPERAND)
         B_tile = tile(B, n, t, 1, B_row, state, rows).to(OPERAND)

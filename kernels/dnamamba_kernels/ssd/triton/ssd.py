@@ -16,8 +16,6 @@ from dnamamba_kernels.triton_common import dtype_refusal, on_device, optional, s
 
 CHUNK = 64
 """Positions of a chunk, at most"""
-WARPS = 4
-"""Of a program: with eight all kernels take up to twice as long (H200, 8 × 32 768 × 256)."""
 SEGMENT = 512
 """Chunks over which a program hands states on; more than twice as many go in two levels."""
 
@@ -37,7 +35,7 @@ class TritonSSD(SSDBackend):
                 a.x, a.log_decay, a.weight, a.B, a.C, optional(a.D, a.weight), optional(a.sequence_ids, a.x), entering,
                 y, *sizes.numbers, *a.x.stride()[:3], *a.B.stride()[:3], *a.C.stride()[:3], *_rows(a.sequence_ids),
                 HAS_D=a.D is not None, BLOCK_P=sizes.block_p, BLOCK_N=sizes.block_n, N_BLOCKS=sizes.n_blocks,
-                **sizes.flags, num_warps=WARPS,
+                **sizes.flags,
             )  # fmt: skip
         return y, final
 
@@ -55,11 +53,11 @@ class TritonSSD(SSDBackend):
             head_gradients_kernel[(sizes.tasks, sizes.heads)](
                 dy, a.x, a.log_decay, a.weight, a.B, a.C, optional(a.D, a.weight), ids, entering, leaving, dx, dlog,
                 dweight, dD, *sizes.numbers, *strides,
-                HAS_D=a.D is not None, N_BLOCKS=sizes.n_blocks, **blocks, **sizes.flags, num_warps=WARPS,
+                HAS_D=a.D is not None, N_BLOCKS=sizes.n_blocks, **blocks, **sizes.flags,
             )  # fmt: skip
             map_gradients_kernel[(sizes.tasks * a.B.shape[2], sizes.n_blocks)](
                 dy, a.x, a.log_decay, a.weight, a.B, a.C, ids, entering, leaving, dB, dC, *sizes.numbers, *strides,
-                **blocks, **sizes.flags, num_warps=WARPS,
+                STAGES=2 if sizes.operand == torch.bfloat16 else 1, **blocks, **sizes.flags,
             )  # fmt: skip
         return SSDGradients(dx, dlog, dweight, dB, dC, None if a.D is None else sum_rows(dD)[1], dinitial)
 
@@ -73,20 +71,21 @@ class _Sizes:
     def __init__(self, a: SSDArguments) -> None:
         self.batch, length, self.heads, self.head = a.x.shape
         groups, self.state = a.B.shape[2:]
+        # bf16 products of bf16 data; fp16 has too small a range for states: its products are tf32's, as exact.
+        bf16 = a.x.dtype == torch.bfloat16
+        self.operand = torch.bfloat16 if bf16 else torch.float32
         self.chunk = min(CHUNK, max(16, triton.next_power_of_2(length)))
         self.chunks = -(-length // self.chunk)
         self.tasks = self.batch * self.chunks
         self.numbers = length, self.chunks, self.heads, self.head, self.state, self.heads // groups
         self.block_p, self.block_n = _block(self.head), _block(self.state)
         self.p_blocks, self.n_blocks = -(-self.head // self.block_p), -(-self.state // self.block_n)
-        # bf16 products of bf16 data; fp16 has too small a range for states: its products are tf32's, as exact.
-        bf16 = a.x.dtype == torch.bfloat16
-        self.operand = torch.bfloat16 if bf16 else torch.float32
         self.flags: dict[str, Any] = {
             "HAS_IDS": a.sequence_ids is not None,
             "CHUNK": self.chunk,
             "OPERAND": tl.bfloat16 if bf16 else tl.float32,
             "PRECISION": _exact() if a.x.dtype == torch.float32 else "tf32",
+            "num_warps": 4 if bf16 else 8,  # with eight bf16 takes up to twice as long (H200)
         }
 
     def entering(self, a: SSDArguments) -> tuple[Tensor, Tensor]:
@@ -104,7 +103,7 @@ class _Sizes:
             chunk_states_kernel[(self.tasks, self.heads * self.p_blocks, self.n_blocks)](
                 values, a.log_decay, a.weight, maps, optional(a.sequence_ids, values), made, left, *self.numbers,
                 *values.stride()[:3], *maps.stride()[:3], *_rows(a.sequence_ids),
-                ADJOINT=adjoint, BLOCK_P=self.block_p, BLOCK_N=self.block_n, **self.flags, num_warps=WARPS,
+                ADJOINT=adjoint, BLOCK_P=self.block_p, BLOCK_N=self.block_n, **self.flags,
             )  # fmt: skip
         return made, left
 
