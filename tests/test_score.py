@@ -14,7 +14,7 @@ from tiny_models import random_bases, tiny_model
 
 from dnamamba import cli, score
 from dnamamba.alphabet import COMPLEMENT, TOKEN_BITS, decode, encode
-from dnamamba.analysis.variants.plan import default_suffix
+from dnamamba.analysis.variants.plan import default_suffix, plan_for
 from dnamamba.analysis.variants.score_output import combine
 from dnamamba.analysis.variants.scores import ScorePlan, score_alleles
 from dnamamba.analysis.variants.tiles import Tiling, on_reverse_strand
@@ -23,6 +23,7 @@ from dnamamba.genome.alleles import REASON_NAMES, check, trim
 from dnamamba.genome.store import open_genome
 from dnamamba.genome.vcf import read_vcf
 from dnamamba.inference.load import load_for_inference
+from dnamamba.model.abilities import Ability
 from dnamamba.model.config import preset
 from dnamamba.model.language_model import LanguageModel
 
@@ -144,6 +145,24 @@ def test_scores_are_those_of_whole_windows(inference, store, records, exact):
         assert got == pytest.approx(
             plain_scores(inference.model, sequence, other_start, ref_length, alt, exact), abs=2e-4
         )
+
+
+@pytest.mark.parametrize("mixer", ["transformer", "hyenadna", "mamba,attention"])
+def test_models_whose_state_grows_score_whole_windows(mixer, store, records, folder):
+    """No state is kept of them: every allele starts from its tile's first base."""
+    options = {"pattern": mixer} if "," in mixer else {"mixer": mixer}
+    model = tiny_model(**options)
+    assert Ability.CONSTANT_STATE not in model.abilities
+    save_checkpoint(model, folder / mixer, {"settings": {"length": CONTEXT}})
+    inference = load_for_inference(folder / mixer, "cpu", "fp32")
+    alleles = check(records, store, CONTEXT).alleles
+    scores = score_alleles(inference, store, alleles, plan_for(inference, suffix=SUFFIX, batch_tokens=1000))
+    for allele in range(0, len(alleles), 5):
+        contig = store.contigs[alleles.contig[allele]]
+        sequence = store.read(contig.name, 0, contig.length) & TOKEN_BITS
+        start, ref_length = int(alleles.start[allele]), int(alleles.ref_length[allele])
+        expected = plain_scores(inference.model, sequence, start, ref_length, encode(alleles.alt[allele]))
+        assert (scores.forward.at[allele], scores.forward.after[allele]) == pytest.approx(expected, abs=2e-4)
 
 
 def test_how_the_work_is_cut_changes_nothing(inference, store, records):

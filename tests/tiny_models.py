@@ -12,10 +12,10 @@ def random_bases(length, seed):
     return "".join(np.random.default_rng(seed).choice(list("ACGT"), length))
 
 
-def tiny_model(embedding=30.0, out_proj=1.0, d_model=16, seed=3):
+def tiny_model(embedding=30.0, out_proj=1.0, d_model=16, seed=3, **options):
     """Two blocks whose weights are larger than at initialisation, so that every base matters to those after it."""
     torch.manual_seed(seed)
-    model = LanguageModel(preset("demo", n_layer=2, d_model=d_model, d_state=4))
+    model = LanguageModel(preset("demo", n_layer=2, d_model=d_model, d_state=4, **options))
     with torch.no_grad():
         model.backbone.embedding.weight.mul_(embedding)
         for layer in model.backbone.layers:

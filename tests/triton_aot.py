@@ -221,7 +221,8 @@ def all_launches() -> list[Launch]:
     launches += norm_launches(torch.bfloat16, torch.float32, 3) + norm_launches(torch.float32, torch.bfloat16, 33)
     launches += scan_launches(torch.bfloat16, 512, 16, 1, False) + scan_launches(torch.float32, 33, 5, 3, True)
     launches += other_launches(torch.bfloat16, 4, 64) + other_launches(torch.float32, 1, 6)
-    launches += ssd_launches(torch.bfloat16, 64, 16, 1, False) + ssd_launches(torch.float32, 70, 100, 2, True)
+    launches += ssd_launches(torch.bfloat16, 64, 16, 1, False) + ssd_launches(torch.bfloat16, 70, 100, 2, True)
+    launches += ssd_launches(torch.float32, 6, 5, 2, True)
     launches += step_launches(torch.bfloat16, 512, 16, False) + step_launches(torch.float32, 33, 5, True)
     return launches
 

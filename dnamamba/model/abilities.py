@@ -37,7 +37,7 @@ NEEDS = {
     "likelihood": Ability.CARRIES_STATE | Ability.PREDICTS_NEXT_BASE,
     "likelihood --context unlimited": Ability.CONSTANT_STATE | Ability.PREDICTS_NEXT_BASE,
     "embed": Ability.CAUSAL | Ability.CARRIES_STATE,
-    "score": Ability.CONSTANT_STATE | Ability.PREDICTS_NEXT_BASE,
+    "score": Ability.CAUSAL | Ability.CARRIES_STATE | Ability.PREDICTS_NEXT_BASE,
 }
 """Of the verbs that take a language model."""
 

@@ -10,7 +10,7 @@ from dnamamba.errors import InputError
 from dnamamba.genome.view import GenomeView
 from dnamamba.inference.load import Inference
 from dnamamba.inference.provenance import result_provenance
-from dnamamba.model.abilities import require
+from dnamamba.model.abilities import Ability, require
 
 
 def default_suffix(context: int) -> int:
@@ -30,7 +30,8 @@ def plan_for(
     exact: bool = False,
     embedding_distance: bool = False,
 ) -> ScorePlan:
-    """The plan for a model: `context` defaults to the length it was trained at, `suffix` to `default_suffix`.
+    """The plan for a model: `context` defaults to the length it was trained at, `suffix` to `default_suffix`. No states
+    are kept of a model whose state grows with each base: all alleles start from their tile's first one.
 
     Raises `InputError` for sizes that do not go together.
     """
@@ -46,7 +47,8 @@ def plan_for(
     if state_every < 1:
         raise InputError(f"--state_every: {state_every} is not possible, expected at least 1 base")
     batch_tokens = batch_tokens or inference.compute.micro_tokens
-    every = min(state_every, context)
+    resumes = Ability.CONSTANT_STATE in inference.model.abilities
+    every = min(state_every, context) if resumes else context
     return ScorePlan(Tiling(context, suffix), every, batch_tokens, exact, check, embedding_distance)
 
 

@@ -32,7 +32,8 @@ class ScoreSettings(ExactComputeOptions, BatchTokensOptions, OverwriteOptions, G
     """Reference bases after a variant that are scored with it. Default: a 32nd of --context, but at least 2048,
     and at most half of --context."""
     state_every: int = setting(1024, at_least=1)
-    """Bases between the states that are kept of a tile's pass; the scores do not depend on it beyond rounding."""
+    """Bases between the states that are kept of a tile's pass; the scores do not depend on it beyond rounding. Models
+    with attention or Hyena keep none, and read each allele's tile from its start."""
     exact: bool = False
     """Score all bases up to the tile's end instead of --suffix."""
     check: int = setting(32, at_least=0)

@@ -70,7 +70,7 @@ class AttentionMixer(Mixer):
         """Packed segments and chunks after others attend under masks, `QUERIES` at a time."""
         before = 0 if state is None else state.positions
         query, key, value = self._project(x, torch.arange(before, before + x.shape[1], device=x.device))
-        if state is None and sequence_ids is None:
+        if not before and sequence_ids is None:
             y = _attend(query, key, value, is_causal=True)
             return self.out_proj(y.flatten(-2)), cache_of((key, value))
         start = self.init_state(len(x)) if state is None else state

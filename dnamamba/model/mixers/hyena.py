@@ -98,7 +98,7 @@ class HyenaMixer(Mixer):
         projected, conv_state = self.conv1d(self.in_proj(x), conv_state, sequence_ids)
         value, first, second = projected.chunk(3, dim=-1)
         inside = first * value
-        if past is None and sequence_ids is None:
+        if (past is None or not past.positions) and sequence_ids is None:
             y = causal_convolution(inside, self.filter(x.shape[1]))
             return self.out_proj(second * y), HyenaState(conv_state, cache_of((inside,)))
         start = cache_of((inside[:, :0],)) if past is None else past
