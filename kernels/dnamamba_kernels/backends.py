@@ -1,7 +1,7 @@
 """Which code runs an operator: chosen once from the device and the request, never silently replaced.
 
     reference   plain PyTorch, any device, the only one in fp64
-    cpu         numba for the scan; conv and norm are the fp32 reference, which PyTorch already threads and vectorises
+    cpu         numba for the scan; the others are the fp32 reference, which PyTorch already threads and vectorises
     triton      Triton, on GPUs of NVIDIA and AMD (or on CPU tensors under TRITON_INTERPRET=1, for tests)
     cuda        CUDA C++, the scan only, compiled at first use by NVRTC
 
@@ -61,7 +61,7 @@ def requested(operator: str, backend: str) -> str:
 
 @functools.cache
 def load(operator: str, backend: str) -> Any:
-    """An operator's ("scan", "conv", "norm") backend, imported; ValueError if there is none."""
+    """An operator's backend ("scan", "conv", … is its folder), imported; ValueError if there is none."""
     if backend not in NAMES:
         raise ValueError(f"backend must be 'auto', {', '.join(map(repr, NAMES))}; got {backend!r}")
     if not _exists(operator, backend):

@@ -18,27 +18,6 @@ QUERIES = 1024
 """Queries that attend at a time where a mask has to be made, of QUERIES · keys bytes a sequence."""
 
 
-def _rotation(positions: Tensor, pairs: int, base: float) -> tuple[Tensor, Tensor]:
-    """Cosines and sines (…, 1, pairs) fp64 of positions (…) · base^(−i / pairs): a million positions leave no digits of
-    fp32's.
-
-    An operator, so that torch.compile makes this table once: fused with the rotation, it computed powers, cosines and
-    sines in fp64 again for every head of every sequence, 45 % of a compiled layer's time.
-    """
-    pair = torch.arange(pairs, device=positions.device, dtype=torch.float64)
-    angle = positions[..., None, None] * base ** (-pair / pairs)
-    return angle.cos(), angle.sin()
-
-
-rotation = torch.library.custom_op("dnamamba::rotation", _rotation, mutates_args=())
-
-
-@rotation.register_fake
-def _(positions, pairs, base):
-    shape = *positions.shape, 1, pairs
-    return tuple(positions.new_empty(shape, dtype=torch.float64) for _ in range(2))
-
-
 class AttentionMixer(Mixer):
     """softmax(Q Kᵀ / √d) V of rotated queries and keys, over the positions so far; PyTorch's fused kernels (flash
     attention in bf16 on a GPU). Its state is a cache of keys and values in the data's dtype."""
@@ -102,7 +81,8 @@ class AttentionMixer(Mixer):
 
         RoPE (arXiv 2104.09864, equation 15): the pair of numbers i of a head turns by position · base^(−2i / head_dim),
         so that products of queries and keys depend on the distance alone. Here a pair is i and i + head_dim / 2, which
-        only names them in another order. Angles are fp64: a million positions leave no digits of fp32's.
+        only names them in another order. Angles are fp64: a million positions leave no digits of fp32's. As the rotation
+        is an operator, torch.compile makes their table once, and not for each head of each sequence.
         """
         qkv = self.in_proj(x).unflatten(-1, (3, -1, self.head_dim))
         pair = torch.arange(self.head_dim // 2, device=x.device, dtype=torch.float64)

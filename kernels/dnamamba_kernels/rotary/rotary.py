@@ -1,6 +1,6 @@
 """Rotary positions of queries and keys in one pass, as one differentiable PyTorch operator.
 
-Backwards the three gradients become the one of the projection, turned back, in one pass again.
+Backwards the three gradients become the one of the projection, rotated back, in one pass again.
 """
 
 import torch

@@ -44,10 +44,10 @@ def _rotate_kernel(
     target = target[:, None] + i[None, :]
     first = tl.load(source, mask=inside, other=0.0).to(tl.float32)
     second = tl.load(source + half, mask=inside, other=0.0).to(tl.float32)
-    turned = inside & (tl.program_id(1) < 2)
+    rotates = inside & (tl.program_id(1) < 2)
     angle = (b * angle_batch + t * angle_row)[:, None] + i[None, :]
-    c = tl.load(cos + angle, mask=turned, other=1.0)
-    s = tl.load(sin + angle, mask=turned, other=0.0)
+    c = tl.load(cos + angle, mask=rotates, other=1.0)
+    s = tl.load(sin + angle, mask=rotates, other=0.0)
     if BACK:
         s = -s
     tl.store(target, (first * c - second * s).to(query_out.dtype.element_ty), mask=inside)
