@@ -10,11 +10,12 @@ with those in fp32 at a shorter length: nothing is timed of a model that differs
 """
 
 import argparse
-import csv
 import time
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from measured import conditions, write_rows
 from torch.profiler import ProfilerActivity, profile
 from training_step import NAN, median_seconds
 
@@ -141,10 +142,10 @@ def main() -> None:
     parser.add_argument("--lengths", type=int, nargs="+", help="only rows of these lengths")
     parser.add_argument("--eager", action="store_true", help="leave out the rows under torch.compile")
     parser.add_argument("--profile", action="store_true", help="print the kernels' shares of each step")
-    parser.add_argument("--out", help="CSV file to write")
+    parser.add_argument("--out", type=Path, help="CSV file to write")
     arguments = parser.parse_args()
-    gpu = torch.cuda.get_device_name()
-    print(f"{gpu}, torch {torch.__version__}")
+    where = conditions()
+    print(", ".join(where.values()))
     results, checked = [], set()
     for row in ROWS:
         if arguments.systems and row.system not in arguments.systems:
@@ -157,8 +158,8 @@ def main() -> None:
         began = time.perf_counter()
         result = measure(row, arguments.profile)
         torch.cuda.empty_cache()
-        results.append(result)
-        same = "" if row.gpu in gpu else f" (on another GPU, {row.gpu})"
+        results.append(result | where)
+        same = "" if row.gpu in where["gpu"] else f" (on another GPU, {row.gpu})"
         print(
             f"{row.system:12}{' compiled' if row.compiled else '':9} {row.batch:4d} x {row.length:9,d}"
             f"  {result['mtoken_per_s']:6.2f} Mtoken/s, peer {row.peer:5.2f}, ratio {result['ratio']:4.2f}{same}"
@@ -167,10 +168,7 @@ def main() -> None:
             flush=True,
         )
     if arguments.out and results:
-        with open(arguments.out, "w", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(results[0]), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(results)
+        write_rows(results, arguments.out)
 
 
 if __name__ == "__main__":

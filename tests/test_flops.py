@@ -12,6 +12,8 @@ from dnamamba.model.config import ModelConfig
 from dnamamba.model.language_model import LanguageModel
 from dnamamba.model.mixers import MIXERS, mixer_class
 from dnamamba.model.parameters import training_flops_per_token
+from dnamamba_kernels.ssd.protocol import SSDArguments
+from dnamamba_kernels.ssd.reference import BACKEND as SSD
 
 KERNELS = torch.ops.dnamamba_kernels
 ATEN = torch.ops.aten
@@ -32,6 +34,12 @@ def scan(x, dt, A, *rest, **_):
 
 def convolution(x, weight, *rest, **_):
     return 2 * math.prod(x) * weight[1]
+
+
+def ssd(x, log_decay, weight, B, C, *rest, **_):
+    """The matrix products of the plain PyTorch of these sizes."""
+    shapes = x, log_decay, weight, B, C
+    return count(SSD.forward, SSDArguments(*map(torch.empty, shapes), None, None, None))
 
 
 def real_transform(length, dims, count):
@@ -58,6 +66,7 @@ COUNTED = {
     KERNELS.selective_scan_backward: lambda dy, dfinal, x, dt, A, *rest, **_: 2 * scan(x, dt, A),
     KERNELS.causal_conv1d: convolution,
     KERNELS.causal_conv1d_backward: lambda dy, dfinal, x, weight, *rest, **_: 2 * convolution(x, weight),
+    KERNELS.ssd_scan: ssd,
     ATEN._fft_r2c: forward_transform,
     ATEN._fft_c2r: inverse_transform,
     ATEN._scaled_dot_product_flash_attention_for_cpu: causal_attention,

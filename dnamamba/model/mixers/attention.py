@@ -81,8 +81,8 @@ class AttentionMixer(Mixer):
 
         RoPE (arXiv 2104.09864, equation 15): the pair of numbers i of a head turns by position · base^(−2i / head_dim),
         so that products of queries and keys depend on the distance alone. Here a pair is i and i + head_dim / 2, which
-        only names them in another order. Angles are fp64: a million positions leave no digits of fp32's. As the rotation
-        is an operator, torch.compile makes their table once, and not for each head of each sequence.
+        only names them in another order. Angles are fp64: a million positions leave no digits of fp32's. Rotation is an
+        operator, so that torch.compile makes their table once, and not for each head of each sequence.
         """
         qkv = self.in_proj(x).unflatten(-1, (3, -1, self.head_dim))
         pair = torch.arange(self.head_dim // 2, device=x.device, dtype=torch.float64)
