@@ -4,7 +4,8 @@
 
 JOBS.json is a list of jobs, trained one after the other in the same processes. A job has `settings` (fields of
 `PretrainSettings`) and may have: `observe`, a folder for the records; `gradients`, steps whose gradients are kept;
-`pause`, seconds after each step; `raise_at`, [rank, step] of an error on purpose.
+`pause`, seconds after each step; `raise_at`, [rank, step] of an error on purpose; `trace`, [first step, steps, FILE]:
+how much of that time on the GPU no kernel ran, by torch's profiler, into the JSON FILE (rank 0, without `observe`).
 """
 
 import json
@@ -35,7 +36,7 @@ def work(jobs_file: Path) -> int:
     for job in jobs:
         os.environ.update(environment)  # Lightning takes variables of torchrun's away at the end of each
         try:
-            with observed(job):
+            with observed(job), traced(job):
                 pretrain(settings_of(job))
         except InputError as error:
             print(f"error: {error}", file=sys.stderr)
@@ -121,6 +122,57 @@ class observed:
             return judge(module, step)
 
         return judged
+
+
+class traced:
+    """While inside, the GPU's kernels in the job's `trace` are recorded, and what `idle_time` makes of them is kept."""
+
+    def __init__(self, job: dict[str, Any]) -> None:
+        self.first, self.steps, self.file = job.get("trace") or (-1, 0, "")
+
+    def __enter__(self) -> None:
+        import torch
+        from torch.profiler import ProfilerActivity, profile
+
+        from dnamamba.training.module import PretrainModule
+
+        self.step = PretrainModule.training_step
+        profiler = profile(activities=[ProfilerActivity.CUDA])
+
+        def step(module: Any, batch: Any, batch_idx: int) -> None:
+            number = module.trainer.global_step - self.first
+            if number in (0, self.steps) and module.trainer.is_global_zero:
+                torch.cuda.synchronize()
+                profiler.start() if number == 0 else profiler.stop()
+                if number == self.steps:
+                    profiler.export_chrome_trace(f"{self.file}.trace")
+                    Path(self.file).write_text(json.dumps(idle_time(Path(f"{self.file}.trace"))))
+            self.step(module, batch, batch_idx)
+
+        PretrainModule.training_step = step  # type: ignore[method-assign]
+
+    def __exit__(self, *exception: object) -> None:
+        from dnamamba.training.module import PretrainModule
+
+        PretrainModule.training_step = self.step  # type: ignore[method-assign]
+
+
+def idle_time(trace: Path, short: float = 10.0) -> dict[str, float]:
+    """Of a Chrome trace: seconds from the first kernel to the last, the fraction of them in which no kernel ran, that
+    in gaps longer than `short` microseconds (the GPU waits for the host), and the number of kernels."""
+    events = json.loads(trace.read_text())["traceEvents"]
+    spans = sorted((event["ts"], event["ts"] + event["dur"]) for event in events if event.get("cat") == "kernel")
+    gaps, end = [], spans[0][1]
+    for start, until in spans:
+        gaps.append(max(start - end, 0.0))
+        end = max(end, until)
+    length = end - spans[0][0]
+    return {
+        "seconds": length / 1e6,
+        "idle": sum(gaps) / length,
+        "waits": sum(gap for gap in gaps if gap > short) / length,
+        "kernels": len(spans),
+    }
 
 
 def observed_steps(folder: str) -> dict[int, tuple[float, float, list[Any]]]:

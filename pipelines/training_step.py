@@ -1,18 +1,27 @@
 """Times whole training steps of a Mamba language model on one GPU, next to mamba-ssm's rates.
 
     python pipelines/training_step.py [--backend auto|triton|cuda] [--out training_step.csv] [--profile] [--graph]
+    python pipelines/training_step.py --pretrain GENOME [--out pretrain_step.csv]
 
 8 layers, expand 2, 16 states, convolution of 4, vocabulary of 16, bf16 autocast, fused AdamW, inputs of exactly L
 tokens: the loop that mamba-ssm 2.3.2 was measured with on an H100 80GB HBM3 (PyTorch 2.11.0+cu130, November 2026).
 Medians of CUDA-event timings. "host" is the part of a time in which Python queues the work: where it is nearly the
 whole, the GPU waits. --graph times the forward pass as a captured CUDA graph, too: the GPU's work alone.
+
+--pretrain times `python -m dnamamba.pretrain` itself on a genome, with and without --cuda_graph: Mtoken/s of its
+metrics.csv, and, by torch's profiler over 30 steps, the share of the time in which no kernel ran.
 """
 
 import argparse
 import csv
+import json
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -35,6 +44,7 @@ class Row(NamedTuple):
     """GiB"""
 
 
+Result = dict[str, float | int | str]
 NAN = float("nan")
 ROWS = (
     Row(128, 256, 1_024, 2.83, 17.9, 6.4),
@@ -76,7 +86,7 @@ def graph_seconds(function: Callable[[], object], repeats: int) -> float:
     return median_seconds(graph.replay, repeats)[0]
 
 
-def measure(row: Row, profiled: bool, graph: bool) -> dict[str, float | int | str]:
+def measure(row: Row, profiled: bool, graph: bool) -> Result:
     torch.manual_seed(0)
     model = LanguageModel(ModelConfig(d_model=row.d_model, n_layer=8)).cuda()
     optimizer = torch.optim.AdamW(parameter_groups(model, 0.1), lr=1e-4, fused=True)
@@ -126,6 +136,82 @@ def measure(row: Row, profiled: bool, graph: bool) -> dict[str, float | int | st
     }
 
 
+class PretrainRow(NamedTuple):
+    d_model: int
+    windows: int
+    length: int
+
+
+PRETRAIN_ROWS = (
+    PretrainRow(64, 256, 1_024),
+    PretrainRow(128, 256, 1_024),
+    PretrainRow(128, 8, 32_768),
+    PretrainRow(256, 8, 32_768),
+)
+EVERY, ROWS_KEPT, TRACED = 25, 3, 30
+"""Steps a row of metrics.csv; the rows whose median is taken; the steps that are traced after them"""
+
+
+def measure_pretrain(row: PretrainRow, cuda_graph: str, genome: Path, folder: Path) -> Result:
+    """Of a run in a process of its own, as a user starts it; its token store is made at the first."""
+    name = f"{row.d_model}-{row.windows}x{row.length}-{cuda_graph}"
+    first = EVERY * (1 + ROWS_KEPT)  # kernels are compiled in the first row
+    settings = {
+        "genome": [str(genome)],
+        "store": str(folder / "genome.dnamamba"),
+        "out": str(folder / name),
+        "model": {"preset": "7m", "n_layer": 8, "d_model": row.d_model},
+        "length": row.length,
+        "batch_tokens": row.windows * row.length,
+        "micro_tokens": row.windows * row.length,
+        "max_steps": first + TRACED + 1,
+        "log_every": EVERY,
+        "validation_every": first + TRACED + 1,
+        "validation_tokens": row.length,
+        "markov_order": 0,
+        "accelerator": "gpu",
+        "precision": "bf16",
+        "cuda_graph": cuda_graph,
+    }
+    jobs = folder / f"{name}.json"
+    jobs.write_text(json.dumps([{"settings": settings, "trace": [first, TRACED, str(folder / f"{name}.idle.json")]}]))
+    worker = Path(__file__).parent / "observed_training.py"
+    done = subprocess.run([sys.executable, str(worker), str(jobs)], capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(done.stdout + done.stderr)
+    with (folder / name / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))[1 : 1 + ROWS_KEPT]
+    idle = json.loads((folder / f"{name}.idle.json").read_text())
+    return {
+        **row._asdict(),
+        "cuda_graph": cuda_graph,
+        "mtoken_per_s": statistics.median(float(each["tokens_per_second"]) for each in rows) / 1e6,
+        "data_wait_fraction": statistics.median(float(each["data_wait_fraction"]) for each in rows),
+        "peak_gib": float(rows[-1]["peak_memory_gib"]),
+        "traced_mtoken_per_s": TRACED * row.windows * row.length / idle["seconds"] / 1e6,
+        "idle_fraction": idle["idle"],
+        "waiting_fraction": idle["waits"],
+        "kernels_a_step": idle["kernels"] / TRACED,
+    }
+
+
+def pretrain_results(genome: Path) -> list[Result]:
+    results = []
+    with tempfile.TemporaryDirectory() as folder:
+        for row in PRETRAIN_ROWS:
+            for cuda_graph in ("off", "on"):
+                result = measure_pretrain(row, cuda_graph, genome.absolute(), Path(folder))
+                results.append(result)
+                print(
+                    f"d_model {row.d_model:4d}  {row.windows:4d} x {row.length:7,d}  graph {cuda_graph:3s}"
+                    f"  {result['mtoken_per_s']:6.2f} Mtoken/s  peak {result['peak_gib']:5.1f} GiB"
+                    f"  idle {result['idle_fraction']:5.1%}, in gaps over 10 us {result['waiting_fraction']:5.1%},"
+                    f" of {result['kernels_a_step']:.0f} kernels a step; traced {result['traced_mtoken_per_s']:6.2f}",
+                    flush=True,
+                )
+    return results
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backend", default="auto", help="of the scan: auto, triton or cuda")
@@ -133,8 +219,18 @@ def main() -> None:
     parser.add_argument("--profile", action="store_true", help="print the kernels' shares of each step")
     parser.add_argument("--graph", action="store_true", help="time the forward pass as a CUDA graph, too")
     parser.add_argument("--lengths", type=int, nargs="+", help="only rows of these lengths")
+    parser.add_argument("--pretrain", type=Path, help="time whole pretraining runs on this genome instead")
     arguments = parser.parse_args()
-    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {backends.describe('cuda')}")
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {backends.describe('cuda')}", flush=True)
+    results = pretrain_results(arguments.pretrain) if arguments.pretrain else step_results(arguments)
+    if arguments.out:
+        with open(arguments.out, "w", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=list(results[0]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(results)
+
+
+def step_results(arguments: argparse.Namespace) -> list[Result]:
     results = []
     with backends.preferred("scan", arguments.backend):
         for row in ROWS:
@@ -155,11 +251,7 @@ def main() -> None:
                 flush=True,
             )
             torch.cuda.empty_cache()
-    if arguments.out:
-        with open(arguments.out, "w", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(results[0]), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(results)
+    return results
 
 
 if __name__ == "__main__":

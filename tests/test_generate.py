@@ -11,8 +11,9 @@ from dnamamba import cli, generate
 from dnamamba.alphabet import encode
 from dnamamba.formats.checkpoint import save_checkpoint
 from dnamamba.inference import sampling as generation
+from dnamamba.inference.graphs import without_collector
 from dnamamba.inference.load import Inference, Precision, load_for_inference
-from dnamamba.inference.sampling import Generator, Sampling, _Steps, _without_collector, draw
+from dnamamba.inference.sampling import Generator, Sampling, _Steps, draw
 from dnamamba.model.config import preset
 from dnamamba.model.language_model import LanguageModel
 
@@ -153,7 +154,7 @@ def test_no_garbage_is_collected_while_a_graph_is_recorded(was_on):
     freed, before = [], gc.isenabled()
     (gc.enable if was_on else gc.disable)()
     try:
-        with _without_collector():
+        with without_collector():
             cycle = [Freed(freed)]
             cycle.append(cycle)
             del cycle
@@ -161,7 +162,7 @@ def test_no_garbage_is_collected_while_a_graph_is_recorded(was_on):
                 [[]].append([])
             assert freed == []
         assert gc.isenabled() == was_on
-        with _without_collector():
+        with without_collector():
             assert freed == [True]
     finally:
         (gc.enable if before else gc.disable)()

@@ -6,9 +6,8 @@ it (beyond the rounding of its logits).
 """
 
 import copy
-import gc
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +18,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from dnamamba.alphabet import BASES
 from dnamamba.genome.windows import hash_bits
 from dnamamba.inference.batches import batches_by_length
+from dnamamba.inference.graphs import record
 from dnamamba.inference.load import Inference
 from dnamamba.inference.stream import stream
 from dnamamba.model.language_model import LanguageModel, ModelState
@@ -162,9 +162,7 @@ class _StepGraph:
         with torch.cuda.stream(side):
             self._steps(model, sampling)  # kernels are compiled and workspaces allocated before the recording
         torch.cuda.current_stream(device).wait_stream(side)
-        self.graph = torch.cuda.CUDAGraph()
-        with _without_collector(), torch.cuda.graph(self.graph):
-            self._steps(model, sampling)
+        self._replay = record(partial(self._steps, model, sampling))
 
     def _steps(self, model: LanguageModel, sampling: Sampling) -> None:
         steps = _Steps(model, sampling, self.current)
@@ -187,22 +185,9 @@ class _StepGraph:
         for first in range(0, len(uniforms), STEPS_A_GRAPH):
             count = min(STEPS_A_GRAPH, len(uniforms) - first)
             self.uniforms[:count] = uniforms[first : first + count]
-            self.graph.replay()
+            self._replay()
             tokens[first : first + count] = self.tokens[:count]
         return tokens
-
-
-@contextmanager
-def _without_collector() -> Iterator[None]:
-    """Python's collector runs before the block and not within: that it frees another graph ends a recording."""
-    gc.collect()
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
 
 
 def draw(logits: Tensor, uniforms: Tensor, temperature: float, top_k: int) -> Tensor:

@@ -12,7 +12,7 @@ from dnamamba.model.settings import model_name
 from dnamamba.runs.lines import print_lines
 from dnamamba.runs.progress import si
 from dnamamba.training.prepare import Prepared, PreparedGenome
-from dnamamba.training.resolve import warmup_lengths, windows_per_step
+from dnamamba.training.resolve import warmup_lengths, why_no_graph, windows_per_step
 from dnamamba.training.settings import ResolvedPretrainSettings
 
 
@@ -30,11 +30,17 @@ def print_header(
         ),
         ("device", f"{settings.devices} x {device_name(device)}, {settings.precision}"),
         ("kernels", describe_kernels(device)),
+        ("CUDA graph", _graph(settings)),
         ("steps", f"{settings.max_steps:,} of {windows_per_step(settings)} windows = {settings.batch_tokens:,} bases"),
         ("lengths", ", ".join(f"{length:,} from step {first + 1:,}" for first, length in warmup_lengths(settings))),
         ("run folder", str(settings.out)),
     ]
     print_lines(lines)
+
+
+def _graph(settings: ResolvedPretrainSettings) -> str:
+    why_not = why_no_graph(settings)
+    return f"none: {why_not}" if why_not else "each micro-batch is replayed"
 
 
 def _genome_lines(settings: ResolvedPretrainSettings, prepared: Prepared, number: int) -> list[tuple[str, str]]:

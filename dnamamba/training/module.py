@@ -2,19 +2,17 @@
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 
 import lightning as L
 import torch
-from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 
 from dnamamba.alphabet import BASES, PAD
 from dnamamba.model.language_model import LanguageModel
 from dnamamba.model.parameters import parameter_groups
-from dnamamba.training.backprop import MicroBatch
-from dnamamba.training.backprop.whole import whole
+from dnamamba.training.backprop import Gradient, MicroBatch
 from dnamamba.training.data import WindowBatch
+from dnamamba.training.gradients import Gradients
 
 BETAS = (0.9, 0.95)
 """AdamW's, as in the Mamba paper."""
@@ -34,6 +32,7 @@ class PretrainModule(L.LightningModule):
     (`dnamamba.training.callbacks`).
 
     Args:
+        gradient: of a micro-batch, see `dnamamba.training.backprop`.
         learning_rate: maps an optimiser step (0-based) to its rate.
         micro_tokens: bases in one forward pass.
         soft_mask_weight: weight of soft-masked bases in the training loss.
@@ -57,6 +56,7 @@ class PretrainModule(L.LightningModule):
         self,
         model: LanguageModel,
         *,
+        gradient: Gradient,
         learning_rate: Callable[[int], float],
         weight_decay: float,
         gradient_clip: float,
@@ -67,6 +67,7 @@ class PretrainModule(L.LightningModule):
         super().__init__()
         self.automatic_optimization = False
         self.model = model
+        self.gradient = gradient
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
         self.gradient_clip = gradient_clip
@@ -80,6 +81,7 @@ class PretrainModule(L.LightningModule):
         return torch.optim.AdamW(groups, lr=self.learning_rate(0), betas=BETAS, fused=True)
 
     def on_fit_start(self) -> None:
+        self.gradients = Gradients(self.model.parameters())
         self.first_fault = torch.tensor(-1, device=self.device)
         self.first_fault_norm = torch.tensor(0.0, device=self.device)
 
@@ -101,25 +103,22 @@ class PretrainModule(L.LightningModule):
         weights = torch.where(prepared.soft_mask, self.soft_mask_weight, 1.0) * (prepared.targets < BASES)
         counts = [(prepared.targets < BASES).sum(), (prepared.inputs != PAD).sum(), weights.sum()]
         counted, read, weight = self.sum_over_ranks(torch.stack([count.double() for count in counts])).unbind()
-        # DDP averages gradients over ranks; times world_size makes that average a sum.
-        scale = (self.trainer.world_size / torch.where(weight > 0, weight, 1.0)).float()
+        scale = (1 / torch.where(weight > 0, weight, 1.0)).float()
         nll = torch.zeros((), dtype=torch.float64, device=self.device)
         windows = max(self.micro_tokens // prepared.inputs.shape[1], 1)
         unweighted = self.soft_mask_weight == 1.0
         fields = MicroBatch(prepared.inputs, prepared.targets, None if unweighted else weights, prepared.sequence_ids)
-        micro_batches = list(_split(fields, windows))
-        strategy = self.trainer.strategy
-        for number, micro_batch in enumerate(micro_batches, start=1):
-            synchronise_later = isinstance(strategy, DDPStrategy) and number < len(micro_batches)
-            with strategy.block_backward_sync() if synchronise_later else nullcontext():  # type: ignore[attr-defined]
-                nll += whole(self.model, micro_batch, scale, self.manual_backward)
+        self.gradients.zero()
+        for micro_batch in _split(fields, windows):
+            nll += self.gradient(self.model, micro_batch, scale)
+        if self.trainer.world_size > 1:
+            torch.distributed.all_reduce(self.gradients.values)
 
         self.gradient_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.gradient_clip)
         fault = self._judge_gradient(step)
         # The fused kernel skips the update where this is 1: torch's own contract with its GradScaler.
         optimizer.optimizer.found_inf = fault.float()  # type: ignore[attr-defined]
         optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
         self.step_sums = torch.stack([self.sum_over_ranks(nll), counted, read])
 
     def _judge_gradient(self, step: int) -> Tensor:

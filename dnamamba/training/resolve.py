@@ -13,6 +13,7 @@ import torch
 
 from dnamamba.errors import InputError
 from dnamamba.inference.device import choose_compute
+from dnamamba.model.mixers import mixer_class
 from dnamamba.model.settings import ModelSettings, changes, model_config, model_name
 from dnamamba.training.mixture_file import bed_or_pattern
 from dnamamba.training.processes import ProcessRank, process_rank
@@ -124,6 +125,23 @@ def warmup_lengths(settings: ResolvedPretrainSettings) -> list[tuple[int, int]]:
     return [(round(number * share), length) for number, length in enumerate(lengths)]
 
 
+def why_no_graph(settings: ResolvedPretrainSettings) -> str:
+    """What stands against recording micro-batches as CUDA graphs; empty where they are recorded. Raises `InputError`
+    where --cuda_graph on cannot be had."""
+    if settings.cuda_graph == "off":
+        return "--cuda_graph off"
+    config = model_config(settings.model)
+    on_host = [name for name in dict.fromkeys(config.mixers) if mixer_class(name).packs_on_host(config)]
+    reason = ""
+    if settings.accelerator == "cpu":
+        reason = "it needs a GPU"
+    elif settings.pack and on_host:
+        reason = f"{on_host[0]} cuts packed windows on the host"
+    if reason and settings.cuda_graph == "on":
+        raise InputError(f"--cuda_graph on: {reason}; leave it at auto")
+    return reason
+
+
 def _beds_or_patterns(items: list[str] | None) -> list[str] | None:
     return items and [bed_or_pattern(item, Path.cwd()) for item in items]
 
@@ -150,6 +168,7 @@ def _refuse_with_mixture(settings: PretrainSettings) -> None:
 
 def _check_together(settings: ResolvedPretrainSettings) -> None:
     """What concerns several settings at once; the bounds of each stand at its field."""
+    why_no_graph(settings)
     if settings.batch_tokens % settings.length or settings.batch_tokens < settings.length:
         raise InputError(f"--batch_tokens: {settings.batch_tokens} is not a multiple of --length {settings.length}")
     if windows_per_step(settings) % settings.devices:

@@ -16,7 +16,6 @@ import yaml
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.profilers import PyTorchProfiler
-from lightning.pytorch.strategies import DDPStrategy
 
 from dnamamba.genome.markov import MarkovScore
 from dnamamba.inference.device import device_name, torch_device
@@ -34,6 +33,8 @@ from dnamamba.runs.resume import DATA, recorded_splits, refuse_changes, refuse_f
 from dnamamba.runs.schedule import learning_rate
 from dnamamba.runs.summary import verdict
 from dnamamba.settings.fields import as_plain
+from dnamamba.training.backprop.captured import Captured
+from dnamamba.training.backprop.whole import whole
 from dnamamba.training.baseline import best_markov, bits_over_all
 from dnamamba.training.callbacks import RunControl
 from dnamamba.training.checkpoints import TRAINER_STATE, CheckpointKeeper, TrainerStateIO
@@ -42,7 +43,8 @@ from dnamamba.training.header import print_header
 from dnamamba.training.module import PretrainModule
 from dnamamba.training.prepare import Prepared, prepare_data
 from dnamamba.training.processes import PATIENCE, process_rank, together
-from dnamamba.training.resolve import RUN_FOLDER_VARIABLE, resolve, warmup_lengths
+from dnamamba.training.ranks import RanksStrategy
+from dnamamba.training.resolve import RUN_FOLDER_VARIABLE, resolve, warmup_lengths, why_no_graph
 from dnamamba.training.settings import PretrainSettings, ResolvedPretrainSettings
 from dnamamba.training.validation import perplexity, report_lines
 
@@ -125,8 +127,10 @@ def _train(
     settings: ResolvedPretrainSettings, model: LanguageModel, prepared: Prepared, folder: RunFolder
 ) -> RunControl:
     _quiet_lightning()
+    captured = None if why_no_graph(settings) else Captured(whole)
     module = PretrainModule(
         model,
+        gradient=captured or whole,
         learning_rate=partial(
             learning_rate,
             peak=settings.learning_rate,
@@ -157,10 +161,7 @@ def _train(
         accelerator=settings.accelerator,
         devices=devices_here,
         num_nodes=settings.devices // devices_here,
-        # The only buffers are the books of gradient norms, which every rank keeps alike.
-        strategy=DDPStrategy(timeout=PATIENCE, gradient_as_bucket_view=True, broadcast_buffers=False)
-        if settings.devices > 1
-        else "auto",
+        strategy=RanksStrategy(timeout=PATIENCE) if settings.devices > 1 else "auto",
         plugins=[LightningEnvironment(), TrainerStateIO()],
         precision="bf16-mixed" if settings.precision == "bf16" else "32-true",
         max_steps=settings.max_steps,
@@ -177,12 +178,16 @@ def _train(
     resumed_from = folder.last_checkpoint() if settings.resume else None
     if settings.resume and trainer.is_global_zero:
         print(f"resuming from {resumed_from}" if resumed_from else "no checkpoint yet: starting from the first step")
-    trainer.fit(
-        module,
-        datamodule=prepared.data,
-        ckpt_path=None if resumed_from is None else resumed_from / TRAINER_STATE,
-        weights_only=True,
-    )
+    try:
+        trainer.fit(
+            module,
+            datamodule=prepared.data,
+            ckpt_path=None if resumed_from is None else resumed_from / TRAINER_STATE,
+            weights_only=True,
+        )
+    finally:
+        if captured is not None:
+            captured.free()
     return control
 
 

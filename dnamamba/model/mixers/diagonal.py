@@ -271,6 +271,10 @@ class DiagonalMixer(Mixer):
         self.ssm = DiagonalSSM(config)
         self.out_proj = nn.Linear(config.channels, config.d_model, bias=False)
 
+    @classmethod
+    def packs_on_host(cls, config: ModelConfig) -> bool:
+        return config.s4d_init != "real"
+
     def init_state(self, batch: int) -> DiagonalState:
         return DiagonalState(self.conv1d.init_state(batch), self.ssm.init_state(batch))
 

@@ -86,6 +86,10 @@ class HyenaMixer(Mixer):
     def describe(cls, config: ModelConfig) -> str:
         return f"Hyena of order 2, filters of {config.filter_length} bases by networks {config.filter_width} wide"
 
+    @classmethod
+    def packs_on_host(cls, config: ModelConfig) -> bool:
+        return True
+
     def init_state(self, batch: int) -> HyenaState:
         weight = self.in_proj.weight
         past = weight.new_zeros((batch, 0, self.in_proj.in_features), dtype=data_dtype(weight))

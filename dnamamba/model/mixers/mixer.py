@@ -39,6 +39,11 @@ class Mixer(nn.Module):
         """For the model card: its name and the options that it reads; empty for the name that it is registered by."""
         return ""
 
+    @classmethod
+    def packs_on_host(cls, config: ModelConfig) -> bool:
+        """Whether the host waits for a packed window's ids: such a pass cannot be recorded as a CUDA graph."""
+        return False
+
     def init_state(self, batch: int) -> Any:
         """The state before the first position."""
         raise NotImplementedError(f"{type(self).__name__} carries no state")

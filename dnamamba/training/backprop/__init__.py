@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from dnamamba.model.language_model import LanguageModel
+
 Backward = Callable[[Tensor], None]
 """Adds the gradient of a scalar to the parameters' `.grad`: `Tensor.backward`, or the trainer's own."""
 
@@ -20,3 +22,8 @@ class MicroBatch(NamedTuple):
     """fp32: of each target in the loss, zero where it does not count; None where all that count weigh 1"""
     sequence_ids: Tensor | None = None
     """int32 for packed windows; None where a window is one sequence"""
+
+
+Gradient = Callable[[LanguageModel, MicroBatch, Tensor], Tensor]
+"""(model, micro-batch, scale () fp32) → () fp32 without a graph: adds the gradient of scale · Σ weight · −ln p(target)
+to the parameters' `.grad`; returns Σ −ln p(target) over the counted targets, in nats, whatever their weights."""

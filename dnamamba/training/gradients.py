@@ -1,0 +1,31 @@
+"""All gradients of a model as one array."""
+
+from collections.abc import Iterable
+
+import torch
+import torch.nn as nn
+
+_ALIGNMENT = 64
+"""Numbers: 256 bytes, as torch's allocator aligns tensors."""
+
+
+class Gradients:
+    """`values` holds the gradients of all parameters, each `.grad` a part of it: summed over ranks in one operation.
+
+    Their addresses stay, as a CUDA graph that adds to them needs.
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
+        self.parameters = list(parameters)
+        first = self.parameters[0]
+        assert all((each.dtype, each.device) == (first.dtype, first.device) for each in self.parameters)
+        sizes = [-(-each.numel() // _ALIGNMENT) * _ALIGNMENT for each in self.parameters]
+        self.values = torch.zeros(sum(sizes), dtype=first.dtype, device=first.device)
+        parts = zip(self.parameters, self.values.split(sizes), strict=True)
+        self.views = [part[: each.numel()].view_as(each) for each, part in parts]
+
+    def zero(self) -> None:
+        """Before a step: also where `.grad` has been taken away, as Lightning does when it starts."""
+        self.values.zero_()
+        for parameter, view in zip(self.parameters, self.views, strict=True):
+            parameter.grad = view
