@@ -22,7 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -152,10 +152,13 @@ EVERY, ROWS_KEPT, TRACED = 25, 3, 30
 """Steps a row of metrics.csv; the rows whose median is taken; the steps that are traced after them"""
 
 
-def measure_pretrain(row: PretrainRow, cuda_graph: str, genome: Path, folder: Path) -> Result:
-    """Of a run in a process of its own, as a user starts it; its token store is made at the first."""
-    name = f"{row.d_model}-{row.windows}x{row.length}-{cuda_graph}"
-    first = EVERY * (1 + ROWS_KEPT)  # kernels are compiled in the first row
+def pretrain_name(row: PretrainRow, cuda_graph: str) -> str:
+    return f"{row.d_model}-{row.windows}x{row.length}-{cuda_graph}"
+
+
+def pretrain_job(row: PretrainRow, cuda_graph: str, genome: Path, folder: Path) -> dict[str, Any]:
+    """For `observed_training.py`."""
+    name, steps = pretrain_name(row, cuda_graph), EVERY * (1 + ROWS_KEPT) + TRACED + 1
     settings = {
         "genome": [str(genome)],
         "store": str(folder / "genome.dnamamba"),
@@ -164,24 +167,24 @@ def measure_pretrain(row: PretrainRow, cuda_graph: str, genome: Path, folder: Pa
         "length": row.length,
         "batch_tokens": row.windows * row.length,
         "micro_tokens": row.windows * row.length,
-        "max_steps": first + TRACED + 1,
+        "max_steps": steps,
         "log_every": EVERY,
-        "validation_every": first + TRACED + 1,
+        "validation_every": steps,
         "validation_tokens": row.length,
         "markov_order": 0,
         "accelerator": "gpu",
         "precision": "bf16",
         "cuda_graph": cuda_graph,
     }
-    jobs = folder / f"{name}.json"
-    jobs.write_text(json.dumps([{"settings": settings, "trace": [first, TRACED, str(folder / f"{name}.idle.json")]}]))
-    worker = Path(__file__).parent / "observed_training.py"
-    done = subprocess.run([sys.executable, str(worker), str(jobs)], capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(done.stdout + done.stderr)
+    return {"settings": settings, "trace": [steps - TRACED - 1, TRACED, str(folder / f"{name}.json")]}
+
+
+def pretrain_result(row: PretrainRow, cuda_graph: str, folder: Path) -> Result:
+    """Of what the job has written. The first row of metrics.csv, in which kernels are compiled, does not count."""
+    name = pretrain_name(row, cuda_graph)
     with (folder / name / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))[1 : 1 + ROWS_KEPT]
-    idle = json.loads((folder / f"{name}.idle.json").read_text())
+    idle = json.loads((folder / f"{name}.json").read_text())
     return {
         **row._asdict(),
         "cuda_graph": cuda_graph,
@@ -196,19 +199,23 @@ def measure_pretrain(row: PretrainRow, cuda_graph: str, genome: Path, folder: Pa
 
 
 def pretrain_results(genome: Path) -> list[Result]:
+    """All runs one after the other in one process, which makes the token store once."""
     results = []
-    with tempfile.TemporaryDirectory() as folder:
-        for row in PRETRAIN_ROWS:
-            for cuda_graph in ("off", "on"):
-                result = measure_pretrain(row, cuda_graph, genome.absolute(), Path(folder))
-                results.append(result)
-                print(
-                    f"d_model {row.d_model:4d}  {row.windows:4d} x {row.length:7,d}  graph {cuda_graph:3s}"
-                    f"  {result['mtoken_per_s']:6.2f} Mtoken/s  peak {result['peak_gib']:5.1f} GiB"
-                    f"  idle {result['idle_fraction']:5.1%}, in gaps over 10 us {result['waiting_fraction']:5.1%},"
-                    f" of {result['kernels_a_step']:.0f} kernels a step; traced {result['traced_mtoken_per_s']:6.2f}",
-                    flush=True,
-                )
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        runs = [(row, cuda_graph) for row in PRETRAIN_ROWS for cuda_graph in ("on", "off")]
+        jobs = [pretrain_job(row, cuda_graph, genome.absolute(), folder) for row, cuda_graph in runs]
+        (folder / "jobs.json").write_text(json.dumps(jobs))
+        worker = Path(__file__).parent / "observed_training.py"
+        subprocess.run([sys.executable, str(worker), str(folder / "jobs.json")], check=True)
+        for row, cuda_graph in runs:
+            results.append(result := pretrain_result(row, cuda_graph, folder))
+            print(
+                f"d_model {row.d_model:4d}  {row.windows:4d} x {row.length:7,d}  graph {cuda_graph:3s}"
+                f"  {result['mtoken_per_s']:6.2f} Mtoken/s  peak {result['peak_gib']:5.1f} GiB"
+                f"  idle {result['idle_fraction']:5.1%}, in gaps over 10 us {result['waiting_fraction']:5.1%},"
+                f" of {result['kernels_a_step']:.0f} kernels a step; traced {result['traced_mtoken_per_s']:6.2f}"
+            )
     return results
 
 

@@ -3,11 +3,13 @@
 import math
 import signal
 import time
+from collections.abc import Sequence
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning as L
 import torch
+from torch import Tensor
 
 from dnamamba.errors import InputError
 from dnamamba.model.parameters import training_flops_per_token
@@ -25,8 +27,36 @@ _AGREE_EVERY = 10
 """Steps between the ranks' agreements on stopping: a synchronisation each."""
 
 
+class _Row(NamedTuple):
+    """What a row of metrics.csv is made of."""
+
+    step: int
+    length: int
+    """Of the windows"""
+    wait: float
+    """Seconds for batches"""
+    taken_at: float
+    """By the clock of `time.perf_counter`"""
+    values: Tensor
+    """(7,) fp64 on the host: `PretrainModule.step_sums` since the last row, the gradient's norm, `take_fault`"""
+    ready: torch.cuda.Event | None
+    """When they are there"""
+
+
+def _event(device: torch.device) -> torch.cuda.Event | None:
+    """After all that a GPU has to do so far."""
+    if device.type != "cuda":
+        return None
+    event = torch.cuda.Event()
+    event.record()
+    return event
+
+
 class RunControl(L.Callback):
     """Runs after every step, in this order: metrics, validation, checkpoint, stop.
+
+    A row of metrics.csv is written when the step after it has been queued, so that the device never waits for it; with
+    a validation, a checkpoint or a stop it is written at once.
 
     `validation_bits_per_base` is the last one, `bits_by_genome` its parts in a mixture, `best_bits_per_base` the
     lowest; `stopped_by` names the signal that ended the run early.
@@ -107,6 +137,7 @@ class RunControl(L.Callback):
         self._last_save = self._step_ended = time.perf_counter()
         self._mark = self._last_save - self._restored_seconds
         self._wait = 0.0
+        self._row: _Row | None = None
         self._sums = torch.tensor(self._restored_sums, dtype=torch.float64, device=module.device)
         data: PretrainData = trainer.datamodule  # type: ignore[attr-defined]
         self._progress = TrainingProgress(
@@ -137,15 +168,21 @@ class RunControl(L.Callback):
         final = step >= self.steps
         self._sums += module.step_sums
         due_validation = final or step % self.validation_every == 0
+        earlier, self._row = self._row, None
         if final or due_validation or step % self.log_every == 0:
-            self._log(trainer, module, step, due_validation, length=batch.tokens.shape[1] - 1)
+            self._row = self._take_row(module, step, length=batch.tokens.shape[1] - 1)
+        if earlier is not None:
+            self._log(trainer, module, earlier)  # while the device, which has its step behind it, does this one
         stop = self._stop_agreed(trainer, step)
         due_save = self.save_every is not None and step % self.save_every == 0
         # Ranks must save together; only rank 0's clock decides, and only where they agree anyway.
         overdue = time.perf_counter() - self._last_save > 60 * self.save_minutes
         due_save = due_save or (step % self.log_every == 0 and self._decide(trainer, overdue))
+        if self._row is not None and (due_validation or due_save or stop):
+            self._log(trainer, module, self._row, due_validation)
+            self._row = None
         if (due_save or stop) and self.keeper.saved_step != step:
-            self._refuse_faults(trainer, module)
+            self._refuse_faults(trainer, module.take_fault().tolist())
             self._save(trainer, module, step, best=False)
         if stop and self.stopped_by is None:
             # Another rank got the signal: no rank may take this for the end of the run.
@@ -153,6 +190,15 @@ class RunControl(L.Callback):
         if stop or self.out_of_patience:
             trainer.should_stop = True
         self._step_ended = time.perf_counter()
+
+    def _take_row(self, module: PretrainModule, step: int, length: int) -> _Row:
+        """What there is after `step`, as it is there when the device gets to it: the host does not wait."""
+        values = torch.cat((self._sums, module.gradient_norm.double()[None], module.take_fault()))
+        on_host = values.to("cpu", non_blocking=True)
+        row = _Row(step, length, self._wait, time.perf_counter(), on_host, _event(module.device))
+        self._sums.zero_()
+        self._wait = 0.0
+        return row
 
     def _decide(self, trainer: L.Trainer, rank_zero_says: bool) -> bool:
         return bool(trainer.strategy.broadcast(rank_zero_says)) if trainer.world_size > 1 else rank_zero_says
@@ -164,17 +210,14 @@ class RunControl(L.Callback):
             return False
         return trainer.strategy.reduce_boolean_decision(self.stopped_by is not None, all=False)
 
-    def _refuse_faults(self, trainer: L.Trainer, module: PretrainModule) -> None:
-        """The host waits for the device here, so this is called only where it waits anyway."""
-        fault = int(module.first_fault)
+    def _refuse_faults(self, trainer: L.Trainer, found: Sequence[float]) -> None:
+        """Of `PretrainModule.take_fault`."""
+        fault, norm, usual = int(found[0]), *found[1:]
         if fault < 0:
             return
         data: PretrainData = trainer.datamodule  # type: ignore[attr-defined]
         windows = ", ".join(f"{w.contig}:{w.start}-{w.end}" for w in data.step_dataset.windows(fault)[:4])
-        norm = module.first_fault_norm.item()
-        what = (
-            "is not finite" if not math.isfinite(norm) else f"has norm {norm:.3g}, usual is {module.norm_average:.3g}"
-        )
+        what = "is not finite" if not math.isfinite(norm) else f"has norm {norm:.3g}, usual is {usual:.3g}"
         message = (
             f"step {fault + 1}: the gradient {what}; windows of this step (0-based half-open): {windows}, …; "
             "that step was not applied"
@@ -185,13 +228,16 @@ class RunControl(L.Callback):
                 "--resume --on_fault skip"
             )
         self._progress.say(f"warning: {message}")
-        module.first_fault.fill_(-1)
 
-    def _log(self, trainer: L.Trainer, module: PretrainModule, step: int, validate: bool, length: int) -> None:
-        self._refuse_faults(trainer, module)
-        nll, counted, read = self._sums.tolist()  # waits for the device, so the clock below is honest
-        now = time.perf_counter()
-        elapsed = now - self._mark
+    def _log(self, trainer: L.Trainer, module: PretrainModule, taken: _Row, validate: bool = False) -> None:
+        now = taken.taken_at
+        if taken.ready is not None:
+            taken.ready.synchronize()
+            now = time.perf_counter()  # the end of the row's step on the device, so the clock is honest
+        nll, counted, read, gradient_norm, *fault = taken.values.tolist()
+        self._refuse_faults(trainer, fault)
+        step, elapsed = taken.step, now - self._mark
+        self._mark = now
         self.seconds += elapsed
         self.tokens += int(read)
         tokens_per_second = read / elapsed if elapsed and read else None
@@ -201,10 +247,10 @@ class RunControl(L.Callback):
             "seconds": self.seconds,
             "learning_rate": module.learning_rate(step - 1),
             "train_bits_per_base": bits_per_base(nll, counted),
-            "gradient_norm": module.gradient_norm.item(),
+            "gradient_norm": gradient_norm,
             "tokens_per_second": tokens_per_second,
-            "peak_fraction": self._peak_fraction(trainer, module, tokens_per_second, length),
-            "data_wait_fraction": min(self._wait / elapsed, 1.0) if elapsed else None,
+            "peak_fraction": self._peak_fraction(trainer, module, tokens_per_second, taken.length),
+            "data_wait_fraction": min(taken.wait / elapsed, 1.0) if elapsed else None,
             "peak_memory_gib": peak_memory_gib(module.device),
         }
         improved, validated_in = False, None
@@ -234,12 +280,11 @@ class RunControl(L.Callback):
             numbers = {name: value for name, value in row.items() if name != "step" and value is not None}
             for logger in trainer.loggers:
                 logger.log_metrics(numbers, step=step)
-        self._sums.zero_()
-        self._wait = 0.0
         self._progress.update(step, row, self.validation_bits_per_base, validated_in)
-        self._mark = time.perf_counter()
-        if validate and self.keeper.saved_step != step:
-            self._save(trainer, module, step, best=improved)
+        if validate:
+            self._mark = time.perf_counter()
+            if self.keeper.saved_step != step:
+                self._save(trainer, module, step, best=improved)
 
     def _peak_fraction(
         self, trainer: L.Trainer, module: PretrainModule, tokens_per_second: float | None, length: int

@@ -28,7 +28,7 @@ class PretrainModule(L.LightningModule):
     neither devices nor micro-batches nor runs of N change what a step means.
 
     A step whose gradient is not finite, or far out of line, leaves weights and optimiser untouched and is remembered in
-    `first_fault`, all without making the host wait for the device; whoever logs looks at it
+    `first_fault`, all without making the host wait for the device; whoever logs takes it
     (`dnamamba.training.callbacks`).
 
     Args:
@@ -120,6 +120,12 @@ class PretrainModule(L.LightningModule):
         optimizer.optimizer.found_inf = fault.float()  # type: ignore[attr-defined]
         optimizer.step()
         self.step_sums = torch.stack([self.sum_over_ranks(nll), counted, read])
+
+    def take_fault(self) -> Tensor:
+        """(3,) fp64: `first_fault`, its norm, `norm_average`; from here on another fault is the first."""
+        found = torch.stack([self.first_fault.double(), self.first_fault_norm.double(), self.norm_average.double()])
+        self.first_fault = torch.full_like(self.first_fault, -1)
+        return found
 
     def _judge_gradient(self, step: int) -> Tensor:
         """() bool: whether this step's gradient must not be applied. Keeps the books of faults and the usual norm."""
