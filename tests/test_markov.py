@@ -113,14 +113,15 @@ def test_blocks_of_the_training_data_do_not_show():
     assert sum(int(part.sum()) for part in whole) == 2 * (5000 - 3)
 
 
-def test_windows_joined_or_one_by_one_score_alike(monkeypatch):
+@pytest.mark.parametrize("at_once", [1, 5, 100])
+def test_windows_joined_one_by_one_or_in_parts_score_alike(monkeypatch, at_once):
     generator = np.random.default_rng(1)
     array = generator.integers(0, 4, 20_000).astype(np.uint8)
     array[5_000:5_100] = 4
     model = markov.fit([array[:10_000]], order=6)
     windows = [array[start : start + 130] for start in range(0, 19_000, 129)]
     joined = model.bits_per_base(iter(windows))
-    monkeypatch.setattr(markov, "SCORING_TOKENS", 1)
+    monkeypatch.setattr(markov, "SCORING_TOKENS", at_once)
     single = model.bits_per_base(windows)
     for order in joined:
         assert joined[order][1] == single[order][1]

@@ -81,9 +81,9 @@ class MarkovModel:
         """
         bits = np.zeros(self.order + 1)
         counted = 0
-        for tokens, starts in _joined(windows):
+        for tokens, read in _joined(windows, self.order):
             codes, contexts = _codes(tokens, self.order)
-            contexts[starts] = -1  # the first base of a window is read, not predicted
+            contexts[read] = -1
             full = codes[contexts == self.order]
             short = [codes[contexts == length] for length in range(self.order)]
             counted += full.size + sum(part.size for part in short)
@@ -321,23 +321,25 @@ def _choose_strengths(counts: list[np.ndarray], aside: list[np.ndarray]) -> tupl
     return strengths, bits
 
 
-def _joined(windows: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Windows joined by a token that breaks contexts, some at a time, with the positions where each begins."""
+def _joined(windows: Iterable[np.ndarray], order: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Windows joined by a token that breaks contexts, some at a time, with the positions that are read and not
+    predicted: the first base of each window. Longer windows come in parts, each with the context of its first base."""
     parts: list[np.ndarray] = []
-    starts: list[int] = []
+    read: list[int] = []
     size = 0
     separator = np.array([PAD], dtype=np.uint8)
     for window in windows:
-        if window.size == 0:
-            continue
-        parts += [window, separator]
-        starts.append(size)
-        size += window.size + 1
-        if size >= SCORING_TOKENS:
-            yield np.concatenate(parts), np.array(starts)
-            parts, starts, size = [], [], 0
+        for begin in range(0, window.size, SCORING_TOKENS):
+            lead = min(order, begin)
+            part = window[begin - lead : begin + SCORING_TOKENS]
+            parts += [part, separator]
+            read += range(size, size + (lead if begin else 1))
+            size += part.size + 1
+            if size >= SCORING_TOKENS:
+                yield np.concatenate(parts), np.array(read, np.int64)
+                parts, read, size = [], [], 0
     if parts:
-        yield np.concatenate(parts), np.array(starts)
+        yield np.concatenate(parts), np.array(read, np.int64)
 
 
 def _sum_at(table: np.ndarray, codes: np.ndarray) -> float:
