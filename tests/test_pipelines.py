@@ -643,3 +643,15 @@ def test_sources_are_a_table(download):
     for source in sources.values():
         assert source["url"].startswith("https://") and source["file"] and source["note"]
         assert source["md5"] == "" or len(source["md5"]) == 32
+
+
+def test_idle_time_is_what_no_kernel_covers(tmp_path):
+    """Kernels that overlap count once, and copies not at all."""
+    import observed_training
+
+    spans = [("kernel", 100, 10), ("kernel", 112, 10), ("kernel", 120, 5), ("gpu_memcpy", 126, 30), ("kernel", 165, 35)]
+    events = [{"cat": kind, "ts": start, "dur": duration} for kind, start, duration in reversed(spans)]
+    trace = tmp_path / "trace.json"
+    trace.write_text(json.dumps({"traceEvents": [*events, {"ph": "M", "name": "process_name"}]}))
+    found = observed_training.idle_time(trace)
+    assert found == pytest.approx({"seconds": 1e-4, "idle": 0.42, "waits": 0.40, "kernels": 4})

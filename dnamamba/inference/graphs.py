@@ -15,8 +15,8 @@ def record(work: Work, pool: Any = None) -> Work:
     """The kernels that `work` queues are recorded and not run; each call of what is returned runs them.
 
     `work` has run before, so that its kernels are compiled, and nothing in it makes the host wait. The memory that it
-    takes in between stays its own until the recording is freed. Recordings with one `pool` (of
-    `torch.cuda.graph_pool_handle`) share that memory: none may leave there what is read after another ran.
+    takes in between stays its own until the recording is freed. Recordings with one `pool`, a handle of torch's, share
+    that memory: none may leave there what is read after another ran.
     """
     graph = torch.cuda.CUDAGraph()
     # Casts of weights belong to the recording: none is taken from autocast's cache, where it would stay as it was.

@@ -54,7 +54,8 @@ class _Recording:
         self, gradient: Gradient, model: LanguageModel, batch: MicroBatch, scale: Tensor, record: Record, pool: Any
     ) -> None:
         assert all(p.grad is not None for p in model.parameters() if p.requires_grad), "a graph adds to what is there"
-        self.batch = inputs = MicroBatch(*(None if field is None else field.clone() for field in batch))
+        fields = {name: field.clone() for name, field in batch._asdict().items() if field is not None}
+        self.batch = inputs = MicroBatch(**fields)
         self.scale = factor = scale.clone()
         self.nll_sum = result = torch.zeros_like(scale)
 
@@ -65,7 +66,7 @@ class _Recording:
 
     def replay(self, batch: MicroBatch, scale: Tensor) -> Tensor:
         for kept, new in zip((*self.batch, self.scale), (*batch, scale), strict=True):
-            if kept is not None:
+            if kept is not None and new is not None:
                 kept.copy_(new)
         self._run()
         return self.nll_sum
