@@ -120,9 +120,11 @@ def test_windows_joined_one_by_one_or_in_parts_score_alike(monkeypatch, at_once)
     array[5_000:5_100] = 4
     model = markov.fit([array[:10_000]], order=6)
     windows = [array[start : start + 130] for start in range(0, 19_000, 129)]
-    joined = model.bits_per_base(iter(windows))
+    joined, joined_masked = model.bits_per_base(iter(windows)), model.masked_bits_per_base(windows, 4)
     monkeypatch.setattr(markov, "SCORING_TOKENS", at_once)
-    single = model.bits_per_base(windows)
+    single, single_masked = model.bits_per_base(windows), model.masked_bits_per_base(windows, 4)
+    assert joined_masked[1] == single_masked[1] == joined[4][1]
+    assert joined_masked[0] == pytest.approx(single_masked[0], rel=1e-5)
     for order in joined:
         assert joined[order][1] == single[order][1]
         assert joined[order][0] == pytest.approx(single[order][0], rel=1e-6)

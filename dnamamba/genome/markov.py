@@ -97,10 +97,10 @@ class MarkovModel:
         """For one order the bits needed for the same targets, each masked by itself and predicted from all others of
         its window up to the next token that is no base, and their number."""
         bits, counted = 0.0, 0
-        for tokens, starts in _joined(windows):
+        for tokens, read in _joined(windows, self.order, self.order):
             codes, contexts = _codes(tokens, self.order)
             is_target = contexts >= 0
-            is_target[starts] = False
+            is_target[read] = False
             targets = np.flatnonzero(is_target)
             own = codes[targets] % BASES
             counted += targets.size
@@ -321,19 +321,20 @@ def _choose_strengths(counts: list[np.ndarray], aside: list[np.ndarray]) -> tupl
     return strengths, bits
 
 
-def _joined(windows: Iterable[np.ndarray], order: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _joined(windows: Iterable[np.ndarray], before: int, after: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Windows joined by a token that breaks contexts, some at a time, with the positions that are read and not
-    predicted: the first base of each window. Longer windows come in parts, each with the context of its first base."""
+    predicted: the first base of each window. Longer windows come in parts, each with so many bases `before` and `after`
+    it as context."""
     parts: list[np.ndarray] = []
     read: list[int] = []
     size = 0
     separator = np.array([PAD], dtype=np.uint8)
     for window in windows:
         for begin in range(0, window.size, SCORING_TOKENS):
-            lead = min(order, begin)
-            part = window[begin - lead : begin + SCORING_TOKENS]
+            lead, end = min(before, begin), min(begin + SCORING_TOKENS, window.size)
+            part = window[begin - lead : end + after]
             parts += [part, separator]
-            read += range(size, size + (lead if begin else 1))
+            read += [*range(size, size + (lead if begin else 1)), *range(size + lead + end - begin, size + part.size)]
             size += part.size + 1
             if size >= SCORING_TOKENS:
                 yield np.concatenate(parts), np.array(read, np.int64)
