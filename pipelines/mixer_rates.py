@@ -118,7 +118,7 @@ def measure(row: Row, profiled: bool) -> dict[str, float | int | str]:
         with profile(activities=[ProfilerActivity.CUDA]) as trace:
             step()
             torch.cuda.synchronize()
-        print(trace.key_averages().table(sort_by="self_cuda_time_total", row_limit=24, max_name_column_width=70))
+        print(trace.key_averages().table(sort_by="self_cuda_time_total", row_limit=24, max_name_column_width=200))
     million = row.batch * row.length / 1e6
     return {
         "system": row.system,

@@ -434,3 +434,13 @@ def test_a_graph_of_steps_equals_steps(model_options, precision, tmp_path, monke
     by_steps = [generator.generate(prompts, range(4), length) for length in (37, 37, 11)]
     for one, other in zip(by_graph, by_steps, strict=True):
         assert np.array_equal(one, other)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_training_of_a_transformer_compiles_without_graph_breaks():
+    model, tokens, found = make_model(mixer="transformer"), tokens_of(2, 30), []
+    for loss_of in (model.loss, torch.compile(model.loss, fullgraph=True, backend="aot_eager")):
+        loss = loss_of(tokens[:, :-1], tokens[:, 1:]).nll_sum
+        found.append(torch.autograd.grad(loss, list(model.parameters())))
+    for gradient, other in zip(*found, strict=True):
+        torch.testing.assert_close(gradient, other, atol=1e-5, rtol=1e-4)
