@@ -1,6 +1,6 @@
 """compute-sanitizer's memcheck and racecheck over small calls of every GPU kernel, each kind of kernel alone.
 
-    python kernels/bench/sanitize.py [scan conv norm] [--tools memcheck racecheck]
+    python kernels/bench/sanitize.py [scan conv norm ssd rotary] [--tools memcheck racecheck]
 
 Prints a line a kind and tool; where something was found, what it was and in which kernels. Exit code 1 then, and 2
 where there is no GPU or no compute-sanitizer (it comes with the CUDA toolkit).
@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a bare checkout,
 import torch
 from torch import Tensor
 
-from dnamamba_kernels import causal_conv1d, rms_norm, selective_scan
+from dnamamba_kernels import causal_conv1d, gated_rms_norm, rms_norm, rotary, selective_scan, ssd_scan
 
 TOOLKIT = "/usr/local/cuda/bin/compute-sanitizer"
 DTYPES = torch.bfloat16, torch.float16, torch.float32
@@ -66,16 +66,43 @@ def conv() -> int:
 
 
 def norm() -> int:
-    """Forward and backward, narrow to wide, with a residual in fp32 and in the activations' dtype."""
+    """Forward and backward, narrow to wide, with a residual in fp32 and in the activations' dtype; and with a gate."""
     cases = list(itertools.product(DTYPES, (1, 1201), (3, 33, 64, 130, 1024), (False, True)))
     for dtype, rows, width, same in cases:
         x, residual = normal(rows, width, dtype=dtype), normal(rows, width, dtype=dtype if same else torch.float32)
         y, total = rms_norm(x, normal(width), residual=residual)
         (y.float().sum() + total.float().sum()).backward()
+        gated_rms_norm(x, normal(rows, width, dtype=dtype), normal(width)).float().sum().backward()
+    return 2 * len(cases)
+
+
+def ssd() -> int:
+    """Forward and backward; whole blocks and parts of them, several blocks of a head and of a state, ids and states."""
+    sizes = (1, 64, 16), (67, 64, 16), (333, 6, 5), (200, 70, 100)
+    cases = list(itertools.product(DTYPES[:2], sizes, (1, 2), (False, True)))
+    for dtype, (length, head, state), groups, packed in cases:
+        x, steps = normal(2, length, 4, head, dtype=dtype), normal(2, length, 4)
+        B, C = (normal(2, length, groups, state, dtype=dtype) for _ in "BC")
+        y, final = ssd_scan(
+            x, -steps.exp(), steps, B, C, D=None if packed else normal(4),
+            initial_state=normal(2, 4, head, state) if packed else None,
+            sequence_ids=every_id(length).expand(2, -1) if packed else None,
+        )  # fmt: skip
+        (y.float().sum() + final.sum()).backward()
     return len(cases)
 
 
-KINDS = {"scan": scan, "conv": conv, "norm": norm}
+def rotations() -> int:
+    """Forward and backward; heads of powers of two and others."""
+    cases = list(itertools.product(DTYPES, (1, 67), (1, 3), (2, 64, 70)))
+    for dtype, length, heads, head in cases:
+        angles = torch.randn(length, head // 2, device="cuda")
+        parts = rotary(normal(2, length, 3, heads, head, dtype=dtype), angles.cos(), angles.sin())
+        sum(part.float().square().sum() for part in parts).backward()
+    return len(cases)
+
+
+KINDS = {"scan": scan, "conv": conv, "norm": norm, "ssd": ssd, "rotary": rotations}
 
 
 def findings(output: str) -> collections.Counter[str]:
@@ -88,7 +115,7 @@ def findings(output: str) -> collections.Counter[str]:
 def main() -> int:
     """Run the kinds of the command line; 0 if nothing was found."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("kinds", nargs="*", metavar="KIND", help="scan, conv, norm; all unless said")
+    parser.add_argument("kinds", nargs="*", metavar="KIND", help=f"{', '.join(KINDS)}; all unless said")
     parser.add_argument("--tools", nargs="+", choices=["memcheck", "racecheck"], default=["memcheck", "racecheck"])
     parser.add_argument("--inside", action="store_true", help="make the calls in this process, without a tool")
     given = parser.parse_args()

@@ -15,12 +15,13 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-TESTS = ["tests/test_gpu_scan.py", "tests/test_triton_kernels.py", "tests/test_triton_steps.py"]
+TESTS = [f"tests/test_{name}.py" for name in ("gpu_scan", "triton_kernels", "triton_steps", "triton_mixers")]
 
 
 def parts(out: Path) -> dict[str, tuple[list[str], int]]:
     """Each part's command and how many lines of its output matter most, the last ones."""
-    bench, step = ROOT / "kernels" / "bench", str(ROOT / "pipelines" / "training_step.py")
+    bench = ROOT / "kernels" / "bench"
+    step, rates = (str(ROOT / "pipelines" / f"{name}.py") for name in ("training_step", "mixer_rates"))
     # Most of the tests' time goes into compiling kernels, which processes share; more than two share too little memory.
     # pytest-benchmark, where it is installed, warns of xdist, and warnings are errors.
     parallel = ["-n", "2", "-p", "no:benchmark"] if importlib.util.find_spec("xdist") else []
@@ -29,8 +30,10 @@ def parts(out: Path) -> dict[str, tuple[list[str], int]]:
         "sanitize": ([str(bench / "sanitize.py")], 40),
         "scan": ([str(bench / "scan.py"), "--backends", "cuda", "--out", str(out)], 12),
         "conv_norm": ([str(bench / "conv_norm.py"), "--out", str(out / "conv_norm.csv")], 50),
+        "ssd": ([str(bench / "ssd.py"), "--out", str(out / "ssd.csv")], 8),
         "host": ([str(bench / "host.py")], 5),
         "training_step": ([step, "--out", str(out / "training_step.csv")], 12),
+        "mixer_rates": ([rates, "--out", str(out / "mixer_rates.csv")], 26),
         "graph": ([step, "--graph", "--lengths", "1024", "32768", "--out", str(out / "training_step_graph.csv")], 6),
     }
 
