@@ -523,7 +523,7 @@ def test_a_checkpoint_that_does_not_say_its_length_needs_context(command, folder
     ("name", "content", "message"),
     [
         ("tokens.json", '{"A": 0, "B": 1}', "another alphabet than this program's"),
-        ("config.json", '{"model_type": "caduceus"}', "made by another program"),
+        ("config.json", '{"model_type": "gpt2"}', "made by another program"),
         ("classifier.json", "{}", "a fine-tuned classifier"),
         ("model.safetensors", "x", "damaged"),
     ],
