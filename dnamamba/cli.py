@@ -34,6 +34,7 @@ def run(main: Callable[[list[str] | None], None], arguments: list[str] | None = 
     # torch's OpenMP threads spin while they wait, which on a machine with other work to do takes the time from the
     # very thread they wait for: two cores with one busy process trained 4 times slower (LOG.md). Read at its import.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    _open_closed_streams()
     try:
         with _end_on_signals():
             main(arguments)
@@ -94,6 +95,18 @@ def _end_on_signals() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _open_closed_streams() -> None:
+    """Leads standard streams that are closed (`>&-`, some daemons) to /dev/null: an output file that got their
+    descriptor would take what libraries print."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            null = os.open(os.devnull, os.O_RDWR)
+            if null != number:
+                os.dup2(null, number)
+                os.close(null)
+            setattr(sys, name, open(number, "r" if number == 0 else "w", closefd=False))  # noqa: SIM115
 
 
 def _refuse(message: str) -> int:

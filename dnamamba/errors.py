@@ -30,12 +30,16 @@ class GenomeWarning(UserWarning):
 def one_line(message: str) -> str:
     """A message as a terminal may show it, whatever it quotes from a file: one line, without control characters or
     escape sequences, and cut where it is long."""
-    text = " ".join(message.split())
-    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+    text = printable(" ".join(message.split()))
     text = _QUOTED.sub(lambda found: f"{found[0][:LONGEST_QUOTE]}…{found[0][-1]}", text)
     if len(text) > LONGEST_MESSAGE:
         text = f"{text[: LONGEST_MESSAGE * 2 // 3]} … {text[3 - LONGEST_MESSAGE // 3 :]}"
     return text
+
+
+def printable(text: str) -> str:
+    """Text without control characters or escape sequences, which are written out."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def warn(message: str) -> None:

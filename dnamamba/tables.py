@@ -23,7 +23,7 @@ from dnamamba.text_files import LONGEST_LINE, RawFile, as_text, is_pipe, open_by
 if TYPE_CHECKING:
     import polars
 
-DELIMITERS = {".csv": ",", ".tsv": "\t"}
+DELIMITERS = {".csv": ",", ".tsv": "\t", ".maf": "\t"}
 TABLES = (*DELIMITERS, ".parquet")
 
 MISSING = frozenset(("", ".", "NA", "<NA>", "N/A", "n/a", "#N/A", "NaN", "nan", "-NaN", "-nan", "NULL", "null", "None"))
@@ -75,14 +75,15 @@ def table_rows(path: Path) -> tuple[list[str], Rows]:
     if kind == ".parquet":
         return _parquet_rows(path)
     if kind not in DELIMITERS:
-        raise InputError(f"{path}: unknown kind of table; expected .csv, .tsv (.gz) or .parquet")
+        raise InputError(f"{path}: unknown kind of table; expected .csv, .tsv, .maf (.gz) or .parquet")
     return delimited_rows(path, DELIMITERS[kind])
 
 
 def delimited_rows(path: Path, delimiter: str, comment: str = "") -> tuple[list[str], Iterator[tuple[str, list[str]]]]:
     """The header, perhaps empty, and the rows of a text table, plain or gzip. Raises `InputError` as `table_rows`.
 
-    Empty lines are passed over; with `comment` also lines that begin with it, and lines of blanks.
+    Empty lines are passed over, and before the header lines that begin with # and have no delimiter; with `comment`
+    also lines that begin with it, and lines of blanks.
     """
     rows = _delimited(path, delimiter, comment)
     return next(rows)[1], rows
@@ -136,6 +137,8 @@ def _delimited(path: Path, delimiter: str, comment: str) -> Iterator[tuple[str, 
     quoted = delimiter == ","
     for number, line in read_text_lines(path, "a table as text"):
         if not line or (comment and (line.startswith(comment) or not line.strip())):
+            continue
+        if header is None and line.startswith("#") and delimiter not in line:  # as MAF's `#version 2.4`
             continue
         where = f"{path}, line {number}"
         if header is None:
@@ -239,8 +242,9 @@ def _without_backtraces(panic: type[BaseException]) -> Iterator[None]:
 
 
 def _text(cell: object) -> str | None:
-    """As text has it; None for what is missing. A list becomes its values with semicolons between."""
-    if isinstance(cell, list):
+    """As text has it; None for what is missing. A list becomes its values with semicolons between; lists within lists
+    and structures stay as Python prints them."""
+    if isinstance(cell, list) and not any(isinstance(part, list | dict) for part in cell):
         parts = [_text(part) for part in cell]
         return None if any(part is None or part in MISSING for part in parts) else ";".join(cast(list[str], parts))
     if isinstance(cell, bytes):

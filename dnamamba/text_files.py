@@ -134,6 +134,11 @@ def is_pipe(path: Path) -> bool:
         return False
 
 
+def folder_of(path: Path) -> Path:
+    """Where the names of files in `path` begin: its own folder, or the current one if it is a pipe."""
+    return Path() if is_pipe(path) else path.parent
+
+
 class RawFile(io.RawIOBase):
     """A file's bytes as they are, seekable even if it is a pipe. Reads fill the buffer unless the file ends.
 

@@ -2,8 +2,11 @@
 
 import errno
 import inspect
+import os
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -53,6 +56,28 @@ def test_a_reader_that_has_gone_ends_quietly():
     assert process.stderr.read() == b""
     process.stderr.close()
     assert process.wait() == cli.BROKEN_PIPE
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a shell")
+def test_closed_standard_streams_are_none_of_our_outputs(closed, tmp_path):
+    """The next file that is opened would get their number, and what is printed."""
+    code = (
+        "import os, sys; from dnamamba import cli\n"
+        "def main(_):\n"
+        "    with open('out', 'w') as file: os.write(1, b'x'); os.write(2, b'x'); print('x'); file.write('whole')\n"
+        "sys.exit(cli.run(main))"
+    )
+    (tmp_path / "code.py").write_text(code)
+    line = f"{shlex.quote(sys.executable)} code.py {closed}"
+    done = subprocess.run(["sh", "-c", line], cwd=tmp_path, env=environment(), capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out").read_text() == "whole"
+
+
+def environment():
+    root = str(Path(__file__).resolve().parents[1])
+    return {**os.environ, "PYTHONPATH": os.pathsep.join((root, os.environ.get("PYTHONPATH", "")))}
 
 
 def dnamamba(*arguments):

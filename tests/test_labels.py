@@ -64,6 +64,24 @@ def test_a_vector_of_another_length_is_named():
         split_vectors({"train": records("0;1", "1;0"), "test": records("0;1", "0;1;1", split="test")}, "auto", None)
 
 
+@pytest.mark.parametrize("texts", [("0;1;1", "0;.;1"), ("0;1;1", "0;;1"), ("[0, 1, 1]", "[0, nan, 1]")])
+def test_a_vector_with_a_missing_value_is_no_class(texts):
+    found, names = split_vectors({"train": records(*texts)}, "auto", None)
+    with pytest.raises(InputError, match=r"train, line 3: the label is (missing|empty)"):
+        encode_labels(found["train"], find_target(found["train"], "auto", names))
+
+
+def test_vectors_of_several_lengths_are_no_classes():
+    with pytest.raises(InputError, match="train, line 3: label has 2 values, the first one has 3"):
+        split_vectors({"train": records("0;1;1", "1;0")}, "auto", None)
+
+
+@pytest.mark.parametrize("label", [[[0, 1], [1, 0]], {"a": 1}, [{"a": 1}]])
+def test_lists_within_lists_are_no_labels(tmp_path, label):
+    with pytest.raises(InputError, match=r"row 1: label is .*; expected a value or one list of them"):
+        parquet(tmp_path / "train.parquet", [label])
+
+
 @pytest.mark.parametrize("missing", ["nan", "NaN", "NA", "<NA>", "N/A", "null", "NULL", "None", "."])
 @pytest.mark.parametrize("kind", ["multiclass", "multilabel", "regression"])
 def test_what_tables_write_for_missing_is_no_class(missing, kind):

@@ -14,7 +14,9 @@ import dnamamba
 from dnamamba import cli, embed, generate, likelihood, pretrain
 from dnamamba.formats.checkpoint import save_checkpoint
 from dnamamba.genome.indexed import open_for
+from dnamamba.genome.species_table import read_species
 from dnamamba.genome.store import TokenStore, open_genome
+from dnamamba.training.mixture_file import read_mixture
 
 pytestmark = pytest.mark.timeout(60)
 LETTERS = np.frombuffer(b"ACGT", np.uint8)
@@ -115,3 +117,21 @@ def test_a_shells_bad_pipes(given):
     )
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert done.stderr.startswith("error: /dev/") and "None" not in done.stderr
+
+
+def test_names_within_what_a_pipe_gives_are_relative_to_the_current_folder(fasta, tmp_path, monkeypatch):
+    """Its own folder is /dev/fd."""
+    monkeypatch.chdir(tmp_path)
+    for name, text, read in (
+        ("species", "name\tfasta\none\tg.fa\ntwo\tg.fa\n", lambda path: [s.fasta[0] for s in read_species(path)]),
+        (
+            "mixture",
+            "one: {genome: g.fa}\ntwo: {genome: g.fa}\n",
+            lambda path: [g.genome[0] for g in read_mixture(path)],
+        ),
+    ):
+        os.makedirs("elsewhere", exist_ok=True)
+        path = tmp_path / "elsewhere" / name
+        os.mkfifo(path)
+        threading.Thread(target=path.write_text, args=(text,), daemon=True).start()
+        assert [os.path.samefile(found, fasta) for found in read(path)] == [True, True]

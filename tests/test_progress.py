@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from dnamamba.runs import progress
+from dnamamba.runs.lines import print_lines
 from dnamamba.runs.progress import by_count, compared, job_bar
 
 
@@ -47,3 +48,8 @@ def test_counts_add_up():
 )
 def test_a_count_against_another_in_words(count, told):
     assert compared(count, 100, "windows") == told
+
+
+def test_what_files_hold_is_printed_without_control_characters(capsys: pytest.CaptureFixture[str]) -> None:
+    print_lines([("target", "multiclass: \x1b[31mred\x1b[0m, two\nlines"), ("note", "")])
+    assert capsys.readouterr().out == "    target  multiclass: \\x1b[31mred\\x1b[0m, two\\nlines\n"

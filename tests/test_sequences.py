@@ -66,6 +66,18 @@ def test_other_codes_are_n_and_counted(name, tmp_path, capsys):
     )
 
 
+@pytest.mark.parametrize("missing", ["NA", "nan", "NaN", ".", "None", ""])
+@pytest.mark.parametrize("name", ["s.csv", "s.tsv"])
+def test_what_tables_write_for_missing_is_no_sequence(name, missing, tmp_path):
+    """NA would be the bases N and A."""
+    path = write(tmp_path / name, FILES[name].format(DNA, missing))
+    expected = f"{path}, line 3: the sequence is {f'missing ({missing!r})' if missing else 'empty'}"
+    for read in (lambda: list(read_sequences(path, None)), lambda: list(read_records(path, TableColumns()))):
+        with pytest.raises(InputError) as caught:
+            read()
+        assert str(caught.value) == expected
+
+
 def test_folders_of_text_files(tmp_path, capsys):
     for name, content in (("one", "\ufeffACGU\r\nacgu\r\n"), ("two", "ACRN")):
         (tmp_path / name).mkdir()

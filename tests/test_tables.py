@@ -99,6 +99,15 @@ def test_binary_columns_of_parquet_are_text(tmp_path):
     ]
 
 
+def test_lines_of_a_comment_before_the_header_are_passed_over(tmp_path):
+    """MAF begins with its version; a header itself may begin with #."""
+    (tmp_path / "x.maf").write_text("#version 2.4\n#n 5\nChromosome\tStart_Position\nchr1\t5\n")
+    assert table_rows(tmp_path / "x.maf")[0] == ["Chromosome", "Start_Position"]
+    assert cells(tmp_path / "x.maf") == [["chr1", "5"]]
+    (tmp_path / "x.tsv").write_text("#chrom\tpos\n#1\t5\n")
+    assert cells(tmp_path / "x.tsv") == [["#1", "5"]]
+
+
 def test_cells_of_any_length_are_read(tmp_path):
     (tmp_path / "x.csv").write_text('sequence,label\n"{}",1\n'.format("A" * 131_073))
     assert len(cells(tmp_path / "x.csv")[0][0]) == 131_073

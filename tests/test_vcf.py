@@ -227,15 +227,30 @@ BAD = {
     "too few columns": (HEADER + COLUMNS + "1\t10\t.\tA\tC\n", "line 8: '1 10 . A C' is no VCF record"),
     "seven columns": (HEADER + COLUMNS + "1\t10\t.\tA\tC\t.\t.\n", "line 8: "),
     "blanks for tabs": (HEADER + COLUMNS + RECORDS[0].replace("\t", " ") + "\n", "line 8: "),
-    "position is no number": (HEADER + COLUMNS + RECORDS[0].replace("\t10\t", "\tten\t") + "\n", "POS (a whole"),
-    "negative position": (HEADER + COLUMNS + RECORDS[0].replace("\t10\t", "\t-3\t") + "\n", "POS (a whole"),
-    "huge position": (HEADER + COLUMNS + RECORDS[0].replace("\t10\t", "\t" + "9" * 25 + "\t") + "\n", "POS (a whole"),
-    "underscore": (HEADER + COLUMNS + RECORDS[0].replace("\t10\t", "\t1_0\t") + "\n", "POS (a whole"),
-    "plus": (HEADER + COLUMNS + RECORDS[0].replace("\t10\t", "\t+10\t") + "\n", "POS (a whole"),
-    "digits of others": (HEADER + COLUMNS + RECORDS[0].replace("\t10\t", "\t١٠\t") + "\n", "POS (a whole"),
+    "position is no number": (
+        HEADER + COLUMNS + RECORDS[0].replace("\t10\t", "\tten\t") + "\n",
+        "expected a whole number",
+    ),
+    "negative position": (
+        HEADER + COLUMNS + RECORDS[0].replace("\t10\t", "\t-3\t") + "\n",
+        "expected a whole number",
+    ),
+    "huge position": (
+        HEADER + COLUMNS + RECORDS[0].replace("\t10\t", "\t" + "9" * 25 + "\t") + "\n",
+        "expected a whole number",
+    ),
+    "underscore": (
+        HEADER + COLUMNS + RECORDS[0].replace("\t10\t", "\t1_0\t") + "\n",
+        "expected a whole number",
+    ),
+    "plus": (HEADER + COLUMNS + RECORDS[0].replace("\t10\t", "\t+10\t") + "\n", "expected a whole number"),
+    "digits of others": (
+        HEADER + COLUMNS + RECORDS[0].replace("\t10\t", "\t١٠\t") + "\n",
+        "expected a whole number",
+    ),
     "too many digits": (
         HEADER + COLUMNS + RECORDS[0].replace("\t10\t", "\t1" + "0" * 20 + "\t") + "\n",
-        "POS (a whole",
+        "expected a whole number",
     ),
     "NUL": (HEADER + COLUMNS + RECORDS[0].replace("rs1", "r\0s") + "\n", "line 8, column 7: binary data (a NUL byte)"),
     "a column less": (
@@ -302,6 +317,8 @@ def test_names_of_vcf_files():
         ),
         ("A=.,2;R=.;U=p,q", [{"U": "p"}, {"A": "2", "U": "q"}]),
         (".", [{}, {}]),
+        ("A=1;R=0,1;D=x", [{"D": "x"}, {"D": "x"}]),  # nobody knows whose values they are
+        ("D=x;D=y;S=z", [{"S": "z"}, {"S": "z"}]),
     ],
 )
 def test_info_goes_to_alleles_by_its_number(info, expected):

@@ -96,7 +96,8 @@ def read_annotation(path: Path, store: TokenStore) -> Annotation:
         where = f"{path}, line {number}"
         first_base, end = whole_number(as_text(first)), whole_number(as_text(last))
         if first_base is None or end is None:
-            raise InputError(f"{where}: start {as_text(first)!r} and end {as_text(last)!r} must be whole numbers")
+            shown = f"start {as_text(first)!r} and end {as_text(last)!r}"
+            raise InputError(f"{where}: {shown} must be whole numbers, below 10^18")
         if not 1 <= first_base <= end:
             raise InputError(
                 f"{where}: {name}, start {first_base}, end {end}: must have 1 <= start <= end (both are included)"

@@ -125,5 +125,6 @@ def _lines(path: Path) -> Iterator[tuple[int, list[str], int, int]]:
             raise InputError(f"{where}: {len(columns)} columns; BED needs contig, start and end")
         start, end = found
         if start is None or end is None:
-            raise InputError(f"{where}: start {columns[1]!r} and end {columns[2]!r} must be whole numbers, 0 or more")
+            shown = f"start {columns[1]!r} and end {columns[2]!r}"
+            raise InputError(f"{where}: {shown} must be whole numbers, 0 or more and below 10^18")
         yield number, columns, start, end

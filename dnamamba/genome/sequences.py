@@ -14,7 +14,7 @@ from dnamamba.genome.indexed import open_for
 from dnamamba.genome.progress import OnProgress
 from dnamamba.genome.reader import SequenceBlock, read_genome
 from dnamamba.genome.view import GenomeView
-from dnamamba.tables import TABLES, column_index, suffix, table_rows
+from dnamamba.tables import MISSING, TABLES, column_index, suffix, table_rows
 
 FASTA = (".fa", ".fasta", ".fna")
 SEQUENCE_COLUMNS = ("sequence", "seq", "Sequence", "dna", "text")
@@ -175,9 +175,10 @@ def _record_tokens(
 
 
 def cell_tokens(text: str, where: object, codes: CodesReadAsN) -> np.ndarray:
-    """As `to_tokens`, of a table's cell or a file with one sequence. Raises `InputError` for an empty one, too."""
-    if not (text := text.strip()):
-        raise InputError(f"{where}: the sequence is empty")
+    """As `to_tokens`, of a table's cell or a file with one sequence. Raises `InputError` for an empty one, too, and for
+    what tables write where there is none: NA would be read as N and A."""
+    if (text := text.strip()) in MISSING:
+        raise InputError(f"{where}: the sequence is {f'missing ({text!r})' if text else 'empty'}")
     return to_tokens(text, where, codes)
 
 

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from dnamamba.errors import InputError
 from dnamamba.tables import delimited_rows
+from dnamamba.text_files import folder_of
 
 
 class SpeciesRow(NamedTuple):
@@ -38,9 +39,9 @@ def read_species(path: Path) -> list[SpeciesRow]:
         name = cells["name"][0]
         if name in found:
             raise InputError(f"{where}: species {name!r} stands there twice")
-        fasta = [path.parent / file for file in cells["fasta"]]
+        fasta = [folder_of(path) / file for file in cells["fasta"]]
         beds = {
-            s: [str(path.parent / bed) for bed in cells.get(s, [])] or None for s in ("train", "validation", "test")
+            s: [str(folder_of(path) / bed) for bed in cells.get(s, [])] or None for s in ("train", "validation", "test")
         }
         found[name] = SpeciesRow(name, fasta, cells.get("contigs") or None, **beds)
     if not found:

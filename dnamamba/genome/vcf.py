@@ -12,6 +12,7 @@ and declares as "Dummy" what the header lacks.
 import re
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -100,6 +101,8 @@ def variant_of(path: Path, line: Line) -> Variant:
     """CHROM POS REF ALT of a record. Raises `InputError` for what the specification forbids."""
     contig, text, _, ref, alt, _ = line.columns
     position = whole_number(text.decode("ascii", "replace"))
+    if position is None and text:
+        raise InputError(f"{path}, line {line.number}: POS is {as_text(text)!r}, expected a whole number below 10^18")
     if position is None or not (contig and ref and alt and ref.isascii() and alt.isascii()):
         raise InputError(_malformed(path, line))
     return Variant(contig, position - 1, ref.decode(), alt.decode())
@@ -170,16 +173,20 @@ def info_fields(numbers: Mapping[str, str], info: str, alleles: int) -> list[dic
     """INFO of a record for each of its `alleles` alternate alleles; what is `.` is left out, flags are "".
 
     By the header's Number (`info_numbers`): of A and R the allele's own value, all else as it stands. An undeclared
-    field with as many values as alleles is taken for A.
+    field with as many values as alleles is taken for A. What the specification forbids is left out too, as nobody knows
+    what it means: A and R with another number of values, and a field that is there twice.
     """
     found: list[dict[str, str]] = [{} for _ in range(alleles)]
-    for field in info.split(";"):
-        key, _, text = field.partition("=")
-        if key in ("", ".") or text == ".":
+    fields = [field.partition("=") for field in info.split(";")]
+    times = Counter(key for key, _, _ in fields)
+    for key, _, text in fields:
+        if key in ("", ".") or text == "." or times[key] > 1:
             continue
         values, number = text.split(","), numbers.get(key)
         first = {"A": 0, "R": 1, None: 0}.get(number)
         split = first is not None and len(values) == alleles + first
+        if number in ("A", "R") and not split:
+            continue
         for allele, into in enumerate(found):
             if (value := values[allele + (first or 0)] if split else text) != ".":
                 into[key] = value

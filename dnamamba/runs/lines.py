@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TextIO
 
+from dnamamba.errors import printable
 from dnamamba.genome.indexed import described
 from dnamamba.genome.view import GenomeView
 from dnamamba.inference.load import Inference
@@ -15,10 +16,10 @@ Line = tuple[str, str]
 
 
 def print_lines(lines: Iterable[Line], file: TextIO | None = None) -> None:
-    """On stdout, or in `file`; seen at once, however long the job."""
+    """On stdout, or in `file`; seen at once, however long the job. What files hold is made `printable`."""
     for label, text in lines:
         if text:
-            print(f"{label:>10}  {text}", file=file, flush=True)
+            print(printable(f"{label:>10}  {text}"), file=file, flush=True)
 
 
 def genome_line(files: Sequence[Path], genome: GenomeView) -> Line:

@@ -185,6 +185,8 @@ def _as(kind: Any, value: Any) -> Any:
         if not -(1 << 63) <= (number := int(value)) < 1 << 63:  # no tensor has more
             raise ValueError
         return number
+    if kind is Path and "\0" in str(value):
+        raise ValueError  # no file has such a name
     if kind in (float, str, Path) and isinstance(value, int | float | str) and not isinstance(value, bool):
         return float(value) if kind is float else kind(str(value))
     raise ValueError

@@ -28,6 +28,7 @@ from dnamamba.errors import InputError, quoted
 from dnamamba.genome.bed import is_bed_name
 from dnamamba.settings.yaml_files import read_yaml
 from dnamamba.tables import number
+from dnamamba.text_files import folder_of
 
 _LISTS = ("contigs", "train", "validation", "test", "exclude")
 _KEYS = ("genome", "weight", "store", "annotation", *_LISTS)
@@ -92,10 +93,10 @@ def _genome(path: Path, name: str, values: Any) -> GenomeSettings:
     store, annotation = values.get("store"), values.get("annotation")
 
     def absolute(text: str) -> Path:
-        return (path.parent / text).absolute()
+        return (folder_of(path) / text).absolute()
 
     def splits(key: str) -> list[str] | None:
-        return [bed_or_pattern(text, path.parent) for text in lists[key] or []] or None
+        return [bed_or_pattern(text, folder_of(path)) for text in lists[key] or []] or None
 
     return GenomeSettings(
         name,

@@ -5,6 +5,7 @@ The attribute docstrings are the command line's help. `None` means "choose for m
 what alters no window that a step sees (`max_steps` would under `length_warmup`, and is refused then).
 """
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -60,7 +61,7 @@ class PretrainSettings(ComputeOptions, MicroTokensOptions, OptimiserOptions, Run
     max_steps: int | None = setting(None, at_least=1, on_resume="free")
     """Optimiser steps. Default: 10000 (2000 on a CPU: half an hour on 2 cores; 600 for the demo: under 3 minutes). When
     a run is resumed, another number rescales the rest of the learning-rate schedule."""
-    learning_rate: float | None = setting(None, above=0)
+    learning_rate: float | None = setting(None, above=0, at_most=sys.float_info.max)
     """Peak learning rate. Default: 0.008 as in the Mamba paper."""
     final_learning_rate: float = setting(0.01, between=(0, 1))
     """Learning rate at the last step, as a fraction of the peak."""

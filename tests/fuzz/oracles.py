@@ -190,12 +190,16 @@ def variants(path: Path) -> list[tuple]:
 def _of_allele(numbers: dict[str, str], info: str, allele: int, alleles: int) -> dict[str, str]:
     """What INFO says of an alternate allele: of Number=A its own value, of R the one behind the reference's."""
     found = {}
-    for part in info.split(";"):
-        key, _, value = part.partition("=")
+    parts = [part.partition("=") for part in info.split(";")]
+    for key, _, value in parts:
         before = {"A": 0, "R": 1}.get(numbers.get(key, "A"))
         values = value.split(",")
         if before is not None and len(values) == alleles + before:
             value = values[allele + before]
+        elif numbers.get(key) in ("A", "R"):
+            continue
+        if [other for other, _, _ in parts].count(key) > 1:
+            continue
         if key not in ("", ".") and value not in MISSING:
             found[key.lower()] = value
     return found
@@ -281,6 +285,8 @@ def delimited(path: Path) -> tuple[list[str], list[list[str]]]:
     """Header and rows of .csv (RFC 4180, a cell ends on its line) or .tsv (without quoting, unless the header has)."""
     delimiter = "," if ".csv" in path.name else "\t"
     rows = [text(line) for line in lines(path) if line]
+    while rows and rows[0].startswith("#") and delimiter not in rows[0]:
+        rows.pop(0)
     if not rows:
         return [], []
     quoted = delimiter == "," or any(cell[:1] == cell[-1:] == '"' for cell in rows[0].split(delimiter))
@@ -320,7 +326,7 @@ def sequence_table(header: list[str], rows: list[list]) -> list[tuple[str, str]]
     named = next((header.index(name) for name in ("name", "id", "seq_id") if name in header), None)
     found = []
     for at, row in enumerate(rows, 1):
-        if row[column] is None or not row[column].strip():
+        if row[column] is None or row[column].strip() in MISSING:
             raise Damaged("no sequence")
         name = (row[named] if named is not None else "") or str(at)
         found.append((name, bases(row[column].strip().encode()).upper()))

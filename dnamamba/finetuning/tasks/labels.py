@@ -36,9 +36,11 @@ def split_vectors(
     """
     train = [_values(record) for record in records["train"]]
     length = len(train[0])
-    # Lists of several lengths are of classes that are called 0 and 1.
+    # As multilabel, lists of several lengths are of labels that are called 0 and 1.
     binary = kind in ("auto", "multilabel") and all(
-        len(values) == length and all(value in _BINARY for value in values) for values in train
+        (len(values) == length or (kind == "auto" and len(values) > 1))
+        and all(value in _BINARY or value in MISSING for value in values)
+        for values in train
     )
     numbers = kind == "regression" and all(number(value) is not None for values in train for value in values)
     if length < 2 or len(records["train"][0].labels) > 1 or not (binary or numbers):
@@ -146,8 +148,9 @@ def _refuse_missing(records: Sequence[Record], kind: Literal["auto"] | Kind) -> 
 def _values(record: Record) -> list[str]:
     """Of a label that is a list: with semicolons, or as Python and numpy print one. A comma alone may be a decimal."""
     text = record.labels[0]
-    parts = re.split(r"[;,\s]+", text[1:-1]) if text[:1] in ("[", "(") and text[-1:] in ("]", ")") else text.split(";")
-    return [part.strip() for part in parts if part.strip()]
+    bracketed = text[:1] in ("[", "(") and text[-1:] in ("]", ")")
+    parts = re.split(r"[;,\s]+", text[1:-1].strip()) if bracketed else [part.strip() for part in text.split(";")]
+    return parts[:-1] if len(parts) > 1 and not parts[-1] else parts
 
 
 def _parts(record: Record) -> list[str]:

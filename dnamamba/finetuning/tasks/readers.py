@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dnamamba.alphabet import TOKEN_BITS
-from dnamamba.errors import InputError
+from dnamamba.errors import InputError, quoted
 from dnamamba.genome.sequences import (
     FASTA,
     CodesReadAsN,
@@ -89,8 +89,12 @@ def _read_table(path: Path, columns: TableColumns) -> Iterator[Record]:
     with CodesReadAsN(path) as codes:
         for where, cells in rows:
             for index in (sequence, *labels):
-                if cells[index] is None:
+                if (cell := cells[index]) is None:
                     raise InputError(f"{where}: {header[index]} is missing")
+                if cell.startswith(("[[", "{", "[{")):
+                    raise InputError(
+                        f"{where}: {header[index]} is {quoted(cell)}; expected a value or one list of them"
+                    )
             texts = ["" if cell is None else cell for cell in cells]
             if task is None or texts[task] == columns.subset:
                 name = "" if named is None else texts[named]

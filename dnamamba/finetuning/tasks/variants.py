@@ -251,7 +251,7 @@ def _read_table(path: Path) -> Iterator[LabelledVariant]:
     kind = suffix(path)
     kind = ".tsv" if is_pipe(path) and kind == ".bed" else kind  # a table with start and end
     if kind not in DELIMITERS:
-        raise InputError(f"{path}: unknown kind of file; expected .vcf, .tsv or .csv, plain or .gz")
+        raise InputError(f"{path}: unknown kind of file; expected .vcf, .tsv, .maf or .csv, plain or .gz")
     header, lines = delimited_rows(path, DELIMITERS[kind])
     names = [name.lower() for name in header]
     if twice := [name for name, count in Counter(names).items() if count > 1 and name]:
