@@ -124,7 +124,7 @@ def _zsh(known: dict[str, list[Flag]]) -> str:
             lines.append(f"                '*{flag.name}[{quoted(flag.help)}]{value}' \\")
         lines += ["                '*:file:_files'", "            ;;"]
     # Loaded by zsh from $fpath it is the function's body; sourced, it has to be registered.
-    last = 'if [ "$funcstack[1]" = _dnamamba ]; then _dnamamba "$@"; else compdef _dnamamba dnamamba; fi'
+    last = 'if [[ $zsh_eval_context[-1] == loadautofunc ]]; then _dnamamba "$@"; else compdef _dnamamba dnamamba; fi'
     return "\n".join([*lines, "    esac", "}", last])
 
 
