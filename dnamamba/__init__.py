@@ -6,8 +6,8 @@
     model.log_likelihood("ACGTTGCA")
     model.score_variants("in.vcf.gz", genome="hg38.fa")
 
-`load`, `Model`, `Genome`, `MambaBlock`, `pretrain` and `finetune` are imported when they are first used, so that
-`import dnamamba` costs no time.
+`load`, `Model`, `Genome`, `MambaBlock`, `backward_in_chunks`, `pretrain` and `finetune` are imported when they are
+first used, so that `import dnamamba` costs no time.
 """
 
 import importlib
@@ -20,9 +20,21 @@ if TYPE_CHECKING:
     from dnamamba.api.runs import Run, finetune, pretrain
     from dnamamba.genome.genome import Genome
     from dnamamba.model.blocks import MambaBlock
+    from dnamamba.model.chunked_backward import backward_in_chunks
 
 __version__ = "0.1.0"
-__all__ = ["Genome", "GenomeWarning", "InputError", "MambaBlock", "Model", "Run", "finetune", "load", "pretrain"]
+__all__ = [
+    "Genome",
+    "GenomeWarning",
+    "InputError",
+    "MambaBlock",
+    "Model",
+    "Run",
+    "backward_in_chunks",
+    "finetune",
+    "load",
+    "pretrain",
+]
 
 _HOMES = {
     "load": "dnamamba.api.model",
@@ -30,6 +42,7 @@ _HOMES = {
     "Run": "dnamamba.api.runs",
     "Genome": "dnamamba.genome.genome",
     "MambaBlock": "dnamamba.model.blocks",
+    "backward_in_chunks": "dnamamba.model.chunked_backward",
 }
 """name -> the module that it is imported from when it is first used"""
 

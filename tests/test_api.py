@@ -15,7 +15,7 @@ import dnamamba
 from dnamamba import demo
 from dnamamba.api import model as api_model
 from dnamamba.formats.checkpoint import save_checkpoint, save_classifier
-from dnamamba.model import blocks
+from dnamamba.model import blocks, chunked_backward
 from dnamamba.model.classifier import HeadConfig, SequenceClassifier
 from dnamamba.model.config import ModelConfig
 from dnamamba.model.language_model import LanguageModel
@@ -56,7 +56,7 @@ def test_import_is_light():
 
 
 def test_examples_in_docstrings(model, genome):
-    for module in (api_model, blocks):
+    for module in (api_model, blocks, chunked_backward):
         tested = doctest.testmod(module, extraglobs={"model": model, "genome": genome})
         assert tested.failed == 0 and tested.attempted > 0
 

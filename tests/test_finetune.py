@@ -194,6 +194,23 @@ def test_micro_batches_change_nothing(tmp_path, data):
         torch.testing.assert_close(one[name], other[name], rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+def test_chunks_change_nothing(tmp_path, data, pooling, capsys):
+    flags = [*SEQUENCES, *SCRATCH, "--data", str(data), "--epochs", "2", "--pooling", pooling, "--conjoin", "always"]
+    finetuned(tmp_path / "a", *flags)
+    finetuned(tmp_path / "b", *flags, "--backprop", "chunked", "--chunk", "16")
+    assert "chunked, 16 bases a chunk" in capsys.readouterr().out
+    one, other = weights(tmp_path / "a"), weights(tmp_path / "b")
+    for name in one:
+        torch.testing.assert_close(one[name], other[name], rtol=1e-3, atol=1e-4)
+
+
+def test_a_model_without_a_state_is_not_trained_in_chunks(tmp_path, data, capsys):
+    flags = [*SEQUENCES, *SCRATCH, "--data", str(data), "--model.mixer", "hyena", "--backprop", "chunked"]
+    assert cli.run(finetune.main, [*flags, "--out", str(tmp_path / "run")]) == 2
+    assert "finetune --backprop chunked: this model keeps no state of constant size" in capsys.readouterr().err
+
+
 def test_whether_the_strand_matters_is_found_out_on_dev(tmp_path):
     """The class is the strand on which a word stands: the mean of both strands hides it, both side by side show it."""
     generator = np.random.default_rng(0)

@@ -4,6 +4,7 @@ import csv
 import gzip
 import json
 import os
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from dnamamba import alphabet
 from dnamamba.errors import InputError
 from dnamamba.finetuning import metrics
+from dnamamba.finetuning.chunks import ChunkedFeatures
 from dnamamba.finetuning.resolve import resolve
 from dnamamba.finetuning.settings import FinetuneSettings
 from dnamamba.finetuning.tasks import sequences, species
@@ -84,6 +86,30 @@ def test_padding_batches_and_chunks_change_nothing(pooling, strands):
             torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
         for chunk in (1, 7, 64, 299, 1000):
             torch.testing.assert_close(classify(model, wide, lengths, chunk), alone, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+@pytest.mark.parametrize("strands", ["one", "mean", "both"])
+def test_gradients_by_chunks_are_those_of_whole_sequences(pooling, strands):
+    """Of padded sequences, one of which ends in the first chunk, and one where a chunk does."""
+    model = classifier(pooling=pooling, strands=strands).train()
+    sequences = [np.random.default_rng(n).integers(0, 5, n).astype(np.uint8) for n in (5, 40, 97, 100)]
+    tokens, lengths = map(torch.from_numpy, pad(sequences))
+    wanted = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+    (model.logits(head_features(model, tokens, lengths, strands)) * wanted).sum().backward()
+    expected = {name: p.grad.clone() for name, p in model.named_parameters()}
+    for chunk in (20, 33, 99, 500):
+        model.zero_grad()
+        found = ChunkedFeatures(model, tokens, lengths, strands, chunk=chunk, context=nullcontext)
+        (model.logits(found.features) * wanted).sum().backward()
+        found.backward()
+        for name, parameter in model.named_parameters():
+            assert (parameter.grad - expected[name]).norm() < 1e-5 * expected[name].norm(), name
+    model.zero_grad()
+    cut = ChunkedFeatures(model, tokens, lengths, strands, chunk=20, truncated=True, context=nullcontext)
+    (model.logits(cut.features) * wanted).sum().backward()
+    cut.backward()
+    assert any((p.grad - expected[name]).norm() > 1e-4 * expected[name].norm() for name, p in model.named_parameters())
 
 
 def test_both_strands_give_one_answer_to_a_sequence_and_its_reverse_complement():
@@ -489,6 +515,8 @@ def test_whole_groups_are_resampled():
         ({"task": "species", "refuse_overlap": True}, "--refuse_overlap: not a flag of --task species"),
         ({"task": "species", "length": 1001, "length_warmup": 0.5}, "has no shorter stage"),
         ({"seeds": 0}, "--seeds: 0 is below 1"),
+        ({"chunk": 64}, "--chunk: --backprop whole has no chunks"),
+        ({"task": "variants", "backprop": "chunked"}, "--backprop: not a flag of --task variants"),
     ],
 )
 def test_impossible_settings_are_refused(settings, message):

@@ -65,7 +65,7 @@ def test_the_estimate_counts_steps_and_validations(fasta, monkeypatch):
     monkeypatch.setattr(estimating, "_training_pass", lambda *arguments: 3.0)
     seen = []
 
-    def evaluated(model, sets):
+    def evaluated(model, sets, chunk):
         seen.append(len(sets[0].plan.intervals) and sum(map(len, sets[0].batches)))
         clock[0] += 0.5
 

@@ -133,6 +133,17 @@ def test_two_processes_are_one(starter: str, alone: Path, tmp_path: Path) -> Non
         assert float(two["bits_per_base"]) == pytest.approx(float(one["bits_per_base"]), rel=1e-5)
 
 
+def test_two_processes_in_chunks_are_one(tmp_path: Path) -> None:
+    """Their gradients are summed once a step, after the last chunk of the last pass."""
+    flags = [*QUICK, "--max_steps", "3", "--backprop", "chunked", "--chunk", "100"]
+    assert cli.run(pretrain.main, [*flags, "--out", str(tmp_path / "one")]) == 0
+    command = [sys.executable, "-m", "dnamamba.pretrain", *flags, "--devices", "2", "--out", str(tmp_path / "two")]
+    assert subprocess.run(command, env=environment(), check=False, timeout=200).returncode == 0
+    for two, one in zip(*(rows(tmp_path / name, "metrics.csv") for name in ("two", "one")), strict=True):
+        for column in ("tokens", "train_bits_per_base", "gradient_norm", "validation_bits_per_base"):
+            assert float(two[column] or 0) == pytest.approx(float(one[column] or 0), rel=1e-5)
+
+
 ONE_DIES = """
 import os, signal, sys, time
 import torch

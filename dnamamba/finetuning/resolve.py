@@ -33,6 +33,7 @@ def resolve(settings: FinetuneSettings) -> ResolvedFinetuneSettings:
         model=replace(settings.model, preset=settings.model.preset or ("1.4m" if scratch else None)),
         conjoin=settings.conjoin or ["no" if settings.reverse_complement is False else "test"],
         length=length,
+        chunk=settings.chosen_chunk(None, resumed=settings.resume),
         micro_tokens=compute.micro_tokens,
         learning_rate=settings.learning_rate or [1e-2 if settings.mode == "probe" else 1e-3],
         kmer=(0 if is_variants else 6 if is_species else 5) if settings.kmer is None else settings.kmer,
@@ -76,7 +77,7 @@ def _check_task(settings: ResolvedFinetuneSettings) -> None:
     others = {
         "species": ("label_columns", *of_sequences, *of_variants),
         "sequences": (*of_species, *of_variants),
-        "variants": ("pooling", *of_sequences, *of_species),
+        "variants": ("pooling", "backprop", "chunk", *of_sequences, *of_species),
     }[settings.task]
     for name in others:
         if getattr(settings, name) != defaults[name]:

@@ -51,7 +51,8 @@ from dnamamba.finetuning.trial import (
 from dnamamba.formats import load_checkpoint
 from dnamamba.formats.checkpoint import is_classifier, load_classifier, save_classifier
 from dnamamba.formats.files import read_json
-from dnamamba.inference.device import Compute, device_name
+from dnamamba.inference.device import Compute, chunk_length, device_name
+from dnamamba.model.abilities import WITHOUT_CHUNKS, Ability, abilities_of, require
 from dnamamba.model.classifier import HeadConfig, SequenceClassifier
 from dnamamba.model.config import ModelConfig
 from dnamamba.model.kernels import describe_kernels
@@ -62,7 +63,7 @@ from dnamamba.outputs import replace_link, write_atomically
 from dnamamba.runs.folder import RunFolder
 from dnamamba.runs.lines import print_lines
 from dnamamba.runs.progress import clock, job_bar
-from dnamamba.runs.resume import DATA, refuse_changes
+from dnamamba.runs.resume import DATA, kept_with_truncation, refuse_changes
 from dnamamba.runs.summary import comparison_lines, figures, variant_lines
 from dnamamba.settings.fields import as_plain
 
@@ -90,11 +91,12 @@ def _finetune(requested: FinetuneSettings, settings: ResolvedFinetuneSettings, f
             folder.lock.take()
         test_was_read = (folder.path / TEST_READ).exists()
         recorded = _recorded_data(folder)
-        kept = {"seeds"} if test_was_read else set()
+        kept = kept_with_truncation(settings, folder.config)
+        if test_was_read:
+            kept["seeds"] = "whose test split was read"
         if recorded is not None and recorded["pretrained_weights"] is None:
-            kept.add("checkpoint")  # none, or one of others that has no fingerprint but its name
-        why = " whose test split was read" if test_was_read else ""
-        refuse_changes(requested, settings, folder.config, kept=kept, why=why, files=recorded is None)
+            kept["checkpoint"] = ""  # none, or one of others that has no fingerprint but its name
+        refuse_changes(requested, settings, folder.config, kept=kept, files=recorded is None)
         if folder.summary.exists():
             raise InputError(f"{folder.path}: this run is finished, see {folder.summary}; nothing is left to resume")
     elif not settings.dry_run:
@@ -105,6 +107,9 @@ def _finetune(requested: FinetuneSettings, settings: ResolvedFinetuneSettings, f
     if settings.resume:
         _refuse_other_data(folder.path / DATA, recorded, data)
     compute = compute_of(settings)
+    if settings.backprop != "whole":
+        require(start, f"finetune --backprop {settings.backprop}", f"; or {WITHOUT_CHUNKS}")
+        settings.chunk = settings.chunk or min(chunk_length(compute, start.config), settings.micro_tokens)
     _print_header(settings, start, task, compute)
     if settings.dry_run:
         return folder.path
@@ -172,6 +177,11 @@ class _Start:
         model, self.pretraining = load(settings.checkpoint)  # type: ignore[operator]
         self._backbone = model.backbone.state_dict()
         self.config = model.config
+
+    @property
+    def abilities(self) -> Ability:
+        """Of the backbone."""
+        return abilities_of(self.config)
 
     def _head(self, task: Task, candidate: Candidate) -> HeadConfig:
         shift: tuple[float, ...] = ()
@@ -400,6 +410,7 @@ def _print_header(settings: ResolvedFinetuneSettings, start: _Start, task: Task,
             f"{'both alleles' if settings.task == 'variants' else f'{settings.pooling} state'}",
         ),
         ("device", f"{device_name(compute.device)}, {compute.precision}"),
+        ("gradients", "" if settings.chunk is None else f"{settings.backprop}, {settings.chunk:,} bases a chunk"),
         ("kernels", describe_kernels(compute.device)),
         (
             "training",

@@ -10,11 +10,18 @@ from typing import Literal
 
 from dnamamba.model.settings import ModelSettings
 from dnamamba.settings.fields import setting
-from dnamamba.settings.options import ComputeOptions, MicroTokensOptions, OptimiserOptions, OverwriteOptions, RunOptions
+from dnamamba.settings.options import (
+    BackpropOptions,
+    ComputeOptions,
+    MicroTokensOptions,
+    OptimiserOptions,
+    OverwriteOptions,
+    RunOptions,
+)
 
 
 @dataclass(kw_only=True)
-class FinetuneSettings(ComputeOptions, MicroTokensOptions, OptimiserOptions, RunOptions):
+class FinetuneSettings(ComputeOptions, BackpropOptions, MicroTokensOptions, OptimiserOptions, RunOptions):
     """Trains a classifier (or a regression) on top of a pretrained model, or from scratch to compare with."""
 
     task: Literal["species", "sequences", "variants"] = "sequences"

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dnamamba.errors import InputError
+from dnamamba.finetuning.chunks import ChunkedFeatures
 from dnamamba.finetuning.metrics import SELECT_BY, evaluate
 from dnamamba.finetuning.predictions import loss_sum, pool_all, predict_logits
 from dnamamba.finetuning.settings import ResolvedFinetuneSettings
@@ -43,8 +44,9 @@ WARMUP_FROM = 1024
 LAST, BEST, RESULT = "last.ckpt", "best.safetensors", "trial.json"
 
 EpochRow = dict[str, float | int | str]
-Features = Callable[[ExampleBatch, Tensor, np.ndarray, int], Tensor]
-"""(batch, which ones are reverse-complemented, their indices, epoch) → what the head sees, fp32."""
+Features = Callable[[ExampleBatch, Tensor, np.ndarray, int], tuple[Tensor, Callable[[], None]]]
+"""(batch, which ones are reverse-complemented, their indices, epoch) → what the head sees, fp32, and what there is to
+do when the loss's backward pass has reached it."""
 
 
 class StrandUse(NamedTuple):
@@ -206,17 +208,34 @@ class Trial:
         if self.settings.mode == "probe" and isinstance(fixed, FixedSet):
             known = [self._pooled(model, fixed, reverse) for reverse in (False, True)[: 1 + self.shows_both_strands]]
 
-            def look_up(batch: ExampleBatch, flags: Tensor, indices: np.ndarray, epoch: int) -> Tensor:
+            def look_up(
+                batch: ExampleBatch, flags: Tensor, indices: np.ndarray, epoch: int
+            ) -> tuple[Tensor, Callable[[], None]]:
                 rows = self.compute.put(fixed.rows(self.seed, epoch, indices))
-                return torch.where(flags[:, None], known[-1][rows], known[0][rows])
+                return torch.where(flags[:, None], known[-1][rows], known[0][rows]), _nothing
 
             return look_up
 
-        def compute(batch: ExampleBatch, flags: Tensor, indices: np.ndarray, epoch: int) -> Tensor:
+        def compute(
+            batch: ExampleBatch, flags: Tensor, indices: np.ndarray, epoch: int
+        ) -> tuple[Tensor, Callable[[], None]]:
             tokens, lengths = self.compute.put(batch.tokens), self.compute.put(batch.lengths)
             tokens = reverse_complement(tokens, lengths, flags)
-            with self.compute.autocast(), torch.set_grad_enabled(self.settings.mode == "full"):
-                return head_features(model, tokens, lengths, self.strands)
+            is_full, chunk = self.settings.mode == "full", self.settings.chunk
+            if is_full and chunk is not None:
+                is_truncated = self.settings.backprop == "truncated"
+                chunked = ChunkedFeatures(
+                    model,
+                    tokens,
+                    lengths,
+                    self.strands,
+                    chunk=chunk,
+                    truncated=is_truncated,
+                    context=self.compute.autocast,
+                )
+                return chunked.features, chunked.backward
+            with self.compute.autocast(), torch.set_grad_enabled(is_full):
+                return head_features(model, tokens, lengths, self.strands, chunk), _nothing
 
         return compute
 
@@ -274,15 +293,16 @@ class Trial:
     ) -> Tensor:
         """One optimiser step on the examples `indices`; their summed loss, still on the device."""
         total = torch.zeros((), device=self.compute.device)
-        width = length or self.task.length
+        width = min(length or self.task.length, self.settings.chunk or self.task.length)
         passes = 1 if self.strands == "one" else 2
         rows = max(self.compute.micro_tokens // (width * passes), 1)
         for micro in np.array_split(indices, math.ceil(len(indices) / rows)):
             batch = self.task.train.batch(self.seed, epoch, micro, length)
             flags = strand_flags(self.seed, epoch, micro) & self.shows_both_strands
-            logits = model.logits(features(batch, self.compute.put(flags), micro, epoch))
-            loss = loss_sum(logits, self._labels(batch.labels), self.task.target)
+            seen, reached = features(batch, self.compute.put(flags), micro, epoch)
+            loss = loss_sum(model.logits(seen), self._labels(batch.labels), self.task.target)
             (loss / len(indices)).backward()
+            reached()
             total += loss.detach()
         torch.nn.utils.clip_grad_norm_(model.parameters(), self.settings.gradient_clip)
         optimizer.step()
@@ -320,6 +340,10 @@ class Trial:
 
     def _stored(self) -> TrialResult:
         return TrialResult(self.seed, self.candidate, folder=self.folder, **read_json(self.folder / RESULT))
+
+
+def _nothing() -> None:
+    """Is to be done where the loss's backward pass has gone through the backbone."""
 
 
 @dataclass

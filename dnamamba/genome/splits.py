@@ -66,6 +66,7 @@ def make_splits(
     contigs: ContigSelection | Sequence[Contig],
     *,
     context_length: int,
+    validation_length: int | None = None,
     train: Sequence[str | Path] | None = None,
     validation: Sequence[str | Path] | None = None,
     test: Sequence[str | Path] | None = None,
@@ -83,9 +84,10 @@ def make_splits(
       training, unless given, is the rest less margins.
     - Training given: validation, unless given, is drawn from the rest.
 
-    `exclude`d intervals are in no split. Bases may belong to no split only by margins, exclusion, or because everything
-    was given. Raises `InputError` for unusable files and patterns, splits that overlap or lie closer than
-    `context_length`, and genomes too small for the context length.
+    Windows of validation and test have `validation_length` bases, by default `context_length`. `exclude`d intervals are
+    in no split. Bases may belong to no split only by margins, exclusion, or because everything was given. Raises
+    `InputError` for unusable files and patterns, splits that overlap or lie closer than `context_length`, and genomes
+    too small for the lengths.
     """
     chosen = contigs.chosen if isinstance(contigs, ContigSelection) else tuple(contigs)
     whole: ByContig = {contig.name: np.array([[0, contig.length]], np.int64) for contig in chosen}
@@ -95,20 +97,21 @@ def make_splits(
     usable = _less(whole, excluded)
     given = {"train": train, "validation": validation, "test": test}
     sets = {split: _explicit(store, usable, split, items) for split, items in given.items() if items}
+    lengths = dict.fromkeys(SPLITS, validation_length or context_length) | {"train": context_length}
     drawn = {"test": test_fraction} if not sets else {}
     drawn |= {} if "validation" in sets else {"validation": validation_fraction}
     for split, fraction in drawn.items():
         available = usable
         for taken in sets.values():
             available = _less(available, _widened(taken, context_length, store))
-        sets[split] = _draw(store, available, total(usable), fraction, context_length, block_size, f"{seed}/blocks")
+        sets[split] = _draw(store, available, total(usable), fraction, lengths[split], block_size, f"{seed}/blocks")
     sets.setdefault("test", {})
     if "train" not in sets:
         rest = usable
         for taken in sets.values():
             rest = _less(rest, _widened(taken, context_length, store))
         sets["train"] = rest
-    _check_windows_fit(sets, chosen, context_length, drawn)
+    _check_windows_fit(sets, chosen, lengths, drawn)
     ordered = {
         split: to_intervals({c.name: sets[split][c.name] for c in chosen if c.name in sets[split]}) for split in SPLITS
     }
@@ -175,7 +178,7 @@ def _draw(
     available: ByContig,
     genome_bases: int,
     fraction: float,
-    context_length: int,
+    length: int,
     block_size: int | None,
     key: str,
 ) -> ByContig:
@@ -183,13 +186,13 @@ def _draw(
     if fraction <= 0:
         return {}
     wanted = fraction * genome_bases
-    size = block_size or int(max(wanted / BLOCKS_A_SPLIT, min(4 * context_length, wanted), context_length + 1))
+    size = block_size or int(max(wanted / BLOCKS_A_SPLIT, min(4 * length, wanted), length + 1))
     candidates = []
     for name, pairs in available.items():
         offset = store.contig(name).offset
         for start, end in pairs.tolist():
             # The blocks share an interval's bases evenly, so that none is lost at its end.
-            count = (end - start) // max(size, context_length + 1)
+            count = (end - start) // max(size, length + 1)
             edges = np.linspace(start, end, count + 1).astype(np.int64) if count else np.empty(0, np.int64)
             n_count = np.diff(store.n_before(offset + edges)) if count else np.empty(0, np.int64)
             for first, last, n in zip(edges[:-1].tolist(), edges[1:].tolist(), n_count.tolist(), strict=True):
@@ -207,21 +210,23 @@ def _draw(
 
 
 def _check_windows_fit(
-    sets: dict[str, ByContig], chosen: Sequence[Contig], context_length: int, drawn: dict[str, float]
+    sets: dict[str, ByContig], chosen: Sequence[Contig], lengths: dict[str, int], drawn: dict[str, float]
 ) -> None:
-    """Each split must hold at least one window of context_length + 1 bases (a test split may be empty)."""
+    """Each split must hold at least one window of its length + 1 bases (a test split may be empty)."""
     for split in SPLITS:
+        length = lengths[split]
+        flag = "length" if length == lengths["train"] else "validation_length"
         longest = max((int((p[:, 1] - p[:, 0]).max()) for p in sets[split].values() if len(p)), default=0)
         may_be_empty = split == "test" and (not drawn.get("test"))
-        if longest > context_length or (may_be_empty and longest == 0):
+        if longest > length or (may_be_empty and longest == 0):
             continue
         contig = max(chosen, key=lambda c: c.length)
-        if contig.length <= context_length:
+        if contig.length <= length:
             raise InputError(
-                f"length {context_length} is too long: a window needs {context_length + 1} bases, and the longest "
-                f"contig, {contig.name}, has {contig.length}; give a smaller --length"
+                f"length {length} is too long: a window needs {length + 1} bases, and the longest "
+                f"contig, {contig.name}, has {contig.length}; give a smaller --{flag}"
             )
         raise InputError(
-            f"the {split} split has no interval for a window of {context_length} + 1 bases (its longest interval has "
-            f"{longest}); give a smaller --length, or intervals for it"
+            f"the {split} split has no interval for a window of {length} + 1 bases (its longest interval has "
+            f"{longest}); give a smaller --{flag}, or intervals for it"
         )

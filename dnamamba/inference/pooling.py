@@ -9,7 +9,7 @@ from dnamamba.alphabet import BASES
 from dnamamba.inference.stream import Chunk, stream
 from dnamamba.model.alleles import allele_features
 from dnamamba.model.classifier import SequenceClassifier
-from dnamamba.model.config import Strands
+from dnamamba.model.config import Pooling, Strands
 from dnamamba.model.tokens import reverse_complement
 
 
@@ -20,8 +20,7 @@ def pool_mean(
     `bases_only` over A, C, G, T alone, NaN where there are none. Summed in `dtype`."""
     total, count = None, torch.zeros_like(lengths)
     for chunk in chunks:
-        position = torch.arange(chunk.begin, chunk.end, device=lengths.device)
-        counts = position < lengths[:, None]
+        counts = _within(chunk, lengths)
         if bases_only:
             counts &= chunk.tokens < BASES
         part = torch.where(counts[..., None], chunk.hidden, 0).sum(1, dtype=dtype)
@@ -43,6 +42,19 @@ def pool_last(chunks: Iterable[Chunk], lengths: Tensor, *, dtype: torch.dtype = 
         total = part if total is None else total + part
     assert total is not None
     return total
+
+
+def pooled_part(pooling: Pooling, chunk: Chunk, lengths: Tensor) -> Tensor:
+    """(batch, d_model) fp32, differentiable: what a chunk adds to `pool_mean` or `pool_last`."""
+    if pooling == "last":
+        return pool_last([chunk], lengths)
+    total = torch.where(_within(chunk, lengths)[..., None], chunk.hidden, 0).sum(1, dtype=torch.float32)
+    return total / lengths[:, None]
+
+
+def _within(chunk: Chunk, lengths: Tensor) -> Tensor:
+    """(batch, length of the chunk) bool: no padding."""
+    return torch.arange(chunk.begin, chunk.end, device=lengths.device) < lengths[:, None]
 
 
 def strand_features(model: SequenceClassifier, tokens: Tensor, lengths: Tensor, chunk: int | None = None) -> Tensor:
@@ -70,6 +82,11 @@ def head_features(
     if strands == "one":
         return forward
     reverse = strand_features(model, reverse_complement(tokens, lengths), lengths, chunk)
+    return joined(forward, reverse, strands)
+
+
+def joined(forward: Tensor, reverse: Tensor, strands: Strands) -> Tensor:
+    """Both strands' features (batch, features) as the head sees them."""
     return (forward + reverse) / 2 if strands == "mean" else torch.cat((forward, reverse), dim=1)
 
 

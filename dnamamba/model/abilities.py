@@ -32,14 +32,21 @@ _LACKING = {
     Ability.PREDICTS_NEXT_BASE: "does not predict the next base",
     Ability.PREDICTS_MASKED_BASE: "does not predict masked bases",
 }
+_IN_CHUNKS = Ability.CAUSAL | Ability.CONSTANT_STATE
 NEEDS = {
     "generate": Ability.CARRIES_STATE | Ability.PREDICTS_NEXT_BASE,
     "likelihood": Ability.CARRIES_STATE | Ability.PREDICTS_NEXT_BASE,
     "likelihood --context unlimited": Ability.CONSTANT_STATE | Ability.PREDICTS_NEXT_BASE,
+    **{f"pretrain --backprop {way}": _IN_CHUNKS | Ability.PREDICTS_NEXT_BASE for way in ("chunked", "truncated")},
+    **{f"finetune --backprop {way}": _IN_CHUNKS for way in ("chunked", "truncated")},
     "embed": Ability.CAUSAL | Ability.CARRIES_STATE,
     "score": Ability.CAUSAL | Ability.CARRIES_STATE | Ability.PREDICTS_NEXT_BASE,
 }
 """Of the verbs that take a language model."""
+
+
+WITHOUT_CHUNKS = "take --backprop whole, with --model.activation_checkpointing true where memory is short"
+"""What else there is where a model cannot be trained in chunks"""
 
 
 class HasAbilities(Protocol):
@@ -80,9 +87,9 @@ def require_for_objective(config: ModelConfig) -> None:
     raise InputError(f"model.{what} sees what the objective {wanted} wants predicted; take --model.objective {others}")
 
 
-def require(model: HasAbilities, verb: str) -> None:
-    """Raises `InputError` unless `model` has all that `verb` needs: says what it lacks and which mixers and objectives
-    have it."""
+def require(model: HasAbilities, verb: str, otherwise: str = "") -> None:
+    """Raises `InputError` unless `model` has all that `verb` needs: says what it lacks, which mixers and objectives
+    have it, and what else to do."""
     missing = NEEDS[verb] & ~model.abilities
     if not missing:
         return
@@ -95,4 +102,4 @@ def require(model: HasAbilities, verb: str) -> None:
         would_do.append(f"mixer {' or '.join(mixers)}{without}")
     if missing & ~_OF_MIXERS:
         would_do.append(f"objective {' or '.join(objectives)}")
-    raise InputError(f"dnamamba {verb}: this model {lacks}; take one with {' and '.join(would_do)}")
+    raise InputError(f"dnamamba {verb}: this model {lacks}; take one with {' and '.join(would_do)}{otherwise}")

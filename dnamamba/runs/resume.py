@@ -5,7 +5,7 @@ fingerprints of what is in them, which the run has recorded, never by their name
 checkpoints may move.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -64,21 +64,28 @@ def _version(folder: Path) -> str:
         return "of an unknown version"
 
 
+def kept_with_truncation(resolved: Any, config: Path) -> dict[str, str]:
+    """For `refuse_changes`: exact gradients are the same by any chunks, truncated ones depend on them."""
+    before = stored_settings(config, type(resolved)).get("backprop")
+    is_truncated = "truncated" in (resolved.backprop, before)
+    return dict.fromkeys(("backprop", "chunk"), "with truncated gradients") if is_truncated else {}
+
+
 def refuse_changes(
-    requested: Settings, resolved: Settings, config: Path, *, kept: Collection[str] = (), why: str = "", files: bool
+    requested: Settings, resolved: Settings, config: Path, *, kept: Mapping[str, str], files: bool
 ) -> None:
     """Raises `InputError` naming the settings that a resumed run must keep but that differ from its config.yaml.
 
     Args:
         requested, resolved: the settings now, as given and with every default filled in. What the file does not
             name is younger than the run, and must be given as it was before it could be.
-        kept: settings that may not change either, though their fields allow it; `why` says what for.
+        kept: settings that may not change either, though their fields allow it, and which runs those are.
         files: compare the names of files too: where the run has recorded no fingerprints, they are all there is.
     """
     names = named_fields(type(requested))
     stored = stored_settings(config, type(requested))
     given, now = (flat(as_plain(each), names) for each in (requested, resolved))
-    changed = []
+    changed, runs = [], []
     for name, known in names.items():
         may_differ = known.on_resume == "free" or (known.on_resume == "files" and not files)
         if may_differ and name not in kept:
@@ -88,8 +95,10 @@ def refuse_changes(
         before, after = stored.get(name, absent), (now if is_stored else given).get(name, absent)
         if before != after:
             changed.append(f"--{name} (was {before!r}, now {after!r})")
+            runs.append(kept.get(name, ""))
     if changed:
-        raise InputError(f"{config}: a resumed run{why} keeps its settings; changed: {', '.join(changed)}")
+        which = "".join(f" {run}" for run in dict.fromkeys(filter(None, runs)))
+        raise InputError(f"{config}: a resumed run{which} keeps its settings; changed: {', '.join(changed)}")
 
 
 def recorded_splits(folder: RunFolder) -> str | None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from dnamamba.errors import InputError
 from dnamamba.settings.fields import Settings, setting
 
 
@@ -59,6 +60,29 @@ class MicroTokensOptions(Settings):
     """Bases in one forward pass on one device, in training at least one example; lower it when memory runs out. Longer
     sequences to predict go through in chunks of this size. The result does not depend on it beyond rounding. Default:
     262144 on a GPU, 16384 on a CPU."""
+
+
+@dataclass(kw_only=True)
+class BackpropOptions(Settings):
+    """How gradients pass through sequences that are longer than memory allows for."""
+
+    backprop: Literal["whole", "chunked", "truncated"] = setting("whole", absent="whole", on_resume="free")
+    """whole: gradients of a whole sequence at once. chunked: chunk by chunk, from the states between them: the same
+    gradients in the memory of one chunk, however long the sequence, for one more forward pass. truncated: the state is
+    carried from chunk to chunk and its gradient cut, for comparison."""
+    chunk: int | None = setting(None, absent=None, at_least=16, on_resume="free")
+    """chunked, truncated: bases of a chunk. Default on a GPU: the largest power of two from 16384 to 262144 whose
+    activations are estimated to take a quarter of its memory; on a CPU 16384; at most --micro_tokens where that is
+    given."""
+
+    def chosen_chunk(self, default: int | None, *, resumed: bool) -> int | None:
+        """What is given, else the default; None where nothing goes through in chunks. `InputError` where a chunk is
+        given all the same, but for that of a resumed run."""
+        if self.backprop != "whole":
+            return default if self.chunk is None else self.chunk
+        if self.chunk is not None and not resumed:
+            raise InputError("--chunk: --backprop whole has no chunks; add --backprop chunked, or leave it out")
+        return None
 
 
 @dataclass(kw_only=True)

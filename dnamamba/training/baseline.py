@@ -37,7 +37,7 @@ def _score(
     key = {
         "store": genome.store.fingerprint,
         "splits": genome.splits.fingerprint,
-        "windows": f"{settings.length} x {len(windows.indices)}, N below {settings.max_n_fraction}",
+        "windows": f"{windows.plan.length} x {len(windows.indices)}, N below {settings.max_n_fraction}",
     }
     return score(
         (genome.store.read(interval.contig, interval.start, interval.end) for interval in genome.splits.train),

@@ -260,6 +260,7 @@ class RunControl(L.Callback):
             scores = evaluate(
                 module.model,
                 data.validation_windows(),
+                chunk=module.chunk,
                 context=trainer.precision_plugin.val_step_context,
                 sum_over_ranks=module.sum_over_ranks,
             )

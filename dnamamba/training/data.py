@@ -34,7 +34,7 @@ class WindowBatch(NamedTuple):
 
     def on(self, device: torch.device) -> "WindowBatch":
         """Copied there."""
-        return WindowBatch._make(None if part is None else part.to(device) for part in self)
+        return WindowBatch._make(None if part is None else part.to(device, non_blocking=True) for part in self)
 
 
 class SamplePlan(Protocol):
@@ -179,7 +179,7 @@ def evenly_spread(size: int, wanted: int) -> np.ndarray:
 class PretrainData(L.LightningDataModule):
     """The training loader, and the fixed validation windows of this rank, one set a genome.
 
-    `micro_batch` is in validation windows.
+    `micro_batch` is in validation windows; `bases_a_step` is over all ranks.
     """
 
     def __init__(
@@ -189,12 +189,13 @@ class PretrainData(L.LightningDataModule):
         *,
         steps: int,
         micro_batch: int,
+        bases_a_step: int,
         num_workers: int,
         seed: int = 0,
     ) -> None:
         super().__init__()
         self.stages, self.validation = stages, validation
-        self.steps = steps
+        self.steps, self.bases_a_step = steps, bases_a_step
         self.micro_batch, self.num_workers = micro_batch, num_workers
         self.seed = seed
 
@@ -202,11 +203,6 @@ class PretrainData(L.LightningDataModule):
     def validation_bases(self) -> int:
         """Bases that one validation reads, over all ranks."""
         return sum(len(each.indices) * each.plan.length for each in self.validation)
-
-    @property
-    def bases_a_step(self) -> int:
-        """Bases of an optimiser step, over all ranks."""
-        return self.stages[-1].windows_per_step * self.validation[-1].plan.length
 
     def train_dataloader(self) -> DataLoader:
         assert self.trainer is not None

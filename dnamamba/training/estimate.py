@@ -4,27 +4,32 @@ On a CPU a run may take days where nobody expects it: `advice` says so, and whic
 """
 
 import time
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 
 from dnamamba.alphabet import BASES
 from dnamamba.inference.device import torch_device
+from dnamamba.model.chunked_backward import bytes_on_device
 from dnamamba.model.config import preset
 from dnamamba.model.language_model import LanguageModel
 from dnamamba.model.parameters import training_flops_per_token
 from dnamamba.runs.progress import clock, si
-from dnamamba.training.data import FixedWindows
+from dnamamba.training.backprop.choose import WindowGradient, window_gradient
+from dnamamba.training.data import FixedWindows, WindowBatch
 from dnamamba.training.prepare import Prepared
-from dnamamba.training.resolve import ON_CPU, validation_count, windows_per_pass
+from dnamamba.training.resolve import ON_CPU, validation_count, validation_length, windows_per_pass
 from dnamamba.training.settings import ResolvedPretrainSettings
 from dnamamba.training.throughput import peak_memory_gib
 from dnamamba.training.validation import evaluate
+from dnamamba.training.window_parts import WindowParts
 
 SHORT, LONG = 600.0, 3600.0
 """Seconds of the run that `advice` proposes, and of one that it is given for"""
 FEW_BASES = 2_000_000
 """A run on fewer shows nothing: a smaller model is proposed"""
+MEASURED_CHUNKS = 3
 SLOW = 10.0
 """Seconds of a pass that is not run again: compiling kernels is no great part of it"""
 WORTH_MEASURING = 1e13
@@ -58,6 +63,7 @@ class Estimate(NamedTuple):
 
 def estimate(settings: ResolvedPretrainSettings, model: LanguageModel, prepared: Prepared) -> Estimate:
     """From two training passes and a validation of as many windows. The model and all random numbers stay as they are.
+    Of windows that go through in chunks a few chunks are trained on, which take as long each as those of a whole one.
 
     The memory is that of these passes, measured, plus AdamW's two moments of each parameter; on a CPU it is all that
     the process held, libraries and the parts of the genome that were read included.
@@ -65,18 +71,24 @@ def estimate(settings: ResolvedPretrainSettings, model: LanguageModel, prepared:
     device = torch_device(settings.accelerator)
     model.to(device)
     windows = min(windows_per_pass(settings), settings.batch_tokens // settings.length // settings.devices)
-    seconds = _training_pass(model, windows, settings.length, device, settings.precision)
-    step = seconds * settings.batch_tokens / (windows * settings.length) / settings.devices
+    length = min(settings.length, MEASURED_CHUNKS * (settings.chunk or settings.length))
+    seconds = _training_pass(model, windows, length, device, settings.precision, window_gradient(settings))
+    step = seconds * settings.batch_tokens / (windows * length) / settings.devices
     sample = prepared.data.validation[0]
-    few = sample._replace(indices=sample.indices[: windows_per_pass(settings)])
+    at_once = windows_per_pass(settings, validation_length(settings))
+    few = sample._replace(indices=sample.indices[:at_once])
     began = time.perf_counter()
     with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
-        evaluate(model.eval(), [FixedWindows(few, windows_per_pass(settings), 0, 1)])
+        evaluate(model.eval(), [FixedWindows(few, at_once, 0, 1)], chunk=settings.chunk)
     validation = time.perf_counter() - began
     model.train()
     all_windows = sum(len(each.indices) for each in prepared.data.validation)
     optimizer_gib = 2 * sum(parameter.numel() * 4 for parameter in model.parameters()) / 2**30
-    memory = f"{peak_memory_gib(device) + optimizer_gib:.1f} GiB a {'device' if device.type == 'cuda' else 'process'}"
+    gib = peak_memory_gib(device) + optimizer_gib
+    if settings.backprop == "chunked":
+        borders = -(-(settings.length - length) // (settings.chunk or length))
+        gib += bytes_on_device(borders, model.init_state(windows)) / 2**30
+    memory = f"{gib:.1f} GiB a {'device' if device.type == 'cuda' else 'process'}"
     return Estimate(
         step,
         validation * all_windows / max(len(few.indices), 1) / settings.devices,
@@ -104,7 +116,8 @@ def advice(settings: ResolvedPretrainSettings, model: LanguageModel, expected: E
         tried = LanguageModel(preset(smaller)) if smaller else model
         if smaller and training_flops_per_token(tried, length) >= training_flops_per_token(model, length):
             continue
-        seconds = _training_pass(tried, batch_tokens // length, length, torch.device("cpu"), settings.precision)
+        passed = window_gradient(replace(settings, backprop="whole", chunk=None))
+        seconds = _training_pass(tried, batch_tokens // length, length, torch.device("cpu"), settings.precision, passed)
         # A validation reads as many bases as are trained on between two, and forward alone is a third of a step.
         model_flag, bases = smaller and f"--model.preset {smaller} ", SHORT / (seconds / batch_tokens * 4 / 3)
         if bases >= FEW_BASES:
@@ -114,17 +127,23 @@ def advice(settings: ResolvedPretrainSettings, model: LanguageModel, expected: E
     return f"this run takes about {_long(expected.seconds)} on this machine; for one of ten minutes: {flags}"
 
 
-def _training_pass(model: LanguageModel, windows: int, length: int, device: torch.device, precision: str) -> float:
+def _training_pass(
+    model: LanguageModel,
+    windows: int,
+    length: int,
+    device: torch.device,
+    precision: str,
+    gradient: WindowGradient,
+) -> float:
     """Seconds of a forward and backward pass over random windows. Leaves no gradients."""
     own = torch.Generator().manual_seed(0)
-    tokens = torch.randint(0, BASES, (windows, length + 1), dtype=torch.uint8, generator=own).to(device)
-    batch = model.objective.prepare_batch(tokens)
-    seconds = 0.0
+    tokens = torch.randint(0, BASES, (windows, length + 1), dtype=torch.uint8, generator=own)
+    parts = WindowParts(WindowBatch(tokens, torch.zeros(windows, dtype=torch.bool)), model.objective, device)
+    seconds, scale = 0.0, torch.ones((), device=device)
     for _ in range(2):  # the first compiles kernels
         began = time.perf_counter()
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            loss = model.loss(batch.inputs, batch.targets)
-        loss.nll_sum.backward()
+            gradient(model, parts, scale)
         if device.type == "cuda":
             torch.cuda.synchronize()
         seconds = time.perf_counter() - began

@@ -4,6 +4,7 @@ from dnamamba.genome.contigs import find_duplicates
 from dnamamba.genome.packing import PackedPlan
 from dnamamba.genome.windows import WindowPlan
 from dnamamba.inference.device import device_name, torch_device
+from dnamamba.model.chunked_backward import state_bytes
 from dnamamba.model.config import ModelConfig
 from dnamamba.model.kernels import describe_kernels
 from dnamamba.model.language_model import LanguageModel
@@ -31,6 +32,7 @@ def print_header(
         ("device", f"{settings.devices} x {device_name(device)}, {settings.precision}"),
         ("kernels", describe_kernels(device)),
         ("CUDA graph", _graph(settings)),
+        ("gradients", _gradients(settings, model)),
         ("steps", f"{settings.max_steps:,} of {windows_per_step(settings)} windows = {settings.batch_tokens:,} bases"),
         ("lengths", ", ".join(f"{length:,} from step {first + 1:,}" for first, length in warmup_lengths(settings))),
         ("run folder", str(settings.out)),
@@ -41,6 +43,17 @@ def print_header(
 def _graph(settings: ResolvedPretrainSettings) -> str:
     why_not = why_no_graph(settings)
     return f"none: {why_not}" if why_not else "each micro-batch is replayed"
+
+
+def _gradients(settings: ResolvedPretrainSettings, model: LanguageModel) -> str:
+    """Of windows in chunks; nothing of whole ones."""
+    if settings.chunk is None:
+        return ""
+    count = -(-settings.length // settings.chunk)
+    chunks = f"{count:,} chunks of {min(settings.chunk, settings.length):,} bases a window"
+    if settings.backprop == "truncated":
+        return f"truncated at the ends of {chunks}"
+    return f"exact, from {chunks} and {si(state_bytes(model.init_state(1)) * (count - 1))}B of states between them"
 
 
 def _genome_lines(settings: ResolvedPretrainSettings, prepared: Prepared, number: int) -> list[tuple[str, str]]:
@@ -61,7 +74,8 @@ def _genome_lines(settings: ResolvedPretrainSettings, prepared: Prepared, number
         (
             "windows",
             f"{train.epoch_size(0):,} of {settings.length:,} bases an epoch ({train.skipped(0):,} skipped for N), "
-            f"{len(prepared.data.validation[number].indices):,} to validate on",
+            f"{len(prepared.data.validation[number].indices):,} "
+            f"{f'of {settings.validation_length:,} ' if settings.validation_length else ''}to validate on",
         ),
         ("short", _short(train)),
     ]

@@ -1,18 +1,18 @@
 """The Lightning module: one optimiser step from uint8 windows."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import lightning as L
 import torch
 from torch import Tensor
 
-from dnamamba.alphabet import BASES, PAD
 from dnamamba.model.language_model import LanguageModel
 from dnamamba.model.parameters import parameter_groups
-from dnamamba.training.backprop import Gradient, MicroBatch
+from dnamamba.training.backprop.choose import WindowGradient
 from dnamamba.training.data import WindowBatch
 from dnamamba.training.gradients import Gradients
+from dnamamba.training.window_parts import WindowParts
 
 BETAS = (0.9, 0.95)
 """AdamW's, as in the Mamba paper."""
@@ -32,9 +32,10 @@ class PretrainModule(L.LightningModule):
     (`dnamamba.training.callbacks`).
 
     Args:
-        gradient: of a micro-batch, see `dnamamba.training.backprop`.
+        gradient: of windows that go through the model together, see `dnamamba.training.backprop.choose`.
         learning_rate: maps an optimiser step (0-based) to its rate.
-        micro_tokens: bases in one forward pass.
+        windows_per_pass: length of windows → how many go through the model together.
+        chunk: positions that do at a time; the windows then stay in the host's memory. None takes whole windows.
         soft_mask_weight: weight of soft-masked bases in the training loss.
         gradient_outlier: a gradient whose norm is more than so many times the running mean is a fault.
     """
@@ -56,11 +57,12 @@ class PretrainModule(L.LightningModule):
         self,
         model: LanguageModel,
         *,
-        gradient: Gradient,
+        gradient: WindowGradient,
         learning_rate: Callable[[int], float],
         weight_decay: float,
         gradient_clip: float,
-        micro_tokens: int,
+        windows_per_pass: Callable[[int], int],
+        chunk: int | None = None,
         soft_mask_weight: float = 1.0,
         gradient_outlier: float = math.inf,
     ) -> None:
@@ -71,7 +73,8 @@ class PretrainModule(L.LightningModule):
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
         self.gradient_clip = gradient_clip
-        self.micro_tokens = micro_tokens
+        self.windows_per_pass = windows_per_pass
+        self.chunk = chunk
         self.soft_mask_weight = soft_mask_weight
         self.gradient_outlier = gradient_outlier
         self.register_buffer("norm_average", torch.tensor(math.nan))
@@ -92,6 +95,10 @@ class PretrainModule(L.LightningModule):
             torch.distributed.all_reduce(values)  # Lightning's own reduce lets the host wait for the device first
         return values
 
+    def transfer_batch_to_device(self, batch: WindowBatch, device: torch.device, dataloader_idx: int) -> WindowBatch:
+        """Chunks are fetched from pinned memory one by one: a window may be a chromosome."""
+        return super().transfer_batch_to_device(batch, device, dataloader_idx) if self.chunk is None else batch
+
     def training_step(self, batch: WindowBatch, batch_idx: int) -> None:
         step = self.trainer.global_step
         optimizer = self.optimizers()
@@ -99,18 +106,15 @@ class PretrainModule(L.LightningModule):
         for group in optimizer.param_groups:
             group["lr"] = self.learning_rate(step)
 
-        prepared = self.model.objective.prepare_batch(*batch, training=True)
-        weights = torch.where(prepared.soft_mask, self.soft_mask_weight, 1.0) * (prepared.targets < BASES)
-        counts = [(prepared.targets < BASES).sum(), (prepared.inputs != PAD).sum(), weights.sum()]
-        counted, read, weight = self.sum_over_ranks(torch.stack([count.double() for count in counts])).unbind()
+        windows = WindowParts(batch, self.model.objective, self.device, training=True)
+        unmasked, masked, read = windows.counts().double().unbind()
+        sums = torch.stack([unmasked + masked, read, unmasked + self.soft_mask_weight * masked])
+        counted, read, weight = self.sum_over_ranks(sums).unbind()
         scale = (1 / torch.where(weight > 0, weight, 1.0)).float()
         nll = torch.zeros((), dtype=torch.float64, device=self.device)
-        windows = max(self.micro_tokens // prepared.inputs.shape[1], 1)
-        unweighted = self.soft_mask_weight == 1.0
-        fields = MicroBatch(prepared.inputs, prepared.targets, None if unweighted else weights, prepared.sequence_ids)
         self.gradients.zero()
-        for micro_batch in _split(fields, windows):
-            nll += self.gradient(self.model, micro_batch, scale)
+        for together in windows.split(self.windows_per_pass(windows.length)):
+            nll += self.gradient(self.model, together, scale)
         if self.trainer.world_size > 1:
             torch.distributed.all_reduce(self.gradients.values)
 
@@ -140,11 +144,3 @@ class PretrainModule(L.LightningModule):
         no_base = norm == 0
         self.norm_average = torch.where(fault | no_base, self.norm_average, average)
         return fault
-
-
-def _split(batch: MicroBatch, windows: int) -> Iterator[MicroBatch]:
-    """So many windows at a time, and the rest."""
-    for first in range(0, len(batch.inputs), windows):
-        rows = slice(first, first + windows)
-        weights, ids = (None if field is None else field[rows] for field in (batch.weights, batch.sequence_ids))
-        yield MicroBatch(batch.inputs[rows], batch.targets[rows], weights, ids)

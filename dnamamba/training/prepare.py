@@ -19,7 +19,7 @@ from dnamamba.runs.progress import job_bar
 from dnamamba.training.data import EvaluationSet, PretrainData, SamplePlan, Stage, evenly_spread
 from dnamamba.training.mixture import MixturePlan
 from dnamamba.training.mixture_file import GenomeSettings, read_mixture
-from dnamamba.training.resolve import warmup_lengths, windows_per_pass
+from dnamamba.training.resolve import validation_length, warmup_lengths, windows_per_pass
 from dnamamba.training.settings import ResolvedPretrainSettings
 
 
@@ -80,7 +80,8 @@ def prepare_data(settings: ResolvedPretrainSettings) -> Prepared:
         stages,
         _validation_sets(settings, genomes),
         steps=settings.max_steps,
-        micro_batch=windows_per_pass(settings),
+        micro_batch=windows_per_pass(settings, validation_length(settings)),
+        bases_a_step=settings.batch_tokens,
         num_workers=settings.num_workers,
         seed=settings.seed,
     )
@@ -122,6 +123,7 @@ def _open_and_plan(settings: ResolvedPretrainSettings, genome: GenomeSettings) -
         store,
         contigs,
         context_length=settings.length,
+        validation_length=validation_length(settings),
         train=genome.train,
         validation=genome.validation,
         test=genome.test,
@@ -143,7 +145,7 @@ def _open_and_plan(settings: ResolvedPretrainSettings, genome: GenomeSettings) -
     for _, length in warmup_lengths(settings):
         windows = plan(splits.train, length, training=True)
         train.append(PackedPlan(windows, splits.train, settings.max_n_fraction) if settings.pack else windows)
-    validation = plan(splits.validation, settings.length, training=False)
+    validation = plan(splits.validation, validation_length(settings), training=False)
     annotation = None if genome.annotation is None else read_annotation(genome.annotation, store)
     return PreparedGenome(genome, store, contigs, splits, tuple(train), validation, annotation)
 
@@ -151,7 +153,7 @@ def _open_and_plan(settings: ResolvedPretrainSettings, genome: GenomeSettings) -
 def _validation_sets(settings: ResolvedPretrainSettings, genomes: tuple[PreparedGenome, ...]) -> list[EvaluationSet]:
     """--validation_tokens shared by weight, so that the figure over all genomes is of the mixture trained on."""
     weights = np.array([genome.weight for genome in genomes])
-    wanted = np.ceil(settings.validation_tokens / settings.length * (weights / weights.sum())).astype(int)
+    wanted = np.ceil(settings.validation_tokens / validation_length(settings) * (weights / weights.sum())).astype(int)
     return [
         EvaluationSet(g.name, g.validation, evenly_spread(g.validation.epoch_size(0), int(count)), g.annotation)
         for g, count in zip(genomes, wanted, strict=True)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 from dnamamba.errors import InputError
-from dnamamba.inference.device import choose_compute
+from dnamamba.inference.device import choose_compute, chunk_length
 from dnamamba.model.mixers import mixer_class
 from dnamamba.model.settings import ModelSettings, changes, model_config, model_name
 from dnamamba.training.mixture_file import bed_or_pattern
@@ -62,6 +62,12 @@ def resolve(settings: PretrainSettings) -> ResolvedPretrainSettings:
             raise InputError("--tokens and --max_steps both say how long to train: give one of them")
         max_steps = math.ceil(settings.tokens / max(batch_tokens, 1))
     validation_every = _or(settings.validation_every, math.ceil(max_steps / usual.validations))
+    model = _model(settings.model, usual.preset, length)
+    fitting = None
+    if settings.backprop != "whole":
+        fitting = chunk_length(compute, model_config(model))
+        fitting = min(fitting, _or(settings.micro_tokens, fitting))
+    chunk = settings.chosen_chunk(fitting, resumed=settings.resume)
     changed = replace(
         settings,
         genome=settings.genome and [path.absolute() for path in settings.genome],
@@ -72,17 +78,19 @@ def resolve(settings: PretrainSettings) -> ResolvedPretrainSettings:
         exclude=settings.exclude and [path.absolute() for path in settings.exclude],
         annotation=settings.annotation and settings.annotation.absolute(),
         store=settings.store and settings.store.absolute(),
-        model=_model(settings.model, usual.preset, length),
+        model=model,
         length=length,
         tokens=None,
         batch_tokens=batch_tokens,
-        micro_tokens=_or(settings.micro_tokens, max(compute.micro_tokens, length)),
+        chunk=chunk,
+        micro_tokens=_or(settings.micro_tokens, max(compute.micro_tokens, length) if chunk is None else chunk),
         max_steps=max_steps,
         devices=devices,
         learning_rate=_or(settings.learning_rate, LEARNING_RATE),
         validation_every=validation_every,
         validation_tokens=_or(
-            settings.validation_tokens, min(VALIDATION_TOKENS, max(batch_tokens * validation_every, length))
+            settings.validation_tokens,
+            min(VALIDATION_TOKENS, max(batch_tokens * validation_every, _or(settings.validation_length, length))),
         ),
         log_every=_or(settings.log_every, min(max(max_steps // 100, 1), 50)),
         accelerator=compute.accelerator,
@@ -107,9 +115,15 @@ def windows_per_step(settings: ResolvedPretrainSettings) -> int:
     return settings.batch_tokens // settings.length
 
 
-def windows_per_pass(settings: ResolvedPretrainSettings) -> int:
-    """Windows of the full length in one forward pass on one device."""
-    return max(settings.micro_tokens // settings.length, 1)
+def windows_per_pass(settings: ResolvedPretrainSettings, length: int | None = None) -> int:
+    """Windows of this length, by default the full one, or chunks of them, in one forward pass on one device."""
+    length = length or settings.length
+    return max(settings.micro_tokens // min(length, settings.chunk or length), 1)
+
+
+def validation_length(settings: ResolvedPretrainSettings) -> int:
+    """Bases of a window of the validation split."""
+    return settings.validation_length or settings.length
 
 
 def warmup_lengths(settings: ResolvedPretrainSettings) -> list[tuple[int, int]]:
@@ -135,6 +149,8 @@ def why_no_graph(settings: ResolvedPretrainSettings) -> str:
     reason = ""
     if settings.accelerator == "cpu":
         reason = "it needs a GPU"
+    elif settings.backprop != "whole":
+        reason = f"--backprop {settings.backprop} makes gradients chunk by chunk"
     elif settings.pack and on_host:
         reason = f"{on_host[0]} cuts packed windows on the host"
     if reason and settings.cuda_graph == "on":

@@ -20,7 +20,7 @@ from lightning.pytorch.profilers import PyTorchProfiler
 from dnamamba.genome.markov import MarkovScore
 from dnamamba.inference.device import device_name, torch_device
 from dnamamba.inference.provenance import contig_lengths
-from dnamamba.model.abilities import Ability, abilities_of
+from dnamamba.model.abilities import WITHOUT_CHUNKS, Ability, abilities_of, require
 from dnamamba.model.language_model import LanguageModel
 from dnamamba.model.settings import model_config
 from dnamamba.outputs import os_errors, write_atomically
@@ -29,11 +29,19 @@ from dnamamba.report.validation_by_class import plot_validation_by_class
 from dnamamba.runs.folder import RunFolder, environment
 from dnamamba.runs.lines import print_lines
 from dnamamba.runs.progress import clock, si
-from dnamamba.runs.resume import DATA, recorded_splits, refuse_changes, refuse_fewer_steps, refuse_other_splits
+from dnamamba.runs.resume import (
+    DATA,
+    kept_with_truncation,
+    recorded_splits,
+    refuse_changes,
+    refuse_fewer_steps,
+    refuse_other_splits,
+)
 from dnamamba.runs.schedule import learning_rate
 from dnamamba.runs.summary import verdict
 from dnamamba.settings.fields import as_plain
 from dnamamba.training.backprop.captured import Captured
+from dnamamba.training.backprop.choose import window_gradient
 from dnamamba.training.backprop.whole import whole
 from dnamamba.training.baseline import best_markov, bits_over_all
 from dnamamba.training.callbacks import RunControl
@@ -44,7 +52,7 @@ from dnamamba.training.module import PretrainModule
 from dnamamba.training.prepare import Prepared, prepare_data
 from dnamamba.training.processes import PATIENCE, process_rank, together
 from dnamamba.training.ranks import RanksStrategy
-from dnamamba.training.resolve import RUN_FOLDER_VARIABLE, resolve, warmup_lengths, why_no_graph
+from dnamamba.training.resolve import RUN_FOLDER_VARIABLE, resolve, warmup_lengths, why_no_graph, windows_per_pass
 from dnamamba.training.settings import PretrainSettings, ResolvedPretrainSettings
 from dnamamba.training.validation import perplexity, report_lines
 
@@ -68,10 +76,7 @@ def _pretrain(requested: PretrainSettings, settings: ResolvedPretrainSettings, f
         if first_process and not settings.dry_run:
             folder.lock.take()
         recorded = recorded_splits(folder)
-        staged = len(warmup_lengths(settings)) > 1
-        why = " with --length_warmup, whose stages are shares of the steps," if staged else ""
-        kept = ("max_steps",) if staged else ()
-        refuse_changes(requested, settings, folder.config, kept=kept, why=why, files=recorded is None)
+        refuse_changes(requested, settings, folder.config, kept=_kept(settings, folder), files=recorded is None)
         refuse_fewer_steps(folder, settings.max_steps)
     elif first_process:
         folder.refuse_existing()
@@ -81,6 +86,8 @@ def _pretrain(requested: PretrainSettings, settings: ResolvedPretrainSettings, f
     refuse_other_splits(folder, recorded, prepared.fingerprint)
     torch.manual_seed(settings.seed)
     model = LanguageModel(config)
+    if settings.chunk is not None:
+        require(model, f"pretrain --backprop {settings.backprop}", f"; or {WITHOUT_CHUNKS}")
     model.backbone.activation_checkpointing = settings.model.activation_checkpointing
     if settings.dry_run:
         if first_process:
@@ -123,6 +130,14 @@ def _pretrain(requested: PretrainSettings, settings: ResolvedPretrainSettings, f
     return folder.path
 
 
+def _kept(settings: ResolvedPretrainSettings, folder: RunFolder) -> dict[str, str]:
+    """Settings that this run may not change when it is resumed, though others may; and which runs those are."""
+    kept = kept_with_truncation(settings, folder.config)
+    if len(warmup_lengths(settings)) > 1:
+        kept["max_steps"] = "with --length_warmup, whose stages are shares of the steps,"
+    return kept
+
+
 def _train(
     settings: ResolvedPretrainSettings, model: LanguageModel, prepared: Prepared, folder: RunFolder
 ) -> RunControl:
@@ -130,7 +145,7 @@ def _train(
     captured = None if why_no_graph(settings) else Captured(whole)
     module = PretrainModule(
         model,
-        gradient=captured or whole,
+        gradient=window_gradient(settings, captured or whole),
         learning_rate=partial(
             learning_rate,
             peak=settings.learning_rate,
@@ -140,7 +155,8 @@ def _train(
         ),
         weight_decay=settings.weight_decay,
         gradient_clip=settings.gradient_clip,
-        micro_tokens=settings.micro_tokens,
+        windows_per_pass=partial(windows_per_pass, settings),
+        chunk=settings.chunk,
         soft_mask_weight=settings.soft_mask_weight,
         gradient_outlier=settings.gradient_outlier,
     )

@@ -12,11 +12,18 @@ from typing import Literal
 
 from dnamamba.model.settings import ModelSettings
 from dnamamba.settings.fields import setting
-from dnamamba.settings.options import ComputeOptions, MicroTokensOptions, OptimiserOptions, RunOptions, StoreOptions
+from dnamamba.settings.options import (
+    BackpropOptions,
+    ComputeOptions,
+    MicroTokensOptions,
+    OptimiserOptions,
+    RunOptions,
+    StoreOptions,
+)
 
 
 @dataclass(kw_only=True)
-class PretrainSettings(ComputeOptions, MicroTokensOptions, OptimiserOptions, RunOptions, StoreOptions):
+class PretrainSettings(ComputeOptions, BackpropOptions, MicroTokensOptions, OptimiserOptions, RunOptions, StoreOptions):
     """Pretraining of a language model on reference genomes: to predict the next base, or masked bases."""
 
     genome: list[Path] | None = setting(None, on_resume="files")
@@ -48,7 +55,8 @@ class PretrainSettings(ComputeOptions, MicroTokensOptions, OptimiserOptions, Run
     """The model."""
 
     length: int | None = setting(None, at_least=128)
-    """Context: bases a window. Default: 8192 (1024 for the demo and on a CPU)."""
+    """Context: bases a window, up to a whole contig (its length less 1; see --backprop and --validation_length).
+    Default: 8192 (1024 for the demo and on a CPU)."""
     batch_tokens: int | None = None
     """Bases an optimiser step, over all devices; a multiple of --length. Default: 262144 (8192 on a CPU,
     4096 for the demo)."""
@@ -73,6 +81,8 @@ class PretrainSettings(ComputeOptions, MicroTokensOptions, OptimiserOptions, Run
     validation_tokens: int | None = setting(None, at_least=0, on_resume="free")
     """Bases of the validation split to score each time (windows spread evenly over it); 0 scores all of it. Default:
     2000000, but no more than the run trains on between two validations."""
+    validation_length: int | None = setting(None, absent=None, at_least=128)
+    """Bases of a window of the validation split, where that has no interval of --length. Default: --length."""
     patience: int = setting(0, at_least=0, on_resume="free")
     """Stop after this many validations without a new best; 0 never does."""
     markov_order: int = setting(10, at_least=0, at_most=12, on_resume="free")
@@ -91,7 +101,7 @@ class PretrainSettings(ComputeOptions, MicroTokensOptions, OptimiserOptions, Run
     gradient_outlier: float = setting(100.0, above=0, on_resume="free")
     """A gradient whose norm exceeds the running mean so many times is an outlier."""
 
-    cuda_graph: Literal["auto", "on", "off"] = setting("auto", on_resume="free")
+    cuda_graph: Literal["auto", "on", "off"] = setting("auto", absent="auto", on_resume="free")
     """Record the passes of a micro-batch once as a CUDA graph and replay it, so that a GPU never waits for Python; the
     same losses as without. auto: on a GPU, where nothing stands against it."""
     dry_run: bool = setting(False, on_resume="free")

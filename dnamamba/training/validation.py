@@ -6,7 +6,7 @@ give the same bits. Every base that counts is in exactly one class of each group
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
@@ -19,8 +19,9 @@ from dnamamba.genome.annotation import Annotation
 from dnamamba.genome.windows import Window
 from dnamamba.model.abilities import Ability
 from dnamamba.model.language_model import LanguageModel
-from dnamamba.model.tokens import plain_tokens
+from dnamamba.model.tokens import on_strand, plain_tokens
 from dnamamba.training.data import FixedWindows
+from dnamamba.training.window_parts import WindowParts
 
 ANNOTATION_CLASSES = ("exon", "intron or intergenic", "contig without annotation")
 
@@ -83,6 +84,7 @@ def evaluate(
     model: LanguageModel,
     sets: Sequence[FixedWindows],
     *,
+    chunk: int | None = None,
     context: Callable[[], AbstractContextManager] = nullcontext,
     sum_over_ranks: Callable[[Tensor], Tensor] = lambda values: values,
 ) -> list[ClassScore]:
@@ -92,59 +94,96 @@ def evaluate(
 
     Args:
         sets: this rank's windows of each genome, all of one length; those with an annotation make the group of it.
+        chunk: positions that go through the model at a time, the state handed on; None takes whole windows.
         context: entered around the forward passes (the trainer's precision).
         sum_over_ranks: adds a tensor up over the ranks; called once.
     """
     device = model.lm_head.weight.device
     length = sets[0].plan.length
     causal = Ability.CAUSAL in model.abilities
-    position = torch.from_numpy(position_bins(length, causal)).to(device)
-    bins = int(position.max()) + 1
     contigs = _contig_numbers(sets)
-    groups: dict[str, Sequence[str]] = {
-        "all": ["all"],
-        **({"genome": [fixed.name for fixed in sets]} if len(sets) > 1 else {}),
-        "position": [_bin_name(number, length if causal else (length + 1) // 2) for number in range(bins)],
-        "repeat": ["unique", "soft-masked"],
-        "cpg": ["other", "CpG"],
-        **({"annotation": ANNOTATION_CLASSES} if any(fixed.annotation is not None for fixed in sets) else {}),
-        "contig": [f"{sets[genome].name}:{contig}".removeprefix(":") for genome, contig in contigs],
-    }
-    tally = _Tally(groups, device)
+    tally = _Tally(_groups(sets, causal, contigs), device)
     everywhere = torch.zeros((), dtype=torch.int64, device=device)
     with context():
         for genome, fixed in enumerate(sets):
             for item in range(len(fixed)):
-                batch, windows = fixed[item].on(device), fixed.windows(item)
-                prepared = model.objective.prepare_batch(*batch)
-                nll = model.loss(prepared.inputs, prepared.targets).nll.double()
-                counted = prepared.targets < BASES
-                tally.add("all", everywhere, (0,), nll, counted)
-                if len(sets) > 1:
-                    tally.add("genome", everywhere + genome, (genome,), nll, counted)
-                tally.add("position", position, range(bins), nll, counted)
-                tally.add("repeat", prepared.soft_mask, (0, 1), nll, counted)
-                tally.add("cpg", in_cpg(batch.tokens), (0, 1), nll, counted)
-                if fixed.annotation is not None:
-                    labels = torch.from_numpy(annotation_labels(fixed.annotation, windows)).to(device)
-                    tally.add("annotation", labels, range(len(ANNOTATION_CLASSES)), nll, counted)
+                windows = fixed.windows(item)
                 numbers = [contigs[genome, window.contig] for window in windows]
                 of_row = torch.tensor(numbers, device=device)[:, None]
-                tally.add("contig", of_row, sorted(set(numbers)), nll, counted)
+                exons = None if fixed.annotation is None else annotation_labels(fixed.annotation, windows)
+                for scored in _scored(model, WindowParts(fixed[item], model.objective, device), chunk or length):
+                    nll, counted = scored.nll, scored.counted
+                    tally.add("all", everywhere, (0,), nll, counted)
+                    if len(sets) > 1:
+                        tally.add("genome", everywhere + genome, (genome,), nll, counted)
+                    of_each = position_bins(length, causal, scored.first, scored.last)
+                    present = range(int(of_each.min()), int(of_each.max()) + 1)
+                    tally.add("position", torch.from_numpy(of_each).to(device), present, nll, counted)
+                    tally.add("repeat", scored.soft_mask, (0, 1), nll, counted)
+                    tally.add("cpg", scored.in_cpg, (0, 1), nll, counted)
+                    if exons is not None:
+                        labels = torch.from_numpy(exons[:, scored.first : scored.last]).to(device)
+                        tally.add("annotation", labels, range(len(ANNOTATION_CLASSES)), nll, counted)
+                    tally.add("contig", of_row, sorted(set(numbers)), nll, counted)
     sums = sum_over_ranks(tally.sums).tolist()
     scores = [ClassScore(*name, nats, int(bases)) for name, (nats, bases) in zip(tally.classes, sums, strict=True)]
     return [score for score in scores if score.bases or score.group in ("all", "genome")]
 
 
-def position_bins(length: int, causal: bool = True) -> np.ndarray:
-    """(length,) int64: ⌊log2 k⌋ where k = 1, 2, … is the number of bases that a target's prediction has seen; where it
-    sees both sides, one more than the bases on the side where they are fewer.
+def _groups(
+    sets: Sequence[FixedWindows], causal: bool, contigs: dict[tuple[int, str], int]
+) -> dict[str, Sequence[str]]:
+    """The classes of each group, by their numbers."""
+    length = sets[0].plan.length
+    most = length if causal else (length + 1) // 2
+    bins = int(np.frexp(max(most - 1, 1))[1])
+    return {
+        "all": ["all"],
+        **({"genome": [fixed.name for fixed in sets]} if len(sets) > 1 else {}),
+        "position": [_bin_name(number, most) for number in range(bins)],
+        "repeat": ["unique", "soft-masked"],
+        "cpg": ["other", "CpG"],
+        **({"annotation": ANNOTATION_CLASSES} if any(fixed.annotation is not None for fixed in sets) else {}),
+        "contig": [f"{sets[genome].name}:{contig}".removeprefix(":") for genome, contig in contigs],
+    }
+
+
+class _Scored(NamedTuple):
+    """Positions [first, last) of some windows, as `evaluate` counts them; tensors are (batch, last − first)."""
+
+    first: int
+    last: int
+    nll: Tensor
+    """fp64"""
+    counted: Tensor
+    soft_mask: Tensor
+    in_cpg: Tensor
+
+
+def _scored(model: LanguageModel, windows: WindowParts, chunk: int) -> Iterator[_Scored]:
+    """Chunk by chunk."""
+    state = None
+    for first in range(0, windows.length, chunk):
+        last = min(first + chunk, windows.length)
+        prepared = windows.chunk(first, last)
+        loss = model.loss(prepared.inputs, prepared.targets, state)
+        state = loss.state
+        # The C of a CG at a chunk's end has its G in the next one.
+        tokens, _ = on_strand(*windows.stored(first, min(last + 2, windows.length + 1)))
+        is_cpg = in_cpg(tokens)[:, : last - first]
+        yield _Scored(first, last, loss.nll.double(), prepared.targets < BASES, prepared.soft_mask, is_cpg)
+
+
+def position_bins(length: int, causal: bool = True, first: int = 0, last: int | None = None) -> np.ndarray:
+    """(last − first,) int64, of the positions [first, last) of a window, by default of all: ⌊log2 k⌋ where k = 1, 2, …
+    is the number of bases that a target's prediction has seen; where it sees both sides, one more than the bases on the
+    side where they are fewer.
 
     Where the largest k is a power of two, it joins the class before: alone it would be noise.
     """
-    seen = np.arange(1, length + 1)
-    seen = seen if causal else np.minimum(seen, seen[::-1])
-    return np.frexp(np.minimum(seen, max(seen.max() - 1, 1)))[1].astype(np.int64) - 1
+    seen = np.arange(first + 1, (length if last is None else last) + 1)
+    seen, most = (seen, length) if causal else (np.minimum(seen, length + 1 - seen), (length + 1) // 2)
+    return np.frexp(np.minimum(seen, max(most - 1, 1)))[1].astype(np.int64) - 1
 
 
 def in_cpg(tokens: Tensor) -> Tensor:

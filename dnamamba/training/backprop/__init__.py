@@ -3,12 +3,13 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
+from dnamamba.alphabet import BASES
 from dnamamba.model.language_model import LanguageModel
-
-Backward = Callable[[Tensor], None]
-"""Adds the gradient of a scalar to the parameters' `.grad`: `Tensor.backward`, or the trainer's own."""
+from dnamamba.model.objectives.objective import LossSums
+from dnamamba.model.tokens import PreparedBatch
 
 
 class MicroBatch(NamedTuple):
@@ -27,3 +28,16 @@ class MicroBatch(NamedTuple):
 Gradient = Callable[[LanguageModel, MicroBatch, Tensor], Tensor]
 """(model, micro-batch, scale () fp32) → () fp32 without a graph: adds the gradient of scale · Σ weight · −ln p(target)
 to the parameters' `.grad`; returns Σ −ln p(target) over the counted targets, in nats, whatever their weights."""
+
+
+def micro_batch(prepared: PreparedBatch, soft_mask_weight: float = 1.0) -> MicroBatch:
+    """With the weights of its targets, where soft-masked ones have one of their own."""
+    weights = None
+    if soft_mask_weight != 1.0:
+        weights = torch.where(prepared.soft_mask, soft_mask_weight, 1.0) * (prepared.targets < BASES)
+    return MicroBatch(prepared.inputs, prepared.targets, weights, prepared.sequence_ids)
+
+
+def weighted_nll(loss: LossSums, weights: Tensor | None) -> Tensor:
+    """() fp32, differentiable: Σ weight · −ln p(target), in nats."""
+    return loss.nll_sum if weights is None else (torch.where(weights > 0, loss.nll, 0.0) * weights).sum()

@@ -1,13 +1,12 @@
 """Backpropagation through whole windows: one forward pass, one backward pass."""
 
-import torch
 from torch import Tensor
 
 from dnamamba.model.language_model import LanguageModel
-from dnamamba.training.backprop import Backward, MicroBatch
+from dnamamba.training.backprop import MicroBatch, weighted_nll
 
 
-def whole(model: LanguageModel, batch: MicroBatch, scale: Tensor, backward: Backward = Tensor.backward) -> Tensor:
+def whole(model: LanguageModel, batch: MicroBatch, scale: Tensor) -> Tensor:
     """Adds the gradient of scale · Σ weight · −ln p(target) to the parameters' `.grad`.
 
     Args:
@@ -17,8 +16,5 @@ def whole(model: LanguageModel, batch: MicroBatch, scale: Tensor, backward: Back
         () fp32, without a graph: Σ −ln p(target) over the counted targets, in nats, whatever their weights.
     """
     loss = model.loss(batch.inputs, batch.targets, sequence_ids=batch.sequence_ids)
-    weighted = loss.nll_sum
-    if batch.weights is not None:
-        weighted = (torch.where(batch.weights > 0, loss.nll, 0.0) * batch.weights).sum()
-    backward(weighted * scale)
+    (weighted_nll(loss, batch.weights) * scale).backward()
     return loss.nll_sum.detach()
