@@ -256,7 +256,8 @@ def main() -> None:
                 except (ValueError, torch.OutOfMemoryError) as error:
                     print(f"{system}, {d_model} wide, {length}: {str(error).partition(chr(10))[0]}", flush=True)
                     continue
-                print(*list(rows[-1].values())[:8], flush=True)
+                print(*list(rows[-1].values())[: -len(where)], flush=True)
+                rows.sort(key=lambda row: (int(row["d_model"]), int(row["length"]), row["system"]))
                 write_rows(rows, file)
     write_atomically(given.out / "speed.md", table(rows) + "\n" + "".join(f"- {line}\n" for line in crossings(rows)))
     draw(rows, given.out / "speed.png")
