@@ -28,6 +28,7 @@ from torch import Tensor
 
 from dnamamba.alphabet import BASES, VOCABULARY_SIZE
 from dnamamba.inference.device import MICRO_TOKENS_GPU, Compute
+from dnamamba.inference.graphs import record
 from dnamamba.inference.load import Inference, Precision
 from dnamamba.inference.sampling import Generator, Sampling, draw
 from dnamamba.model.config import ModelConfig, preset
@@ -106,7 +107,7 @@ class TransformerSteps:
         self.first = logits.clone()
         self.logits = logits
         self.read = int(cache.get_seq_length())
-        self.graph: torch.cuda.CUDAGraph | None = None
+        self.advance = self.step
         self.uniforms = torch.zeros(len(logits), device=logits.device)
         self.tokens = torch.zeros(len(logits), dtype=torch.uint8, device=logits.device)
 
@@ -126,9 +127,7 @@ class TransformerSteps:
         with torch.cuda.stream(side):
             self.step()
         torch.cuda.current_stream().wait_stream(side)
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
-            self.step()
+        self.advance = record(self.step)
 
     def sample(self, uniforms: Tensor) -> Tensor:
         """(count, rows) uniform numbers to tokens, from the prompts on."""
@@ -136,7 +135,7 @@ class TransformerSteps:
         out = torch.empty(uniforms.shape, dtype=torch.uint8, device=uniforms.device)
         for tokens, numbers in zip(out, uniforms, strict=True):
             self.uniforms.copy_(numbers)
-            self.step() if self.graph is None else self.graph.replay()
+            self.advance()
             tokens.copy_(self.tokens)
         return out
 

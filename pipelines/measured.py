@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from dnamamba.inference.graphs import record
 from dnamamba.outputs import whole_file
 from dnamamba_kernels import backends
 
@@ -21,15 +22,13 @@ Row = dict[str, Any]
 def captured(run: Callable[[], Result]) -> tuple[Callable[[], None], Result]:
     """The call as one CUDA graph, and what it returned: a replay does the GPU's work again, without Python's, and
     writes to the same tensors. The call runs once before."""
-    side = torch.cuda.Stream()
+    side, results = torch.cuda.Stream(), []
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         run()
     torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        result = run()
-    return graph.replay, result
+    replay = record(lambda: results.append(run()))
+    return replay, results[0]
 
 
 def median_ms(run: Callable[[], object], repeats: int, most: float = 2000.0) -> float:

@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from dnamamba.inference.graphs import record
 from dnamamba.model.config import ModelConfig
 from dnamamba.model.language_model import LanguageModel
 from dnamamba.model.parameters import parameter_groups
@@ -76,14 +77,11 @@ def median_seconds(function: Callable[[], object], repeats: int) -> tuple[float,
     return statistics.median(times), statistics.median(host)
 
 
-def graph_seconds(function: Callable[[], object], repeats: int) -> float:
+def graph_seconds(function: Callable[[], None], repeats: int) -> float:
     """Seconds of a call that is captured once and replayed."""
     function()
     torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        function()
-    return median_seconds(graph.replay, repeats)[0]
+    return median_seconds(record(function), repeats)[0]
 
 
 def measure(row: Row, profiled: bool, graph: bool) -> Result:

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import yaml
 
-from dnamamba import cli
+from dnamamba import cli, verbs
 from dnamamba.alphabet import TOKEN_BITS, decode
 from dnamamba.demo import genome_path
 from dnamamba.errors import InputError
@@ -29,6 +29,7 @@ from dnamamba.genome.store import open_genome
 from dnamamba.model.config import ModelConfig
 from dnamamba.model.language_model import LanguageModel
 from dnamamba.model.parameters import parameter_count, training_flops_per_token
+from dnamamba.model.settings import model_config
 from dnamamba.report.accuracy_by_length import plot_accuracy_by_length
 from dnamamba.report.results_by_task import plot_results_by_task
 from dnamamba.training.mixture_file import read_mixture
@@ -417,8 +418,6 @@ def test_the_flags_of_each_workflow_are_known(workflow, workplace, monkeypatch):
     import plan
     import simple_models
 
-    from dnamamba import verbs
-
     folder, env = workplace
     monkeypatch.chdir(folder)
     monkeypatch.setenv("DNAMAMBA_TEST_DATA", env["DNAMAMBA_TEST_DATA"])
@@ -560,6 +559,10 @@ def test_equal_seconds_are_as_many_tokens_as_the_rates_say():
     equal = int(runs["mamba-1024"]["--tokens"])
     assert int(runs["transformer-1024-seconds"]["--tokens"]) == 2 * equal
     assert int(runs["transformer-32768-seconds"]["--tokens"]) == equal / 4
+    for run in make(workflow):
+        parsed = verbs.parser("pretrain").parse([*run.flags, "--out", "x"])
+        expected = crossover.config_of("Mamba" if "mamba" in run.name else "Transformer++", 128)
+        assert model_config(parsed.model) == expected
 
 
 @pytest.mark.parametrize("name", ["scan (ours)", "scan in PyTorch", "convolution (FFT)", "attention (flash)"])
