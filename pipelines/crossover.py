@@ -173,8 +173,10 @@ def crossings(rows: Sequence[Row]) -> list[str]:
         for column, name in (("mtoken_per_s", "training"), ("forward_mtoken_per_s", "forward only")):
             lengths, mamba, other = rates(rows, d_model, column)
             found = crossing(lengths, [a / b for a, b in zip(mamba, other, strict=True)])
-            where = "beyond the longest" if found is None else f"at {found:,.0f}" if found else f"below {lengths[0]}"
-            lines.append(f"d_model {d_model}, {name}: Mamba is the faster one from a length on {where}")
+            where = "at none" if found is None else f"from {found:,.0f} bases on" if found else "at all"
+            lines.append(
+                f"d_model {d_model}, {name}, of lengths {lengths[0]:,} to {lengths[-1]:,}: Mamba is faster {where}"
+            )
     return lines
 
 
