@@ -128,7 +128,7 @@ def test_chunks_are_as_exact_as_the_whole_under_autocast(kind: str) -> None:
         found = gradients(model, lambda: chunked(model, Chunks(windows, 99), scale))[1]
         rounded = of_whole(model, windows, 1.0, scale)[1]
     for name, gradient in exact.items():
-        allowed = 1.5 * (rounded[name] - gradient).norm() + 0.01 * gradient.norm()
+        allowed = 1.5 * (rounded[name] - gradient).norm() + 0.03 * gradient.norm()
         assert (found[name] - gradient).norm() < allowed, name
 
 
