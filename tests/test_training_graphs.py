@@ -26,6 +26,7 @@ from dnamamba.training.resolve import why_no_graph
 from dnamamba.training.settings import ResolvedPretrainSettings
 
 LENGTH = 2048
+MASKED = {"objective": "masked_base"}
 
 
 class Recorder:
@@ -240,6 +241,12 @@ def test_the_header_says_whether_and_why_not(
         ({"mixer": "hyena"}, True, "hyena cuts packed windows on the host"),
         ({"pattern": "mamba,s4d"}, True, "s4d cuts packed windows on the host"),
         ({"mixer": "h3", "s4d_init": "real"}, True, ""),
+        (
+            {"mixer": "s4d", "rc_equivariant": True, "objective": "masked_base"},
+            False,
+            "s4d cuts off padding on the host",
+        ),
+        ({"mixer": "bimamba", "objective": "masked_base"}, True, ""),
     ],
 )
 def test_what_waits_for_the_host_is_not_recorded(options: dict[str, Any], packed: bool, expected: str) -> None:
@@ -273,16 +280,16 @@ def test_a_run_on_a_gpu_is_the_same_to_the_bit(
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("mixer", MIXERS)
 def test_every_mixer_is_recorded(mixer: str, packed: bool, precision: str, device: str) -> None:
-    config = ModelConfig(mixer=mixer)
-    if packed and mixer_class(mixer).packs_on_host(config):
+    options = {"mixer": mixer, "objective": "next_base" if mixer_class(mixer).causal else "masked_base"}
+    if packed and mixer_class(mixer).packs_on_host(ModelConfig(**options)):
         pytest.skip("not recorded")
     batches = [micro_batch(3, 300, seed, device, packed) for seed in range(5)]
     captured = Captured(whole, Recorder()) if device == "cpu" else Captured(whole)
     with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
-        found = gradients_of(tiny(device, mixer=mixer), captured, batches)
-        expected = gradients_of(tiny(device, mixer=mixer), whole, batches)
+        found = gradients_of(tiny(device, **options), captured, batches)
+        expected = gradients_of(tiny(device, **options), whole, batches)
     assert len(captured._recordings) == 1
-    if device == "cpu" or mixer in ("mamba", "gated_mlp"):
+    if device == "cpu" or mixer in ("mamba", "bimamba", "gated_mlp"):
         assert same(found, expected)
     for (nll, gradient), (other_nll, other) in zip(found, expected, strict=True):
         assert nll == pytest.approx(other_nll, rel=1e-5)

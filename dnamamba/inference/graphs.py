@@ -2,7 +2,7 @@
 
 import gc
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -19,13 +19,18 @@ def record(work: Work, pool: Any = None) -> Work:
     that memory: none may leave there what is read after another ran.
     """
     graph = torch.cuda.CUDAGraph()
-    # Casts of weights belong to the recording: none is taken from autocast's cache, where it would stay as it was.
-    dtype, is_on = torch.get_autocast_dtype("cuda"), torch.is_autocast_enabled("cuda")
-    own_casts = torch.autocast("cuda", dtype, enabled=is_on, cache_enabled=False)
     # Of this thread alone: NCCL's and the loader's call CUDA as they please.
-    with without_collector(), own_casts, torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+    recording = torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local")
+    with without_collector(), own_casts("cuda"), recording:
         work()
     return graph.replay
+
+
+def own_casts(device_type: str) -> AbstractContextManager[Any]:
+    """Within it autocast, if it is on, casts weights anew at each use: one from its cache would stay as it was in a
+    recording, and hold on to the stream on which it was made."""
+    dtype, is_on = torch.get_autocast_dtype(device_type), torch.is_autocast_enabled(device_type)
+    return torch.autocast(device_type, dtype, enabled=is_on, cache_enabled=False)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import torch
 
 from dnamamba.errors import InputError
 from dnamamba.inference.device import choose_compute, chunk_length
+from dnamamba.model.abilities import Ability, abilities_of
 from dnamamba.model.mixers import mixer_class
 from dnamamba.model.settings import ModelSettings, changes, model_config, model_name
 from dnamamba.training.mixture_file import bed_or_pattern
@@ -151,8 +152,10 @@ def why_no_graph(settings: ResolvedPretrainSettings) -> str:
         reason = "it needs a GPU"
     elif settings.backprop != "whole":
         reason = f"--backprop {settings.backprop} makes gradients chunk by chunk"
-    elif settings.pack and on_host:
+    elif on_host and settings.pack:
         reason = f"{on_host[0]} cuts packed windows on the host"
+    elif on_host and Ability.CAUSAL not in abilities_of(config):  # which reads up to a sequence's padding
+        reason = f"{on_host[0]} cuts off padding on the host"
     if reason and settings.cuda_graph == "on":
         raise InputError(f"--cuda_graph on: {reason}; leave it at auto")
     return reason

@@ -226,7 +226,7 @@ def _vandermonde(weight: Tensor, log_decay: Tensor, length: int) -> Tensor:
     count = torch.arange(max(parts, width), device=weight.device, dtype=weight.dtype)
     outer = _times(weight[:, :, None], _power(log_decay, count[:parts] * width)[:, None])
     if weight.shape[-1] == 2:  # 2 Re(ab) = 2 Re(a) Re(b) − 2 Im(a) Im(b), as a product of real matrices
-        outer = outer * outer.new_tensor([2.0, -2.0])
+        outer = torch.stack((2 * outer[..., 0], -2 * outer[..., 1]), -1)
     inner = _power(log_decay, count[:width])
     sums = outer.flatten(3).flatten(1, 2) @ inner.flatten(2).transpose(1, 2)
     return sums.view(*weight.shape[:2], parts * width)[..., :length]

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dnamamba.inference.graphs import Work, record
+from dnamamba.inference.graphs import Work, own_casts, record
 from dnamamba.model.language_model import LanguageModel
 from dnamamba.training.backprop import Gradient, MicroBatch
 
@@ -41,7 +41,8 @@ class Captured:
         shape = tuple(None if field is None else (field.shape, field.dtype) for field in batch)
         if shape not in self._seen:
             self._seen.add(shape)
-            return self.gradient(model, batch, scale)
+            with own_casts(scale.device.type):
+                return self.gradient(model, batch, scale)
         if shape not in self._recordings:
             self._recordings[shape] = _Recording(self.gradient, model, batch, scale, self.record, self._pool)
         return self._recordings[shape].replay(batch, scale)
