@@ -36,6 +36,7 @@ OPTIONS = {
     "selective C": {"mixer": "mamba", "selective": "C"},
     "selective none": {"mixer": "mamba", "selective": "none"},
     "heads": {"mixer": "attention", "head_dim": 2, "rope_base": 50.0},
+    "no positions": {"mixer": "attention", "rope": False, "kmer": 3},
     "short filters": {"mixer": "hyena", "filter_length": 10, "filter_width": 5},
     "mamba2-heads": {"mixer": "mamba2", "head_dim": 4, "discretization": "zoh"},
     "s4d-inv": {"mixer": "s4d", "s4d_init": "inv", "discretization": "zoh"},
@@ -54,6 +55,7 @@ BOTH_SIDES = {
 BOTH_SIDES = {name: options | {"objective": "masked_base"} for name, options in BOTH_SIDES.items()}
 PATTERN_CASES = {name: {"mixer": name} for name in PATTERNS} | {
     "hybrid": {"pattern": "mamba,attention"},
+    "hybrid with k-mers": {"pattern": "mamba,attention", "kmer": 5, "rope": False},
     "hybrid of three": {"pattern": "s4d:2,attention,gated_mlp", "n_layer": 4},
 }
 """Blocks of several mixers, states and caches next to each other."""

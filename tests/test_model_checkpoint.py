@@ -138,7 +138,7 @@ A_LOG = "backbone.layers.1.mixer.A_log"
         (lambda folder: (folder / "config.json").write_text("{"), "config.json: not readable as JSON"),
         (lambda folder: (folder / "config.json").write_bytes(b"\xff\xfe"), "config.json: not readable as JSON"),
         (lambda folder: (folder / "provenance.json").write_text("[]"), "provenance.json: expected a JSON object"),
-        (edit_json("config.json", format_version="2"), "format_version '2'; expected 'dnamamba', 1 to 3"),
+        (edit_json("config.json", format_version="2"), "format_version '2'; expected 'dnamamba', 1 to 4"),
         (edit_json("config.json", model_type="mamba"), "model_type 'mamba'"),
         (edit_json("config.json", d_model="wide"), r"config.json: model.d_model: 'wide'"),
         (edit_json("config.json", d_model=None), "config.json: lacks d_model"),

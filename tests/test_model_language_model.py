@@ -18,6 +18,8 @@ VARIANTS = {
     "euler": {},
     "zoh": {"discretization": "zoh"},
     "broadcast": {"dt_rank": "broadcast"},
+    "k-mers": {"kmer": 6},
+    "k-mers of two": {"kmer": 2, "tie_embeddings": False},
     "odd sizes, no conv bias, untied": {
         "d_model": 13, "d_state": 5, "d_conv": 3, "expand": 3, "dt_rank": 2, "conv_bias": False, "tie_embeddings": False
     },
@@ -29,6 +31,8 @@ def make_model(seed=0, **overrides):
     model = LanguageModel(ModelConfig(**({"d_model": 24, "n_layer": 3} | overrides)))
     with torch.no_grad():  # embeddings of 0.02 make all logits nearly equal; tests want them apart
         model.backbone.embedding.weight.normal_()
+        if model.backbone.context is not None:
+            model.backbone.context.weight.normal_()
     return model
 
 
@@ -105,7 +109,7 @@ def test_packed_sequences_equal_separate_ones(model):
     lengths = (1, 2, 30, 17, 3)
     tokens = random_tokens(1, sum(lengths))
     ids = torch.repeat_interleave(torch.tensor([7, 2, 9, 2, 0], dtype=torch.int32), torch.tensor(lengths))[None]
-    start = tree_map(torch.randn_like, model.init_state(1))
+    start = model(random_tokens(1, 9, seed=2)).state
     packed = model(tokens, start, ids)
     first = 0
     for index, segment in enumerate(tokens.split(lengths, dim=1)):

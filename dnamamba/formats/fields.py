@@ -15,8 +15,8 @@ from dnamamba.errors import InputError
 
 FORMAT_VERSION = 4
 """The newest that is read and written. 2: `mixer` and `objective`; `activation_checkpointing` is no more of a model.
-3: mixers other than Mamba, their options, and patterns of mixers. 4: BiMamba's options, and reverse-complement
-equivariance."""
+3: mixers other than Mamba, their options, and patterns of mixers. 4: BiMamba's options, reverse-complement
+equivariance, embeddings of k-mers, attention without positions."""
 LEAST_WRITTEN = 2
 """Files without `activation_checkpointing` cannot be of format 1."""
 RETIRED = frozenset({"activation_checkpointing"})

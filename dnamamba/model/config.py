@@ -131,6 +131,9 @@ class ModelConfig:
     selective: str = option("dt,B,C", SELECTIVE, of=("mamba", "bimamba"), since=3, older="dt,B,C")
     """What of Mamba's state space model depends on the input: any of dt, B and C, with commas, or none. The others are
     parameters of each channel, as in S4D."""
+    kmer: int = option(1, whole(1, 64), since=4, older=1)
+    """Bases that are embedded at a position, 1 to 64: its own and the kmer - 1 before it, each by a table of its own.
+    More than one help a model to find earlier copies of what it reads."""
     s4d_init: Literal["lin", "inv", "real"] = option(
         "lin", one_of(("lin", "inv", "real")), of=("s4d", "h3"), since=3, older="lin"
     )
@@ -143,6 +146,9 @@ class ModelConfig:
     """Width of a head, of attention or Mamba-2; "auto" is the largest even divisor up to 64 of what is divided."""
     rope_base: float = option(10_000.0, POSITIVE, of=("attention",), since=3, older=10_000.0)
     """Base of the wavelengths of attention's rotary positions."""
+    rope: bool = option(True, TRUTH, of=("attention",), since=4, older=True)
+    """Rotate attention's queries and keys by their positions. Without, what is found does not depend on the distance:
+    for copies anywhere in a long window, in models whose other blocks know the order of bases."""
     filter_length: int = option(32_768, whole(1), of=("hyena",), since=3, older=32_768)
     """Bases over which Hyena's filters fade at initialisation; in training the default is --length."""
     filter_width: int = option(64, whole(1), of=("hyena",), since=3, older=64)
@@ -202,6 +208,8 @@ class ModelConfig:
             raise InputError(f"model.dt_max: {self.dt_max!r} is not possible, expected at least dt_min = {self.dt_min}")
         if self.pattern and self.mixer != "mamba":
             raise InputError(f"model.pattern: it names the mixers of all blocks, leave out model.mixer {self.mixer}")
+        if self.kmer > 1 and self.rc_equivariant:
+            raise InputError(f"model.kmer: {self.kmer} is not possible with rc_equivariant: k-mers end on one strand")
 
 
 PRESETS: dict[str, ModelConfig] = {

@@ -25,13 +25,15 @@ from dnamamba.alphabet import BASES, PAD
 from dnamamba.model.abilities import Ability, abilities_of, require_for_objective
 from dnamamba.model.blocks import Block, RMSNorm
 from dnamamba.model.config import ModelConfig
+from dnamamba.model.context import ContextEmbedding
 from dnamamba.model.objectives import objective_class
 from dnamamba.model.objectives.objective import LossSums, Objective
 from dnamamba.model.precision import autocast_dtype, full_precision, without_autocast
 from dnamamba.model.tokens import complement, plain_tokens
 
 ModelState = tuple[Any, ...]
-"""One mixer state a block, a pytree of tensors with the batch first."""
+"""One mixer state a block, and that of the embedding where it reads more than one base: a pytree of tensors with the
+batch first."""
 
 _HEAD_POSITIONS = 65_536
 """Positions that go through the head at a time: its fp32 copy of the hidden states stays small."""
@@ -62,22 +64,28 @@ class Backbone(nn.Module):
         self.is_causal = Ability.CAUSAL in abilities_of(config)
         self.reads_both_strands = config.rc_equivariant
         self.embedding = nn.Embedding(config.vocabulary_size, config.d_model)
+        self.context = ContextEmbedding(config.kmer, config.d_model) if config.kmer > 1 else None
         self.layers = cast(list[Block], nn.ModuleList(Block(config, mixer) for mixer in config.mixers))
         self.norm_f = RMSNorm(config)
 
     def _embed(self, tokens: Tensor) -> Tensor:
-        hidden = self.embedding(plain_tokens(tokens).int())
+        hidden = self.embedding(tokens.int())
         return hidden if self.residual_in_fp32 else hidden.to(autocast_dtype(hidden.device) or hidden.dtype)
 
     def forward(
         self, tokens: Tensor, state: ModelState | None = None, sequence_ids: Tensor | None = None
     ) -> tuple[Tensor, ModelState]:
         """tokens (batch, length) → hidden states (batch, length, hidden) after the final norm, and the states."""
+        tokens = plain_tokens(tokens)
         if sequence_ids is None and not self.is_causal:
-            sequence_ids = (plain_tokens(tokens) == PAD).int()  # no base sees the padding behind it
+            sequence_ids = (tokens == PAD).int()  # no base sees the padding behind it
         if self.reads_both_strands:
             tokens = torch.cat((tokens, complement(tokens)))
         hidden, residual = self._embed(tokens), None
+        last_tokens: ModelState = ()
+        if self.context is not None:
+            added, after = self.context(tokens, None if state is None else state[-1], sequence_ids)
+            hidden, last_tokens = hidden + added, (after,)
         recompute = self.activation_checkpointing and torch.is_grad_enabled()
         states = []
         for index, block in enumerate(self.layers):
@@ -90,16 +98,22 @@ class Backbone(nn.Module):
             hidden, residual, block_state = outputs
             states.append(block_state)
         hidden, _ = self.norm_f(hidden, residual)
-        return torch.cat(hidden.chunk(2), dim=-1) if self.reads_both_strands else hidden, tuple(states)
+        hidden = torch.cat(hidden.chunk(2), dim=-1) if self.reads_both_strands else hidden
+        return hidden, (*states, *last_tokens)
 
     def step(self, token: Tensor, state: ModelState) -> tuple[Tensor, ModelState]:
         """token (batch,) → hidden states (batch, d_model) after the final norm, and the states."""
+        token = plain_tokens(token)
         hidden, residual = self._embed(token), None
+        last_tokens: ModelState = ()
+        if self.context is not None:
+            added, after = self.context.step(token, state[-1])
+            hidden, last_tokens = hidden + added, (after,)
         states = []
-        for block, block_state in zip(self.layers, state, strict=True):
+        for block, block_state in zip(self.layers, state[: len(self.layers)], strict=True):
             hidden, residual, block_state = block.step(hidden, residual, block_state)
             states.append(block_state)
-        return self.norm_f(hidden, residual)[0], tuple(states)
+        return self.norm_f(hidden, residual)[0], (*states, *last_tokens)
 
 
 class LanguageModel(nn.Module):
@@ -126,6 +140,8 @@ class LanguageModel(nn.Module):
     @torch.no_grad()
     def _initialise_weights(self) -> None:
         nn.init.normal_(self.backbone.embedding.weight, std=0.02)
+        if self.backbone.context is not None:
+            nn.init.normal_(self.backbone.context.weight, std=0.02)
         for block in self.backbone.layers:
             for weight in block.mixer.output_weights():
                 weight.div_(math.sqrt(self.config.n_layer))
@@ -136,12 +152,16 @@ class LanguageModel(nn.Module):
             self.lm_head.weight = self.backbone.embedding.weight
 
     def init_state(self, batch: int) -> ModelState:
-        """The states before a sequence's first base, zeros, for `forward` or `step`."""
-        return tuple(block.mixer.init_state(batch) for block in self.backbone.layers)
+        """The states before a sequence's first base, for `forward` or `step`."""
+        context = self.backbone.context
+        last_tokens = () if context is None else (context.init_state(batch),)
+        return (*(block.mixer.init_state(batch) for block in self.backbone.layers), *last_tokens)
 
     def reserve(self, state: ModelState, steps: int) -> ModelState:
         """The states for so many calls of `step`, in tensors that keep their shapes: see `Mixer.reserve`."""
-        return tuple(block.mixer.reserve(each, steps) for block, each in zip(self.backbone.layers, state, strict=True))
+        layers = self.backbone.layers
+        reserved = (block.mixer.reserve(each, steps) for block, each in zip(layers, state, strict=False))
+        return (*reserved, *state[len(layers) :])
 
     def forward(
         self,

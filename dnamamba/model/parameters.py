@@ -31,16 +31,17 @@ def training_flops_per_token(model: LanguageModel, length: int) -> int:
     mean over windows of this length.
 
     Forward, each mixer says its own, twice where both strands are read; the head counts with its four rows of bases;
-    looking up an embedding is no operation. Backward takes twice that, for inputs and weights. Of these a scan's run on
-    the general units, not the matrix units whose peak a fraction is taken of: a wide state lowers the fraction that can
-    be reached.
+    looking up an embedding is no operation, that of a k-mer is a product. Backward takes twice that, for inputs and
+    weights. Of these a scan's run on the general units, not the matrix units whose peak a fraction is taken of: a wide
+    state lowers the fraction that can be reached.
 
     Left out as too small to matter: norms, activations, biases, the loss, the optimiser. What is computed twice
     (activation checkpointing, the scan's states in the backward pass) counts once.
     """
     strands = 2 if model.config.rc_equivariant else 1
     mixers = sum(block.mixer.flops_per_token(length) for block in model.backbone.layers)
-    return 3 * strands * (mixers + 2 * BASES * model.config.d_model)
+    context = 0 if model.backbone.context is None else model.backbone.context.weight.numel()
+    return 3 * strands * (mixers + 2 * context + 2 * BASES * model.config.d_model)
 
 
 def parameter_count(model: nn.Module) -> int:

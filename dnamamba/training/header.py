@@ -13,7 +13,7 @@ from dnamamba.model.settings import model_name
 from dnamamba.runs.lines import print_lines
 from dnamamba.runs.progress import si
 from dnamamba.training.prepare import Prepared, PreparedGenome
-from dnamamba.training.resolve import warmup_lengths, why_no_graph, windows_per_step
+from dnamamba.training.resolve import dense_steps, warmup_lengths, why_no_graph, windows_per_step
 from dnamamba.training.settings import ResolvedPretrainSettings
 
 
@@ -35,9 +35,18 @@ def print_header(
         ("gradients", _gradients(settings, model)),
         ("steps", f"{settings.max_steps:,} of {windows_per_step(settings)} windows = {settings.batch_tokens:,} bases"),
         ("lengths", ", ".join(f"{length:,} from step {first + 1:,}" for first, length in warmup_lengths(settings))),
+        ("copies", _copies(settings)),
         ("run folder", str(settings.out)),
     ]
     print_lines(lines)
+
+
+def _copies(settings: ResolvedPretrainSettings) -> str:
+    if not settings.copies:
+        return ""
+    until = dense_steps(settings)
+    repeats = f"repeats all through the windows of the first {until:,} steps, then " if until else ""
+    return f"{repeats}here and there in {settings.copies:.0%} of the windows"
 
 
 def _graph(settings: ResolvedPretrainSettings) -> str:

@@ -16,10 +16,11 @@ from dnamamba.genome.splits import Splits, make_splits
 from dnamamba.genome.store import TokenStore, open_genome
 from dnamamba.genome.windows import WindowPlan
 from dnamamba.runs.progress import job_bar
+from dnamamba.training.copies import CopiedPlan, dense, scattered
 from dnamamba.training.data import EvaluationSet, PretrainData, SamplePlan, Stage, evenly_spread
 from dnamamba.training.mixture import MixturePlan
 from dnamamba.training.mixture_file import GenomeSettings, read_mixture
-from dnamamba.training.resolve import validation_length, warmup_lengths, windows_per_pass
+from dnamamba.training.resolve import dense_steps, validation_length, warmup_lengths, windows_per_pass
 from dnamamba.training.settings import ResolvedPretrainSettings
 
 
@@ -71,11 +72,14 @@ def prepare_data(settings: ResolvedPretrainSettings) -> Prepared:
     """
     genomes = tuple(_prepare(settings, genome) for genome in _wanted(settings))
     stages = []
-    for number, (first, length) in enumerate(warmup_lengths(settings)):
+    lengths = warmup_lengths(settings)
+    for number, (first, length) in enumerate(lengths):
         plans: list[SamplePlan] = [genome.train[number] for genome in genomes]
         names, weights = [genome.name for genome in genomes], [genome.weight for genome in genomes]
         plan = plans[0] if len(plans) == 1 else MixturePlan(names, plans, weights)
-        stages.append(Stage(first, plan, settings.batch_tokens // length))
+        end = lengths[number + 1][0] if number + 1 < len(lengths) else settings.max_steps
+        for start, planted in _with_copies(settings, plan, first, end):
+            stages.append(Stage(start, planted, settings.batch_tokens // length))
     data = PretrainData(
         stages,
         _validation_sets(settings, genomes),
@@ -86,6 +90,21 @@ def prepare_data(settings: ResolvedPretrainSettings) -> Prepared:
         seed=settings.seed,
     )
     return Prepared(genomes, data)
+
+
+def _with_copies(
+    settings: ResolvedPretrainSettings, plan: SamplePlan, first: int, end: int
+) -> list[tuple[int, SamplePlan]]:
+    """(first step, plan) of the parts of the steps from `first` to `end` that are planted alike."""
+    if not settings.copies:
+        return [(first, plan)]
+    parts: list[tuple[int, SamplePlan]] = []
+    until = dense_steps(settings)
+    if first < until:
+        parts.append((first, CopiedPlan(plan, 1.0, settings.seed, dense)))
+    if until < end:
+        parts.append((max(first, until), CopiedPlan(plan, settings.copies, settings.seed, scattered)))
+    return parts
 
 
 def _wanted(settings: ResolvedPretrainSettings) -> list[GenomeSettings]:

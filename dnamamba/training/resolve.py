@@ -161,6 +161,11 @@ def why_no_graph(settings: ResolvedPretrainSettings) -> str:
     return reason
 
 
+def dense_steps(settings: ResolvedPretrainSettings) -> int:
+    """Steps, the first, whose windows are repeats from end to end (`dnamamba.training.copies`)."""
+    return round(settings.copies_warmup * settings.max_steps) if settings.copies else 0
+
+
 def _beds_or_patterns(items: list[str] | None) -> list[str] | None:
     return items and [bed_or_pattern(item, Path.cwd()) for item in items]
 

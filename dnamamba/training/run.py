@@ -52,7 +52,14 @@ from dnamamba.training.module import PretrainModule
 from dnamamba.training.prepare import Prepared, prepare_data
 from dnamamba.training.processes import PATIENCE, process_rank, together
 from dnamamba.training.ranks import RanksStrategy
-from dnamamba.training.resolve import RUN_FOLDER_VARIABLE, resolve, warmup_lengths, why_no_graph, windows_per_pass
+from dnamamba.training.resolve import (
+    RUN_FOLDER_VARIABLE,
+    dense_steps,
+    resolve,
+    warmup_lengths,
+    why_no_graph,
+    windows_per_pass,
+)
 from dnamamba.training.settings import PretrainSettings, ResolvedPretrainSettings
 from dnamamba.training.validation import perplexity, report_lines
 
@@ -133,8 +140,9 @@ def _pretrain(requested: PretrainSettings, settings: ResolvedPretrainSettings, f
 def _kept(settings: ResolvedPretrainSettings, folder: RunFolder) -> dict[str, str]:
     """Settings that this run may not change when it is resumed, though others may; and which runs those are."""
     kept = kept_with_truncation(settings, folder.config)
-    if len(warmup_lengths(settings)) > 1:
-        kept["max_steps"] = "with --length_warmup, whose stages are shares of the steps,"
+    flag = "length_warmup" if len(warmup_lengths(settings)) > 1 else "copies_warmup" if dense_steps(settings) else ""
+    if flag:
+        kept["max_steps"] = f"with --{flag}, whose stages are shares of the steps,"
     return kept
 
 

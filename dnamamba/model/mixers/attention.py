@@ -29,14 +29,14 @@ class AttentionMixer(Mixer):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
         self.head_dim = config.head_width(config.d_model)
-        self.rope_base = config.rope_base
+        self.rope_base = config.rope_base if config.rope else None
         self.in_proj = nn.Linear(config.d_model, 3 * config.d_model, bias=False)  # queries, keys, values
         self.out_proj = nn.Linear(config.d_model, config.d_model, bias=False)
 
     @classmethod
     def describe(cls, config: ModelConfig) -> str:
         width = config.head_width(config.d_model)
-        return f"attention, {config.d_model // width} heads of {width}"
+        return f"attention, {config.d_model // width} heads of {width}{'' if config.rope else ', without positions'}"
 
     def init_state(self, batch: int) -> Cache:
         shape = batch, 0, self.in_proj.in_features // self.head_dim, self.head_dim
@@ -76,8 +76,8 @@ class AttentionMixer(Mixer):
         return super().flops_per_token(length) + 2 * self.in_proj.in_features * (length + 1)
 
     def _project(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries and keys, rotated, and values, each (batch, length, heads, head_dim); `positions` are (length,), or
-        (batch, length).
+        """Queries and keys, rotated if the model has RoPE, and values, each (batch, length, heads, head_dim);
+        `positions` are (length,), or (batch, length).
 
         RoPE (arXiv 2104.09864, equation 15): the pair of numbers i of a head turns by position · base^(−2i / head_dim),
         so that products of queries and keys depend on the distance alone. Here a pair is i and i + head_dim / 2, which
@@ -85,6 +85,9 @@ class AttentionMixer(Mixer):
         operator, so that torch.compile makes their table once, and not for each head of each sequence.
         """
         qkv = self.in_proj(x).unflatten(-1, (3, -1, self.head_dim))
+        if self.rope_base is None:
+            query, key, value = qkv.unbind(-3)
+            return query, key, value
         pair = torch.arange(self.head_dim // 2, device=x.device, dtype=torch.float64)
         angle = positions[..., None] * self.rope_base ** (-2 * pair / self.head_dim)
         cos, sin = (each.to(full_dtype(qkv)) for each in (angle.cos(), angle.sin()))

@@ -1,0 +1,132 @@
+"""The synthetic tasks: what their sequences hold, that training resumes exactly, and what a table says."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dnamamba.genome.windows import _mix
+
+PIPELINES = Path(__file__).resolve().parent.parent / "pipelines"
+STEP = torch.tensor(7)
+
+
+@pytest.fixture(autouse=True)
+def tasks(monkeypatch):
+    monkeypatch.syspath_prepend(str(PIPELINES))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    import synthetic_tasks
+
+    yield synthetic_tasks
+    torch.set_num_threads(threads)
+
+
+def test_random_bits_are_those_of_splitmix(tasks):
+    values = np.array([0, 1, 12345, 2**63 - 1, -5], np.int64)
+    expected = _mix(values.view(np.uint64))
+    assert np.array_equal(tasks._mix(torch.from_numpy(values)).numpy().view(np.uint64), expected)
+    bits = tasks.random_bits((200, 500), 0, STEP, 1)
+    assert bits.min() >= 0
+    shares = torch.bincount((bits % 16).flatten(), minlength=16) / bits.numel()
+    torch.testing.assert_close(shares, torch.full((16,), 1 / 16), atol=0.004, rtol=0)
+    others = [tasks.random_bits((200, 500), *key) for key in ((1, STEP, 1), (0, STEP + 1, 1), (0, STEP, 2))]
+    assert all((bits != other).float().mean() > 0.999 for other in others)
+
+
+def test_induction_heads_ask_for_the_token_after_the_first_special_one(tasks):
+    inputs, targets = tasks.InductionHeads().sample(300, 20, 0, STEP)
+    assert (inputs[:, -1] == 15).all()
+    assert ((inputs == 15).sum(1) == 2).all()
+    first = (inputs == 15).int().argmax(1)
+    assert set(first.tolist()) == set(range(18))
+    assert torch.equal(targets[:, -1], inputs.gather(1, first[:, None] + 1)[:, 0])
+    assert (targets[:, :-1] == -1).all()
+    assert targets[:, -1].unique().numel() == 15
+
+
+def test_selective_copying_asks_for_the_data_in_order(tasks):
+    inputs, targets = tasks.SelectiveCopying(copied=5).sample(50, 40, 0, STEP)
+    assert inputs.shape == targets.shape == (50, 45)
+    assert (inputs[:, 40:] == 15).all()
+    for row, wanted in zip(inputs[:, :40], targets[:, 40:], strict=True):
+        assert torch.equal(row[row != 0], wanted)
+    assert (targets[:, :40] == -1).all()
+
+
+def test_base_copies_ask_for_what_can_be_known(tasks):
+    inputs, targets = tasks.BaseCopies(5, 20, unknown=3).sample(200, 60, 0, STEP)
+    periods = set()
+    for row, wanted in zip(inputs, targets, strict=True):
+        first = int((wanted >= 0).int().argmax())
+        period = first + 1 - 3
+        periods.add(period)
+        assert torch.equal(wanted[first:-1], row[first + 1 :])
+        assert torch.equal(row[period:], row[:-period])
+    assert periods == set(range(5, 21))
+
+
+@pytest.mark.parametrize("name", ["induction_heads", "selective_copying", "base_copies"])
+def test_training_resumes_exactly(tasks, name, tmp_path):
+    experiment = tasks.EXPERIMENTS[name]._replace(batch=2, length=200)
+    wanted = tasks.Wanted(next(iter(experiment.systems)), 1)
+
+    def trained(folder, *parts):
+        for steps in parts:
+            training = tasks.training_of(experiment, wanted, 6, "cpu")
+            training.load(folder)
+            training.advance(steps)
+            training.save(folder)
+        return training
+
+    whole, parted = trained(tmp_path / "whole", 6), trained(tmp_path / "parted", 2, 1, 9)
+    assert whole.finished
+    assert parted.finished
+    assert torch.equal(whole.curve, parted.curve)
+    assert whole.curve[0] > 0
+    for left, right in zip(whole.model.parameters(), parted.model.parameters(), strict=True):
+        assert torch.equal(left, right)
+
+
+def test_a_small_transformer_learns_short_copies(tasks):
+    """The whole way from task to measure: from ln 4 to nearly nothing."""
+    task = tasks.BaseCopies(8, 16, unknown=8)
+    config = {"n_layer": 2, "d_model": 32, "mixer": "transformer", "kmer": 8}
+    experiment = tasks.EXPERIMENTS["base_copies"]._replace(
+        task=task, length=64, batch=16, learning_rate=5e-3, warmup=10, systems={"transformer": config}
+    )
+    training = tasks.training_of(experiment, tasks.Wanted("transformer", 0), 150, "cpu")
+    evaluation = tasks.Evaluation(16, task, 64)
+    before = tasks.evaluate(training.model, evaluation, "cpu")
+    training.advance(150)
+    after = tasks.evaluate(training.model, evaluation, "cpu")
+    assert before["nats"] > 1.3
+    assert after["nats"] < 0.2
+    assert after["accuracy"] > 0.9
+
+
+def test_results_are_written(tasks, tmp_path, monkeypatch):
+    monkeypatch.setattr(tasks, "MOST_SEQUENCES", 4)
+    experiment = tasks.EXPERIMENTS["induction_heads"]
+    experiment = experiment._replace(
+        batch=2,
+        length=24,
+        systems={name: experiment.systems[name] for name in ("mamba", "transformer")},
+        evaluations=[tasks.Evaluation(length, experiment.task, length) for length in (8, 2**15)],
+    )
+    wanted = [tasks.Wanted(name, seed) for name in experiment.systems for seed in (0, 1)]
+    trainings = [tasks.training_of(experiment, each, 100, "cpu") for each in wanted]
+    assert not tasks.train_together(trainings, tmp_path / "trainings", 0.0)
+    rows = tasks.evaluate_all(experiment, wanted, trainings, "cpu")
+    curves = dict.fromkeys(wanted, torch.rand(3))
+    tasks.write_results(experiment, rows, curves, tmp_path)
+    written = list(csv.DictReader((tmp_path / "results.csv").read_text().splitlines()))
+    assert [(row["system"], row["length"]) for row in written[:2]] == [("mamba", "8"), ("mamba", "32768")]
+    assert {row["length"] for row in written if row["system"] == "transformer"} == {"8"}, "its time is quadratic"
+    assert (tmp_path / "results.png").stat().st_size > 10_000
+    lines = (tmp_path / "results.md").read_text().splitlines()
+    assert lines[0] == "| accuracy at length | 8 | 32,768 |"
+    assert lines[3].startswith("| transformer | ")
+    assert lines[3].endswith(" |  |")
