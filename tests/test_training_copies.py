@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from dnamamba.alphabet import SOFT_MASK_BIT, TOKEN_BITS, N, reverse_complement
 from dnamamba.genome.windows import Window, WindowPlan
-from dnamamba.training.copies import BASES_A_COPY, LENGTHS, CopiedPlan, Draw, dense, plant, scattered
+from dnamamba.training.copies import BASES_A_COPY, LENGTHS, CopiedPlan, Draw, dense, hairpins, plant, scattered
 from dnamamba.training.prepare import prepare_data
 from dnamamba.training.resolve import resolve
 from dnamamba.training.settings import PretrainSettings
@@ -46,7 +46,7 @@ def test_copies_lie_in_the_window(length: int, key: int) -> None:
     copies = scattered(length, key)
     assert len(copies) == max(length // BASES_A_COPY, 1)
     assert all(copy.length <= min(LENGTHS[1], max(length // 4, 1)) for copy in copies)
-    for copy in copies + dense(length, key):
+    for copy in copies + dense(length, key) + hairpins(length, key):
         assert copy.source >= 0
         assert min(copy.distance, copy.length) >= 1
         assert copy.source + copy.distance + copy.length <= length
@@ -66,7 +66,7 @@ def test_all_kinds_are_drawn() -> None:
     assert sum(copy.distance < copy.length for copy in copies) > len(copies) / 20, "tandem repeats"
 
 
-@pytest.mark.parametrize("draw", [scattered, dense])
+@pytest.mark.parametrize("draw", [scattered, dense, hairpins])
 @given(length=st.integers(8, 3000), key=keys)
 def test_a_copy_is_what_it_says(draw: Draw, length: int, key: int) -> None:
     before = np.random.default_rng(key).integers(0, 5, length).astype(np.uint8)
@@ -150,8 +150,14 @@ def test_a_run_has_dense_windows_first_and_scattered_copies_then(tmp_path: Path)
     )
     stages = prepare_data(parsed).data.stages
     kinds = [(stage.first_step, stage.plan.draw.__name__, stage.plan.share) for stage in stages]  # type: ignore[attr-defined]
-    assert kinds == [(0, "dense", 1.0), (5, "dense", 1.0), (6, "scattered", 0.25), (10, "scattered", 0.25)]
-    assert [stage.windows_per_step for stage in stages] == [8, 4, 4, 2]
+    assert kinds == [
+        (0, "hairpins", 1.0),
+        (3, "dense", 1.0),
+        (5, "dense", 1.0),
+        (6, "scattered", 0.25),
+        (10, "scattered", 0.25),
+    ]
+    assert [stage.windows_per_step for stage in stages] == [8, 8, 4, 4, 2]
     without = prepare_data(replace(parsed, copies_warmup=0.0)).data.stages
     assert [stage.first_step for stage in without] == [0, 5, 10]
     none = prepare_data(replace(parsed, copies=0.0)).data.stages

@@ -5,9 +5,10 @@ that pays. Bases are replaced by those a distance before them, as they are or re
 substitutions.
 
 - Of most steps a share of the windows has some, anywhere in the window (`scattered`).
-- Of the first steps all windows are repeats from end to end (`dense`). A model that has not yet found out how to look
-  back learns nothing from a copy here and there; from windows full of them it does in some hundred steps, and then uses
-  the scattered ones.
+- Of the first steps all windows are repeats from end to end. A model that has not yet found out how to look back learns
+  nothing from a copy here and there; from windows full of them it does in some hundred steps, and then uses the
+  scattered ones. First come inverted repeats alone (`hairpins`), which are harder and not found next to tandem repeats,
+  then both (`dense`).
 
 What is planted is a function of (seed, epoch, index), as the window itself is.
 """
@@ -107,16 +108,23 @@ def scattered(length: int, key: int) -> list[Copy]:
     return copies
 
 
+def hairpins(length: int, key: int) -> list[Copy]:
+    """Inverted repeats all through the window: each unit is followed by its reverse complement, and then the next."""
+    unit, substituted, _ = _repeat(length, key)
+    return [Copy(at, unit, unit, True, substituted) for at in range(0, length - 2 * unit + 1, 2 * unit)]
+
+
 def dense(length: int, key: int) -> list[Copy]:
-    """Repeats all through the window: its first bases again and again, or each unit followed by its reverse complement
-    and then the next unit."""
+    """Repeats all through the window: its first bases again and again, or hairpins."""
+    unit, substituted, inverted = _repeat(length, key)
+    return hairpins(length, key) if inverted else [Copy(0, unit, length - unit, False, substituted)]
+
+
+def _repeat(length: int, key: int) -> tuple[int, float, bool]:
+    """Of a dense window: bases of the unit, the probability of a substitution, and whether it is hairpins."""
     period, inverted, exact, rate = _uniform(hash_bits(np.arange(4, dtype=np.uint64), key, 1)).tolist()
     most = max(min(PERIODS[1], length // 4), 1)
-    unit = _log_uniform(period, min(PERIODS[0], most), most)
-    substituted = _rate(exact, rate)
-    if inverted >= INVERTED:
-        return [Copy(0, unit, length - unit, False, substituted)]
-    return [Copy(at, unit, unit, True, substituted) for at in range(0, length - 2 * unit + 1, 2 * unit)]
+    return _log_uniform(period, min(PERIODS[0], most), most), _rate(exact, rate), inverted < INVERTED
 
 
 def _rate(exact: float, rate: float) -> float:

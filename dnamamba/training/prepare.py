@@ -16,7 +16,7 @@ from dnamamba.genome.splits import Splits, make_splits
 from dnamamba.genome.store import TokenStore, open_genome
 from dnamamba.genome.windows import WindowPlan
 from dnamamba.runs.progress import job_bar
-from dnamamba.training.copies import CopiedPlan, dense, scattered
+from dnamamba.training.copies import CopiedPlan, dense, hairpins, scattered
 from dnamamba.training.data import EvaluationSet, PretrainData, SamplePlan, Stage, evenly_spread
 from dnamamba.training.mixture import MixturePlan
 from dnamamba.training.mixture_file import GenomeSettings, read_mixture
@@ -98,12 +98,12 @@ def _with_copies(
     """(first step, plan) of the parts of the steps from `first` to `end` that are planted alike."""
     if not settings.copies:
         return [(first, plan)]
-    parts: list[tuple[int, SamplePlan]] = []
     until = dense_steps(settings)
-    if first < until:
-        parts.append((first, CopiedPlan(plan, 1.0, settings.seed, dense)))
-    if until < end:
-        parts.append((max(first, until), CopiedPlan(plan, settings.copies, settings.seed, scattered)))
+    begins = (0, 1.0, hairpins), (until // 2, 1.0, dense), (until, settings.copies, scattered)
+    parts: list[tuple[int, SamplePlan]] = []
+    for (begin, share, draw), following in zip(begins, (until // 2, until, end), strict=True):
+        if max(begin, first) < min(following, end):
+            parts.append((max(begin, first), CopiedPlan(plan, share, settings.seed, draw)))
     return parts
 
 
