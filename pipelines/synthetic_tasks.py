@@ -1,6 +1,6 @@
 """The synthetic tasks of the Mamba paper (arXiv 2312.00752, section 4.1), and copies of bases.
 
-    python pipelines/synthetic_tasks.py induction_heads|selective_copying|base_copies [--out FOLDER] [--minutes 8]
+    python pipelines/synthetic_tasks.py TASK [--out FOLDER] [--minutes 8] [--full] [--systems NAME …] [--seeds 3]
 
 - `induction_heads` (the paper's Table 2): 2 blocks, 64 wide, vocabulary 16, trained at length 256, batch 8, Adam at
   1e-3; a special token stands once in random tokens and again at the end: which token followed it? Accuracy at lengths
@@ -9,6 +9,8 @@
   order. Accuracy by token.
 - `base_copies`: random bases whose windows repeat with a period of 16 … 128: what does a model of four letters need, to
   find an earlier copy? Loss (nats) on the second copies; ln 4 is chance.
+- `hairpins`: the same for reverse complements; `hairpins_and_repeats`: where half of the sequences are such repeats.
+  These are small enough for a CPU.
 
 All systems and seeds train at once. A folder is continued by the same command, --minutes at a time; --full gives the
 paper's number of steps. Results are results.csv, results.md and results.png in the folder.
@@ -133,6 +135,32 @@ class BaseCopies:
         return Sample(tokens[:, :-1], torch.where(known, tokens[:, 1:], -1))
 
 
+class Hairpins:
+    """Random bases, each unit of `shortest` to `longest` followed by its reverse complement and then by the next unit,
+    in a `share` of the sequences; the others repeat with the unit's period. Asked for is every base of a copy but the
+    first `unknown`, which no model can know for one."""
+
+    vocabulary = 4
+
+    def __init__(self, shortest: int = 24, longest: int = 64, share: float = 1.0, unknown: int = 12) -> None:
+        self.shortest, self.longest, self.share, self.unknown = shortest, longest, share, unknown
+
+    def sample(self, batch: int, length: int, seed: int, step: Tensor) -> Sample:
+        uniform = random_bits((batch, 1), seed, step, 2).double() / 2.0**62
+        unit = (self.shortest * ((self.longest + 1) / self.shortest) ** uniform).floor().long()
+        tokens = random_bits((batch, length + 1), seed, step, 1) % self.vocabulary
+        position = torch.arange(length + 1, device=step.device)
+        within = position % (2 * unit)
+        reverse = within >= unit
+        hairpins = tokens.gather(1, torch.where(reverse, position + 2 * unit - 1 - 2 * within, position))
+        hairpins = torch.where(reverse, 3 - hairpins, hairpins)
+        repeats = tokens.gather(1, position % unit)
+        is_hairpin = (torch.arange(batch, device=step.device) < self.share * batch)[:, None]
+        tokens = torch.where(is_hairpin, hairpins, repeats)
+        known = torch.where(is_hairpin, within, position) >= unit + self.unknown
+        return Sample(tokens[:, :-1], torch.where(known[:, 1:], tokens[:, 1:], -1))
+
+
 class TaskModel(nn.Module):
     """The backbone of `LanguageModel` with a head over the task's own vocabulary."""
 
@@ -196,6 +224,11 @@ BASE_MODELS: dict[str, dict[str, Any]] = {
     "transformer": SMALL | {"mixer": "transformer"},
     "transformer, k-mers of 16": SMALL | {"mixer": "transformer", "kmer": 16},
 }
+CONTENT = {"pattern": "mamba,attention", "rope": False, "head_dim": 32, "kmer": 16}
+HYBRIDS: dict[str, dict[str, Any]] = {
+    "mamba,attention, k-mers of 16, no positions": PAPER | CONTENT,
+    "mamba, k-mers of 16": PAPER | {"kmer": 16},
+}
 INDUCTION, SELECTIVE = InductionHeads(), SelectiveCopying()
 EXPERIMENTS = {
     "induction_heads": Experiment(
@@ -236,6 +269,19 @@ EXPERIMENTS = {
         warmup=200,
     ),
 }
+for name, share in (("hairpins", 1.0), ("hairpins_and_repeats", 0.5)):
+    EXPERIMENTS[name] = Experiment(
+        task=Hairpins(share=share),
+        length=256,
+        batch=8,
+        learning_rate=3e-3,
+        steps=1000,
+        full_steps=100_000,
+        systems=HYBRIDS,
+        evaluations=[Evaluation(unit, Hairpins(unit, unit), 256) for unit in (24, 32, 48, 64)],
+        axis="unit",
+        measure="nats",
+    )
 
 
 class Wanted(NamedTuple):

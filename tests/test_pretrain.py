@@ -162,11 +162,12 @@ def test_resume_refuses_what_cannot_be_meant(
     shutil.copytree(whole_run, out, symlinks=True)
     assert train("--resume", "--out", out, "--max_steps", 3) == 2
     assert "at step 12 already" in capsys.readouterr().err
-    staged = tmp_path / "staged"
-    arguments = ["--genome", fasta, *QUICK, "--length", 2048, "--batch_tokens", 2048, "--length_warmup", 0.5]
-    assert train(*arguments, "--max_steps", 2, "--out", staged) == 0
-    assert train("--resume", "--out", staged, "--max_steps", 4) == 2
-    assert "--length_warmup" in capsys.readouterr().err
+    for flag, stages in (("--length_warmup", ["--length_warmup", 0.5]), ("--copies_warmup", ["--copies", 0.5])):
+        staged = tmp_path / flag
+        arguments = ["--genome", fasta, *QUICK, "--length", 2048, "--batch_tokens", 2048, *stages]
+        assert train(*arguments, "--max_steps", 6, "--out", staged) == 0
+        assert train("--resume", "--out", staged, "--max_steps", 8) == 2
+        assert flag in capsys.readouterr().err
 
 
 def test_any_length_has_a_default_batch() -> None:

@@ -68,7 +68,21 @@ def test_base_copies_ask_for_what_can_be_known(tasks):
     assert periods == set(range(5, 21))
 
 
-@pytest.mark.parametrize("name", ["induction_heads", "selective_copying", "base_copies"])
+def test_hairpins_ask_for_what_can_be_known(tasks):
+    inputs, targets = tasks.Hairpins(8, 20, share=0.5, unknown=3).sample(100, 90, 0, STEP)
+    tokens = torch.cat((inputs, torch.where(targets[:, -1:] >= 0, targets[:, -1:], 9)), dim=1)
+    for number, (row, wanted) in enumerate(zip(tokens, targets, strict=True)):
+        unit = int((wanted >= 0).int().argmax()) + 1 - 3
+        assert 8 <= unit <= 20
+        copy = 3 - row[:unit].flip(0) if number < 50 else row[:unit]
+        assert torch.equal(row[unit : 2 * unit], copy)
+        asked = wanted >= 0
+        assert torch.equal(wanted[asked], row[1:][asked])
+        following = asked[2 * unit - 1 : 3 * unit - 1]
+        assert not following.any() if number < 50 else following.all()
+
+
+@pytest.mark.parametrize("name", ["induction_heads", "selective_copying", "base_copies", "hairpins"])
 def test_training_resumes_exactly(tasks, name, tmp_path):
     experiment = tasks.EXPERIMENTS[name]._replace(batch=2, length=200)
     wanted = tasks.Wanted(next(iter(experiment.systems)), 1)
