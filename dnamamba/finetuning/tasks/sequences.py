@@ -86,7 +86,7 @@ def read_splits(folder: Path, columns: TableColumns) -> dict[str, list[Record]]:
     """The records of train, dev and test; an empty list for a split that is not there."""
     if not folder.is_dir():
         what = "a file" if folder.exists() else "no such folder"
-        raise InputError(f"{folder}: {what}; --data is the folder with train, test and perhaps dev, as train.csv")
+        raise InputError(f"{folder}: {what}; --data is the folder with train, test and perhaps dev")
     homes = [folder, folder / "data"] if (folder / "data").is_dir() else [folder]
     records: dict[str, list[Record]] = {}
     for split, names in SPLITS.items():
