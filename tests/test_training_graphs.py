@@ -17,7 +17,7 @@ from dnamamba.model.config import ModelConfig, preset
 from dnamamba.model.language_model import LanguageModel
 from dnamamba.model.mixers import MIXERS, mixer_class
 from dnamamba.model.settings import ModelSettings
-from dnamamba.training import run
+from dnamamba.training import estimate, run
 from dnamamba.training.backprop import MicroBatch
 from dnamamba.training.backprop.captured import Captured
 from dnamamba.training.backprop.whole import whole
@@ -231,6 +231,15 @@ def test_the_header_says_whether_and_why_not(
     assert "--cuda_graph on: it needs a GPU" in capsys.readouterr().err
     assert train(*arguments, "--cuda_graph", "always") == 2
     assert "cuda_graph" in capsys.readouterr().err
+
+
+def test_the_estimate_is_of_recorded_passes(
+    fasta: Path, tmp_path: Path, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("Captured", "why_no_graph"):
+        monkeypatch.setattr(estimate, name, getattr(run, name))
+    assert train(*flags(fasta, "cpu"), "--dry_run", "--out", tmp_path / "run") == 0
+    assert recorder.recorded == recorder.replayed > 0
 
 
 @pytest.mark.parametrize(

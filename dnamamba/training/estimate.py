@@ -16,10 +16,13 @@ from dnamamba.model.config import preset
 from dnamamba.model.language_model import LanguageModel
 from dnamamba.model.parameters import training_flops_per_token
 from dnamamba.runs.progress import clock, si
+from dnamamba.training.backprop.captured import Captured
 from dnamamba.training.backprop.choose import WindowGradient, window_gradient
+from dnamamba.training.backprop.whole import whole
 from dnamamba.training.data import FixedWindows, WindowBatch
+from dnamamba.training.gradients import Gradients
 from dnamamba.training.prepare import Prepared
-from dnamamba.training.resolve import ON_CPU, validation_count, validation_length, windows_per_pass
+from dnamamba.training.resolve import ON_CPU, validation_count, validation_length, why_no_graph, windows_per_pass
 from dnamamba.training.settings import ResolvedPretrainSettings
 from dnamamba.training.throughput import peak_memory_gib
 from dnamamba.training.validation import evaluate
@@ -62,8 +65,9 @@ class Estimate(NamedTuple):
 
 
 def estimate(settings: ResolvedPretrainSettings, model: LanguageModel, prepared: Prepared) -> Estimate:
-    """From two training passes and a validation of as many windows. The model and all random numbers stay as they are.
-    Of windows that go through in chunks a few chunks are trained on, which take as long each as those of a whole one.
+    """From a few training passes, as the run makes them, and a validation of as many windows. The model and all random
+    numbers stay as they are. Of windows that go through in chunks a few chunks are trained on, which take as long each
+    as those of a whole one.
 
     The memory is that of these passes, measured, plus AdamW's two moments of each parameter; on a CPU it is all that
     the process held, libraries and the parts of the genome that were read included.
@@ -72,7 +76,11 @@ def estimate(settings: ResolvedPretrainSettings, model: LanguageModel, prepared:
     model.to(device)
     windows = min(windows_per_pass(settings), settings.batch_tokens // settings.length // settings.devices)
     length = min(settings.length, MEASURED_CHUNKS * (settings.chunk or settings.length))
-    seconds = _training_pass(model, windows, length, device, settings.precision, window_gradient(settings))
+    captured = None if why_no_graph(settings) else Captured(whole)
+    gradient = window_gradient(settings, captured or whole)
+    seconds = _training_pass(model, windows, length, device, settings.precision, gradient)
+    if captured is not None:
+        captured.free()
     step = seconds * settings.batch_tokens / (windows * length) / settings.devices
     sample = prepared.data.validation[0]
     at_once = windows_per_pass(settings, validation_length(settings))
@@ -140,7 +148,8 @@ def _training_pass(
     tokens = torch.randint(0, BASES, (windows, length + 1), dtype=torch.uint8, generator=own)
     parts = WindowParts(WindowBatch(tokens, torch.zeros(windows, dtype=torch.bool)), model.objective, device)
     seconds, scale = 0.0, torch.ones((), device=device)
-    for _ in range(2):  # the first compiles kernels
+    Gradients(model.parameters()).zero()
+    for _ in range(3 if device.type == "cuda" else 2):  # the first compiles kernels, the second may be recorded
         began = time.perf_counter()
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
             gradient(model, parts, scale)
