@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn as nn
 from tiny_models import random_bases
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -18,7 +19,8 @@ from dnamamba import cli, pretrain
 from dnamamba.alphabet import PAD, SOFT_MASK_BIT
 from dnamamba.inference.device import Compute, chunk_length
 from dnamamba.model import chunked_backward
-from dnamamba.model.chunked_backward import KeptBorders, bytes_on_device
+from dnamamba.model.blocks import MambaBlock
+from dnamamba.model.chunked_backward import KeptBorders, backward_in_chunks, bytes_on_device
 from dnamamba.model.config import ModelConfig
 from dnamamba.model.language_model import LanguageModel
 from dnamamba.training import window_parts
@@ -149,6 +151,36 @@ def test_truncated_gradients_are_those_of_each_chunk_from_a_constant_state() -> 
     assert_equal(found, gradients(model, plain), 1e-12)
     exact = of_whole(model, windows, 1.0, scale)[1]
     assert any((found[1][name] - gradient).norm() > 0.01 * gradient.norm() for name, gradient in exact.items())
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_a_model_of_ones_own_in_chunks(count: int) -> None:
+    """Blocks between layers of others; the inputs get their gradients, too, and frozen parameters none."""
+    torch.manual_seed(1)
+    blocks = nn.ModuleList(MambaBlock(d_model=6, d_state=4, mixer=mixer) for mixer in ("mamba", "s4d")).double()
+    head = nn.Linear(6, 2).double()
+    head.bias.requires_grad_(False)
+    x = torch.randn(2, 101, 6, dtype=torch.float64, requires_grad=True)
+
+    def run(part: Tensor, states: Any) -> tuple[Tensor, Any]:
+        after = []
+        for number, block in enumerate(blocks):
+            part, state = block.scan(part, None if states is None else states[number])
+            after.append(state)
+        return head(part).square().sum(), tuple(after)
+
+    def gradients_now() -> list[Tensor | None]:
+        wanted = [x, *blocks.parameters(), *head.parameters()]
+        found = [each.grad for each in wanted]
+        for each in wanted:
+            each.grad = None
+        return found
+
+    run(x, None)[0].backward()
+    expected = gradients_now()
+    chunks = x.chunk(count, dim=1)
+    backward_in_chunks(lambda number, states: run(chunks[number], states), len(chunks))
+    torch.testing.assert_close(gradients_now(), expected, rtol=1e-10, atol=1e-12)
 
 
 class Largest(TorchDispatchMode):
