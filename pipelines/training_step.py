@@ -1,12 +1,15 @@
 """Times whole training steps of a Mamba language model on one GPU, next to mamba-ssm's rates.
 
-    python pipelines/training_step.py [--backend auto|triton|cuda] [--out training_step.csv] [--profile] [--graph]
+    python pipelines/training_step.py [--recompute none cheap all] [--d_model 128 256] [--lengths 1048576]
+        [--backend auto|triton|cuda] [--out training_step.csv] [--profile] [--graph]
     python pipelines/training_step.py --pretrain GENOME [--out pretrain_step.csv]
 
 8 layers, expand 2, 16 states, convolution of 4, vocabulary of 16, bf16 autocast, fused AdamW, inputs of exactly L
 tokens: the loop that mamba-ssm 2.3.2 was measured with on an H100 80GB HBM3 (PyTorch 2.11.0+cu130, November 2026).
 Medians of CUDA-event timings. "host" is the part of a time in which Python queues the work: where it is nearly the
-whole, the GPU waits. --graph times the forward pass as a captured CUDA graph, too: the GPU's work alone.
+whole, the GPU waits. --graph times the forward pass as a captured CUDA graph, too: the GPU's work alone. Each row is
+run with each --recompute of pretraining (what the backward pass computes again rather than keeps), and "gpu" is what a
+profile of one step adds up to.
 
 --pretrain times `python -m dnamamba.pretrain` itself on a genome, with and without --cuda_graph: Mtoken/s of its
 metrics.csv, and, by torch's profiler over 30 steps, the share of the time in which no kernel ran.
@@ -14,6 +17,7 @@ metrics.csv, and, by torch's profiler over 30 steps, the share of the time in wh
 
 import argparse
 import csv
+import itertools
 import json
 import statistics
 import subprocess
@@ -22,13 +26,13 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
 from dnamamba.inference.graphs import record
-from dnamamba.model.config import ModelConfig
+from dnamamba.model.config import ModelConfig, Recompute
 from dnamamba.model.language_model import LanguageModel
 from dnamamba.model.parameters import parameter_groups
 from dnamamba_kernels import backends
@@ -48,6 +52,7 @@ class Row(NamedTuple):
 Result = dict[str, float | int | str]
 NAN = float("nan")
 ROWS = (
+    Row(64, 256, 1_024, NAN, NAN, NAN),
     Row(128, 256, 1_024, 2.83, 17.9, 6.4),
     Row(128, 8, 32_768, 3.19, 15.3, 6.4),
     Row(128, 2, 131_072, 2.66, 14.6, 6.4),
@@ -58,6 +63,7 @@ ROWS = (
     Row(256, 1, 1_048_576, 1.35, 7.6, 47.6),
     Row(512, 8, 32_768, 0.90, 3.9, 23.8),
     Row(512, 1, 262_144, 0.83, 3.7, 23.8),
+    Row(512, 1, 1_048_576, NAN, NAN, NAN),
 )
 
 
@@ -84,9 +90,10 @@ def graph_seconds(function: Callable[[], None], repeats: int) -> float:
     return median_seconds(record(function), repeats)[0]
 
 
-def measure(row: Row, profiled: bool, graph: bool) -> Result:
+def measure(row: Row, recompute: Recompute, profiled: bool, graph: bool) -> Result:
     torch.manual_seed(0)
     model = LanguageModel(ModelConfig(d_model=row.d_model, n_layer=8)).cuda()
+    model.backbone.recompute = recompute
     optimizer = torch.optim.AdamW(parameter_groups(model, 0.1), lr=1e-4, fused=True)
     tokens = torch.randint(0, 4, (row.batch, row.length + 1), dtype=torch.uint8, device="cuda")
     inputs, targets = tokens[:, :-1], tokens[:, 1:]
@@ -110,16 +117,18 @@ def measure(row: Row, profiled: bool, graph: bool) -> Result:
     peak = torch.cuda.max_memory_allocated() / 2**30
     forward_seconds, forward_host = median_seconds(forward, 5)
     captured = graph_seconds(forward, 5) if graph else NAN
+    with profile(activities=[ProfilerActivity.CUDA]) as trace:
+        step()
+        torch.cuda.synchronize()
+    gpu = sum(each.self_device_time_total for each in trace.key_averages()) / 1e6
     if profiled:
-        with profile(activities=[ProfilerActivity.CUDA]) as trace:
-            step()
-            torch.cuda.synchronize()
         print(trace.key_averages().table(sort_by="self_cuda_time_total", row_limit=16, max_name_column_width=60))
     million = row.batch * row.length / 1e6
     return {
         "d_model": row.d_model,
         "batch": row.batch,
         "length": row.length,
+        "recompute": recompute,
         "mtoken_per_s": million / seconds,
         "ratio": million / seconds / row.peer_step,
         "forward_mtoken_per_s": million / forward_seconds,
@@ -127,6 +136,7 @@ def measure(row: Row, profiled: bool, graph: bool) -> Result:
         "forward_graph_mtoken_per_s": million / captured,
         "step_ms": seconds * 1e3,
         "step_host_ms": host * 1e3,
+        "step_gpu_ms": gpu * 1e3,
         "forward_ms": forward_seconds * 1e3,
         "forward_host_ms": forward_host * 1e3,
         "peak_gib": peak,
@@ -224,6 +234,8 @@ def main() -> None:
     parser.add_argument("--profile", action="store_true", help="print the kernels' shares of each step")
     parser.add_argument("--graph", action="store_true", help="time the forward pass as a CUDA graph, too")
     parser.add_argument("--lengths", type=int, nargs="+", help="only rows of these lengths")
+    parser.add_argument("--d_model", type=int, nargs="+", help="only rows of these widths")
+    parser.add_argument("--recompute", nargs="+", choices=get_args(Recompute), default=["cheap"])
     parser.add_argument("--pretrain", type=Path, help="time whole pretraining runs on this genome instead")
     arguments = parser.parse_args()
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {backends.describe('cuda')}", flush=True)
@@ -238,18 +250,20 @@ def main() -> None:
 def step_results(arguments: argparse.Namespace) -> list[Result]:
     results = []
     with backends.preferred("scan", arguments.backend):
-        for row in ROWS:
-            if arguments.lengths and row.length not in arguments.lengths:
+        for row, recompute in itertools.product(ROWS, arguments.recompute):
+            if row.length not in (arguments.lengths or [row.length]):
+                continue
+            if row.d_model not in (arguments.d_model or [row.d_model]):
                 continue
             began = time.perf_counter()
-            result = measure(row, arguments.profile, arguments.graph)
+            result = measure(row, recompute, arguments.profile, arguments.graph)
             results.append(result)
             print(
-                f"d_model {row.d_model:4d}  {row.batch:4d} x {row.length:9,d}"
+                f"d_model {row.d_model:4d}  {row.batch:4d} x {row.length:9,d}  {recompute:5s}"
                 f"  step {result['mtoken_per_s']:6.2f} Mtoken/s"
                 f" ({result['ratio']:4.2f}x mamba-ssm)  forward {result['forward_mtoken_per_s']:6.1f}"
                 f" ({result['forward_ratio']:4.2f}x), as a graph {result['forward_graph_mtoken_per_s']:5.1f}"
-                f"  host {result['step_host_ms']:3.0f}/{result['step_ms']:4.0f}"
+                f"  host {result['step_host_ms']:3.0f}/{result['step_ms']:4.0f} (gpu {result['step_gpu_ms']:4.0f})"
                 f" {result['forward_host_ms']:3.0f}/{result['forward_ms']:3.0f} ms"
                 f"  peak {result['peak_gib']:5.1f} GiB ({row.peer_peak})"
                 f"  [{time.perf_counter() - began:.0f} s]",

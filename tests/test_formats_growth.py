@@ -44,7 +44,7 @@ def test_a_file_of_the_first_format_is_read(saved):
     as_format_1(folder)
     loaded, _ = load_checkpoint(folder)
     assert loaded.config == model.config
-    assert not loaded.backbone.activation_checkpointing
+    assert loaded.backbone.recompute is None
     assert torch.equal(loaded(TOKENS).logits, model(TOKENS).logits)
 
 

@@ -383,16 +383,17 @@ def test_alleles_resume_from_kept_states(model_options, tmp_path):
         )
 
 
-def test_activation_checkpointing_changes_no_bit(model_options):
+def test_recomputing_blocks_changes_rounding_alone(model_options):
     tokens, gradients = tokens_of(2, 30), []
-    for recompute in (False, True):
+    for recompute in (None, "none", "cheap", "all"):
         model = make_model(**model_options)
-        model.backbone.activation_checkpointing = recompute
+        model.backbone.recompute = recompute
         start = model(tokens_of(2, 3, seed=2)).state
         loss = model.loss(tokens[:, :-1], tokens[:, 1:], start).nll_sum
         gradients.append(torch.autograd.grad(loss, list(model.parameters())))
-    for one, other in zip(*gradients, strict=True):
-        assert torch.equal(one, other)
+    for expected, *others in zip(*gradients, strict=True):
+        for found in others:
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.gpu

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch.utils._pytree import tree_map
 
 from dnamamba.model.config import ModelConfig
+from dnamamba.model.embedding import _Lookup
 from dnamamba.model.language_model import LanguageModel
 from dnamamba.model.loss import next_base_nll
 from dnamamba.model.parameters import parameter_groups
@@ -130,15 +131,26 @@ def test_gradients_reach_every_parameter(model):
         assert parameter.grad.abs().sum() > 0, name
 
 
-def test_activation_checkpointing_changes_no_bit():
+def test_the_gradient_of_the_embedding_is_a_product():
+    """As on a GPU, where the bits are the same in every run."""
+    tokens = random_tokens(3, 50).int()
+    weight = torch.randn(11, 7, dtype=torch.float64, requires_grad=True)
+    gradient = torch.randn(3, 50, 7, dtype=torch.float64)
+    expected, found = (
+        torch.autograd.grad(lookup(tokens, weight), weight, gradient)[0] for lookup in (F.embedding, _Lookup.apply)
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_recomputing_blocks_changes_rounding_alone():
     tokens = random_tokens(2, 50)
     plain, recomputing = make_model(), make_model()
-    recomputing.backbone.activation_checkpointing = True
+    recomputing.backbone.recompute = "all"
     for each in (plain, recomputing):
         start = tree_map(torch.ones_like, each.init_state(2))
         each.loss(tokens[:, :-1], tokens[:, 1:], start).nll_sum.backward()
     for (name, expected), parameter in zip(plain.named_parameters(), recomputing.parameters(), strict=True):
-        assert torch.equal(parameter.grad, expected.grad), name
+        torch.testing.assert_close(parameter.grad, expected.grad, rtol=1e-4, atol=1e-4, msg=name)
 
 
 @pytest.mark.parametrize("residual_in_fp32", [True, False])

@@ -20,6 +20,7 @@ from dnamamba import cli, info, pretrain
 from dnamamba.demo import genome_path
 from dnamamba.runs.progress import si
 from dnamamba.training.checkpoints import TRAINER_STATE
+from dnamamba.training.module import PretrainModule
 from dnamamba.training.resolve import resolve
 from dnamamba.training.settings import PretrainSettings
 
@@ -405,6 +406,20 @@ def test_full_disk_keeps_the_last_checkpoint(
     assert "No space left" in message and "--resume" in message
     monkeypatch.undo()
     assert train("--resume", "--out", out) == 0
+
+
+def test_memory_that_runs_out_is_reported(
+    fasta: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*arguments: object) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(PretrainModule, "training_step", full)
+    arguments = ["--genome", fasta, *QUICK, "--max_steps", 2, "--out", tmp_path / "run"]
+    assert train(*arguments) == 2
+    assert "out of memory: give less than --micro_tokens 16384, or --recompute all" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert train("--resume", "--recompute", "all", "--out", tmp_path / "run") == 0
 
 
 def test_length_warmup_tokens_and_patience(fasta: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -43,6 +43,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "h3": {"mixer": "h3"},
     "hybrid": {"pattern": "mamba,gated_mlp,mamba2,h3", "n_layer": 4},
     "recomputed": {},
+    "partly recomputed": {},
 }
 
 
@@ -50,7 +51,7 @@ def model_of(kind: str, dtype: torch.dtype = torch.float64) -> LanguageModel:
     """With weights far from those of the start, so that every base matters to those after it."""
     torch.manual_seed(4)
     model = LanguageModel(ModelConfig(**({"n_layer": 2, "d_model": 8, "d_state": 4} | KINDS[kind]))).to(dtype)
-    model.backbone.activation_checkpointing = kind == "recomputed"
+    model.backbone.recompute = {"recomputed": "all", "partly recomputed": "cheap"}.get(kind)
     with torch.no_grad():
         model.backbone.embedding.weight.mul_(30)
     return model

@@ -142,3 +142,27 @@ def test_the_time_left_includes_validations(monkeypatch, capsys):
     assert left(10, 25.0, validated_in=5.0) == progress.clock(2 * 30 + 3 * 5)
     assert left(15, 35.0) == progress.clock(2 * 25 + 3 * 5)
     assert left(40, 100.0, validated_in=5.0) == "0:00"
+
+
+def test_the_memory_of_each_way_to_recompute(monkeypatch):
+    """Peaks of passes that are pretended; where one does not fit, the line says so."""
+    model, seen = LanguageModel(preset("demo", n_layer=1, d_model=16)), []
+    model.backbone.recompute = "cheap"
+    assert estimating.memory_of_each(resolved(), model) == ""
+    monkeypatch.setattr(estimating, "torch_device", lambda accelerator: SimpleNamespace(type="cuda"))
+    monkeypatch.setattr(model, "to", lambda device: model)
+    for name in ("empty_cache", "reset_peak_memory_stats"):
+        monkeypatch.setattr(torch.cuda, name, lambda *device: None)
+
+    def passed(model, windows, *rest):
+        seen.append((model.backbone.recompute, windows))
+        if model.backbone.recompute == "none":
+            raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(estimating, "_training_pass", passed)
+    monkeypatch.setattr(estimating, "peak_memory_gib", lambda device: {"cheap": 30.0, "all": 14.0}[seen[-1][0]])
+    settings = resolved(length=512, batch_tokens=4096, micro_tokens=2048)
+    found = estimating.memory_of_each(settings, model)
+    assert found == "none more than there is, cheap 30.0, all 14.0 GiB a device; this run takes cheap"
+    assert seen == [("none", 4), ("cheap", 4), ("all", 4)]
+    assert model.backbone.recompute == "cheap"

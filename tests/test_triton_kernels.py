@@ -172,6 +172,7 @@ def check_norm(device, rows, width, dtype, residual_dtype, with_residual):
         ["y", "new_residual", "rstd"], (y, total, rstd), REFERENCE_NORM.forward(*args), strict=True
     ):
         compare(name, value, want, bound)
+    assert torch.equal(NORM.normalised(total, weight, rstd, dtype), y), "not the bits of the forward pass"
     dy, dtotal = torch.randn_like(y), torch.randn_like(total)
     for passed, second in ((dtotal, None if dtype == residual_dtype else residual_dtype), (None, torch.float32)):
         args = (dy, passed, total, weight, rstd, dtype, second)
@@ -387,7 +388,14 @@ def test_in_the_interpreter():
 def test_every_kernel_compiles(capability):
     """Ahead of time, with the arguments of real launches; needs no GPU."""
     out = run_python(os.path.join(os.path.dirname(__file__), "triton_aot.py"), capability)
-    for kernel in ("conv.forward", "conv.backward", "norm.forward", "norm.backward", "common.sum_partials"):
+    for kernel in (
+        "conv.forward",
+        "conv.backward",
+        "norm.forward",
+        "norm.normalised",
+        "norm.backward",
+        "common.sum_partials",
+    ):
         assert f"{kernel}_kernel" in out
     assert "common.sum_rows_kernel" in out
     norms = [line for line in out.splitlines() if " norm." in line or " gated_norm." in line]

@@ -123,10 +123,10 @@ def norm_launches(dtype: torch.dtype, residual_dtype: torch.dtype, width: int) -
         torch.zeros(64, width, dtype=residual_dtype),
         torch.zeros(width),
     )
-    rstd = torch.zeros(64)
 
     def call() -> None:
-        norm.BACKEND.forward(x, weight, residual, 1e-5, residual_dtype)
+        _, total, rstd = norm.BACKEND.forward(x, weight, residual, 1e-5, residual_dtype)
+        norm.BACKEND.normalised(total, weight, rstd, dtype)
         norm.BACKEND.backward(
             x, residual, residual, weight, rstd, dtype, None if dtype == residual_dtype else residual_dtype
         )

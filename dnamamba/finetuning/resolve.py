@@ -64,7 +64,7 @@ def _check(settings: ResolvedFinetuneSettings) -> None:
     if scratch and settings.mode == "probe":
         raise InputError("--mode probe: needs a pretrained model; give --checkpoint, or --mode full")
     if not scratch and replace(settings.model, activation_checkpointing=False) != ModelSettings():
-        raise InputError("--model: a pretrained model has its sizes; only model.activation_checkpointing can be chosen")
+        raise InputError("--model: a pretrained model has its sizes; leave these flags out")
     _check_task(settings)
 
 

@@ -51,7 +51,7 @@ from dnamamba.finetuning.trial import (
 from dnamamba.formats import load_checkpoint
 from dnamamba.formats.checkpoint import is_classifier, load_classifier, save_classifier
 from dnamamba.formats.files import read_json
-from dnamamba.inference.device import Compute, chunk_length, device_name
+from dnamamba.inference.device import Compute, chunk_length, device_name, torch_device
 from dnamamba.model.abilities import WITHOUT_CHUNKS, Ability, abilities_of, require
 from dnamamba.model.classifier import HeadConfig, SequenceClassifier
 from dnamamba.model.config import ModelConfig
@@ -63,6 +63,7 @@ from dnamamba.outputs import replace_link, write_atomically
 from dnamamba.runs.folder import RunFolder
 from dnamamba.runs.lines import print_lines
 from dnamamba.runs.progress import clock, job_bar
+from dnamamba.runs.recompute import choose_recompute
 from dnamamba.runs.resume import DATA, kept_with_truncation, refuse_changes
 from dnamamba.runs.summary import comparison_lines, figures, variant_lines
 from dnamamba.settings.fields import as_plain
@@ -131,7 +132,7 @@ def _finetune(requested: FinetuneSettings, settings: ResolvedFinetuneSettings, f
     except torch.OutOfMemoryError:
         raise InputError(
             f"{compute.device}: out of memory: give less than --micro_tokens {settings.micro_tokens}, or "
-            f"--model.activation_checkpointing true; continue with {folder.resume_command('finetune')}"
+            f"--recompute all; continue with {folder.resume_command('finetune')}"
         ) from None
     return folder.path
 
@@ -203,7 +204,8 @@ class _Start:
             backbone.load_state_dict({k: v.clone() for k, v in self._backbone.items()}, assign=True)
         else:
             backbone = LanguageModel(self.config).backbone
-        backbone.activation_checkpointing = self.settings.model.activation_checkpointing
+        positions, device = self.settings.micro_tokens, torch_device(self.settings.accelerator)
+        backbone.recompute = choose_recompute(backbone, self.settings.recompute, self.settings.model, positions, device)
         return SequenceClassifier(self.config, head, backbone)
 
 

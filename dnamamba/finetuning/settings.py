@@ -16,12 +16,15 @@ from dnamamba.settings.options import (
     MicroTokensOptions,
     OptimiserOptions,
     OverwriteOptions,
+    RecomputeOptions,
     RunOptions,
 )
 
 
 @dataclass(kw_only=True)
-class FinetuneSettings(ComputeOptions, BackpropOptions, MicroTokensOptions, OptimiserOptions, RunOptions):
+class FinetuneSettings(
+    ComputeOptions, RecomputeOptions, BackpropOptions, MicroTokensOptions, OptimiserOptions, RunOptions
+):
     """Trains a classifier (or a regression) on top of a pretrained model, or from scratch to compare with."""
 
     task: Literal["species", "sequences", "variants"] = "sequences"
@@ -76,7 +79,7 @@ class FinetuneSettings(ComputeOptions, BackpropOptions, MicroTokensOptions, Opti
     """Pretrained checkpoint or run folder to start from, as of the other verbs; `none` starts from random weights of
     --model.preset."""
     model: ModelSettings = setting(factory=ModelSettings, on_resume=("activation_checkpointing",))
-    """The model to train from scratch; of a pretrained one only activation_checkpointing can be chosen."""
+    """The model to train from scratch; of a pretrained one none of these can be chosen."""
     mode: Literal["full", "probe"] = "full"
     """full: train all weights. probe: the pretrained model stays frozen and only the linear head is trained."""
     pooling: Literal["last", "mean"] = "last"

@@ -45,7 +45,7 @@ NEEDS = {
 """Of the verbs that take a language model."""
 
 
-WITHOUT_CHUNKS = "take --backprop whole, with --model.activation_checkpointing true where memory is short"
+WITHOUT_CHUNKS = "take --backprop whole, with --recompute all where memory is short"
 """What else there is where a model cannot be trained in chunks"""
 
 

@@ -9,24 +9,12 @@ from typing import Any
 import torch
 import torch.nn as nn
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
-from dnamamba.model.config import ModelConfig
+from dnamamba.model.config import ModelConfig, Recompute
 from dnamamba.model.mixers import mixer_class
-from dnamamba_kernels import rms_norm
-
-
-class RMSNorm(nn.Module):
-    """y = r / √(mean(r²) + ε) · weight with r = x + residual: the fused add and norm, statistics in fp32."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.epsilon = config.norm_epsilon
-        self.residual_in_fp32 = config.residual_in_fp32
-        self.weight = nn.Parameter(torch.ones(config.d_model))
-
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """x (…, d_model) and the residual stream (none yet in the first block) → y in x's dtype, the new residual."""
-        return rms_norm(x, self.weight, residual=residual, eps=self.epsilon, residual_in_fp32=self.residual_in_fp32)
+from dnamamba.model.norm import RMSNorm
+from dnamamba_kernels.eager import is_transformed
 
 
 class Block(nn.Module):
@@ -43,9 +31,25 @@ class Block(nn.Module):
         self.reads_both_strands = config.rc_equivariant
 
     def forward(
-        self, hidden: Tensor, residual: Tensor | None, state: Any = None, sequence_ids: Tensor | None = None
+        self,
+        hidden: Tensor,
+        residual: Tensor | None,
+        state: Any = None,
+        sequence_ids: Tensor | None = None,
+        recompute: Recompute | None = None,
     ) -> tuple[Tensor, Tensor, Any]:
-        """hidden, residual (batch, length, d_model) → hidden, residual, state after the last position."""
+        """hidden, residual (batch, length, d_model) → hidden, residual, state after the last position.
+
+        `recompute` says what the backward pass, if there is to be one, computes again (see `Backbone.recompute`).
+        """
+        if recompute is not None and torch.is_grad_enabled():
+            inputs = hidden, residual, state, sequence_ids
+            found = None if self.reads_both_strands else self.mixer.recomputing(self.norm, *inputs, recompute)
+            if found is not None:
+                return found
+            if recompute == "all" and not is_transformed():  # torch.func takes no hooks of saved tensors
+                # No dropout here, so no random state to replay.
+                return checkpoint(self, *inputs, use_reentrant=False, preserve_rng_state=False)
         hidden, residual = self.norm(hidden, residual)
         if self.reads_both_strands:
             return self.mixer.both_strands(hidden, sequence_ids), residual, None

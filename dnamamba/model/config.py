@@ -20,6 +20,8 @@ Discretization = Literal["euler", "zoh"]
 DtRank = int | Literal["auto", "broadcast"]
 Kind = Literal["multiclass", "multilabel", "regression"]
 """Of a classifier's outputs: one of the classes, any of the labels, a number for each target."""
+Recompute = Literal["none", "cheap", "all"]
+"""What a backward pass computes again rather than keeps (`Backbone.recompute`)"""
 Pooling = Literal["last", "mean", "alleles"]
 """What a head sees: the last state, the mean, or what two alleles differ in (`dnamamba.model.alleles`)."""
 Strands = Literal["one", "mean", "both"]

@@ -23,9 +23,11 @@ from torch.utils.checkpoint import checkpoint
 
 from dnamamba.alphabet import BASES, PAD
 from dnamamba.model.abilities import Ability, abilities_of, require_for_objective
-from dnamamba.model.blocks import Block, RMSNorm
-from dnamamba.model.config import ModelConfig
+from dnamamba.model.blocks import Block
+from dnamamba.model.config import ModelConfig, Recompute
 from dnamamba.model.context import ContextEmbedding
+from dnamamba.model.embedding import Embedding
+from dnamamba.model.norm import RMSNorm
 from dnamamba.model.objectives import objective_class
 from dnamamba.model.objectives.objective import LossSums, Objective
 from dnamamba.model.precision import autocast_dtype, full_precision, without_autocast
@@ -54,16 +56,18 @@ class LMOutput(NamedTuple):
 class Backbone(nn.Module):
     """Embedding, blocks, final norm: tokens to hidden states. Parameter names are those of mamba-ssm's checkpoints."""
 
-    activation_checkpointing = False
-    """Whoever trains may set it: each block is computed again in the backward pass, for about a third more time and the
-    memory of one block instead of n_layer."""
+    recompute: Recompute | None = None
+    """Whoever trains may set it: what the backward pass computes again rather than keeps, where Mamba's blocks are one
+    operator each. none: nothing. cheap: all but the scan and what follows it; of other mixers nothing. all: each block,
+    of which only the input is kept. None leaves blocks to autograd, and what is not a module's own, such as hooks,
+    takes part."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.residual_in_fp32 = config.residual_in_fp32
         self.is_causal = Ability.CAUSAL in abilities_of(config)
         self.reads_both_strands = config.rc_equivariant
-        self.embedding = nn.Embedding(config.vocabulary_size, config.d_model)
+        self.embedding = Embedding(config.vocabulary_size, config.d_model)
         self.context = ContextEmbedding(config.kmer, config.d_model) if config.kmer > 1 else None
         self.layers = cast(list[Block], nn.ModuleList(Block(config, mixer) for mixer in config.mixers))
         self.norm_f = RMSNorm(config)
@@ -86,16 +90,10 @@ class Backbone(nn.Module):
         if self.context is not None:
             added, after = self.context(tokens, None if state is None else state[-1], sequence_ids)
             hidden, last_tokens = hidden + added, (after,)
-        recompute = self.activation_checkpointing and torch.is_grad_enabled()
         states = []
         for index, block in enumerate(self.layers):
-            inputs = (hidden, residual, None if state is None else state[index], sequence_ids)
-            if recompute:
-                # No dropout here, so no random state to replay.
-                outputs = checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)
-            else:
-                outputs = block(*inputs)
-            hidden, residual, block_state = outputs
+            block_state = None if state is None else state[index]
+            hidden, residual, block_state = block(hidden, residual, block_state, sequence_ids, self.recompute)
             states.append(block_state)
         hidden, _ = self.norm_f(hidden, residual)
         hidden = torch.cat(hidden.chunk(2), dim=-1) if self.reads_both_strands else hidden

@@ -36,7 +36,7 @@ class ModelSettings:
     """Size: demo, 250k, 700k, 1.4m, 3.5m, 7m, 19m or 41m (parameters). Default: demo for the demo genome,
     250k on a CPU, else 1.4m."""
     activation_checkpointing: bool = False
-    """Recompute each block in the backward pass: less memory, about a third more time."""
+    """The older name of --recompute all."""
 
 
 def changes(settings: ModelSettings) -> dict[str, Any]:

@@ -86,6 +86,16 @@ class BackpropOptions(Settings):
 
 
 @dataclass(kw_only=True)
+class RecomputeOptions(Settings):
+    """What training keeps for the backward pass."""
+
+    recompute: Literal["none", "cheap", "all"] | None = setting(None, on_resume="free", absent=None)
+    """What the backward pass computes again rather than keeps, for less memory. cheap: in Mamba's blocks all but the
+    scan and what follows it, half the memory for some 5 % more time. all: whole blocks, a fifth of the memory for a
+    third more time. Default: the first of none, cheap and all that fits into the GPU's memory."""
+
+
+@dataclass(kw_only=True)
 class ComputeOptions(Settings):
     """Where and how to compute."""
 

@@ -5,14 +5,14 @@ On a CPU a run may take days where nobody expects it: `advice` says so, and whic
 
 import time
 from dataclasses import replace
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import torch
 
 from dnamamba.alphabet import BASES
 from dnamamba.inference.device import torch_device
 from dnamamba.model.chunked_backward import bytes_on_device
-from dnamamba.model.config import preset
+from dnamamba.model.config import Recompute, preset
 from dnamamba.model.language_model import LanguageModel
 from dnamamba.model.parameters import training_flops_per_token
 from dnamamba.runs.progress import clock, si
@@ -74,8 +74,8 @@ def estimate(settings: ResolvedPretrainSettings, model: LanguageModel, prepared:
     """
     device = torch_device(settings.accelerator)
     model.to(device)
-    windows = min(windows_per_pass(settings), settings.batch_tokens // settings.length // settings.devices)
-    length = min(settings.length, MEASURED_CHUNKS * (settings.chunk or settings.length))
+    windows = _windows(settings)
+    length = _measured_length(settings)
     captured = None if why_no_graph(settings) else Captured(whole)
     gradient = window_gradient(settings, captured or whole)
     seconds = _training_pass(model, windows, length, device, settings.precision, gradient)
@@ -91,11 +91,7 @@ def estimate(settings: ResolvedPretrainSettings, model: LanguageModel, prepared:
     validation = time.perf_counter() - began
     model.train()
     all_windows = sum(len(each.indices) for each in prepared.data.validation)
-    optimizer_gib = 2 * sum(parameter.numel() * 4 for parameter in model.parameters()) / 2**30
-    gib = peak_memory_gib(device) + optimizer_gib
-    if settings.backprop == "chunked":
-        borders = -(-(settings.length - length) // (settings.chunk or length))
-        gib += bytes_on_device(borders, model.init_state(windows)) / 2**30
+    gib = peak_memory_gib(device) + _moments_gib(model) + _borders_gib(settings, model)
     memory = f"{gib:.1f} GiB a {'device' if device.type == 'cuda' else 'process'}"
     return Estimate(
         step,
@@ -105,6 +101,55 @@ def estimate(settings: ResolvedPretrainSettings, model: LanguageModel, prepared:
         settings.batch_tokens / step,
         memory,
     )
+
+
+def memory_of_each(settings: ResolvedPretrainSettings, model: LanguageModel) -> str:
+    """For people: the peak of a step's memory under each `--recompute`, measured in training passes, with AdamW's
+    moments: "none 64.4, cheap 30.4, all 13.1 GiB a device; this run takes cheap". Nothing on a CPU, where a process
+    only ever grows."""
+    device = torch_device(settings.accelerator)
+    if device.type != "cuda":
+        return ""
+    model.to(device)
+    chosen, found = model.backbone.recompute, []
+    for recompute in get_args(Recompute):
+        model.backbone.recompute = recompute
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+        try:
+            windows, length = _windows(settings), _measured_length(settings)
+            _training_pass(model, windows, length, device, settings.precision, window_gradient(settings))
+            gib = peak_memory_gib(device) + _moments_gib(model) + _borders_gib(settings, model)
+            found.append(f"{recompute} {gib:.1f}")
+        except torch.OutOfMemoryError:
+            model.zero_grad(set_to_none=True)
+            found.append(f"{recompute} more than there is")
+    model.backbone.recompute = chosen
+    return f"{', '.join(found)} GiB a device; this run takes {chosen}"
+
+
+def _windows(settings: ResolvedPretrainSettings) -> int:
+    """Windows of the full length in one training pass on one device."""
+    return min(windows_per_pass(settings), settings.batch_tokens // settings.length // settings.devices)
+
+
+def _measured_length(settings: ResolvedPretrainSettings) -> int:
+    """Bases of each window in a pass that is measured: a few chunks of it where it goes through in chunks."""
+    return min(settings.length, MEASURED_CHUNKS * (settings.chunk or settings.length))
+
+
+def _borders_gib(settings: ResolvedPretrainSettings, model: LanguageModel) -> float:
+    """Of the states between those chunks that a pass which is measured leaves out."""
+    if settings.backprop != "chunked":
+        return 0.0
+    length = _measured_length(settings)
+    borders = -(-(settings.length - length) // (settings.chunk or length))
+    return bytes_on_device(borders, model.init_state(_windows(settings))) / 2**30
+
+
+def _moments_gib(model: LanguageModel) -> float:
+    """AdamW's two moments of each parameter."""
+    return 2 * sum(parameter.numel() * 4 for parameter in model.parameters()) / 2**30
 
 
 def is_worth_measuring(settings: ResolvedPretrainSettings, model: LanguageModel) -> bool:

@@ -17,6 +17,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.profilers import PyTorchProfiler
 
+from dnamamba.errors import InputError
 from dnamamba.genome.markov import MarkovScore
 from dnamamba.inference.device import device_name, torch_device
 from dnamamba.inference.provenance import contig_lengths
@@ -29,6 +30,7 @@ from dnamamba.report.validation_by_class import plot_validation_by_class
 from dnamamba.runs.folder import RunFolder, environment
 from dnamamba.runs.lines import print_lines
 from dnamamba.runs.progress import clock, si
+from dnamamba.runs.recompute import choose_recompute
 from dnamamba.runs.resume import (
     DATA,
     kept_with_truncation,
@@ -46,7 +48,7 @@ from dnamamba.training.backprop.whole import whole
 from dnamamba.training.baseline import best_markov, bits_over_all
 from dnamamba.training.callbacks import RunControl
 from dnamamba.training.checkpoints import TRAINER_STATE, CheckpointKeeper, TrainerStateIO
-from dnamamba.training.estimate import advice, estimate, is_worth_measuring
+from dnamamba.training.estimate import advice, estimate, is_worth_measuring, memory_of_each
 from dnamamba.training.header import print_header
 from dnamamba.training.module import PretrainModule
 from dnamamba.training.prepare import Prepared, prepare_data
@@ -73,7 +75,12 @@ def pretrain(requested: PretrainSettings) -> Path:
     settings = resolve(requested)
     folder = RunFolder(settings.out)
     with folder.lock:
-        return _pretrain(requested, settings, folder)
+        try:
+            return _pretrain(requested, settings, folder)
+        except torch.OutOfMemoryError:
+            raise InputError(
+                f"out of memory: give less than --micro_tokens {settings.micro_tokens}, or --recompute all"
+            ) from None
 
 
 def _pretrain(requested: PretrainSettings, settings: ResolvedPretrainSettings, folder: RunFolder) -> Path:
@@ -95,11 +102,14 @@ def _pretrain(requested: PretrainSettings, settings: ResolvedPretrainSettings, f
     model = LanguageModel(config)
     if settings.chunk is not None:
         require(model, f"pretrain --backprop {settings.backprop}", f"; or {WITHOUT_CHUNKS}")
-    model.backbone.activation_checkpointing = settings.model.activation_checkpointing
+    positions = windows_per_pass(settings) * (settings.chunk or settings.length)
+    device = torch_device(settings.accelerator)
+    model.backbone.recompute = choose_recompute(model.backbone, settings.recompute, settings.model, positions, device)
     if settings.dry_run:
         if first_process:
             print_header(settings, config, model, prepared)
             _print_estimate(settings, model, prepared)
+            print_lines([("--recompute", memory_of_each(settings, model))])
         return folder.path
     if first_process:
         # As the run's settings, whoever started it this time: `--config` may take them to a new run.

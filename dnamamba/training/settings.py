@@ -17,13 +17,16 @@ from dnamamba.settings.options import (
     ComputeOptions,
     MicroTokensOptions,
     OptimiserOptions,
+    RecomputeOptions,
     RunOptions,
     StoreOptions,
 )
 
 
 @dataclass(kw_only=True)
-class PretrainSettings(ComputeOptions, BackpropOptions, MicroTokensOptions, OptimiserOptions, RunOptions, StoreOptions):
+class PretrainSettings(
+    ComputeOptions, RecomputeOptions, BackpropOptions, MicroTokensOptions, OptimiserOptions, RunOptions, StoreOptions
+):
     """Pretraining of a language model on reference genomes: to predict the next base, or masked bases."""
 
     genome: list[Path] | None = setting(None, on_resume="files")

@@ -2,6 +2,8 @@
 states."""
 
 from dnamamba_kernels.backends import describe
+from dnamamba_kernels.block.computation import BlockOptions, BlockWeights
+from dnamamba_kernels.block.mamba_block import mamba_block
 from dnamamba_kernels.conv.causal_conv1d import causal_conv1d, causal_conv1d_step
 from dnamamba_kernels.gated_norm.gated_rms_norm import gated_rms_norm
 from dnamamba_kernels.norm.rms_norm import rms_norm
@@ -11,10 +13,13 @@ from dnamamba_kernels.scan.selective_scan import selective_scan, selective_scan_
 from dnamamba_kernels.ssd.ssd_scan import ssd_scan
 
 __all__ = [
+    "BlockOptions",
+    "BlockWeights",
     "causal_conv1d",
     "causal_conv1d_step",
     "describe",
     "gated_rms_norm",
+    "mamba_block",
     "phases",
     "rms_norm",
     "rotary",

@@ -124,8 +124,14 @@ def differentiable(
 
 
 def observed(*inputs: Any) -> bool:
-    """Whether something has to see a function of these inputs: torch.compile, a mode (fake tensors, counters of
-    operations, selective checkpointing), torch.func, a tensor subclass, or autograd, forward mode included."""
+    """Whether something has to see a function of these inputs: what `traced` says, or autograd."""
+    return traced(*inputs) or wants_gradient(*inputs)
+
+
+def traced(*inputs: Any) -> bool:
+    """Whether something other than autograd's usual mode has to see what a function of these inputs is made of:
+    torch.compile, a mode (fake tensors, counters of operations, selective checkpointing), torch.func, a tensor
+    subclass, or forward-mode differentiation."""
     return (
         torch.compiler.is_compiling()
         or torch._C._len_torch_dispatch_stack() > 0
@@ -133,7 +139,6 @@ def observed(*inputs: Any) -> bool:
         or is_transformed()
         or _has_tangent(*inputs)
         or not _PLAIN.issuperset(map(type, inputs))
-        or wants_gradient(*inputs)
     )
 
 

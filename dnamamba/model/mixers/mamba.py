@@ -25,11 +25,13 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from dnamamba.model.config import ModelConfig
+from dnamamba.model.config import ModelConfig, Recompute
 from dnamamba.model.mixers.mixer import Mixer
 from dnamamba.model.mixers.short_convolution import ShortConvolution
-from dnamamba.model.precision import full_precision
-from dnamamba_kernels import selective_scan, selective_scan_step
+from dnamamba.model.norm import RMSNorm
+from dnamamba.model.precision import data_dtype, full_precision
+from dnamamba_kernels import BlockOptions, BlockWeights, mamba_block, selective_scan, selective_scan_step
+from dnamamba_kernels.eager import traced
 
 
 class MambaState(NamedTuple):
@@ -160,6 +162,41 @@ class MambaMixer(Mixer):
         )
         return y, MambaState(conv_state, ssm_state)
 
+    def recomputing(
+        self,
+        norm: RMSNorm,
+        hidden: Tensor,
+        residual: Tensor | None,
+        state: MambaState | None,
+        sequence_ids: Tensor | None,
+        recompute: Recompute,
+    ) -> tuple[Tensor, Tensor, MambaState] | None:
+        step = self.dt_proj.weight
+        if step is None or self.x_proj is None:
+            return None
+        dtype = torch.float64 if step.dtype == torch.float64 else data_dtype(step)
+        conv_state, ssm_state = (None, None) if state is None else (state.conv_state.to(dtype), state.ssm_state)
+        weights = BlockWeights(
+            norm.weight,
+            self.in_proj.weight,
+            self.conv1d.taps,
+            self.conv1d.bias,
+            self.x_proj.weight,
+            step,
+            self.dt_proj.bias,
+            self.A,
+            self.B,
+            self.C,
+            self.D,
+            self.out_proj.weight,
+        )
+        if traced(hidden, residual, conv_state, ssm_state, *weights):
+            return None
+        options = BlockOptions(recompute, dtype, norm.epsilon, norm.residual_in_fp32, self.discretization)
+        states = {"conv_state": conv_state, "ssm_state": ssm_state, "sequence_ids": sequence_ids}
+        hidden, residual, *after = mamba_block(hidden, residual, weights, options, **states)
+        return hidden, residual, MambaState(*after)
+
     def step(self, x: Tensor, state: MambaState) -> tuple[Tensor, MambaState]:
         """One position: x (batch, d_model) → y (batch, d_model) and the state after it."""
         x, z = self.in_proj(x).chunk(2, dim=-1)
@@ -195,6 +232,16 @@ class MambaMixer(Mixer):
     def castable_parameters(self) -> Iterable[Tensor]:
         step = self.dt_proj.weight
         return [*super().castable_parameters(), *([] if step is None else [step])]
+
+    def kept_bytes(self, recompute: Recompute, width: int) -> int:
+        """See `dnamamba_kernels.block.mamba_block`; the scan's states are those at every 32nd position."""
+        channels, state = self.A_log.shape
+        d_model, columns = self.in_proj.in_features, sum(self.sections)
+        stream = 4 * (d_model + 1)
+        if recompute == "all":
+            return stream
+        cheap = stream + width * (columns + channels) + channels * state // 8
+        return cheap if recompute == "cheap" else cheap + width * (d_model + 4 * channels)
 
     def flops_per_token(self, length: int) -> int:
         """Matrices and taps: 2 a weight. Scan: 7 a channel and state (Δ·A, exp, Δx·B, the update's and the output's

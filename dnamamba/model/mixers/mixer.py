@@ -8,7 +8,8 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from dnamamba.model.config import ModelConfig
+from dnamamba.model.config import ModelConfig, Recompute
+from dnamamba.model.norm import RMSNorm
 
 
 class Mixer(nn.Module):
@@ -68,6 +69,20 @@ class Mixer(nn.Module):
         forward, complement = x.chunk(2)
         return torch.cat((self(forward, None, sequence_ids)[0], self.reverse(complement, sequence_ids)))
 
+    def recomputing(
+        self,
+        norm: RMSNorm,
+        hidden: Tensor,
+        residual: Tensor | None,
+        state: Any,
+        sequence_ids: Tensor | None,
+        recompute: Recompute,
+    ) -> tuple[Tensor, Tensor, Any] | None:
+        """A block's add, norm and this mixer, if they can be computed together so that less is kept for the backward
+        pass than autograd keeps: hidden, residual and state as of `Block.forward`. None where they cannot, be it for
+        the mixer, its options or what is to see inside (torch.compile, torch.func)."""
+        return None
+
     def step(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
         """One position, O(1) work: x (batch, d_model) → y (batch, d_model) and the state after it."""
         raise NotImplementedError(f"{type(self).__name__} carries no state")
@@ -89,6 +104,11 @@ class Mixer(nn.Module):
     def castable_parameters(self) -> Iterable[Tensor]:
         """What autocast multiplies in the lower precision: may be held in it where nothing is trained."""
         return [module.weight for module in self.modules() if isinstance(module, nn.Linear)]
+
+    def kept_bytes(self, recompute: Recompute, width: int) -> int:
+        """Bytes a position that its block keeps for the backward pass on a GPU, with `width` bytes a number in matrix
+        products; 0 where that is not known."""
+        return 0
 
     def flops_per_token(self, length: int) -> int:
         """Floating-point operations of one position's forward pass, the mean over a sequence of this length; what is

@@ -34,3 +34,6 @@ class NormBackend(Protocol):
         residual_dtype: torch.dtype | None,
     ) -> tuple[Tensor, Tensor | None, Tensor]:
         """(the gradient of x + residual in `dtype`, the same in `residual_dtype` if any, dweight in rstd's dtype)."""
+
+    def normalised(self, new_residual: Tensor, weight: Tensor, rstd: Tensor, dtype: torch.dtype) -> Tensor:
+        """What `forward` gave as y, bit for bit, in `dtype`, from the residual stream (rows, dim) and rstd."""

@@ -22,8 +22,10 @@ class ReferenceNorm(NormBackend):
         new_residual = total.to(residual_dtype, copy=True)
         total = new_residual.to(compute)  # the value that the next layer sees is the one normalised
         rstd = torch.rsqrt(total.square().mean(-1) + eps)
-        y = total * rstd[:, None] * weight
-        return y.to(x.dtype), new_residual, rstd
+        return self.normalised(total, weight, rstd, x.dtype), new_residual, rstd
+
+    def normalised(self, new_residual: Tensor, weight: Tensor, rstd: Tensor, dtype: torch.dtype) -> Tensor:
+        return (new_residual.to(rstd.dtype) * rstd[:, None] * weight).to(dtype)
 
     def backward(
         self,

@@ -78,6 +78,23 @@ def _forward_kernel(
 
 
 @triton.jit
+def _normalised_kernel(
+    new_residual, weight, rstd_in, y,
+    rows, width, residual_row,
+    BLOCK_R: tl.constexpr, BLOCK_W: tl.constexpr,
+):  # fmt: skip
+    """BLOCK_R rows of y, with the forward pass's own products."""
+    row = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
+    column = tl.arange(0, BLOCK_W)
+    inside = (row < rows)[:, None] & (column < width)[None, :]
+    r = tl.load(new_residual + row[:, None] * residual_row + column[None, :], mask=inside, other=0.0).to(tl.float32)
+    rstd = tl.load(rstd_in + row, mask=row < rows, other=0.0)
+    w = tl.load(weight + column, mask=column < width, other=0.0).to(tl.float32)
+    scaled = r * rstd[:, None] * w[None, :]
+    tl.store(y + row[:, None] * width + column[None, :], scaled.to(y.dtype.element_ty), mask=inside)
+
+
+@triton.jit
 def _backward_kernel(
     dy, dnew_residual, new_residual, weight, rstd_in, dx, dresidual, partials,
     rows, width, dy_row, dnew_row, tiles,
@@ -142,6 +159,20 @@ class TritonNorm(NormBackend):
                 enable_fp_fusion=fuses(width),
             )  # fmt: skip
         return y, new_residual, rstd
+
+    def normalised(
+        self, new_residual: torch.Tensor, weight: torch.Tensor, rstd: torch.Tensor, dtype: torch.dtype
+    ) -> torch.Tensor:
+        rows, width = new_residual.shape
+        new_residual = unit_stride(new_residual)
+        y = torch.empty((rows, width), dtype=dtype, device=new_residual.device)
+        block_r, block_w, warps = forward_tile(width)
+        with on_device(new_residual):
+            _normalised_kernel[(-(-rows // block_r),)](
+                new_residual, weight.contiguous(), rstd, y, rows, width, new_residual.stride(0),
+                BLOCK_R=block_r, BLOCK_W=block_w, num_warps=warps, enable_fp_fusion=fuses(width),
+            )  # fmt: skip
+        return y
 
     def backward(
         self,
