@@ -205,7 +205,7 @@ def test_every_base_is_described_once_and_with_enough_context():
         overlap = int(rng.integers(0, context))
         cuts = np.sort(rng.choice(length + 1, 2 * int(rng.integers(1, 5)), replace=False)).reshape(-1, 2)
         for reverse in (False, True):
-            tiles = StrandTiling(context, overlap).tiles(reverse, cuts, length)
+            tiles = StrandTiling(context, overlap).tiles_of_strand(reverse, cuts, length)
             described = [base for tile in tiles for base in range(tile.first, tile.end)]
             assert len(set(described)) == len(described)
             in_contig = {length - 1 - base if reverse else base for base in described}

@@ -132,23 +132,27 @@ class Model:
         regions: Regions | None = None,
         strand: Strand = "forward",
         context: int | Literal["unlimited"] | None = None,
+        mask_every: int | Literal["alone"] | None = None,
         batch_tokens: int | None = None,
     ) -> Any:
         """ln p of each base given the bases before it, in nats: (length,) fp32, NaN where there is none (N, and the
-        first base of a strand). For several sequences or regions a list of such arrays.
+        first base of a strand). Of a model that predicts masked bases: given the bases on both sides. For several
+        sequences or regions a list of such arrays.
 
         Args:
             sequences: one or several; or
             genome, regions: regions of a genome, whose neighbouring bases are read as context.
             strand: `forward`, `reverse` (the bases are read on the other strand), or the `mean` of the two.
             context: bases of context at most; `unlimited` hands the state on. Default: what it was trained at.
+            mask_every: of a model that predicts masked bases, bases between those that one pass masks (default 16), or
+                `alone`.
             batch_tokens: bases in one pass; lower it when memory runs out. The result does not depend on it beyond
                 rounding.
 
         >>> model.log_likelihood("ACGTTGCA").shape
         (8,)
         """
-        found = self._tracks(["log_likelihood"], sequences, genome, regions, strand, context, batch_tokens)
+        found = self._tracks(["log_likelihood"], sequences, genome, regions, strand, context, mask_every, batch_tokens)
         return _one_or_all([values[0] for values in found], sequences, regions)
 
     def base_probabilities(
@@ -159,6 +163,7 @@ class Model:
         regions: Regions | None = None,
         strand: Strand = "forward",
         context: int | Literal["unlimited"] | None = None,
+        mask_every: int | Literal["alone"] | None = None,
         batch_tokens: int | None = None,
     ) -> Any:
         """The probabilities of A, C, G, T at each position given the bases before it, in letters of the sequence as
@@ -168,7 +173,7 @@ class Model:
         [1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]
         """
         tracks = ["p_A", "p_C", "p_G", "p_T"]
-        found = self._tracks(tracks, sequences, genome, regions, strand, context, batch_tokens)
+        found = self._tracks(tracks, sequences, genome, regions, strand, context, mask_every, batch_tokens)
         return _one_or_all([np.ascontiguousarray(values.T) for values in found], sequences, regions)
 
     def likelihood_table(
@@ -179,6 +184,7 @@ class Model:
         strands: Sequence[Strand] = ("forward", "reverse", "mean"),
         tracks: Sequence[str] = TRACKS,
         context: int | Literal["unlimited"] | None = None,
+        mask_every: int | Literal["alone"] | None = None,
         batch_tokens: int | None = None,
     ) -> "polars.DataFrame":
         """The likelihoods of regions as a table, a row a base of the merged regions: what `dnamamba likelihood --format
@@ -186,13 +192,13 @@ class Model:
 
         Args:
             tracks: log_likelihood (nats), p_A, p_C, p_G, p_T, entropy (nats), or some of them.
-            genome, regions, context, batch_tokens: as `log_likelihood`'s.
+            genome, regions, context, mask_every, batch_tokens: as `log_likelihood`'s.
 
         >>> model.likelihood_table(genome=genome, regions="K-12-MG1655:1-100", tracks=["entropy"]).shape
         (100, 6)
         """
         store = self._open(genome)
-        tiling = tiling_for(self._inference, context, None)
+        tiling = tiling_for(self._inference, context, None, mask_every)
         intervals = _intervals(regions, store)
         return likelihood_table(self._inference, store, intervals, tiling, strands, tracks, batch_tokens)
 
@@ -400,11 +406,12 @@ class Model:
         regions: Regions | None,
         strand: Strand,
         context: int | Literal["unlimited"] | None,
+        mask_every: int | Literal["alone"] | None,
         batch_tokens: int | None,
     ) -> list[np.ndarray]:
         """(tracks, bases) fp32 of each sequence or region."""
         inference = self._inference
-        tiling = tiling_for(inference, context, None)
+        tiling = tiling_for(inference, context, None, mask_every)
         if _are_sequences(sequences, genome, regions):
             assert sequences is not None
             return likelihoods_of_sequences(inference, _tokens(sequences), tiling, strand, tracks, batch_tokens)

@@ -33,16 +33,16 @@ _LACKING = {
     Ability.PREDICTS_MASKED_BASE: "does not predict masked bases",
 }
 _IN_CHUNKS = Ability.CAUSAL | Ability.CONSTANT_STATE
-NEEDS = {
-    "generate": Ability.CARRIES_STATE | Ability.PREDICTS_NEXT_BASE,
-    "likelihood": Ability.CARRIES_STATE | Ability.PREDICTS_NEXT_BASE,
-    "likelihood --context unlimited": Ability.CONSTANT_STATE | Ability.PREDICTS_NEXT_BASE,
-    **{f"pretrain --backprop {way}": _IN_CHUNKS | Ability.PREDICTS_NEXT_BASE for way in ("chunked", "truncated")},
-    **{f"finetune --backprop {way}": _IN_CHUNKS for way in ("chunked", "truncated")},
-    "embed": Ability.CAUSAL | Ability.CARRIES_STATE,
-    "score": Ability.CAUSAL | Ability.CARRIES_STATE | Ability.PREDICTS_NEXT_BASE,
+_BY_NEXT_BASE = Ability.CARRIES_STATE | Ability.PREDICTS_NEXT_BASE
+NEEDS: dict[str, tuple[Ability, ...]] = {
+    "generate": (_BY_NEXT_BASE,),
+    "likelihood": (_BY_NEXT_BASE, Ability.PREDICTS_MASKED_BASE),
+    "likelihood --context unlimited": (Ability.CONSTANT_STATE | Ability.PREDICTS_NEXT_BASE,),
+    **{f"pretrain --backprop {way}": (_IN_CHUNKS | Ability.PREDICTS_NEXT_BASE,) for way in ("chunked", "truncated")},
+    **{f"finetune --backprop {way}": (_IN_CHUNKS,) for way in ("chunked", "truncated")},
+    "score": (Ability.CAUSAL | _BY_NEXT_BASE, Ability.PREDICTS_MASKED_BASE),
 }
-"""Of the verbs that take a language model."""
+"""Of the verbs that take a language model: one of these sets."""
 
 
 WITHOUT_CHUNKS = "take --backprop whole, with --recompute all where memory is short"
@@ -90,7 +90,7 @@ def require_for_objective(config: ModelConfig) -> None:
 def require(model: HasAbilities, verb: str, otherwise: str = "") -> None:
     """Raises `InputError` unless `model` has all that `verb` needs: says what it lacks, which mixers and objectives
     have it, and what else to do."""
-    missing = NEEDS[verb] & ~model.abilities
+    missing = min((needs & ~model.abilities for needs in NEEDS[verb]), key=lambda each: len(list(each)))
     if not missing:
         return
     lacks = " and ".join(text for each, text in _LACKING.items() if each in missing)

@@ -16,14 +16,16 @@ from dnamamba.analysis.likelihood.compute import (
     BATCH_TOKENS,
     STRANDS,
     LikelihoodSums,
+    Tiling,
     fill_tracks,
     spans_read,
     strands_to_read,
 )
 from dnamamba.analysis.likelihood.contig_tracks import Column, ContigTracks
+from dnamamba.analysis.likelihood.masked_tiles import MaskedTiling, masking_differences
 from dnamamba.analysis.likelihood.settings import LikelihoodSettings
 from dnamamba.analysis.likelihood.strand_tiles import StrandTiling
-from dnamamba.analysis.likelihood.strand_values import TRACKS, StrandTile
+from dnamamba.analysis.likelihood.strand_values import TRACKS
 from dnamamba.analysis.likelihood.track_files import Write, open_files, refuse_missing_libraries
 from dnamamba.errors import InputError
 from dnamamba.genome.indexed import IndexedGenome, open_for
@@ -33,11 +35,15 @@ from dnamamba.genome.store import TokenStore, open_genome
 from dnamamba.genome.view import GenomeView
 from dnamamba.inference.load import Inference, load_for_inference
 from dnamamba.inference.provenance import result_provenance
-from dnamamba.model.abilities import require
+from dnamamba.model.abilities import Ability, require
 from dnamamba.outputs import provenance_file, refuse_existing, whole_files, write_provenance
 from dnamamba.runs.lines import Line, caution_lines, genome_line, print_lines
 from dnamamba.runs.progress import by_count, job_bar, si
 
+MASK_EVERY = 16
+"""Bases between masks by default: sparser than in training, at a sixteenth of the passes"""
+MASKING_SAMPLE = 32
+"""Bases that are also masked alone, to measure what masking several at once changes"""
 FORMATS = ("bigwig", "bedgraph", "parquet", "npz")
 
 
@@ -74,28 +80,30 @@ def run_likelihood(settings: LikelihoodSettings) -> None:
         store = _open(settings, progress)
     merged = merged_regions(store, read_regions(store, settings.region, settings.regions, settings.contigs))
     wanted = dict(sorted(merged.items()))  # by name, the order in which UCSC's tools look contigs up in a bigWig
-    check_bases(store, wanted)
     inference = load_for_inference(settings.checkpoint, settings.accelerator, settings.precision)
-    tiling = tiling_for(inference, settings.context, settings.overlap)
+    check_bases(store, wanted, at_ends=Ability.PREDICTS_MASKED_BASE in inference.model.abilities)
+    tiling = tiling_for(inference, settings.context, settings.overlap, settings.mask_every)
     batch_tokens = settings.batch_tokens or BATCH_TOKENS[inference.device.type]
-    tiles = {name: _tiles(tiling, choice, pairs, store.contig(name).length) for name, pairs in wanted.items()}
-    to_read = sum(tile.end - tile.start - 1 for of_contig in tiles.values() for tile in of_contig)
+    lengths = {name: store.contig(name).length for name in wanted}
+    tiles: dict[str, list[Any]] = {
+        name: tiling.tiles(choice.computed, pairs, lengths[name]) for name, pairs in wanted.items()
+    }
+    to_read = sum(map(tiling.bases_read, tiles.values()))
     print_lines(_header(settings, inference, store, wanted, tiling, to_read))
 
     sums = LikelihoodSums()
-    lengths = {name: store.contig(name).length for name in wanted}
     files = open_files(settings.out, choice.formats, choice.columns, lengths)
     with whole_files([card, *planned], settings.overwrite) as (card_name, *partials):
         names = [(partial, open_it) for partial, (_, open_it) in zip(partials, files, strict=True)]
         compute_seconds, write_seconds = _compute_and_write(
-            settings, choice, inference, store, wanted, tiles, names, batch_tokens, sums
+            settings, choice, inference, store, wanted, tiling, tiles, names, batch_tokens, sums
         )
         write_provenance(card_name, _card(settings, choice, tiling, inference, store, sums))
     speed = f"{si(to_read)}b in {compute_seconds:.1f} s, {si(to_read / compute_seconds)}b/s{_peak_memory(inference)}"
     bits = ", ".join(f"{strand} {value:.4f}" for strand, value in sums.bits_per_base().items())
     shown = ", ".join(str(path) for path in planned[:2])
     written = f"{len(planned)} files in {write_seconds:.1f} s: {shown}{', …' if planned[2:] else ''}"
-    print_lines([("computed", speed), ("bits/base", bits), ("written", written)])
+    print_lines([("computed", speed), ("bits/base", bits), ("masks", sums.describe_masking()), ("written", written)])
 
 
 def _open(settings: LikelihoodSettings, progress: Callable[[int, int], None]) -> TokenStore | IndexedGenome:
@@ -115,14 +123,15 @@ def _compute_and_write(
     inference: Inference,
     store: GenomeView,
     wanted: ByContig,
-    tiles: dict[str, list[StrandTile]],
+    tiling: Tiling,
+    tiles: dict[str, list[Any]],
     names: Sequence[tuple[Path, Callable[[Path], AbstractContextManager[Write]]]],
     batch_tokens: int,
     sums: LikelihoodSums,
 ) -> tuple[float, float]:
     """Contig by contig; seconds of computing and of writing."""
     compute_seconds = write_seconds = 0.0
-    to_read = sum(tile.end - tile.start - 1 for of_contig in tiles.values() for tile in of_contig)
+    to_read = sum(map(tiling.bases_read, tiles.values()))
     with contextlib.ExitStack() as writers, job_bar("likelihood", "b") as report:
         advance = by_count(report, to_read)
         writes = [writers.enter_context(open_it(name)) for name, open_it in names]
@@ -131,7 +140,10 @@ def _compute_and_write(
             folder = settings.out.absolute().parent
             with ContigTracks(name, tokens, pairs, choice.computed, choice.tracks, folder) as tracks:
                 began = time.perf_counter()
-                fill_tracks(inference, tracks, tokens, tiles[name], batch_tokens, sums, advance)
+                fill_tracks(inference, tracks, tokens, tiling, tiles[name], batch_tokens, sums, advance)
+                if isinstance(tiling, MaskedTiling) and tiling.mask_every is not None:
+                    share = -(-MASKING_SAMPLE // len(wanted))
+                    sums.masking.append(masking_differences(inference, tokens, tiles[name], tiling.mask_every, share))
                 computed = time.perf_counter()
                 _write_all(tracks, writes)
                 compute_seconds += computed - began
@@ -161,9 +173,19 @@ def choose(settings: LikelihoodSettings) -> Choice:
     )
 
 
-def tiling_for(inference: Inference, context: int | Literal["unlimited"] | None, overlap: int | None) -> StrandTiling:
-    """Context and overlap with their defaults. Raises `InputError` for sizes that do not go together."""
+def tiling_for(
+    inference: Inference,
+    context: int | Literal["unlimited"] | None,
+    overlap: int | None,
+    mask_every: int | Literal["alone"] | None = None,
+) -> Tiling:
+    """Context, overlap and masks with their defaults. Raises `InputError` for values that do not go together."""
     require(inference.model, "likelihood --context unlimited" if context == "unlimited" else "likelihood")
+    masks = Ability.PREDICTS_MASKED_BASE in inference.model.abilities
+    if mask_every is not None and not masks:
+        raise InputError("--mask_every: this model predicts the next base and masks none")
+    if mask_every not in (None, "alone") and not (isinstance(mask_every, int) and mask_every >= 2):
+        raise InputError(f"--mask_every: {mask_every} is not possible, expected 2 bases or more, or alone")
     if context == "unlimited":
         if overlap is not None:
             raise InputError(
@@ -172,28 +194,32 @@ def tiling_for(inference: Inference, context: int | Literal["unlimited"] | None,
         return StrandTiling(None, 0)
     context = inference.trained_length if context is None else context
     if context is None:
+        unlimited = "" if masks else " or unlimited"
         raise InputError(
-            f"{inference.checkpoint}: does not say what length it was trained at; give --context BASES or unlimited"
+            f"{inference.checkpoint}: does not say what length it was trained at; give --context BASES{unlimited}"
         )
     if context < 1:
         raise InputError(f"--context: {context} is not possible, expected at least 1 base, or unlimited")
-    overlap = context // 2 if overlap is None else overlap
-    if not 0 <= overlap < context:
-        raise InputError(f"--overlap: {overlap} is not possible, expected 0 to {context - 1}, below --context")
-    return StrandTiling(context, overlap)
+    most = (context - 1) // 2 if masks else context - 1
+    overlap = min(context // 4 if masks else context // 2, most) if overlap is None else overlap
+    if not 0 <= overlap <= most:
+        below = "half of --context" if masks else "--context"
+        raise InputError(f"--overlap: {overlap} is not possible, expected 0 to {most}, below {below}")
+    if not masks:
+        return StrandTiling(context, overlap)
+    every = None if mask_every == "alone" else MASK_EVERY if mask_every is None else mask_every
+    return MaskedTiling(context, overlap, every, inference.model.config.rc_equivariant)
 
 
-def check_bases(store: GenomeView, wanted: ByContig) -> None:
-    """Raises `InputError` where no wanted base can have a value on both strands."""
+def check_bases(store: GenomeView, wanted: ByContig, at_ends: bool = False) -> None:
+    """Raises `InputError` where no wanted base can have a value on both strands; `at_ends`: those that a contig begins
+    and ends with can."""
     for name, pairs in wanted.items():
-        for start, end in np.clip(pairs, 1, store.contig(name).length - 1).tolist():
+        margin = 0 if at_ends else 1
+        for start, end in np.clip(pairs, margin, store.contig(name).length - margin).tolist():
             if start < end and store.n_count(name, start, end) < end - start:
                 return
     raise InputError("nothing to compute: the chosen regions have no base but N and contigs' ends")
-
-
-def _tiles(tiling: StrandTiling, choice: Choice, pairs: np.ndarray, length: int) -> list[StrandTile]:
-    return [tile for strand in choice.computed for tile in tiling.tiles(strand == "reverse", pairs, length)]
 
 
 def _among(flag: str, given: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
@@ -210,7 +236,7 @@ def _header(
     inference: Inference,
     store: GenomeView,
     wanted: ByContig,
-    tiling: StrandTiling,
+    tiling: Tiling,
     to_read: int,
 ) -> list[Line]:
     regions = sum(map(len, wanted.values()))
@@ -225,7 +251,10 @@ def _header(
     ]
 
 
-def _describe(tiling: StrandTiling) -> str:
+def _describe(tiling: Tiling) -> str:
+    if isinstance(tiling, MaskedTiling):
+        masks = "each masked alone" if tiling.mask_every is None else f"every {tiling.mask_every}th masked in a pass"
+        return f"tiles of {tiling.context:,} bases, {tiling.overlap:,} at least on both sides of a base; {masks}"
     if tiling.context is None:
         return "unlimited: each strand from its start, the state handed on"
     return f"tiles of {tiling.context:,} bases, {tiling.overlap:,} at least before a base"
@@ -240,7 +269,7 @@ def _peak_memory(inference: Inference) -> str:
 def _card(
     settings: LikelihoodSettings,
     choice: Choice,
-    tiling: StrandTiling,
+    tiling: Tiling,
     inference: Inference,
     store: GenomeView,
     sums: LikelihoodSums,
@@ -254,6 +283,8 @@ def _card(
         "context": "unlimited" if tiling.context is None else tiling.context,
         "overlap": tiling.overlap,
         "precision": inference.precision,
+        **({"mask_every": tiling.mask_every or "alone"} if isinstance(tiling, MaskedTiling) else {}),
+        **({"masking_difference_nats": sums.masking_difference} if sums.masking_difference is not None else {}),
         "bits_per_base": sums.bits_per_base(),
         "bases": sums.bases,
     }

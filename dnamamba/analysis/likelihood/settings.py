@@ -18,7 +18,8 @@ from dnamamba.settings.options import (
 class LikelihoodSettings(ComputeOptions, BatchTokensOptions, OverwriteOptions, GenomeOptions, PretrainedModelOptions):
     """Per-position likelihoods of a genome under a pretrained model, as tracks for genome browsers and as tables.
 
-    Tracks: log_likelihood, ln p of the reference base given the bases before it; p_A, p_C, p_G, p_T, the probabilities
+    Tracks: log_likelihood, ln p of the reference base given the bases before it (given those on both sides, of a model
+    that predicts masked bases); p_A, p_C, p_G, p_T, the probabilities
     of the four bases at this position, in letters of the forward strand; entropy of these four. Logarithms are natural
     (nats; bits = nats / 0.6931). Strands: forward; reverse, where the bases are read on the other strand from its own
     5' side; mean of the two. N, and the base that a strand begins with, have no value.
@@ -47,7 +48,11 @@ class LikelihoodSettings(ComputeOptions, BatchTokensOptions, OverwriteOptions, G
     trained at."""
     overlap: int | None = None
     """Bases of context at least, but near a contig's end where a strand begins; the genome is read in tiles of
-    --context bases that overlap by so many. Default: half of --context."""
+    --context bases that overlap by so many. Default: half of --context. Of a model that predicts masked bases: on both
+    sides of a base; default a quarter."""
+    mask_every: int | Literal["alone"] | None = setting(None, at_least=2)
+    """Of a model that predicts masked bases: mask every K-th base of a tile in one pass, so that K passes serve all; or
+    alone, one base a pass. What that changes is measured on a sample and printed. Default: 16."""
 
     batch_tokens: int | None = setting(None, at_least=1)
     """Bases in one pass through the model; lower it when memory runs out. Default: 524288 on a GPU, 8192 on a CPU."""

@@ -5,11 +5,12 @@ first tile of all) up to `context` bases after its start: those have more than `
 of the tile before them. Where tiles lie depends on the contig alone: a region's values are those of the whole genome.
 """
 
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from dnamamba.analysis.likelihood.strand_values import StrandTile
+from dnamamba.analysis.likelihood.strand_values import StrandTile, StrandValues, describe_strands
 
 
 class StrandTiling(NamedTuple):
@@ -19,7 +20,11 @@ class StrandTiling(NamedTuple):
     overlap: int
     """Below `context`"""
 
-    def tiles(self, reverse: bool, pairs: np.ndarray, length: int) -> list[StrandTile]:
+    def tiles(self, strands: Sequence[str], pairs: np.ndarray, length: int) -> list[StrandTile]:
+        """`tiles_of_strand` of these strands (forward, reverse)."""
+        return [tile for name in strands for tile in self.tiles_of_strand(name == "reverse", pairs, length)]
+
+    def tiles_of_strand(self, reverse: bool, pairs: np.ndarray, length: int) -> list[StrandTile]:
         """The tiles that describe the bases in `pairs` of a contig of `length` bases, each once, but the strand's
         first.
 
@@ -51,6 +56,14 @@ class StrandTiling(NamedTuple):
             StrandTile(reverse, *tile)
             for tile in zip((tiles * stride).tolist(), first.tolist(), end.tolist(), strict=True)
         ]
+
+    def bases_read(self, tiles: Sequence[StrandTile]) -> int:
+        """The last base of a tile is predicted, and not read."""
+        return sum(tile.end - tile.start - 1 for tile in tiles)
+
+    def describe(self, *arguments: Any) -> Iterator[StrandValues]:
+        """`describe_strands`."""
+        return describe_strands(*arguments)
 
     def _tile_of(self, starts: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """First and last tile that describe bases in [starts, ends)."""
