@@ -219,12 +219,12 @@ def test_every_base_is_described_once_and_with_enough_context():
 def test_tiles_without_wanted_bases_are_not_read():
     tiling = StrandTiling(100, 50)
     pairs = np.array([[10, 12], [9_000, 9_010]])
-    assert tiling.tiles(False, pairs, 10_000) == [
+    assert tiling.tiles_of_strand(False, pairs, 10_000) == [
         (False, 0, 10, 12),
         (False, 8900, 9000, 9001),
         (False, 8950, 9001, 9010),
     ]
-    assert sum(tile.end - tile.start for tile in tiling.tiles(True, pairs, 10_000)) <= 300
+    assert sum(tile.end - tile.start for tile in tiling.tiles_of_strand(True, pairs, 10_000)) <= 300
 
 
 def run(folder, checkpoint, fasta, *flags):
