@@ -16,7 +16,7 @@ class Chunk(NamedTuple):
     tokens: Tensor
     """(batch, length of the chunk)"""
     hidden: Tensor
-    """(batch, length of the chunk, d_model), after the final norm"""
+    """(batch, length of the chunk, hidden), after the final norm"""
     state: ModelState
     """After its last position"""
 
@@ -37,6 +37,7 @@ def stream(backbone: Backbone, chunks: Iterable[Tensor], state: ModelState | Non
     """
     begin = 0
     for tokens in chunks:
+        assert begin == 0 or backbone.is_causal, "a model that sees both sides reads a sequence whole"
         hidden, state = backbone(tokens, state)
         yield Chunk(begin, tokens, hidden, state)
         begin += tokens.shape[1]
