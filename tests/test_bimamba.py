@@ -1,6 +1,7 @@
 """Models that see both sides of a position: bidirectional Mamba and reverse-complement equivariance, against plain code
 with real flips; packed, padded, odd lengths, gradients, parameters."""
 
+import math
 from contextlib import nullcontext
 
 import pytest
@@ -9,12 +10,13 @@ import torch.nn.functional as F
 
 from dnamamba.alphabet import COMPLEMENT, MASK, PAD, VOCABULARY_SIZE
 from dnamamba.errors import InputError
+from dnamamba.formats.fields import format_needed
 from dnamamba.inference.sampling import _with_matrices_in
 from dnamamba.model.abilities import NEEDS, Ability, require
 from dnamamba.model.config import ModelConfig, preset
 from dnamamba.model.language_model import LanguageModel
 from dnamamba.model.mixers.bimamba import BiMambaMixer
-from dnamamba.model.parameters import parameter_count, training_flops_per_token
+from dnamamba.model.parameters import parameter_count, parameter_groups, training_flops_per_token
 from dnamamba.model.strands import averaged_logits
 
 TINY = {"mixer": "bimamba", "objective": "masked_base", "d_model": 8, "n_layer": 3, "d_state": 4, "d_conv": 3}
@@ -319,6 +321,12 @@ def test_sizes():
     assert flops[2] == 2 * flops[1]
 
 
+def test_only_what_needs_the_newest_format_has_it():
+    assert format_needed([ModelConfig(**TINY)]) == 2
+    for changed in ({"rc_equivariant": True}, {"bidirectional_weight_tie": False}):
+        assert format_needed([ModelConfig(**TINY | changed)]) == 4
+
+
 def test_what_a_masked_model_cannot_do_is_one_line():
     model = make_model()
     assert model.abilities == Ability.PREDICTS_MASKED_BASE
@@ -371,3 +379,22 @@ def test_bf16_on_a_gpu_stays_close_to_fp32_on_the_cpu(case, packed):
         assert found == pytest.approx(nll, rel=tolerance / 10)
         for (name, _), gradient, other in zip(model.named_parameters(), gradients, others, strict=True):
             assert (gradient - other).norm() <= tolerance * gradient.norm() + 1e-3, name
+
+
+@pytest.mark.parametrize("options", [{}, {"rc_equivariant": True}])
+def test_a_model_learns_to_fill_in(options):
+    """A sequence by heart, on both strands, other bases masked at each step; then some never masked together."""
+    torch.manual_seed(0)
+    model = LanguageModel(ModelConfig(**TINY | {"d_model": 32, "n_layer": 2, "d_conv": 4} | options))
+    sequence, flags = torch.randint(0, 4, (1, 41), dtype=torch.uint8).expand(8, -1), torch.arange(8) % 2 == 1
+    optimizer = torch.optim.AdamW(parameter_groups(model, 0.0), lr=1e-2)
+    for step in range(100):
+        batch = model.objective.prepare_batch(sequence, flags, None, torch.arange(8) + 8 * step, training=True)
+        sums = model.loss(batch.inputs, batch.targets)
+        optimizer.zero_grad()
+        (sums.nll_sum / sums.counted).backward()
+        optimizer.step()
+    batch = model.objective.prepare_batch(sequence, flags, None, torch.arange(8) + 10**6)
+    sums = model.loss(batch.inputs, batch.targets)
+    assert sums.counted > 20
+    assert sums.nll_sum.item() / sums.counted.item() < 0.4 * math.log(4)
