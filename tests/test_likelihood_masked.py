@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from tiny_models import random_bases, tiny_model
+from tiny_models import random_bases, tiny_bimamba, tiny_model
 
 import dnamamba
 from dnamamba import cli, likelihood
@@ -18,28 +18,14 @@ from dnamamba.formats.checkpoint import save_checkpoint
 from dnamamba.genome.intervals import Interval
 from dnamamba.genome.store import open_genome
 from dnamamba.inference.load import load_for_inference
-from dnamamba.model.config import preset
-from dnamamba.model.language_model import LanguageModel
 
 CONTIGS = {"b": f"NN{random_bases(90, 0)}NNN{random_bases(40, 1).lower()}", "a": random_bases(61, 2), "c": "A"}
 CONTEXT = 40
 
 
 def make(folder, **options):
-    options = {"mixer": "bimamba", "objective": "masked_base"} | options
     save_checkpoint(tiny_bimamba(**options), folder, {"settings": {"length": CONTEXT}})
     return load_for_inference(folder, "cpu", "fp32")
-
-
-def tiny_bimamba(**options):
-    torch.manual_seed(3)
-    model = LanguageModel(preset("demo", n_layer=2, d_model=16, d_state=4, **options))
-    with torch.no_grad():
-        model.backbone.embedding.weight.mul_(12)
-        for layer in model.backbone.layers:
-            for weight in layer.mixer.output_weights():
-                weight.mul_(8)
-    return model
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,6 @@ from dnamamba.analysis.likelihood.strand_values import TRACKS
 from dnamamba.analysis.variants.mutagenesis import saturate, saturation_table
 from dnamamba.analysis.variants.plan import plan_for
 from dnamamba.analysis.variants.score_output import combine, scored_table
-from dnamamba.analysis.variants.scores import score_alleles
 from dnamamba.api.variants import Variants, records_of
 from dnamamba.errors import GenomeWarning, InputError
 from dnamamba.finetuning.apply import prediction_table, refuse_other_queries
@@ -286,6 +285,8 @@ class Model:
         suffix: int | None = None,
         exact: bool = False,
         embedding_distance: bool = False,
+        flank: int | None = None,
+        mask_every: int | Literal["alone"] | None = None,
         max_mismatches: float = 0.01,
         batch_tokens: int | None = None,
     ) -> "polars.DataFrame":
@@ -297,10 +298,14 @@ class Model:
             variants: a VCF (plain, gzip, bgzip); (contig, position, ref, alt) with positions from 1, as in a VCF; or a
                 polars frame with the columns contig (or chrom), pos (from 1) or start (from 0), ref and alt.
             genome: the assembly that they were called on.
-            context: bases of a tile. Default: what the model was trained at.
+            context: bases of a tile, or of the window around a variant. Default: what the model was trained at.
             suffix: reference bases after an allele that are scored with it. Default: a 32nd of `context`, at least
                 2048; `exact` scores all to the tile's end.
             embedding_distance: adds how far the embeddings of the bases after the variant move.
+            flank: of a model that predicts masked bases, which needs no `suffix`: bases on each side of an allele that
+                are scored with it (default 16), single-base changes apart.
+            mask_every: of such a model, bases between those of an allele and its flanks that one pass masks, or `alone`
+                (the default).
             max_mismatches: share of the variants whose ref may differ from the genome.
 
         >>> model.score_variants([("K-12-MG1655", 1000, "T", "A")], genome=genome)["llr"].len()
@@ -315,10 +320,12 @@ class Model:
             batch_tokens=batch_tokens,
             exact=exact,
             embedding_distance=embedding_distance,
+            flank=flank,
+            mask_every=mask_every,
         )
-        checked = check(records, store, longest=plan.tiling.context // 2)
+        checked = check(records, store, longest=plan.context // 2)
         refuse_mismatches(checked, records, store, max_mismatches, "variants", hint="; max_mismatches raises the limit")
-        scores = score_alleles(inference, store, checked.alleles, plan)
+        scores = plan.score(inference, store, checked.alleles)
         return scored_table(records, ids, checked, combine(checked.alleles, scores))
 
     def mutagenesis(

@@ -5,10 +5,13 @@ Then a base is predicted without those of its neighbours that are masked with it
 masked alone, would see.
 """
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
 from dnamamba.alphabet import BASES, MASK
+from dnamamba.errors import InputError
 from dnamamba.inference.load import Inference
 from dnamamba.model.language_model import LanguageModel
 
@@ -30,15 +33,27 @@ def masked_logits(
         batch_tokens: at most so many bases a pass, unless one window has more.
     """
     count, length = windows.shape
-    position = torch.arange(length, device=windows.device)
-    number = position - first[:, None]
-    wanted = (number >= 0) & (position < end[:, None])
-    most = int((end - first).max())
-    passes = most if mask_every is None else min(mask_every, most)
+    number = torch.arange(length, device=windows.device) - first[:, None]
+    size = (end - first)[:, None]
+    passes = size if mask_every is None else size.clamp(max=mask_every)
+    window = torch.repeat_interleave(torch.arange(count, device=windows.device), passes[:, 0])
+    turn = torch.arange(len(window), device=windows.device) - (passes.cumsum(0) - passes)[window, 0]
     logits = torch.zeros(count, length, BASES, device=windows.device)
-    for rows in torch.arange(count * passes, device=windows.device).split(max(batch_tokens // length, 1)):
-        window, turn = rows // passes, rows % passes
-        is_masked = wanted[window] & (number[window] % passes == turn[:, None])
-        output = inference.model(torch.where(is_masked, MASK, windows[window]))
-        logits.index_add_(0, window, torch.where(is_masked[..., None], output.logits, 0.0))
+    for begin in range(0, len(window), most := max(batch_tokens // length, 1)):
+        rows = window[begin : begin + most]
+        is_wanted = (number[rows] >= 0) & (number[rows] < size[rows])
+        is_masked = is_wanted & (number[rows] % passes[rows] == turn[begin : begin + most, None])
+        output = inference.model(torch.where(is_masked, MASK, windows[rows]))
+        logits.index_add_(0, rows, torch.where(is_masked[..., None], output.logits, 0.0))
     return logits
+
+
+def mask_every_of(given: int | Literal["alone"] | None, default: int | None) -> int | None:
+    """What a verb's --mask_every means to `masked_logits`. Raises `InputError`."""
+    if given is None:
+        return default
+    if given == "alone":
+        return None
+    if not (isinstance(given, int) and given >= 2):
+        raise InputError(f"--mask_every: {given} is not possible, expected 2 bases or more, or alone")
+    return given

@@ -34,6 +34,7 @@ from dnamamba.genome.regions import bases_of, merged_regions, read_regions
 from dnamamba.genome.store import TokenStore, open_genome
 from dnamamba.genome.view import GenomeView
 from dnamamba.inference.load import Inference, load_for_inference
+from dnamamba.inference.masked import mask_every_of
 from dnamamba.inference.provenance import result_provenance
 from dnamamba.model.abilities import Ability, require
 from dnamamba.outputs import provenance_file, refuse_existing, whole_files, write_provenance
@@ -184,8 +185,7 @@ def tiling_for(
     masks = Ability.PREDICTS_MASKED_BASE in inference.model.abilities
     if mask_every is not None and not masks:
         raise InputError("--mask_every: this model predicts the next base and masks none")
-    if mask_every not in (None, "alone") and not (isinstance(mask_every, int) and mask_every >= 2):
-        raise InputError(f"--mask_every: {mask_every} is not possible, expected 2 bases or more, or alone")
+    every = mask_every_of(mask_every, MASK_EVERY)
     if context == "unlimited":
         if overlap is not None:
             raise InputError(
@@ -207,7 +207,6 @@ def tiling_for(
         raise InputError(f"--overlap: {overlap} is not possible, expected 0 to {most}, below {below}")
     if not masks:
         return StrandTiling(context, overlap)
-    every = None if mask_every == "alone" else MASK_EVERY if mask_every is None else mask_every
     return MaskedTiling(context, overlap, every, inference.model.config.rc_equivariant)
 
 

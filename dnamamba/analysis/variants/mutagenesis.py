@@ -8,9 +8,9 @@ import numpy as np
 
 from dnamamba.alphabet import BASES, TOKEN_BITS, decode
 from dnamamba.analysis.variants.mutagenesis_settings import FORMATS, MutagenesisSettings
-from dnamamba.analysis.variants.plan import plan_of, scoring_provenance
+from dnamamba.analysis.variants.plan import Plan, plan_for, scoring_provenance
 from dnamamba.analysis.variants.score_job import describe_truncation
-from dnamamba.analysis.variants.scores import AllelesScored, ScorePlan, Scores, score_alleles
+from dnamamba.analysis.variants.scores import AllelesScored, Scores
 from dnamamba.errors import InputError
 from dnamamba.genome.alleles import Alleles
 from dnamamba.genome.indexed import open_for
@@ -29,7 +29,7 @@ from dnamamba.outputs import (
 )
 from dnamamba.report.mutagenesis import plot_mutagenesis
 from dnamamba.runs.lines import Line, caution_lines, genome_line, print_lines
-from dnamamba.runs.progress import compared, job_bar, si
+from dnamamba.runs.progress import job_bar, si
 
 if TYPE_CHECKING:
     import polars
@@ -52,7 +52,7 @@ class Saturation(NamedTuple):
     llr_forward: np.ndarray
     llr_reverse: np.ndarray
     scores: Scores
-    """As `score_alleles` gives them, three changes a base"""
+    """As the plan gives them, three changes a base"""
 
 
 def mutagenesis(settings: MutagenesisSettings) -> Saturation:
@@ -69,7 +69,14 @@ def mutagenesis(settings: MutagenesisSettings) -> Saturation:
     if store.n_count(region.contig, region.start, region.end) == region.length:
         raise InputError(f"--region: {settings.region} holds no A, C, G or T to change; choose one with bases")
     inference = load_for_inference(settings.checkpoint, settings.accelerator, settings.precision)
-    plan = plan_of(settings, inference)
+    plan = plan_for(
+        inference,
+        context=settings.context,
+        suffix=settings.suffix,
+        state_every=settings.state_every,
+        batch_tokens=settings.batch_tokens,
+        check=settings.check,
+    )
     print_lines(_header(settings, inference, store, region, plan))
     began = time.perf_counter()
     with job_bar("mutagenesis", "changes, each strand counted") as report:
@@ -78,18 +85,18 @@ def mutagenesis(settings: MutagenesisSettings) -> Saturation:
     with whole_files([card, *paths.values()], settings.overwrite) as (card_name, *partials):
         write(found, dict(zip(paths, partials, strict=True)))
         write_provenance(card_name, scoring_provenance(settings, inference, store, plan))
-    print_lines(_summary(found, seconds, paths))
+    print_lines(_summary(found, plan, seconds, paths))
     return found
 
 
 def saturate(
-    inference: Inference, store: GenomeView, region: Interval, plan: ScorePlan, progress: AllelesScored | None = None
+    inference: Inference, store: GenomeView, region: Interval, plan: Plan, progress: AllelesScored | None = None
 ) -> Saturation:
-    """Every change of a region. The values are those that `score_alleles` gives the same variants in a VCF."""
+    """Every change of a region. The values are those that the plan gives the same variants in a VCF."""
     tokens = store.read(region.contig, region.start, region.end) & TOKEN_BITS
     index = next(index for index, contig in enumerate(store.contigs) if contig.name == region.contig)
     alleles, offset, base = all_changes(tokens, index, region.start)
-    scores = score_alleles(inference, store, alleles, plan, progress)
+    scores = plan.score(inference, store, alleles, progress)
     matrices = []
     for strand in (scores.forward, scores.reverse):
         matrix = np.full((tokens.size, BASES), np.nan, np.float32)
@@ -171,36 +178,26 @@ def check_settings(settings: MutagenesisSettings) -> list[str]:
 
 
 def _header(
-    settings: MutagenesisSettings, inference: Inference, store: GenomeView, region: Interval, plan: ScorePlan
+    settings: MutagenesisSettings, inference: Inference, store: GenomeView, region: Interval, plan: Plan
 ) -> list[Line]:
-    tiling = plan.tiling
     return [
         *inference.header(),
         genome_line(settings.genome, store),
         ("contigs", store.names.matched()),
         ("region", f"{region.contig}:{region.start + 1:,}-{region.end:,}, {region.length:,} bases"),
-        (
-            "tiles",
-            f"{tiling.context:,} bases every {tiling.context // 2:,}, {tiling.suffix:,} bases after each change, "
-            f"states every {plan.state_every:,}",
-        ),
-        (
-            "to run",
-            f"about {si(6 * region.length * (1 + tiling.suffix + plan.state_every // 2))}b: 3 changes a base, "
-            "on both strands",
-        ),
-        *caution_lines(inference, store, tiling.context),
+        *plan.lines(),
+        ("to run", f"about {si(plan.bases_of_region(region.length))}b: 3 changes a base, on both strands"),
+        *caution_lines(inference, store, plan.context),
     ]
 
 
-def _summary(found: Saturation, seconds: float, paths: dict[str, Path]) -> list[Line]:
+def _summary(found: Saturation, plan: Plan, seconds: float, paths: dict[str, Path]) -> list[Line]:
     tokens = found.scores.tokens
-    run = tokens.tiles + tokens.alleles
     missing = int(np.isnan(found.llr).all(1).sum())
     return [
         ("scored", f"{3 * (found.tokens.size - missing):,} changes on both strands in {seconds:.1f} s"),
         ("missing", f"{missing:,} positions: N, or where a strand begins" if missing else ""),
-        ("bases run", f"{si(run)}b: {compared(run, tokens.full, 'four windows a change')}" if run else ""),
+        ("bases run", plan.describe_run(tokens) if tokens.tiles else ""),
         ("--suffix", describe_truncation(found.scores.truncation)),
         ("lowest", _lowest(found)),
         ("written", ", ".join(map(str, paths.values()))),

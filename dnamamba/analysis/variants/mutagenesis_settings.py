@@ -32,8 +32,8 @@ class MutagenesisSettings(
     parquet,npz,png."""
 
     context: int | None = None
-    """Bases of a tile: a change sees half of it to all of it on its left. Default: the length the model was trained
-    at."""
+    """Bases of a tile: a change sees half of it to all of it on its left. Of a model that predicts masked bases: of a
+    window with the change in its middle. Default: the length the model was trained at."""
     suffix: int | None = None
     """Reference bases after a change that are scored with it. Default: a 32nd of --context, but at least 2048,
     and at most half of --context."""

@@ -1,7 +1,8 @@
 """How alleles are scored, with every default filled in."""
 
-from typing import Any
+from typing import Any, Literal
 
+from dnamamba.analysis.variants.masked_scores import MaskedPlan
 from dnamamba.analysis.variants.mutagenesis_settings import MutagenesisSettings
 from dnamamba.analysis.variants.score_settings import ScoreSettings
 from dnamamba.analysis.variants.scores import ScorePlan
@@ -9,8 +10,14 @@ from dnamamba.analysis.variants.tiles import Tiling
 from dnamamba.errors import InputError
 from dnamamba.genome.view import GenomeView
 from dnamamba.inference.load import Inference
+from dnamamba.inference.masked import mask_every_of
 from dnamamba.inference.provenance import result_provenance
 from dnamamba.model.abilities import Ability, require
+
+Plan = ScorePlan | MaskedPlan
+"""Of a model that predicts the next base, and of one that predicts masked bases"""
+FLANK = 16
+"""Bases on each side of an insertion, deletion or the like that are scored with it: what it changes most is near"""
 
 
 def default_suffix(context: int) -> int:
@@ -29,16 +36,31 @@ def plan_for(
     check: int = 0,
     exact: bool = False,
     embedding_distance: bool = False,
-) -> ScorePlan:
-    """The plan for a model: `context` defaults to the length it was trained at, `suffix` to `default_suffix`. No states
-    are kept of a model whose state grows with each base: all alleles start from their tile's first one.
+    flank: int | None = None,
+    mask_every: int | Literal["alone"] | None = None,
+) -> Plan:
+    """The plan for a model: `context` defaults to the length it was trained at, `suffix` to `default_suffix`, `flank`
+    to `FLANK`. No states are kept of a model whose state grows with each base: all alleles start from their tile's
+    first one.
 
-    Raises `InputError` for sizes that do not go together.
+    Raises `InputError` for sizes that do not go together, and for settings of the other kind of model; `state_every`
+    and `check`, which change no score, are left out of account by a model that predicts masked bases.
     """
     require(inference.model, "score")
     context = inference.trained_length if context is None else context
     if context is None:
         raise InputError(f"{inference.checkpoint}: does not say what length it was trained at; give --context")
+    batch_tokens = batch_tokens or inference.compute.micro_tokens
+    masks = Ability.PREDICTS_MASKED_BASE in inference.model.abilities
+    if masks:
+        _refuse(
+            "predicts masked bases from both sides",
+            suffix=suffix,
+            exact=exact or None,
+            embedding_distance=embedding_distance or None,
+        )
+        return _masked_plan(inference, context, FLANK if flank is None else flank, mask_every, batch_tokens)
+    _refuse("predicts the next base and masks none", flank=flank, mask_every=mask_every)
     if context < 4 or context % 2:
         raise InputError(f"--context: {context} is not possible, expected an even number of bases of at least 4")
     suffix = default_suffix(context) if suffix is None else suffix
@@ -46,30 +68,32 @@ def plan_for(
         raise InputError(f"--suffix: {suffix} is not possible, expected 0 to {context // 2}, half of --context")
     if state_every < 1:
         raise InputError(f"--state_every: {state_every} is not possible, expected at least 1 base")
-    batch_tokens = batch_tokens or inference.compute.micro_tokens
     resumes = Ability.CONSTANT_STATE in inference.model.abilities
     every = min(state_every, context) if resumes else context
     return ScorePlan(Tiling(context, suffix), every, batch_tokens, exact, check, embedding_distance)
 
 
-def plan_of(settings: ScoreSettings | MutagenesisSettings, inference: Inference) -> ScorePlan:
-    """`plan_for` what both verbs take. Raises as it does."""
-    return plan_for(
-        inference,
-        context=settings.context,
-        suffix=settings.suffix,
-        state_every=settings.state_every,
-        batch_tokens=settings.batch_tokens,
-        check=settings.check,
-    )
+def _masked_plan(
+    inference: Inference, context: int, flank: int, mask_every: int | Literal["alone"] | None, batch_tokens: int
+) -> MaskedPlan:
+    if context < 2:
+        raise InputError(f"--context: {context} is not possible, expected at least 2 bases")
+    if flank < 0:
+        raise InputError(f"--flank: {flank} is not possible, expected 0 or more bases")
+    every = mask_every_of(mask_every, None)
+    return MaskedPlan(context, flank, every, batch_tokens, inference.model.config.rc_equivariant)
+
+
+def _refuse(kind: str, **settings: Any) -> None:
+    """Raises `InputError` for the first of `settings`, of the other kind of model, that is given."""
+    for name, given in settings.items():
+        if given is not None:
+            raise InputError(f"--{name}: this model {kind}; leave --{name} out")
 
 
 def scoring_provenance(
-    settings: ScoreSettings | MutagenesisSettings, inference: Inference, store: GenomeView, plan: ScorePlan
+    settings: ScoreSettings | MutagenesisSettings, inference: Inference, store: GenomeView, plan: Plan
 ) -> dict[str, Any]:
     """What scores say of themselves."""
-    return result_provenance(inference, settings.genome, store) | {
-        "context": plan.tiling.context,
-        "suffix": "to the tile's end" if plan.exact else plan.tiling.suffix,
-        "precision": inference.precision,
-    }
+    found = result_provenance(inference, settings.genome, store)
+    return found | plan.provenance() | {"precision": inference.precision}

@@ -1,15 +1,14 @@
 """The job behind `python -m dnamamba.score`: read, check, score, write, and say what was done."""
 
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from dnamamba.analysis.variants.plan import plan_of, scoring_provenance
+from dnamamba.analysis.variants.plan import Plan, plan_for, scoring_provenance
 from dnamamba.analysis.variants.score_output import ScoreColumns, combine, scored_table, write_scored_vcf
 from dnamamba.analysis.variants.score_settings import ScoreSettings
-from dnamamba.analysis.variants.scores import ScorePlan, Scores, Truncation, score_alleles
+from dnamamba.analysis.variants.scores import Scores, Truncation
 from dnamamba.errors import InputError
 from dnamamba.genome import vcf
 from dnamamba.genome.allele_output import checked_lines, refuse_output, skipped_lines
@@ -19,7 +18,7 @@ from dnamamba.genome.view import GenomeView
 from dnamamba.inference.load import Inference, load_for_inference
 from dnamamba.outputs import refuse_existing, table_files, write_table
 from dnamamba.runs.lines import Line, caution_lines, genome_line, print_lines
-from dnamamba.runs.progress import compared, job_bar, si
+from dnamamba.runs.progress import job_bar
 
 STRANDS = 2
 
@@ -30,18 +29,29 @@ def score(settings: ScoreSettings) -> None:
     with job_bar("reading the VCF", "B") as progress:
         records = vcf.read_vcf(settings.vcf, progress)
     inference = load_for_inference(settings.checkpoint, settings.accelerator, settings.precision)
-    plan = replace(plan_of(settings, inference), exact=settings.exact, embedding_distance=settings.embedding_distance)
-    most = 2 * STRANDS * plan.tiling.context * len(records)  # tiles that no two variants share
+    plan = plan_for(
+        inference,
+        context=settings.context,
+        suffix=settings.suffix,
+        state_every=settings.state_every,
+        batch_tokens=settings.batch_tokens,
+        check=settings.check,
+        exact=settings.exact,
+        embedding_distance=settings.embedding_distance,
+        flank=settings.flank,
+        mask_every=settings.mask_every,
+    )
+    most = 2 * STRANDS * plan.context * len(records)  # tiles that no two variants share
     with job_bar("reading the genome", "B") as progress:
         store = open_for(settings.genome, settings.store, lambda _: most, progress)
-    checked = check(records, store, longest=plan.tiling.context // 2)
+    checked = check(records, store, longest=plan.context // 2)
     mismatches = refuse_mismatches(checked, records, store, settings.max_mismatches, str(settings.vcf))
     print_lines(_header(settings, inference, store, records, checked, plan))
     print_lines(("mismatch", line) for line in mismatches)
 
     began = time.perf_counter()
     with job_bar("scoring", "alleles, each strand counted") as progress:
-        scores = score_alleles(inference, store, checked.alleles, plan, progress)
+        scores = plan.score(inference, store, checked.alleles, progress)
     seconds = time.perf_counter() - began
     columns = combine(checked.alleles, scores)
     provenance = scoring_provenance(settings, inference, store, plan)
@@ -54,7 +64,7 @@ def score(settings: ScoreSettings) -> None:
             settings.overwrite,
             provenance,
         )
-    print_lines(_summary(settings.out, columns, scores, seconds))
+    print_lines(_summary(settings.out, plan, columns, scores, seconds))
 
 
 def _check_settings(settings: ScoreSettings) -> None:
@@ -72,37 +82,24 @@ def _header(
     store: GenomeView,
     records: vcf.Records,
     checked: Checked,
-    plan: ScorePlan,
+    plan: Plan,
 ) -> list[Line]:
-    tiling = plan.tiling
-    after = "to the tile's end" if plan.exact else f"{tiling.suffix:,} bases after each allele"
     return [
         *inference.header(),
         genome_line(settings.genome, store),
         *checked_lines(records, store, checked),
-        (
-            "tiles",
-            f"{tiling.context:,} bases every {tiling.context // 2:,}, {after}, states every {plan.state_every:,}",
-        ),
-        *caution_lines(inference, store, tiling.context),
+        *plan.lines(),
+        *caution_lines(inference, store, plan.context),
     ]
 
 
-def _summary(out: Path, columns: ScoreColumns, scores: Scores, seconds: float) -> list[tuple[str, str]]:
-    tokens = scores.tokens
-    run = tokens.tiles + tokens.alleles
+def _summary(out: Path, plan: Plan, columns: ScoreColumns, scores: Scores, seconds: float) -> list[tuple[str, str]]:
     lines = [
         ("scored", f"{int((columns.reason == 0).sum()):,} alleles in {seconds:.1f} s"),
         *skipped_lines(columns.reason),
     ]
-    if run:
-        lines.append(
-            (
-                "bases run",
-                f"{si(run)}b ({si(tokens.tiles)}b in tiles, {si(tokens.alleles)}b after kept states; "
-                f"{si(tokens.check)}b to check): {compared(run, tokens.full, 'four windows an allele')}",
-            )
-        )
+    if scores.tokens.tiles:
+        lines.append(("bases run", plan.describe_run(scores.tokens)))
     if text := describe_truncation(scores.truncation):
         lines.append(("--suffix", text))
     return [*lines, ("written", str(out))]

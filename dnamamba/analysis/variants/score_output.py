@@ -23,7 +23,7 @@ _INFO = {
     "llr_forward": ("LLR_FWD", "DNAMAMBA_LLR on the forward strand"),
     "llr_reverse": ("LLR_REV", "DNAMAMBA_LLR on the reverse strand"),
     "at": ("AT", "Part of DNAMAMBA_LLR at the allele itself"),
-    "after": ("AFTER", "Part of DNAMAMBA_LLR at the reference bases after the allele, the same for both alleles"),
+    "after": ("AFTER", "Part of DNAMAMBA_LLR at reference bases near the allele, the same for both alleles"),
     "distance": ("DIST", "Mean Euclidean distance of the embeddings of the bases after the allele"),
 }
 """column -> INFO field, without its prefix, and what it says"""
@@ -35,7 +35,8 @@ class ScoreColumns(NamedTuple):
     values: dict[str, np.ndarray]
     """Name -> (alleles,) float64, NaN where there is no score"""
     bases: np.ndarray
-    """(alleles,) int64: bases after the allele that were scored, both strands"""
+    """(alleles,) int64: bases after the allele (on both sides, of a model that sees them) that were scored, both
+    strands"""
     reason: np.ndarray
     """(alleles,) uint8: a code of `REASON_NAMES`"""
 

@@ -1,4 +1,5 @@
-"""Zero-shot scores of alleles: log-likelihood ratios from resumed states.
+"""Zero-shot scores of alleles by a causal model: log-likelihood ratios from resumed states. Those of models that see
+both sides are in `masked_scores`.
 
 A causal model has read the reference up to a variant once for all alleles that begin after it. So the reference of a
 tile (`tiles`) goes through the model once, states are kept on the way (`kept_states`), and each allele starts from
@@ -16,7 +17,7 @@ adds some, so that `at` favours deletions; `after` compares the same bases in bo
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch.utils._pytree import tree_leaves
@@ -29,6 +30,8 @@ from dnamamba.genome.view import GenomeView
 from dnamamba.inference.kept_states import pass_and_keep, states_needed
 from dnamamba.inference.load import Inference
 from dnamamba.model.language_model import LanguageModel
+from dnamamba.runs.lines import Line
+from dnamamba.runs.progress import compared, si
 
 STATE_BYTES = 1 << 30
 """States kept at a time take no more, unless those of one tile do."""
@@ -51,6 +54,40 @@ class ScorePlan:
     """Alleles scored both ways, to measure the difference"""
     embedding_distance: bool = False
 
+    @property
+    def context(self) -> int:
+        return self.tiling.context
+
+    def score(
+        self,
+        inference: Inference[LanguageModel],
+        store: GenomeView,
+        alleles: Alleles,
+        progress: AllelesScored | None = None,
+    ) -> "Scores":
+        """`score_alleles`."""
+        return score_alleles(inference, store, alleles, self, progress)
+
+    def lines(self) -> list[Line]:
+        """What is computed, for people."""
+        after = "to the tile's end" if self.exact else f"{self.tiling.suffix:,} bases after each allele"
+        tiles = f"{self.context:,} bases every {self.context // 2:,}"
+        return [("tiles", f"{tiles}, {after}, states every {self.state_every:,}")]
+
+    def bases_of_region(self, length: int) -> int:
+        """Bases that go through the model to score all single-base changes of a region, about."""
+        return 6 * length * (1 + self.tiling.suffix + self.state_every // 2)
+
+    def describe_run(self, tokens: "Tokens") -> str:
+        """How many bases went through the model."""
+        run = tokens.tiles + tokens.alleles
+        parts = f"{si(tokens.tiles)}b in tiles, {si(tokens.alleles)}b after kept states; {si(tokens.check)}b to check"
+        return f"{si(run)}b ({parts}): {compared(run, tokens.full, 'four windows an allele')}"
+
+    def provenance(self) -> dict[str, Any]:
+        """What scores say of themselves."""
+        return {"context": self.context, "suffix": "to the tile's end" if self.exact else self.tiling.suffix}
+
 
 @dataclass(frozen=True)
 class StrandScores:
@@ -59,7 +96,7 @@ class StrandScores:
     at: np.ndarray
     after: np.ndarray
     bases: np.ndarray
-    """(alleles,) int64: bases after the variant that count"""
+    """(alleles,) int64: bases after the variant that count; of a model of both sides, those around it"""
     distance: np.ndarray | None
     """Mean Euclidean distance of the final embeddings over these bases"""
 
@@ -81,9 +118,9 @@ class Tokens(NamedTuple):
     """Bases that went through the model."""
 
     tiles: int
-    """Reference passes"""
+    """Passes of the reference"""
     alleles: int
-    """Resumed passes"""
+    """Passes of alleles"""
     check: int
     """To measure the truncation"""
     full: int
