@@ -176,7 +176,7 @@ def test_every_position_sees_every_other(case):
 def test_the_reverse_complement_gives_the_reverse_complement(case, length):
     model, tokens = make_model(**EQUIVARIANT[case]), tokens_of(2, length)
     here, there = model(tokens), model(reverse_complement(tokens))
-    assert here.hidden.shape == (2, length, model.config.hidden_width) == (2, length, 16)
+    assert here.hidden.shape == (2, length, 16) == (2, length, 2 * model.config.d_model)
     torch.testing.assert_close(there.logits, here.logits.flip(1, 2), atol=1e-12, rtol=1e-12)
     streams = here.hidden.flip(1).chunk(2, dim=-1)
     torch.testing.assert_close(there.hidden, torch.cat(streams[::-1], dim=-1), atol=1e-12, rtol=1e-12)

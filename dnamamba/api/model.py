@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from dnamamba.alphabet import decode
-from dnamamba.analysis.embedding.compute import Pool, embed_sequences, position_offsets
+from dnamamba.analysis.embedding.compute import Pool, check_pool, embed_sequences, position_offsets
 from dnamamba.analysis.generation.job import check_temperature
 from dnamamba.analysis.generation.settings import GenerateSettings
 from dnamamba.analysis.likelihood.compute import likelihood_table
@@ -211,23 +211,24 @@ class Model:
         both_strands: bool = False,
         batch_tokens: int | None = None,
     ) -> Any:
-        """Hidden states after the last block and norm: (sequences, d_model) fp32, or (d_model,) of one sequence.
+        """Hidden states after the last block and norm: (sequences, d_model) fp32, or (d_model,) of one sequence. Of a
+        reverse-complement-equivariant model the mean of its two streams, which is the same for both strands.
 
         Args:
             sequences, genome, regions: as `log_likelihood`'s; here each region is read by itself, without neighbours.
-            pool: `mean` over A, C, G, T; `last`, the state after the last base, which has seen them all; `position`,
-                (length, d_model), a list of them for several sequences.
+            pool: `mean` over A, C, G, T; `last`, of a causal model, the state after the last base, which has seen them
+                all; `position`, (length, d_model), a list of them for several sequences.
             both_strands: the mean with the reverse complement's (of the same base, with `position`).
 
         >>> model.embed(["ACGTTGCA", "GGGTTTCCC"]).shape
         (2, 64)
         """
-        require(self._inference.model, "embed")
+        check_pool(self._inference.model, pool)
         named = self._named_sequences(sequences, genome, regions)
         for each in named:
             if not len(each):
                 raise InputError(f"{each.name}: has no bases; there is nothing to embed")
-        width = self._inference.model.config.hidden_width
+        width = self._inference.model.config.d_model
         offsets = position_offsets(named)
         out = np.empty((int(offsets[-1]) if pool == "position" else len(named), width), np.float32)
         batch = batch_tokens or self._inference.compute.micro_tokens

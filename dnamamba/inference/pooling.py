@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dnamamba.alphabet import BASES
-from dnamamba.inference.stream import Chunk, stream
+from dnamamba.inference.stream import Chunk, embeddings
 from dnamamba.model.alleles import allele_features
 from dnamamba.model.classifier import SequenceClassifier
 from dnamamba.model.config import Pooling, Strands
@@ -62,15 +62,15 @@ def strand_features(model: SequenceClassifier, tokens: Tensor, lengths: Tensor, 
 
     Args:
         tokens: (batch, length) uint8 without the soft-mask bit, each padded on the right; the padding changes
-            nothing, for the model is causal and padding is never pooled.
+            nothing: no base sees it, and it is never pooled.
         lengths: (batch,) int64, bases of each sequence, at least 1.
         chunk: positions that go through the model at a time, states handed on; None takes all at once. The result is
-            the same but for rounding.
+            the same but for rounding. Models that see both sides take all at once.
     """
     if model.head_config.pooling == "alleles":
         return allele_features(model.backbone, tokens, lengths)  # windows are short: never in chunks
     pool = pool_mean if model.head_config.pooling == "mean" else pool_last
-    return pool(stream(model.backbone, tokens.split(chunk or tokens.shape[1], dim=1)), lengths)
+    return pool(embeddings(model.backbone, tokens, chunk or tokens.shape[1]), lengths)
 
 
 def head_features(

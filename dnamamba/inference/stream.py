@@ -1,4 +1,5 @@
-"""Sequences read in chunks, the state carried from one to the next: what a causal model says does not change by it."""
+"""Sequences read in chunks, the state carried from one to the next: what a causal model says does not change by it. A
+model that sees both sides reads each sequence whole."""
 
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
@@ -16,7 +17,7 @@ class Chunk(NamedTuple):
     tokens: Tensor
     """(batch, length of the chunk)"""
     hidden: Tensor
-    """(batch, length of the chunk, hidden), after the final norm"""
+    """(batch, length of the chunk, hidden), after the final norm; of `embeddings` d_model wide"""
     state: ModelState
     """After its last position"""
 
@@ -41,3 +42,15 @@ def stream(backbone: Backbone, chunks: Iterable[Tensor], state: ModelState | Non
         hidden, state = backbone(tokens, state)
         yield Chunk(begin, tokens, hidden, state)
         begin += tokens.shape[1]
+
+
+def embeddings(backbone: Backbone, tokens: Tensor, chunk: int) -> Iterator[Chunk]:
+    """`Backbone.embeddings` of sequences, at most `chunk` positions at a time; whole where the model sees both sides.
+
+    Args:
+        tokens: (batch, length), PAD behind each sequence, on any device.
+    """
+    parts = tokens.split(chunk if backbone.is_causal else tokens.shape[1], dim=1)
+    device = backbone.embedding.weight.device
+    for each in stream(backbone, (part.to(device) for part in parts)):
+        yield each._replace(hidden=backbone.embeddings(each.hidden))

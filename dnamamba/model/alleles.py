@@ -23,7 +23,7 @@ SCALARS = 4
 
 def allele_width(config: ModelConfig) -> int:
     """Numbers that `allele_features` gives a variant."""
-    return 3 * config.hidden_width + SCALARS
+    return 3 * config.d_model + SCALARS
 
 
 def split_alleles(tokens: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:

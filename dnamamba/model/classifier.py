@@ -57,7 +57,7 @@ class SequenceClassifier(nn.Module):
         super().__init__()
         self.config, self.head_config = config, head
         self.backbone = LanguageModel(config).backbone if backbone is None else backbone
-        width = allele_width(config) if head.pooling == "alleles" else config.hidden_width
+        width = allele_width(config) if head.pooling == "alleles" else config.d_model
         self.head = nn.Linear(width * (2 if head.strands == "both" else 1), len(head.names))
         nn.init.normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)

@@ -173,11 +173,6 @@ class ModelConfig:
         return tuple(period[block % len(period)] for block in range(self.n_layer))
 
     @property
-    def hidden_width(self) -> int:
-        """Of a hidden state: d_model a strand that is read."""
-        return 2 * self.d_model if self.rc_equivariant else self.d_model
-
-    @property
     def channels(self) -> int:
         """D: the channels of the convolution and the scan."""
         return self.expand * self.d_model

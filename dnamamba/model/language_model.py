@@ -99,6 +99,14 @@ class Backbone(nn.Module):
         hidden = torch.cat(hidden.chunk(2), dim=-1) if self.reads_both_strands else hidden
         return hidden, (*states, *last_tokens)
 
+    def embeddings(self, hidden: Tensor) -> Tensor:
+        """hidden (…, hidden) → (…, d_model): itself; of a reverse-complement-equivariant model the mean of the two
+        streams, which is the same for both strands."""
+        if not self.reads_both_strands:
+            return hidden
+        first, second = hidden.chunk(2, dim=-1)
+        return (first + second) / 2
+
     def step(self, token: Tensor, state: ModelState) -> tuple[Tensor, ModelState]:
         """token (batch,) → hidden states (batch, d_model) after the final norm, and the states."""
         token = plain_tokens(token)

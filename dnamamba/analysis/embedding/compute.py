@@ -1,6 +1,7 @@
-"""Embeddings of sequences from a causal model: batches padded on the right, long sequences in chunks.
+"""Embeddings of sequences: batches padded on the right, long sequences in chunks (whole, by a model of both sides).
 
-The model is causal and padding is never counted, so neither batch nor chunk changes an embedding beyond rounding.
+No base sees the padding, nor is it counted, so neither batch nor chunk changes an embedding beyond rounding. Those of a
+reverse-complement-equivariant model are `Backbone.embeddings`: the same for both strands.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -10,16 +11,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dnamamba.errors import InputError
 from dnamamba.genome.sequences import NamedSequence
 from dnamamba.inference.batches import batches_by_length, padded
 from dnamamba.inference.load import Inference
 from dnamamba.inference.pooling import pool_last, pool_mean
-from dnamamba.inference.stream import Chunk, stream
+from dnamamba.inference.stream import Chunk, embeddings
 from dnamamba.model.language_model import LanguageModel
 
 Pool = Literal["mean", "last", "position"]
 BasesRead = Callable[[int], None]
 """Called with the number of bases that have just gone through the model."""
+
+
+def check_pool(model: LanguageModel, pool: Pool) -> None:
+    """Raises `InputError` for `last` of a model that sees both sides."""
+    if pool == "last" and not model.backbone.is_causal:
+        raise InputError(
+            "--pool last: this model sees both sides of each base, so that no state is one that has seen more than the "
+            "others; give --pool mean or position"
+        )
 
 
 @torch.inference_mode()
@@ -92,8 +103,7 @@ def _chunks(
 ) -> Iterator[Chunk]:
     """The members' hidden states, PAD behind each."""
     tokens = torch.from_numpy(padded([sequence.tokens(other) for sequence in members]))
-    chunks = tokens.split(max(batch_tokens // len(members), 1), dim=1)
-    for chunk in stream(inference.model.backbone, (chunk.to(inference.device) for chunk in chunks)):
+    for chunk in embeddings(inference.model.backbone, tokens, max(batch_tokens // len(members), 1)):
         yield chunk
         if progress is not None:
             progress(sum(max(min(len(sequence), chunk.end) - chunk.begin, 0) for sequence in members))

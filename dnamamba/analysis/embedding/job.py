@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dnamamba.alphabet import TOKEN_TO_ASCII
-from dnamamba.analysis.embedding.compute import Pool, embed_sequences, position_offsets
+from dnamamba.analysis.embedding.compute import Pool, check_pool, embed_sequences, position_offsets
 from dnamamba.analysis.embedding.settings import EmbedSettings
 from dnamamba.errors import InputError
 from dnamamba.genome.sequences import NamedSequence, open_for_sequences, read_sequences
 from dnamamba.genome.view import GenomeView
 from dnamamba.inference.load import Inference, load_for_inference
-from dnamamba.model.abilities import require
 from dnamamba.outputs import refuse_existing, refuse_missing_library, scratch_folder, whole_file
 from dnamamba.runs.lines import Line, genome_line, print_lines
 from dnamamba.runs.progress import by_count, job_bar, si
@@ -39,10 +38,10 @@ def embed(settings: EmbedSettings) -> None:
             store = open_for_sequences(settings.input, settings.genome, settings.store, progress)
     sequences = [sequence for path in settings.input for sequence in read_sequences(path, store)]
     inference = load_for_inference(settings.checkpoint, settings.accelerator, settings.precision)
-    require(inference.model, "embed")
+    check_pool(inference.model, settings.pool)
     print_lines(_header(settings, inference, store, sequences))
 
-    width = inference.model.config.hidden_width
+    width = inference.model.config.d_model
     bases = sum(map(len, sequences))
     rows = bases if settings.pool == "position" else len(sequences)
     passes = 2 if settings.both_strands else 1

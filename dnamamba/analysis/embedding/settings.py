@@ -26,7 +26,8 @@ class EmbedSettings(ComputeOptions, BatchTokensOptions, OverwriteOptions, StoreO
     """The genome of the BED files: FASTA (plain, gzip, bgzip), GenBank or token store files."""
 
     pool: Literal["mean", "last", "position"] = "mean"
-    """mean of the hidden states at A, C, G, T; last, the state after the last base, which has seen all of them; or one
-    embedding a position, which has seen the bases up to it."""
+    """mean of the hidden states at A, C, G, T; last, of a causal model, the state after the last base, which has seen
+    all of them; or one embedding a position, which has seen the bases up to it (all bases, of a model of both sides).
+    Of a reverse-complement-equivariant model all are the mean of its two streams: the same for both strands."""
     both_strands: bool = False
     """Take the mean with the embedding of the reverse complement (of the same position, with --pool position)."""
