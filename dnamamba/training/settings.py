@@ -53,10 +53,10 @@ class PretrainSettings(
     """Train on contigs and intervals shorter than --length too, several in one window of that length."""
     reverse_complement: bool = True
     """Show each training window as its reverse complement half of the time."""
-    copies: float = setting(0.0, between=(0, 1))
+    copies: float = setting(0.0, absent=0.0, between=(0, 1))
     """Share of the training windows with planted copies: segments repeated farther on, as they are or
     reverse-complemented, exact or with substitutions. From them a model with attention learns to use its context."""
-    copies_warmup: float = setting(0.1, between=(0, 1))
+    copies_warmup: float = setting(0.1, absent=0.1, between=(0, 1))
     """With --copies, share of the steps, the first, whose windows are repeats from end to end: there looking back is
     learned."""
 
