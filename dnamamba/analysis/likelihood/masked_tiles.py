@@ -112,17 +112,20 @@ def masking_differences(
     mask_every: int,
     sample: int,
 ) -> np.ndarray:
-    """(at most `sample`,) |difference| in nats that masking several bases at once makes to ln p of a base, of bases in
-    the middle of tiles that are evenly drawn."""
-    chosen = np.linspace(0, len(tiles) - 1, min(sample, len(tiles))).round().astype(np.int64)
+    """(at most `sample`,) |difference| in nats that masking several bases at once makes to ln p of a base. The bases
+    lie evenly among those that the tiles describe, N left out."""
+    ends = np.cumsum([tile.last - tile.first for tile in tiles])
+    chosen = np.unique(np.linspace(0, ends[-1] - 1, sample).round().astype(np.int64)) if len(tiles) else ()
     found = []
-    for tile in (tiles[index] for index in chosen.tolist()):
+    for number in chosen:
+        index = int(np.searchsorted(ends, number, side="right"))
+        tile = tiles[index]
         window = inference.compute.put(read_strand(tokens, tile.reverse, tile.start, tile.end))
         first, last = tile.first - tile.start, tile.last - tile.start
-        position = torch.arange(window.numel(), device=window.device)
-        here = (first + last) // 2
+        here = last - int(ends[index] - number)
         if int(window[here]) >= BASES:
             continue
+        position = torch.arange(window.numel(), device=window.device)
         together = (position >= first) & (position < last) & ((position - here) % mask_every == 0)
         masked = torch.stack([position == here, together])
         with inference.autocast():
