@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 import torch
 from sklearn.metrics import matthews_corrcoef, roc_auc_score
+from tiny_models import tiny_bimamba
 
+import dnamamba
 from dnamamba import cli, finetune, info
 from dnamamba.alphabet import CLS, SEP, N, decode
 from dnamamba.errors import InputError
@@ -316,6 +318,19 @@ def test_a_run_learns_reports_and_keeps_genes_apart(mode, folder, genome, table,
     assert len(rows) == summary["splits"]["test"]["examples"]
     genes = [summary["splits"][name]["groups"] for name in ("train", "dev", "test")]
     assert sum(genes) == 30 and {row["group"] for row in rows} < {f"Gc{i}" for i in range(30)}
+
+
+@pytest.mark.parametrize("rc_equivariant", [False, True])
+def test_a_model_of_both_sides_learns_variants_too(rc_equivariant, genome, table, variants, tmp_path):
+    save_checkpoint(tiny_bimamba(rc_equivariant=rc_equivariant), tmp_path / "model", {})
+    arguments = ["--variants", table, "--genome", genome, "--checkpoint", tmp_path / "model", "--length", 33]
+    arguments += ["--epochs", 12, "--batch_size", 32, "--learning_rate", "3e-2", "--mode", "probe", "--out"]
+    assert run(*arguments, tmp_path / "run") == 0
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["variants"]["all"]["auroc"]["value"] > 0.8
+    contig, position, ref, alt = variants[0][:4]
+    model = dnamamba.load(tmp_path / "run", device="cpu")
+    found = model.predict(variants=[(contig, position + 1, ref, alt)], genome=genome)
+    assert sum(found[f"p_{name}"][0] for name in model.classes) == pytest.approx(1)
 
 
 def test_shortcuts_that_beat_the_model_are_named_on_the_screen_and_by_info(folder, genome, variants, tmp_path, capsys):

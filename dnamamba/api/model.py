@@ -68,7 +68,8 @@ def load(
 
     Args:
         checkpoint: a run folder (its best checkpoint by validation is taken) or a checkpoint folder, of a pretrained
-            model or of a fine-tuned one; or a folder of Hugging Face's MambaForCausalLM or of state-spaces/mamba.
+            model or of a fine-tuned one; or a folder of Hugging Face's MambaForCausalLM, of state-spaces/mamba or of
+            Caduceus.
         device: `auto` takes the GPU if there is one; `cpu`; `gpu`.
         precision: of the matrix products, `fp32` or `bf16`; states and likelihoods are fp32 in both. Default: fp32,
             as small differences of likelihoods want.

@@ -8,8 +8,11 @@ from pathlib import Path
 from dnamamba.errors import InputError
 from dnamamba.finetuning.settings import FinetuneSettings, ResolvedFinetuneSettings
 from dnamamba.finetuning.trial import STRAND_USES, WARMUP_FROM, warmup_lengths
+from dnamamba.formats import read_card
 from dnamamba.inference.device import Compute, choose_compute
-from dnamamba.model.settings import ModelSettings
+from dnamamba.model.abilities import Ability, abilities_of, require_last_state
+from dnamamba.model.config import ModelConfig
+from dnamamba.model.settings import ModelSettings, model_config
 
 FROM_SCRATCH = "none"
 
@@ -19,6 +22,12 @@ def resolve(settings: FinetuneSettings) -> ResolvedFinetuneSettings:
     if settings.checkpoint is None:
         raise InputError("--checkpoint: name a pretrained checkpoint or run folder, or none to train from scratch")
     scratch = settings.checkpoint == FROM_SCRATCH
+    preset = settings.model.preset or ("1.4m" if scratch else None)
+    if scratch:
+        config = model_config(replace(settings.model, preset=preset))
+    else:
+        config = ModelConfig(**read_card(settings.checkpoint)["config"])
+    abilities = abilities_of(config)
     compute = choose_compute(settings.accelerator, settings.precision, settings.micro_tokens)
     is_species = settings.task == "species"
     is_variants = settings.task == "variants"
@@ -30,8 +39,9 @@ def resolve(settings: FinetuneSettings) -> ResolvedFinetuneSettings:
         variants=settings.variants and settings.variants.absolute(),
         genome=settings.genome and [path.absolute() for path in settings.genome],
         checkpoint=settings.checkpoint if scratch else str(Path(settings.checkpoint).absolute()),
-        model=replace(settings.model, preset=settings.model.preset or ("1.4m" if scratch else None)),
-        conjoin=settings.conjoin or ["no" if settings.reverse_complement is False else "test"],
+        model=replace(settings.model, preset=preset),
+        pooling=settings.pooling or ("last" if Ability.CAUSAL in abilities or is_variants else "mean"),
+        conjoin=settings.conjoin or ["no" if settings.reverse_complement is False or config.rc_equivariant else "test"],
         length=length,
         chunk=settings.chosen_chunk(None, resumed=settings.resume),
         micro_tokens=compute.micro_tokens,
@@ -44,6 +54,8 @@ def resolve(settings: FinetuneSettings) -> ResolvedFinetuneSettings:
         **{field.name: getattr(changed, field.name) for field in dataclasses.fields(changed)}
     )
     _check(resolved)
+    if resolved.pooling == "last" and not is_variants:
+        require_last_state(abilities, "--pooling last", "--pooling mean")
     resolved.out = _run_folder(settings.out, resolved).absolute()
     return resolved
 
@@ -74,10 +86,12 @@ def _check_task(settings: ResolvedFinetuneSettings) -> None:
     of_sequences = ("data", "sequence_column", "subset", "kind", "dev_fraction", "refuse_overlap")
     of_species = ("species", "intervals_by_name", "examples", "evaluation_examples", "length_warmup")
     of_variants = ("variants", "genome", "split_by", "effect_column", "effects")
+    if settings.task == "variants" and settings.pooling != "last":  # which stands for none in config.yaml
+        raise InputError("--pooling: not a flag of --task variants")
     others = {
         "species": ("label_columns", *of_sequences, *of_variants),
         "sequences": (*of_species, *of_variants),
-        "variants": ("pooling", "backprop", "chunk", *of_sequences, *of_species),
+        "variants": ("backprop", "chunk", *of_sequences, *of_species),
     }[settings.task]
     for name in others:
         if getattr(settings, name) != defaults[name]:

@@ -82,13 +82,14 @@ class FinetuneSettings(
     """The model to train from scratch; of a pretrained one none of these can be chosen."""
     mode: Literal["full", "probe"] = "full"
     """full: train all weights. probe: the pretrained model stays frozen and only the linear head is trained."""
-    pooling: Literal["last", "mean"] = "last"
-    """What the head sees: the state after the last base, or the mean over all bases."""
+    pooling: Literal["last", "mean"] | None = None
+    """What the head sees: the state after the last base (of a causal model), or the mean over all bases. Default: last;
+    mean of a model that sees both sides."""
     conjoin: list[str] | None = None
     """Use of the other strand. no: none. test: the mean of both strands' features when predicting. always: in training
     too. concatenate: the head sees both strands side by side, so the model looks from either end and knows which strand
     was given. Of several the best on dev with the first seed is taken. Default: test; no with --reverse_complement
-    false."""
+    false, and of reverse-complement-equivariant models, whose features are the same for both strands."""
     reverse_complement: bool | None = None
     """Show each training example as its reverse complement half of the time (never in dev and test). Default: true;
     false where both strands are seen in training (always, concatenate)."""
@@ -132,6 +133,7 @@ class ResolvedFinetuneSettings(FinetuneSettings):
     """The same with every default filled in: what `dnamamba.finetuning.resolve.resolve` gives and config.yaml holds."""
 
     checkpoint: str = "none"
+    pooling: Literal["last", "mean"] = "last"
     conjoin: list[str] = field(default_factory=list)
     micro_tokens: int = 0
     learning_rate: list[float] = field(default_factory=list)

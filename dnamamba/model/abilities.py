@@ -84,7 +84,8 @@ def require_for_objective(config: ModelConfig) -> None:
         return
     what = "rc_equivariant: it" if config.rc_equivariant else f"mixer: {' and '.join(dict.fromkeys(config.mixers))}"
     others = " or ".join(name for name in OBJECTIVES if objective_class(name).needs in has)
-    raise InputError(f"model.{what} sees what the objective {wanted} wants predicted; take --model.objective {others}")
+    see = "sees" if config.rc_equivariant or len(set(config.mixers)) == 1 else "see"
+    raise InputError(f"model.{what} {see} what the objective {wanted} wants predicted; take --model.objective {others}")
 
 
 def require(model: HasAbilities, verb: str, otherwise: str = "") -> None:
@@ -103,3 +104,13 @@ def require(model: HasAbilities, verb: str, otherwise: str = "") -> None:
     if missing & ~_OF_MIXERS:
         would_do.append(f"objective {' or '.join(objectives)}")
     raise InputError(f"dnamamba {verb}: this model {lacks}; take one with {' and '.join(would_do)}{otherwise}")
+
+
+def require_last_state(abilities: Ability, chosen: str, instead: str) -> None:
+    """Raises `InputError` where the state after the last base has seen no more than the others: what was `chosen`, and
+    what to give `instead`."""
+    if Ability.CAUSAL not in abilities:
+        raise InputError(
+            f"{chosen}: this model sees both sides of each base, so that the last state says no more of the sequence "
+            f"than the others; give {instead}"
+        )

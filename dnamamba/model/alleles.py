@@ -10,20 +10,23 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dnamamba.alphabet import BASES, CLS, PAD, SEP
+from dnamamba.model.abilities import Ability, abilities_of
 from dnamamba.model.config import ModelConfig
 from dnamamba.model.language_model import Backbone
 from dnamamba.model.loss import next_base_log_likelihood
 from dnamamba.model.precision import full_precision, without_autocast
 
 NEAR = 16
-"""Bases from the variant on that are also taken apart: a few codons, or a splice site."""
-SCALARS = 4
-"""Logs of the embeddings' distances near and far, and the log-likelihood ratio in two parts."""
+"""Bases from the variant on (on both sides of it, of a model that sees them) that are also taken apart: a few codons,
+or a splice site."""
+DISTANCES, RATIOS = 2, 2
+"""Numbers apart from the embeddings' directions: logs of their distances near and far; the log-likelihood ratio in two
+parts, of a causal model."""
 
 
 def allele_width(config: ModelConfig) -> int:
     """Numbers that `allele_features` gives a variant."""
-    return 3 * config.d_model + SCALARS
+    return 3 * config.d_model + DISTANCES + (RATIOS if Ability.CAUSAL in abilities_of(config) else 0)
 
 
 def split_alleles(tokens: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
@@ -44,25 +47,46 @@ def split_alleles(tokens: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def allele_features(backbone: Backbone, tokens: Tensor, lengths: Tensor) -> Tensor:
-    """(batch, 3 · d_model + 4) fp32 of sequences as this module's head describes them.
+    """(batch, `allele_width`) fp32 of sequences as this module's head describes them.
 
     The difference of the alleles' mean embeddings over the first bases from the variant on and over all to the window's
     end, each as its direction and the log of its length; the reference's mean embedding near the variant; the
     log-likelihood ratio of the first base that differs, and of all that follow. The likelihoods are those of a head
     tied to the embedding.
+
+    Of a model that sees both sides: near are the variant and the bases on both sides of it, far is the whole window;
+    and there is no ratio, as no base is masked.
     """
     windows, sizes = split_alleles(tokens, lengths)
     hidden, _ = backbone(windows.flatten(0, 1))
     position = torch.arange(windows.shape[2], device=tokens.device)
     first = (windows[0] != windows[1]).int().argmax(1)[:, None]
-    is_in = (position >= first) & (position < sizes[..., None])
+    is_in = position < sizes[..., None]
+    if backbone.is_causal:
+        is_in &= position >= first
+        is_near = is_in & (position < first + NEAR)
+    else:
+        low, high = _changed(windows, sizes)
+        is_near = is_in & (position >= low - NEAR) & (position < high + NEAR)
     with without_autocast(tokens.device):
-        hidden = full_precision(hidden).view(*windows.shape, -1)
-        near, far = (_mean(hidden, is_in & (position < first + reach)) for reach in (NEAR, windows.shape[2]))
+        hidden = backbone.embeddings(full_precision(hidden)).view(*windows.shape, -1)
+        near, far = _mean(hidden, is_near), _mean(hidden, is_in)
         changes = near[1] - near[0], far[1] - far[0]
-        at, after = _log_likelihood_ratio(backbone, hidden, windows, is_in, first)
-        scalars = [*(change.norm(dim=-1).clamp(min=1e-8).log() for change in changes), at, after]
+        scalars = [change.norm(dim=-1).clamp(min=1e-8).log() for change in changes]
+        if backbone.is_causal:
+            scalars += _log_likelihood_ratio(backbone, hidden, windows, is_in, first)
         return torch.cat((*map(_direction, changes), _direction(near[0]), torch.stack(scalars, dim=1)), dim=1)
+
+
+def _changed(windows: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
+    """(2, batch, 1) each: where the bases begin and end that both alleles do not share, in each window; the same on
+    either strand. Of an indel that may stand in several places, all of them."""
+    position = torch.arange(windows.shape[2], device=windows.device)
+    left = (windows[0] != windows[1]).int().argmax(1)
+    from_the_right = sizes[..., None] - 1 - position
+    backwards = torch.where(from_the_right >= 0, windows.gather(2, from_the_right.clamp(min=0)), PAD)
+    right = sizes - (backwards[0] != backwards[1]).int().argmax(1)
+    return torch.minimum(left, right)[..., None], torch.maximum(left, right)[..., None]
 
 
 def _mean(hidden: Tensor, where: Tensor) -> Tensor:

@@ -14,8 +14,8 @@ class PretrainedModelOptions(Settings):
     """The language model that is used."""
 
     checkpoint: Path
-    """Checkpoint or run folder of a pretrained model; or a folder of Hugging Face's MambaForCausalLM or of
-    state-spaces/mamba."""
+    """Checkpoint or run folder of a pretrained model; or a folder of Hugging Face's MambaForCausalLM, of
+    state-spaces/mamba or of Caduceus."""
 
 
 @dataclass(kw_only=True)

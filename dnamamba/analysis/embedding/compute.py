@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dnamamba.errors import InputError
 from dnamamba.genome.sequences import NamedSequence
 from dnamamba.inference.batches import batches_by_length, padded
 from dnamamba.inference.load import Inference
 from dnamamba.inference.pooling import pool_last, pool_mean
 from dnamamba.inference.stream import Chunk, embeddings
+from dnamamba.model.abilities import require_last_state
 from dnamamba.model.language_model import LanguageModel
 
 Pool = Literal["mean", "last", "position"]
@@ -26,11 +26,8 @@ BasesRead = Callable[[int], None]
 
 def check_pool(model: LanguageModel, pool: Pool) -> None:
     """Raises `InputError` for `last` of a model that sees both sides."""
-    if pool == "last" and not model.backbone.is_causal:
-        raise InputError(
-            "--pool last: this model sees both sides of each base, so that no state is one that has seen more than the "
-            "others; give --pool mean or position"
-        )
+    if pool == "last":
+        require_last_state(model.abilities, "--pool last", "--pool mean or position")
 
 
 @torch.inference_mode()
