@@ -37,6 +37,7 @@ def resolve(settings: FinetuneSettings) -> ResolvedFinetuneSettings:
         data=settings.data and settings.data.absolute(),
         species=settings.species and settings.species.absolute(),
         variants=settings.variants and settings.variants.absolute(),
+        annotation=settings.annotation and settings.annotation.absolute(),
         genome=settings.genome and [path.absolute() for path in settings.genome],
         checkpoint=settings.checkpoint if scratch else str(Path(settings.checkpoint).absolute()),
         model=replace(settings.model, preset=preset),
@@ -85,7 +86,7 @@ def _check_task(settings: ResolvedFinetuneSettings) -> None:
     defaults = {field.name: field.default for field in dataclasses.fields(FinetuneSettings)}
     of_sequences = ("data", "sequence_column", "subset", "kind", "dev_fraction", "refuse_overlap")
     of_species = ("species", "intervals_by_name", "examples", "evaluation_examples", "length_warmup")
-    of_variants = ("variants", "genome", "split_by", "effect_column", "effects")
+    of_variants = ("variants", "genome", "split_by", "effect_column", "effects", "annotation")
     if settings.task == "variants" and settings.pooling != "last":  # which stands for none in config.yaml
         raise InputError("--pooling: not a flag of --task variants")
     others = {

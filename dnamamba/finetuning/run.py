@@ -8,6 +8,7 @@ RUN/
     test_read.json                   when the test split was read, and what had been selected by then
     seed-K/checkpoint/               the classifier with its card
     checkpoints/best                 a link to the seed that is best on dev: what `--checkpoint RUN` takes
+    annotation.npz                   with --annotation: the trees on its features
     test_predictions.csv             one row a test example and seed
     summary.json                     the result
 """
@@ -340,6 +341,8 @@ def _finish(
         **task.facts,
         **(task.measure(test, predictions, on_dev) if task.measure else {}),
     }
+    if task.keep:
+        task.keep(folder.path)
     folder.write_summary(summary)
     _print_result(summary, folder, best)
 

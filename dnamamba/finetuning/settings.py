@@ -75,6 +75,10 @@ class FinetuneSettings(
     effects: list[str] | None = None
     """variants: train and test on variants of these effects alone."""
 
+    annotation: Path | None = setting(None, on_resume="files")
+    """variants: GFF3 or GTF of the genome's genes. Boosted trees on effect, amino acids, splice sites and the like are
+    trained too, chosen on dev, and reported alone and together with the model."""
+
     checkpoint: str | None = setting(None, on_resume="files")
     """Pretrained checkpoint or run folder to start from, as of the other verbs; `none` starts from random weights of
     --model.preset."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from itertools import product
+from typing import NamedTuple
 
 import numpy as np
 
@@ -39,6 +40,23 @@ def translate(tokens: np.ndarray) -> str:
     return "".join(chr(_TABLE[a * 16 + b * 4 + c]) if max(a, b, c) < BASES else "X" for a, b, c in codons.tolist())
 
 
+class Changes(NamedTuple):
+    """What single-base changes do to one transcript."""
+
+    effect: np.ndarray
+    """(changes,) int64: index into `EFFECTS`"""
+    codon: np.ndarray
+    """(changes,) int64: 0-based codon of the coding sequence; −1 outside of it"""
+    phase: np.ndarray
+    """(changes,) int64: which base of the codon, 0 to 2; −1 outside"""
+    before: np.ndarray
+    """(changes,) str: amino acid of the reference, `*` of a stop, `X` of a codon with an N; empty outside"""
+    after: np.ndarray
+    """(changes,) str: the same with the change"""
+    coding: np.ndarray
+    """(bases,) uint8: the transcript's coding sequence as the genome has it, in its own direction"""
+
+
 def effects_of_changes(
     store: TokenStore, genes: Iterable[Gene], contig: str, start: np.ndarray, alt: np.ndarray
 ) -> np.ndarray:
@@ -53,8 +71,8 @@ def effects_of_changes(
         if gene.contig == contig:
             inside = np.flatnonzero((start >= gene.start) & (start < gene.end))
             if inside.size:
-                found = _of_gene(store, gene, start[inside], alt[inside])
-                worst[inside] = np.maximum(worst[inside], found)
+                found = changes_of_transcript(store, gene, start[inside], alt[inside])
+                worst[inside] = np.maximum(worst[inside], found.effect)
     return np.array(EFFECTS)[worst]
 
 
@@ -66,15 +84,18 @@ def _around(store: TokenStore, contig: str, first: int, last: int) -> np.ndarray
     return np.concatenate([store.read(contig, begin, end) for begin, end in inside if begin < end])
 
 
-def _of_gene(store: TokenStore, gene: Gene, start: np.ndarray, alt: np.ndarray) -> np.ndarray:
-    level = np.full(start.size, EFFECTS.index("intron"))
+def changes_of_transcript(store: TokenStore, gene: Gene, start: np.ndarray, alt: np.ndarray) -> Changes:
+    """What changes inside a transcript do to it; `start` and `alt` as in `effects_of_changes`."""
+    effect = np.full(start.size, EFFECTS.index("intron"))
     for (_, left), (right, _) in zip(gene.exons[:-1].tolist(), gene.exons[1:].tolist(), strict=True):
         near = ((start >= left) & (start < left + SPLICE)) | ((start >= right - SPLICE) & (start < right))
-        level[near] = EFFECTS.index("splice site")
+        effect[near] = EFFECTS.index("splice site")
     for first, last in gene.exons.tolist():
-        level[(start >= first) & (start < last)] = EFFECTS.index("exon, not coding")
+        effect[(start >= first) & (start < last)] = EFFECTS.index("exon, not coding")
+    codon, phase = np.full((2, start.size), -1, np.int64)
+    before, after = np.full((2, start.size), "", "<U1")
     if not len(gene.coding):
-        return level
+        return Changes(effect, codon, phase, before, after, np.empty(0, np.uint8))
     positions = np.concatenate([np.arange(first, last) for first, last in gene.coding.tolist()])
     tokens = np.concatenate([_around(store, gene.contig, first, last) for first, last in gene.coding.tolist()])
     tokens &= np.uint8(TOKEN_BITS)
@@ -84,13 +105,19 @@ def _of_gene(store: TokenStore, gene: Gene, start: np.ndarray, alt: np.ndarray) 
     index = order[np.minimum(np.searchsorted(positions, start, sorter=order), positions.size - 1)]
     whole = positions.size // CODON
     coding = np.flatnonzero((positions[index] == start) & (index // CODON < whole))
-    codons = tokens[: whole * CODON].reshape(-1, CODON)[index[coding] // CODON]
+    codon[coding], phase[coding] = index[coding] // CODON, index[coding] % CODON
+    codons = tokens[: whole * CODON].reshape(-1, CODON)[codon[coding]]
     changed = codons.copy()
-    changed[np.arange(coding.size), index[coding] % CODON] = alt[coding]
-    before, after = (np.array(list(translate(rows.ravel())), "<U1") for rows in (codons, changed))
+    changed[np.arange(coding.size), phase[coding]] = alt[coding]
+    for column, rows in ((before, codons), (after, changed)):
+        column[coding] = list(translate(rows.ravel()))
+    effect[coding] = _effect_on_protein(before[coding], after[coding], codon[coding])
+    return Changes(effect, codon, phase, before, after, tokens)
+
+
+def _effect_on_protein(before: np.ndarray, after: np.ndarray, codon: np.ndarray) -> np.ndarray:
     kind = np.where(before == after, EFFECTS.index("synonymous"), EFFECTS.index("missense"))
     kind[(after == "*") & (before != "*")] = EFFECTS.index("nonsense")
     kind[(before == "*") & (after != "*")] = EFFECTS.index("stop lost")
-    kind[index[coding] // CODON == 0] = EFFECTS.index("start lost")
-    level[coding] = kind
-    return level
+    kind[codon == 0] = EFFECTS.index("start lost")
+    return kind

@@ -66,7 +66,20 @@ def comparison_lines(summary: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def variant_lines(summary: dict[str, Any]) -> list[tuple[str, str]]:
-    """Labelled lines: AUROC and AUPRC of all variants, and of missense variants alone, with their intervals."""
+    """Labelled lines: AUROC and AUPRC of all variants, and of missense variants alone, with their intervals; then of
+    the trees on an annotation, alone and with the model, and what the model adds to them."""
+    variants = summary.get("variants", {})
+    annotated = variants.get("annotation", {})
+    lines = _ranking_lines(variants)
+    for found, what in ((annotated, "annotation"), (annotated.get("with_model", {}), "both")):
+        lines += [(what, f"{name} {text}") for name, text in _ranking_lines(found)]
+    for name, found in annotated.get("model_adds", {}).items():
+        text = "{auroc:+.4f} [{low:+.4f}, {high:+.4f}] auroc".format(**found)
+        lines.append(("both", f"{name}: the model adds {text} to the annotation"))
+    return lines
+
+
+def _ranking_lines(figures_of: dict[str, Any]) -> list[tuple[str, str]]:
     return [
         (
             name,
@@ -74,7 +87,7 @@ def variant_lines(summary: dict[str, Any]) -> list[tuple[str, str]]:
                 measure, **found[measure]
             ),
         )
-        for name, found in summary.get("variants", {}).items()
+        for name, found in figures_of.items()
         for measure in (("auroc", "auprc") if "auroc" in found else ())
     ]
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -135,6 +136,8 @@ class Task:
     """The same for the model card and summary.json: files, fingerprints, counts, overlaps."""
     measure: Callable[[Examples, list[np.ndarray], list[np.ndarray]], dict[str, Any]] | None = None
     """Further figures for summary.json, from the test examples and each seed's predictions for them and for dev."""
+    keep: Callable[[Path], None] | None = None
+    """Writes what the task itself has trained into a run folder."""
 
 
 class HeldOut:

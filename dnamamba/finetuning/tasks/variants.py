@@ -15,8 +15,9 @@ from dnamamba.finetuning.tasks.examples import Examples, FixedSet, HeldOut, Orig
 from dnamamba.finetuning.tasks.groups import joined_groups, names_in
 from dnamamba.finetuning.tasks.labels import class_counts, describe_counts, encode_labels, find_target, values_found
 from dnamamba.finetuning.tasks.readers import Record
-from dnamamba.finetuning.tasks.variant_report import VariantReport
+from dnamamba.finetuning.tasks.variant_report import AnnotatedVariants, VariantReport
 from dnamamba.genome.alleles import REASON_NAMES, REASONS, Alleles, check, refuse_mismatches
+from dnamamba.genome.genes import read_genes
 from dnamamba.genome.store import TokenStore, open_genome
 from dnamamba.genome.variant_columns import (
     ALT_COLUMNS,
@@ -27,6 +28,7 @@ from dnamamba.genome.variant_columns import (
     START_COLUMNS,
     start_counts_from_1,
 )
+from dnamamba.genome.variant_features import variant_features
 from dnamamba.genome.vcf import Records, info_fields, info_numbers, open_vcf, variant_of
 from dnamamba.genome.view import GenomeView
 from dnamamba.runs.progress import job_bar
@@ -111,11 +113,13 @@ def build(settings: ResolvedFinetuneSettings) -> Task:
         ]
         examples[split] = Examples(tokens, lengths, labels[chosen], origins)
     effects = None if columns.effect is None else [row.columns.get(columns.effect, "") for row in rows]
+    annotated = _annotated(settings.annotation, store, alleles, members)
     report = VariantReport(
         examples["train"].labels,
         None if effects is None else [effects[i] for i in members["train"]],
         None if effects is None else [effects[i] for i in members["test"]],
         examples["dev"].labels,
+        annotated,
     )
     facts = {
         "data": str(path),
@@ -123,12 +127,26 @@ def build(settings: ResolvedFinetuneSettings) -> Task:
         "split_by": columns.groups,
         "splits": {split: _facts(found, target) for split, found in examples.items()},
         "left_out": dict(left_out),
+        **({"annotation": annotated.facts()} if annotated else {}),
     }
     names = len({gene for of_variant in genes for gene in of_variant}), len(set(groups))
     notes = _notes(facts, target, columns, names, length)
     longest = max(int(each.lengths.max()) for each in examples.values())
     train, dev, test = (examples[split] for split in SPLITS)
-    return Task(target, FixedSet(train), dev, HeldOut(test), longest, notes, facts, report.measure)
+    keep = report.keep if annotated else None
+    return Task(target, FixedSet(train), dev, HeldOut(test), longest, notes, facts, report.measure, keep)
+
+
+def _annotated(
+    path: Path | None, store: TokenStore, alleles: Alleles, members: dict[str, list[int]]
+) -> AnnotatedVariants | None:
+    """The features of each split, None without an annotation."""
+    if path is None:
+        return None
+    genes = read_genes(path, store)
+    features = variant_features(store, genes, alleles)
+    train, dev, test = (features[members[split]] for split in SPLITS)
+    return AnnotatedVariants(train, dev, test, len(genes))
 
 
 def _columns(settings: ResolvedFinetuneSettings, rows: list[LabelledVariant], path: Path) -> Columns:
@@ -220,6 +238,9 @@ def _notes(
             f"no {columns.groups} in two splits, no windows of {length:,} bases of two splits overlap",
         ),
         ("left out", _reasons(Counter(facts["left_out"]))),
+        ("annotation", "{transcripts:,} transcripts, {features} features a variant".format(**facts["annotation"]))
+        if "annotation" in facts
+        else ("annotation", ""),
     ]
 
 
