@@ -1,5 +1,6 @@
 """Features of annotated variants against the sequence itself, on both strands and around a circle; trees kept."""
 
+import csv
 import gzip
 import importlib
 import json
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from Bio.Seq import Seq
 
-from dnamamba import cli, finetune, info
+from dnamamba import cli, finetune, info, predict
 from dnamamba.alphabet import decode, encode, reverse_complement
 from dnamamba.errors import InputError
 from dnamamba.finetuning.baselines.trees import BoostedTrees, exported, fit_trees, sigmoid
@@ -183,8 +184,9 @@ def test_exported_trees_are_scikit_learns(tmp_path: Path, features_and_labels: t
     trees = exported(model, tuple("abcde"), 20)
     np.testing.assert_allclose(trees.logits(features), model.decision_function(features), atol=1e-9)
     np.testing.assert_allclose(trees.probabilities(features), model.predict_proba(features)[:, 1], atol=1e-9)
-    reasons = trees.reasons(features)
-    rest = trees.logits(features) - reasons.sum(1)
+    logits, reasons = trees.explained(features)
+    np.testing.assert_array_equal(logits, trees.logits(features))
+    rest = logits - reasons.sum(1)
     assert np.ptp(rest) < 1e-9
     assert np.abs(reasons).mean(0).argmax() == 1
     trees.save(tmp_path / "t.npz")
@@ -264,6 +266,30 @@ def test_a_run_reports_the_annotation_alone_and_with_the_model(
     for told in (screen, capsys.readouterr().out):
         assert f"annotation  all auroc {found['all']['auroc']['value']:.4f} [" in told
         assert "all: the model adds" in told
+    vcf = tmp_path / "in.vcf"
+    cells = [line.split("\t") for line in lines[1:61]]
+    records = [f"{contig}\t{at}\t.\t{ref}\t{alt}\t.\t.\t." for contig, at, ref, alt, *_ in cells]
+    header = "##fileformat=VCFv4.2\n#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO\n"
+    vcf.write_text(header + "\n".join(records) + "\n")
+    apply = ["--checkpoint", str(out), "--vcf", str(vcf), "--genome", str(store.path), "--annotation", str(annotation)]
+    assert cli.run(predict.main, [*apply, "--out", str(tmp_path / "out.vcf")]) == 0
+    assert cli.run(predict.main, [*apply, "--out", str(tmp_path / "out.tsv")]) == 0
+    infos = [line.split("\t")[7] for line in (tmp_path / "out.vcf").read_text().splitlines() if line[0] != "#"]
+    with (tmp_path / "out.tsv").open() as file:
+        rows = list(csv.DictReader(file, delimiter="\t"))
+    right = 0
+    for info_text, row, found_cells in zip(infos, rows, cells, strict=True):
+        fields = dict(part.split("=") for part in info_text.split(";"))
+        p = float(fields["DNAMAMBA_ANNOTATION_P"])
+        assert p == pytest.approx(float(row["annotation_p_P"]), rel=1e-4)
+        assert row["annotation_effect"] == fields["DNAMAMBA_ANNOTATION_EFFECT"]
+        assert len(fields["DNAMAMBA_ANNOTATION_REASONS"].split("|")) == 3
+        right += (p > 0.5) == (found_cells[4] == "P")
+    assert right > 48  # the label is wrong for one in twenty
+    capsys.readouterr()
+    apply[1] = str(out / "seed-0" / "checkpoint")
+    assert cli.run(predict.main, [*apply, "--out", str(tmp_path / "other.vcf")]) == 2
+    assert "--annotation needs the run folder" in capsys.readouterr().err
     assert cli.run(finetune.main, ["--task", "sequences", "--annotation", str(annotation), *map(str, model)]) == 2
     assert "--annotation: not a flag of --task sequences" in capsys.readouterr().err
 

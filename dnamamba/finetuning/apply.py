@@ -61,6 +61,8 @@ def _check_settings(settings: PredictSettings) -> None:
         raise InputError("give --checkpoint, --out, and --input (sequences) or --vcf (variants)")
     if settings.vcf is not None:
         refuse_output(settings.out, settings.vcf)
+    elif settings.annotation is not None:
+        raise InputError("--annotation: goes with --vcf")
     outputs = [settings.out] if settings.vcf is not None and is_vcf_name(settings.out) else table_files(settings.out)
     refuse_existing(outputs, settings.overwrite)
 

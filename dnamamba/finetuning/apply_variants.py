@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from dnamamba.errors import InputError
+from dnamamba.finetuning.apply_annotation import annotated_predictions, trees_of_run
 from dnamamba.finetuning.predictions import predict_logits
 from dnamamba.finetuning.settings import PredictSettings
 from dnamamba.finetuning.tasks.examples import pad
@@ -27,6 +28,7 @@ from dnamamba.genome.allele_output import (
 from dnamamba.genome.alleles import Alleles, check, refuse_mismatches
 from dnamamba.genome.indexed import open_for
 from dnamamba.genome.progress import OnProgress
+from dnamamba.genome.store import open_genome
 from dnamamba.genome.view import GenomeView
 from dnamamba.inference.load import Inference
 from dnamamba.inference.provenance import genome_warning, result_provenance, vcf_note
@@ -94,10 +96,13 @@ def predict_vcf(settings: PredictSettings, inference: Inference[SequenceClassifi
     if not settings.genome:
         raise InputError("--genome: give the FASTA file that the VCF was made with")
     length = window_length(inference, settings.window)
+    assert settings.checkpoint is not None
+    trees = trees_of_run(settings.checkpoint) if settings.annotation else None
     with job_bar("reading the VCF", "B") as progress:
         records = vcf.read_vcf(settings.vcf, progress)
+    whole = open_genome(settings.genome) if trees else None  # genes are read whole
     with job_bar("reading the genome", "B") as progress:
-        store = open_for(settings.genome, None, lambda _: length * len(records), progress)
+        store = whole or open_for(settings.genome, None, lambda _: length * len(records), progress)
     checked = check(records, store, longest=length // 2)
     mismatches = refuse_mismatches(checked, records, store, settings.max_mismatches, str(settings.vcf))
     print_lines(
@@ -111,6 +116,10 @@ def predict_vcf(settings: PredictSettings, inference: Inference[SequenceClassifi
     )
     with job_bar("predicting", "alleles") as progress:
         found = predict_alleles(inference, store, checked.alleles, length, progress)
+    fields, columns = found.info_fields(), found.columns
+    if trees is not None and whole is not None and settings.annotation is not None:
+        annotated = annotated_predictions(trees, settings.annotation, whole, checked.alleles, found.names[1])
+        fields, columns = fields + annotated.info_fields(), columns | annotated.columns
     reason = checked.alleles.reason
     provenance = result_provenance(inference, settings.genome, store) | {"window": length}
     if vcf.is_vcf_name(settings.out):
@@ -122,7 +131,7 @@ def predict_vcf(settings: PredictSettings, inference: Inference[SequenceClassifi
             store,
             records,
             checked,
-            found.info_fields(),
+            fields,
             reason,
             skipped,
             replaces="DNAMAMBA_P_.*",
@@ -130,7 +139,7 @@ def predict_vcf(settings: PredictSettings, inference: Inference[SequenceClassifi
             overwrite=settings.overwrite,
         )
     else:
-        table = allele_table(records, vcf.read_ids(settings.vcf, records), checked, found.columns, reason)
+        table = allele_table(records, vcf.read_ids(settings.vcf, records), checked, columns, reason)
         write_table(table, settings.out, settings.overwrite, provenance)
     print_lines(
         [

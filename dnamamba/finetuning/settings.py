@@ -158,6 +158,9 @@ class PredictSettings(ComputeOptions, MicroTokensOptions, OverwriteOptions):
     """VCF of the variants that a classifier of variants is applied to, in place of --input: plain, gzip or bgzip."""
     genome: list[Path] | None = None
     """The genome of the BED files or the VCF: FASTA or token store."""
+    annotation: Path | None = None
+    """With --vcf and the run folder of a finetune with --annotation: GFF3 or GTF of the genome's genes. Adds the trees'
+    probability, the effect, and the three features that count most."""
     sequence_column: str | None = None
     """The column of the sequence in CSV, TSV and Parquet. Default: sequence or seq."""
     window: int | None = setting(None, at_least=1)

@@ -55,11 +55,12 @@ class BoostedTrees(NamedTuple):
         """(examples,) of class 1."""
         return sigmoid(self.logits(features))
 
-    def reasons(self, features: np.ndarray) -> np.ndarray:
-        """(examples, features): what each feature adds to the logit, by how the mean of the training examples changes
-        along the path through each tree where that feature decides (Saabas 2014). With the mean of all they add up to
-        the logit."""
-        return self._contributions(features)[:, :-1]
+    def explained(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The logits (examples,), and (examples, features) what each feature adds to them: how the mean of the training
+        examples changes along the path through each tree where that feature decides (Saabas 2014). A logit is the sum
+        of its row and a constant."""
+        parts = self._contributions(features)
+        return self.base + parts.sum(1), parts[:, :-1]
 
     def _contributions(self, features: np.ndarray) -> np.ndarray:
         """(examples, features + 1); the last column is of the roots, the same for all."""
