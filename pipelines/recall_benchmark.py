@@ -134,6 +134,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=128)
     parser.add_argument("--out", type=Path, default=Path("recall"), help="folder")
     arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
     store = open_genome(arguments.genome)
     rows = [row for run in arguments.runs for row in measure(run, store, arguments)]
     text = io.StringIO()

@@ -20,7 +20,10 @@ ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 PACKAGES = "dnamamba", "kernels/dnamamba_kernels"
 DOCUMENTS = sorted(
-    [*ROOT.glob("*.md"), *ROOT.glob("data/*.md"), *ROOT.glob("kernels/*.md"), *ROOT.glob("pipelines/**/*.md")]
+    [
+        *ROOT.glob("*.md"),
+        *(path for folder in ("data", "docs", "kernels", "pipelines") for path in ROOT.glob(f"{folder}/**/*.md")),
+    ]
 )
 
 
