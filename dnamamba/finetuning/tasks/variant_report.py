@@ -51,8 +51,9 @@ class VariantReport:
         return fit_trees(FEATURES, self.annotated.train, self.train_labels, self.annotated.dev, self.dev_labels)
 
     def keep(self, folder: Path) -> None:
-        """Writes the trees as annotation.npz."""
-        self.trees.trees.save(folder / "annotation.npz")
+        """Writes the trees as annotation.npz; nothing without an annotation."""
+        if self.annotated is not None:
+            self.trees.trees.save(folder / "annotation.npz")
 
     def measure(self, test: Examples, predictions: list[np.ndarray], on_dev: list[np.ndarray]) -> dict[str, Any]:
         """For summary.json; `predictions` of test and `on_dev` are (examples, 2) of each seed: their means count.
@@ -60,8 +61,9 @@ class VariantReport:
         model = [np.mean([values[:, 1] for values in each], axis=0) for each in (predictions, on_dev) if each]
         positive = test.labels == 1
         group = np.array([origin.group for origin in test.origins])
-        found = self._figures(test, *model) if model else {}
-        found["shortcuts"] = {"group_mean": _auroc(positive, leave_one_out(positive, group))}
+        of_model = self._figures(test, *model) if model else {}
+        missense = {name: of_model.pop(name) for name in ("missense",) if name in of_model}
+        found = of_model | {"shortcuts": {"group_mean": _auroc(positive, leave_one_out(positive, group))}} | missense
         if self.train_effects is not None and self.test_effects is not None:
             found["shortcuts"]["effect_class"] = _auroc(
                 positive, effect_rates(self.train_effects, self.train_labels == 1, self.test_effects)

@@ -112,12 +112,11 @@ def build(settings: ResolvedFinetuneSettings) -> Task:
             for i, row in ((i, rows[i]) for i in chosen)
         ]
         examples[split] = Examples(tokens, lengths, labels[chosen], origins)
-    effects = None if columns.effect is None else [row.columns.get(columns.effect, "") for row in rows]
     annotated = _annotated(settings.annotation, store, alleles, members)
     report = VariantReport(
         examples["train"].labels,
-        None if effects is None else [effects[i] for i in members["train"]],
-        None if effects is None else [effects[i] for i in members["test"]],
+        _effects([rows[i] for i in members["train"]], columns.effect),
+        _effects([rows[i] for i in members["test"]], columns.effect),
         examples["dev"].labels,
         annotated,
     )
@@ -133,8 +132,11 @@ def build(settings: ResolvedFinetuneSettings) -> Task:
     notes = _notes(facts, target, columns, names, length)
     longest = max(int(each.lengths.max()) for each in examples.values())
     train, dev, test = (examples[split] for split in SPLITS)
-    keep = report.keep if annotated else None
-    return Task(target, FixedSet(train), dev, HeldOut(test), longest, notes, facts, report.measure, keep)
+    return Task(target, FixedSet(train), dev, HeldOut(test), longest, notes, facts, report.measure, report.keep)
+
+
+def _effects(rows: list[LabelledVariant], column: str | None) -> list[str] | None:
+    return None if column is None else [row.columns.get(column, "") for row in rows]
 
 
 def _annotated(
