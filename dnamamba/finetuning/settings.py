@@ -75,7 +75,7 @@ class FinetuneSettings(
     effects: list[str] | None = None
     """variants: train and test on variants of these effects alone."""
 
-    annotation: Path | None = setting(None, on_resume="files")
+    annotation: Path | None = setting(None, absent=None, on_resume="files")
     """variants: GFF3 or GTF of the genome's genes. Boosted trees on effect, amino acids, splice sites and the like are
     trained too, chosen on dev, and reported alone and together with the model."""
 
