@@ -103,9 +103,13 @@ def test_verbs_say_what_a_model_lacks_and_which_would_do():
     blind = copy.copy(toy())
     blind.abilities = Ability.CAUSAL
     with pytest.raises(
+        InputError, match=r"score: .* does not predict masked bases; take one with objective masked_base"
+    ):
+        require(blind, "score")  # the least that would do
+    with pytest.raises(
         InputError, match=r"does not predict the next base; take one with mixer mamba or .* and objective next"
     ):
-        require(blind, "score")
+        require(blind, "generate")
 
 
 def test_a_mixer_that_sees_the_target_cannot_learn_the_next_base():
