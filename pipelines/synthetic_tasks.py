@@ -34,6 +34,7 @@ from torch import Tensor
 from dnamamba.alphabet import VOCABULARY_SIZE
 from dnamamba.model.config import ModelConfig
 from dnamamba.model.language_model import LanguageModel
+from dnamamba.model.splitmix import shifted, splitmix64
 from dnamamba.outputs import write_atomically
 from dnamamba.report.figures import save_png
 
@@ -69,19 +70,13 @@ def random_bits(shape: tuple[int, ...], seed: int, step: Tensor, purpose: int) -
     """Non-negative int64, 62 random bits each: SplitMix64 of a counter (see `dnamamba.genome.windows.hash_bits`), here
     in torch and thus in a captured step."""
     counter = torch.arange(math.prod(shape), device=step.device).view(shape)
-    return _shifted(_mix(counter ^ _mix(_mix(step + seed * 1_000_003) + purpose)), 2)
+    return shifted(splitmix64(counter ^ splitmix64(splitmix64(step + seed * 1_000_003) + purpose)), 2)
 
 
-def _mix(x: Tensor) -> Tensor:
-    x = x + (0x9E3779B97F4A7C15 - (1 << 64))
-    x = (x ^ _shifted(x, 30)) * (0xBF58476D1CE4E5B9 - (1 << 64))
-    x = (x ^ _shifted(x, 27)) * (0x94D049BB133111EB - (1 << 64))
-    return x ^ _shifted(x, 31)
-
-
-def _shifted(x: Tensor, bits: int) -> Tensor:
-    """To the right, zeros coming in."""
-    return (x >> bits) & ((1 << (64 - bits)) - 1)
+def drawn_lengths(shortest: int, longest: int, batch: int, seed: int, step: Tensor) -> Tensor:
+    """(batch, 1) int64, log-uniform from `shortest` to `longest`."""
+    uniform = random_bits((batch, 1), seed, step, 2).double() / 2.0**62
+    return (shortest * ((longest + 1) / shortest) ** uniform).floor().long()
 
 
 class InductionHeads:
@@ -126,8 +121,7 @@ class BaseCopies:
         self.shortest, self.longest, self.vocabulary, self.unknown = shortest, longest, vocabulary, unknown
 
     def sample(self, batch: int, length: int, seed: int, step: Tensor) -> Sample:
-        uniform = random_bits((batch, 1), seed, step, 2).double() / 2.0**62
-        period = (self.shortest * ((self.longest + 1) / self.shortest) ** uniform).floor().long()
+        period = drawn_lengths(self.shortest, self.longest, batch, seed, step)
         tokens = random_bits((batch, length + 1), seed, step, 1) % self.vocabulary
         position = torch.arange(length + 1, device=step.device)
         tokens = tokens.gather(1, position % period)
@@ -146,8 +140,7 @@ class Hairpins:
         self.shortest, self.longest, self.share, self.unknown = shortest, longest, share, unknown
 
     def sample(self, batch: int, length: int, seed: int, step: Tensor) -> Sample:
-        uniform = random_bits((batch, 1), seed, step, 2).double() / 2.0**62
-        unit = (self.shortest * ((self.longest + 1) / self.shortest) ** uniform).floor().long()
+        unit = drawn_lengths(self.shortest, self.longest, batch, seed, step)
         tokens = random_bits((batch, length + 1), seed, step, 1) % self.vocabulary
         position = torch.arange(length + 1, device=step.device)
         within = position % (2 * unit)

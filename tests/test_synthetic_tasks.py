@@ -27,7 +27,7 @@ def tasks(monkeypatch):
 def test_random_bits_are_those_of_splitmix(tasks):
     values = np.array([0, 1, 12345, 2**63 - 1, -5], np.int64)
     expected = _mix(values.view(np.uint64))
-    assert np.array_equal(tasks._mix(torch.from_numpy(values)).numpy().view(np.uint64), expected)
+    assert np.array_equal(tasks.splitmix64(torch.from_numpy(values)).numpy().view(np.uint64), expected)
     bits = tasks.random_bits((200, 500), 0, STEP, 1)
     assert bits.min() >= 0
     shares = torch.bincount((bits % 16).flatten(), minlength=16) / bits.numel()

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dnamamba.alphabet import BASES, TOKEN_BITS, decode, encode
+from dnamamba.alphabet import BASES, TOKEN_BITS, decode, encode, reverse_complement
 from dnamamba.errors import InputError
 from dnamamba.genome.vcf import Records
 from dnamamba.genome.view import GenomeView
@@ -55,6 +55,11 @@ class Alleles:
 
     def __len__(self) -> int:
         return len(self.alt)
+
+    def alternate(self, allele: int, reverse: bool) -> np.ndarray:
+        """(bases,) uint8 tokens of an alternate allele, on the other strand if `reverse`."""
+        tokens = encode(self.alt[allele])
+        return reverse_complement(tokens) if reverse else tokens
 
 
 class Checked(NamedTuple):

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dnamamba.alphabet import BASES, TOKEN_BITS, encode, reverse_complement
+from dnamamba.alphabet import BASES, TOKEN_BITS, reverse_complement
 from dnamamba.analysis.variants.scores import AllelesScored, Scores, StrandScores, Tokens, Truncation
 from dnamamba.genome.alleles import Alleles
 from dnamamba.genome.view import GenomeView
@@ -168,7 +168,7 @@ class _MaskedStrand:
         log_p = torch.log_softmax(logits[torch.arange(len(windows), device=logits.device), first], -1)
         for members, window, row in zip(places, windows, log_p.double().cpu().numpy(), strict=True):
             for allele in members.tolist():
-                alt = int(self._alternate(allele)[0])
+                alt = int(self.alleles.alternate(allele, self.reverse)[0])
                 self.scores.at[allele] = row[alt] - row[window.tokens[window.first]]
                 self.scores.after[allele] = 0.0
 
@@ -211,7 +211,7 @@ class _MaskedStrand:
         """With the alternate allele if `changed`; else as the reference is."""
         alleles, context = self.alleles, self.plan.context
         start, ref_length = int(alleles.start[allele]), int(alleles.ref_length[allele])
-        alt = encode(alleles.alt[allele]) if changed else None
+        alt = alleles.alternate(allele, reverse=False) if changed else None
         contig = self.store.contigs[alleles.contig[allele]]
         width = ref_length + (context - max(ref_length, len(alleles.alt[allele]))) // 2 * 2
         begin = min(max(start - (width - ref_length) // 2, 0), max(contig.length - width, 0))
@@ -223,7 +223,3 @@ class _MaskedStrand:
         if not self.reverse:
             return _Window(tokens, first, end)
         return _Window(reverse_complement(tokens), tokens.size - end, tokens.size - first)
-
-    def _alternate(self, allele: int) -> np.ndarray:
-        tokens = encode(self.alleles.alt[allele])
-        return reverse_complement(tokens) if self.reverse else tokens

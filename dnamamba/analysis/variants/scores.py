@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch.utils._pytree import tree_leaves
 
-from dnamamba.alphabet import TOKEN_BITS, encode, reverse_complement
+from dnamamba.alphabet import TOKEN_BITS, reverse_complement
 from dnamamba.analysis.variants.resumed import AlleleSequences, score_resumed
 from dnamamba.analysis.variants.tiles import Tiling, on_reverse_strand
 from dnamamba.genome.alleles import Alleles
@@ -215,7 +215,7 @@ class _Strand:
             offset = tiled.offset[members]
             kept = pass_and_keep(self.inference, tiles, plan.state_every, states_needed(offset, plan.state_every))
             self.tokens[0] += kept.bases
-            alt = [self._alternate(allele) for allele in wanted[members].tolist()]
+            alt = [self.alleles.alternate(allele, self.reverse) for allele in wanted[members].tolist()]
             sequences = AlleleSequences(tile, offset, ref_length[members], end[members], alt)
             scored = score_resumed(self.inference, kept, sequences, plan.batch_tokens, plan.embedding_distance)
             self.tokens[1] += scored.tokens
@@ -260,8 +260,4 @@ class _Strand:
         record = self.store.contigs[contig]
         begin = record.length - start - length if self.reverse else start
         tokens = self.store.read(record.name, begin, begin + length) & TOKEN_BITS
-        return reverse_complement(tokens) if self.reverse else tokens
-
-    def _alternate(self, allele: int) -> np.ndarray:
-        tokens = encode(self.alleles.alt[allele])
         return reverse_complement(tokens) if self.reverse else tokens

@@ -6,16 +6,13 @@ from torch import Tensor
 from dnamamba.alphabet import BASES, MASK, PAD
 from dnamamba.model.abilities import Ability
 from dnamamba.model.objectives.objective import Objective
+from dnamamba.model.splitmix import STEP, splitmix64
 from dnamamba.model.tokens import PreparedBatch, on_strand, plain_tokens, soft_masked
 
 CHOSEN = 0.15
 """Share of the bases A, C, G, T that are to be predicted."""
 MASKED, REPLACED = 0.8, 0.1
 """Shares of the chosen ones: read as MASK, and as a random base; the others are read as they are."""
-
-_STEP = 0x9E3779B97F4A7C15 - (1 << 64)
-_FACTORS = 0xBF58476D1CE4E5B9 - (1 << 64), 0x94D049BB133111EB - (1 << 64)
-"""SplitMix64's constants, as torch's signed numbers."""
 
 
 class MaskedBase(Objective):
@@ -58,15 +55,7 @@ class MaskedBase(Objective):
 def random_bits(keys: Tensor, length: int) -> Tensor:
     """(batch, length) int64 of 64 random bits each: the first numbers of the SplitMix64 generator (Steele et al. 2014)
     that starts at each of the `keys` (batch,) int64. The same on all devices."""
-    state = keys[:, None] + torch.arange(1, length + 1, device=keys.device) * _STEP
-    for shift, factor in zip((30, 27), _FACTORS, strict=True):
-        state = (state ^ _shifted(state, shift)) * factor
-    return state ^ _shifted(state, 31)
-
-
-def _shifted(bits: Tensor, by: int) -> Tensor:
-    """To the right, zeros coming in, which torch's shift of signed numbers does not do."""
-    return (bits >> by) & ((1 << (64 - by)) - 1)
+    return splitmix64(keys[:, None] + torch.arange(length, device=keys.device) * STEP)
 
 
 def _uniform(bits: Tensor, first: int) -> Tensor:
