@@ -128,12 +128,12 @@ def make_plan(config: Mapping[str, Any]) -> Plan:
 
 
 def _systems(config: Mapping[str, Any], pretraining: Flags, needs: tuple[str, ...]) -> list[Run]:
-    """A pretraining of each system, of each size, at each rate; the sizes first, so that early results compare."""
+    """A pretraining of each system, of each size, at each rate; sizes and rates first, so that early results compare."""
     runs = []
     grid = itertools.product(
-        config.get("sizes") or [None], config["systems"].items(), config.get("learning_rates") or [None]
+        config.get("sizes") or [None], config.get("learning_rates") or [None], config["systems"].items()
     )
-    for size, (name, own), rate in grid:
+    for size, rate, (name, own) in grid:
         preset = {} if size is None else {"model.preset": size}
         flags = _flags({**pretraining, **preset, **(own or {}), "learning_rate": rate})
         facts = {"system": name, "size": str(size or ""), "learning_rate": "" if rate is None else f"{float(rate):g}"}

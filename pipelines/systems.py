@@ -30,7 +30,7 @@ def collect_systems(plan: Plan) -> list[Row]:
     """Reads what is finished, writes results.csv and results.md, returns the rows in the order of the systems; with
     several sizes also the lines through them and results.png."""
     done = [run for run in plan.runs if run.facts and (plan.folder(run) / run.result).exists()]
-    rates = list(dict.fromkeys(run.facts["learning_rate"] for run in plan.runs if run.facts))
+    rates = sorted({run.facts["learning_rate"] for run in plan.runs if run.facts}, key=lambda rate: float(rate or 0))
     groups: dict[tuple[str, str], dict[str, tuple[float, Path]]] = {}
     for system in dict.fromkeys(run.facts["system"] for run in done):
         for run in done:
