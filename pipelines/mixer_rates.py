@@ -1,25 +1,29 @@
 """Times whole training steps of every mixer's language model on one GPU, next to the rates of its peers.
 
     python pipelines/mixer_rates.py [--systems transformer mamba2 …] [--lengths 32768 …] [--out rates.csv] [--profile]
+    python pipelines/mixer_rates.py --workflow pipelines/mixers.yaml --out rates.csv
 
 bf16 autocast, fused AdamW, next-base loss, inputs of exactly L tokens. Each row is the loop that a peer was measured
 with: Transformer++ (RoPE, PyTorch's flash attention, SwiGLU) on an H200, HyenaDNA and mamba-ssm's Mamba-2 on an H100
 (PyTorch 2.11.0+cu130, November 2026). A ratio counts only on the same kind of GPU. Medians of CUDA-event timings;
 "host" is the part of a step in which Python queues the work. First each model's loss and gradients in bf16 are compared
-with those in fp32 at a shorter length: nothing is timed of a model that differs.
+with those in fp32 at a shorter length: nothing is timed of a model that differs. --workflow times the models of a
+workflow with `systems` instead, 262 144 bases a step of its length.
 """
 
 import argparse
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import yaml
 from measured import conditions, write_rows
 from torch.profiler import ProfilerActivity, profile
 from training_step import NAN, median_seconds
 
-from dnamamba.model.config import ModelConfig
+from dnamamba.model.config import ModelConfig, preset
 from dnamamba.model.language_model import LanguageModel
 from dnamamba.model.parameters import parameter_groups
 
@@ -27,12 +31,14 @@ LOSS_TOLERANCE, GRADIENT_TOLERANCE = 2e-3, 5e-2
 """Of bf16 against fp32: the loss in nats, and the relative norm of all gradients' difference."""
 CHECKED = 2, 1_500
 """Batch and length at which they are compared."""
+STEP_TOKENS = 262_144
+"""Of a model of a workflow."""
 
 
 class Row(NamedTuple):
     system: str
     options: dict[str, Any]
-    """Of the model, next to d_model 128"""
+    """Of the model; d_model is 128 where it is not among them"""
     batch: int
     length: int
     peer: float = NAN
@@ -74,11 +80,24 @@ ROWS = (
 def make_model(options: dict[str, Any], length: int) -> LanguageModel:
     torch.manual_seed(0)
     extra = {"filter_length": length} if options.get("mixer") == "hyenadna" else {}
-    return LanguageModel(ModelConfig(d_model=128, **options, **extra)).cuda()
+    return LanguageModel(ModelConfig(**{"d_model": 128} | options | extra)).cuda()
+
+
+def workflow_rows(workflow: Path) -> list[Row]:
+    """A row for each of the workflow's systems."""
+    config = yaml.safe_load(workflow.read_text("utf-8"))
+    rows = []
+    for name, own in config["systems"].items():
+        flags = config["pretrain"] | own
+        options = {key.removeprefix("model."): value for key, value in flags.items() if key.startswith("model.")}
+        options |= {key: value == "true" for key, value in options.items() if value in ("true", "false")}
+        options = asdict(preset(options.pop("preset"), **options))
+        rows.append(Row(name, options, STEP_TOKENS // flags["length"], flags["length"]))
+    return rows
 
 
 def check(options: dict[str, Any]) -> tuple[float, float]:
-    """Differences of loss and gradients between bf16 and fp32; SystemExit where they are above the tolerance."""
+    """Differences of loss and gradients between bf16 and fp32."""
     batch, length = CHECKED
     model = make_model(options, length)
     tokens = torch.randint(0, 4, (batch, length + 1), dtype=torch.uint8, device="cuda")
@@ -90,10 +109,7 @@ def check(options: dict[str, Any]) -> tuple[float, float]:
         gradients = torch.autograd.grad(loss, list(model.parameters()))
         found.append((loss.item(), torch.cat([gradient.flatten().double() for gradient in gradients])))
     (loss, gradient), (exact_loss, exact) = found
-    errors = abs(loss - exact_loss), ((gradient - exact).norm() / exact.norm()).item()
-    if not (errors[0] <= LOSS_TOLERANCE and errors[1] <= GRADIENT_TOLERANCE):
-        raise SystemExit(f"wrong result, nothing timed: {options}: loss {errors[0]:.1e}, gradients {errors[1]:.1e}")
-    return errors
+    return abs(loss - exact_loss), ((gradient - exact).norm() / exact.norm()).item()
 
 
 def measure(row: Row, profiled: bool) -> dict[str, float | int | str]:
@@ -138,7 +154,8 @@ def measure(row: Row, profiled: bool) -> dict[str, float | int | str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--systems", nargs="+", choices=sorted({row.system for row in ROWS}), help="only these")
+    parser.add_argument("--workflow", type=Path, help="time the systems of this YAML file")
+    parser.add_argument("--systems", nargs="+", help="only these")
     parser.add_argument("--lengths", type=int, nargs="+", help="only rows of these lengths")
     parser.add_argument("--eager", action="store_true", help="leave out the rows under torch.compile")
     parser.add_argument("--profile", action="store_true", help="print the kernels' shares of each step")
@@ -146,15 +163,17 @@ def main() -> None:
     arguments = parser.parse_args()
     where = conditions()
     print(", ".join(where.values()))
-    results, checked = [], set()
-    for row in ROWS:
+    results, errors = [], {}
+    for row in ROWS if arguments.workflow is None else workflow_rows(arguments.workflow):
         if arguments.systems and row.system not in arguments.systems:
             continue
         if (arguments.lengths and row.length not in arguments.lengths) or (arguments.eager and row.compiled):
             continue
-        if row.system not in checked:
-            checked.add(row.system)
-            print(f"{row.system:12} bf16 against fp32: loss %.1e nats, gradients %.1e" % check(row.options), flush=True)
+        if row.system not in errors:
+            errors[row.system] = check(row.options)
+            print(f"{row.system:12} bf16 against fp32: loss %.1e nats, gradients %.1e" % errors[row.system], flush=True)
+        if not _is_right(errors[row.system]):
+            continue
         began = time.perf_counter()
         result = measure(row, arguments.profile)
         torch.cuda.empty_cache()
@@ -167,8 +186,14 @@ def main() -> None:
             f"  peak {result['peak_gib']:5.1f} GiB ({row.peer_peak})  [{time.perf_counter() - began:.0f} s]",
             flush=True,
         )
-    if arguments.out and results:
-        write_rows(results, arguments.out)
+        if arguments.out:
+            write_rows(results, arguments.out)
+    if wrong := [system for system, error in errors.items() if not _is_right(error)]:
+        raise SystemExit(f"wrong results, not timed: {', '.join(wrong)}")
+
+
+def _is_right(errors: tuple[float, float]) -> bool:
+    return errors[0] <= LOSS_TOLERANCE and errors[1] <= GRADIENT_TOLERANCE
 
 
 if __name__ == "__main__":

@@ -128,7 +128,7 @@ def make_plan(config: Mapping[str, Any]) -> Plan:
 
 
 def _systems(config: Mapping[str, Any], pretraining: Flags, needs: tuple[str, ...]) -> list[Run]:
-    """A pretraining of each system, of each size, at each rate; sizes and rates first, so that early results compare."""
+    """A pretraining of each system, of each size, at each rate; sizes, then rates first: early results compare."""
     runs = []
     grid = itertools.product(
         config.get("sizes") or [None], config.get("learning_rates") or [None], config["systems"].items()

@@ -456,6 +456,16 @@ def test_systems_are_pretrained_at_each_rate():
     assert " ".join(plan.runs[3].flags) == expected
 
 
+def test_the_models_of_a_workflow_are_timed_as_it_trains_them():
+    from mixer_rates import workflow_rows
+
+    mixers = {row.system: row for row in workflow_rows(PIPELINES / "mixers.yaml")}
+    assert mixers["h3"].options["n_layer"] == 10 and mixers["h3"].options["d_model"] == 128
+    assert (mixers["hybrid"].batch, mixers["hybrid"].length) == (8, 32_768)
+    strands = [row.options["rc_equivariant"] for row in workflow_rows(PIPELINES / "bidirectional.yaml")]
+    assert strands == [False, False, True]
+
+
 def pretrained(folder, bits, tokens=100, **model):
     """A run folder as pretrain leaves it; gives the model."""
     language_model = LanguageModel(ModelConfig(**{"d_model": 8, "n_layer": 1, "d_state": 2} | model))
