@@ -3,8 +3,8 @@
     python pipelines/collect.py WORKFLOW.yaml
 
 Writes into the workflow's folder results.csv (a row a model and task or length), results.md (the same as a grid) and
-results.png. Unfinished runs are left out and named. Intervals (95 %) are from resampling whole groups of neighbouring
-windows; where species are homologous, whole loci over all species.
+results.png. Unfinished runs are left out and named. Intervals (95 %), of accuracy and of MCC, are from resampling whole
+groups of neighbouring windows; where species are homologous, whole loci over all species.
 """
 
 import csv
@@ -21,7 +21,7 @@ from plan import Plan, Run, make_plan
 from systems import collect_systems
 
 from dnamamba import cli
-from dnamamba.finetuning.metrics import bootstrap_by_group
+from dnamamba.finetuning.metrics import bootstrap_by_group, bootstrap_matthews
 from dnamamba.outputs import write_atomically
 from dnamamba.report.accuracy_by_length import plot_accuracy_by_length
 from dnamamba.report.results_by_task import plot_results_by_task
@@ -29,7 +29,7 @@ from dnamamba.report.results_by_task import plot_results_by_task
 METRICS = ("accuracy", "mcc", "f1", "auroc", "auprc", "pearson", "spearman")
 COLUMNS = (
     "task", "length", "model", *(name for metric in METRICS for name in (metric, f"{metric}_std")),
-    "low", "high", "groups", "seeds", "parameters", "seconds", "run",
+    "low", "high", "mcc_low", "mcc_high", "groups", "seeds", "parameters", "seconds", "run",
 )  # fmt: skip
 Row = dict[str, str]
 _ORDER = {"pretrained": 0, "scratch": 1, "cnn": 2, "composition": 4, "majority": 5}
@@ -113,7 +113,7 @@ def _rows(run: Run, folder: Path, is_homologous: bool) -> list[Row]:
 
 
 def _intervals(path: Path, is_homologous: bool) -> dict[str, Row]:
-    """Model ("" where the table has only one) → low, high, groups of the accuracy."""
+    """Model ("" where the table has only one) → low and high of the accuracy and of MCC, and the groups."""
     if not path.exists():
         return {}
     with path.open(encoding="utf-8", newline="") as file:
@@ -127,10 +127,18 @@ def _intervals(path: Path, is_homologous: bool) -> dict[str, Row]:
     for model, seeds in by_model.items():
         first = next(iter(seeds.values()))
         groups = [row["contig"] if is_homologous else row["group"] for row in first]
-        correct = np.mean([[row["label"] == row["predicted"] for row in rows] for rows in seeds.values()], axis=0)
-        interval = bootstrap_by_group(correct, groups)
+        names = sorted({row[column] for rows in seeds.values() for row in rows for column in ("label", "predicted")})
+        truth = np.array([names.index(row["label"]) for row in first])
+        predicted = np.array([[names.index(row["predicted"]) for row in rows] for rows in seeds.values()])
+        interval = bootstrap_by_group((truth == predicted).mean(0), groups)
+        mcc = bootstrap_matthews(truth, predicted, groups)
         found[model] = {"low": _text(interval.low), "high": _text(interval.high), "groups": str(interval.groups)}
+        found[model] |= {"mcc_low": _text(mcc.low), "mcc_high": _text(mcc.high)}
     return found
+
+
+_ENDS = {"accuracy": ("low", "high"), "mcc": ("mcc_low", "mcc_high")}
+"""Columns of a metric's interval"""
 
 
 def _grid(rows: Sequence[Row], metric: str) -> str:
@@ -149,7 +157,8 @@ def _grid(rows: Sequence[Row], metric: str) -> str:
 
 def _cell(row: Row, metric: str) -> str:
     spread = f" ± {float(row[f'{metric}_std']):.3f}" if row[f"{metric}_std"] else ""
-    interval = f" [{float(row['low']):.3f}, {float(row['high']):.3f}]" if metric == "accuracy" and row["low"] else ""
+    ends = [row[column] for column in _ENDS.get(metric, ()) if row[column]]
+    interval = f" [{', '.join(f'{float(end):.3f}' for end in ends)}]" if ends else ""
     return f"{float(row[metric]):.3f}{spread}{interval}"
 
 

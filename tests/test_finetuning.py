@@ -498,6 +498,25 @@ def test_whole_groups_are_resampled():
     assert one.low == one.high == pytest.approx(one.value)
 
 
+def test_matthews_is_resampled_by_groups_and_averaged_over_seeds():
+    generator = np.random.default_rng(0)
+    truth = generator.integers(3, size=300)
+    predicted = np.where(generator.random((2, 300)) < 0.6, truth, generator.integers(3, size=(2, 300)))
+    groups = [str(n // 3) for n in range(300)]
+    interval = metrics.bootstrap_matthews(truth, predicted, groups, resamples=200, seed=5)
+    assert interval.groups == 100
+    assert interval.value == pytest.approx(np.mean([metrics.matthews(truth, each) for each in predicted]))
+    names = sorted({*groups})
+    drawn = [
+        np.concatenate([np.arange(300)[np.asarray(groups) == names[k]] for k in row])
+        for row in np.random.default_rng(5).integers(100, size=(200, 100))
+    ]
+    expected = [np.mean([metrics.matthews(truth[rows], each[rows]) for each in predicted]) for rows in drawn]
+    assert (interval.low, interval.high) == pytest.approx(tuple(np.percentile(expected, [2.5, 97.5])))
+    constant = metrics.bootstrap_matthews(truth, np.zeros((1, 300), int), groups, resamples=10)
+    assert (constant.value, constant.low, constant.high) == (0, 0, 0)
+
+
 # Settings
 
 

@@ -353,6 +353,7 @@ def test_results_are_collected_and_loci_resampled_over_species(tmp_path, monkeyp
     assert grid[0] == "| accuracy | pretrained | scratch | 6-mer | majority |" and grid[3].startswith("| 16 | 0.500 ±")
     rows = collect(make_plan({**config, "homologous": True}), {**config, "homologous": True})
     assert rows[0]["groups"] == "2" and (rows[0]["low"], rows[0]["high"]) == ("0.0000", "1.0000")
+    assert (rows[0]["mcc_low"], rows[0]["mcc_high"]) == ("0.0000", "1.0000")
 
 
 def test_published_results_stand_next_to_ours(tmp_path, monkeypatch):
