@@ -35,8 +35,6 @@ from dnamamba_kernels import backends
 CUDA = torch.device("cuda")
 SETTINGS = ("d_model", "n_layer", "backprop", "recompute", "chunk", "precision")
 """What is the same for all rows of a call"""
-ODD = 1001
-"""Bases of the last chunk of the step that compiles kernels: Triton has others for lengths that 16 divides"""
 
 
 def windows_of(tokens: np.ndarray, model: LanguageModel) -> WindowParts:
@@ -119,6 +117,12 @@ def measure(stepper: Stepper, windows: WindowParts) -> dict[str, str]:
     }
 
 
+def warm_up(length: int, chunk: int) -> int:
+    """Bases of a step that compiles the kernels of another: its first two chunks and one as long as its last. Those for
+    an odd number of bases, or for few, are others."""
+    return min(2 * chunk + (length - 1) % chunk + 1, length)
+
+
 def tokens_of(length: str, genome: Path | None) -> np.ndarray:
     """(length + 1,) uint8"""
     if length != "contig":
@@ -153,10 +157,10 @@ def main() -> None:
     keys = [{"sequence": length, **settings} for length in arguments.lengths]
     keys = [key for key in keys if not any(key.items() <= row.items() for row in done)]
     stepper = Stepper(**{name: getattr(arguments, name) for name in SETTINGS})
-    if keys:
-        stepper.step(windows_of(tokens_of(str(2 * arguments.chunk + ODD), None), stepper.model))
     for key in keys:
-        done.append(key | measure(stepper, windows_of(tokens_of(key["sequence"], arguments.genome), stepper.model)))
+        tokens = tokens_of(key["sequence"], arguments.genome)
+        stepper.step(windows_of(tokens[: warm_up(len(tokens) - 1, arguments.chunk) + 1], stepper.model))
+        done.append(key | measure(stepper, windows_of(tokens, stepper.model)))
         print("  ".join(f"{name} {value}" for name, value in done[-1].items()), flush=True)
         if arguments.out:
             text = io.StringIO()

@@ -5,15 +5,18 @@
 JOBS.json is a list of jobs, trained one after the other in the same processes. A job has `settings` (fields of
 `PretrainSettings`) and may have: `observe`, a folder for the records; `gradients`, steps whose gradients are kept;
 `pause`, seconds after each step; `raise_at`, [rank, step] of an error on purpose; `trace`, [first step, steps, FILE]:
-how much of that time on the GPU no kernel ran, by torch's profiler, into the JSON FILE (rank 0, without `observe`).
+how much of that time the GPU did nothing, by torch's profiler, into the JSON FILE (rank 0, without `observe`);
+`output`, a file for what the run prints.
 """
 
+import contextlib
+import gc
 import json
 import os
 import sys
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,17 +39,28 @@ def work(jobs_file: Path) -> int:
     for job in jobs:
         os.environ.update(environment)  # Lightning takes variables of torchrun's away at the end of each
         try:
-            with observed(job), traced(job):
+            with observed(job), traced(job), printed(job):
                 pretrain(settings_of(job))
         except InputError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
         if torch.cuda.is_available():
+            gc.collect()
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
     if shared:
         torch.distributed.destroy_process_group()
     return 0
+
+
+@contextlib.contextmanager
+def printed(job: dict[str, Any]) -> Iterator[None]:
+    """While inside, what is printed goes to the job's `output`."""
+    if "output" not in job:
+        yield
+        return
+    with Path(job["output"]).open("w") as file, contextlib.redirect_stdout(file):
+        yield
 
 
 def settings_of(job: dict[str, Any]) -> Any:
@@ -125,7 +139,7 @@ class observed:
 
 
 class traced:
-    """While inside, the GPU's kernels in the job's `trace` are recorded, and what `idle_time` makes of them is kept."""
+    """While inside, what the GPU does in the job's `trace` is recorded, and what `idle_time` makes of it is kept."""
 
     def __init__(self, job: dict[str, Any]) -> None:
         self.first, self.steps, self.file = job.get("trace") or (-1, 0, "")
@@ -157,22 +171,34 @@ class traced:
         PretrainModule.training_step = self.step  # type: ignore[method-assign]
 
 
-def idle_time(trace: Path, short: float = 10.0) -> dict[str, float]:
-    """Of a Chrome trace: seconds from the first kernel to the last, the fraction of them in which no kernel ran, that
-    in gaps longer than `short` microseconds (the GPU waits for the host), and the number of kernels."""
-    events = json.loads(trace.read_text())["traceEvents"]
-    spans = sorted((event["ts"], event["ts"] + event["dur"]) for event in events if event.get("cat") == "kernel")
-    gaps, end = [], spans[0][1]
-    for start, until in spans:
-        gaps.append(max(start - end, 0.0))
-        end = max(end, until)
-    length = end - spans[0][0]
+def idle_time(trace: Path, short: float = 10.0) -> dict[str, Any]:
+    """Of a Chrome trace: seconds from the first kernel to the last, the fraction of them in which the GPU did nothing
+    (copies from the host and to it count as nothing), that in gaps longer than `short` microseconds (it waits for the
+    host), the number of kernels, and the neighbours with most idle time between them: [fraction, times, before,
+    after]."""
+    events = [event for event in json.loads(trace.read_text())["traceEvents"] if _is_work(event)]
+    events.sort(key=lambda event: event["ts"])
+    gaps: list[float] = []
+    between: dict[tuple[str, str], list[float]] = {}
+    last, end = events[0]["name"], events[0]["ts"]
+    for event in events:
+        gaps.append(max(event["ts"] - end, 0.0))
+        between.setdefault((last, event["name"]), []).append(gaps[-1])
+        if event["ts"] + event["dur"] > end:
+            last, end = event["name"], event["ts"] + event["dur"]
+    length = end - events[0]["ts"]
+    most = sorted(between.items(), key=lambda pair: -sum(pair[1]))[:20]
     return {
         "seconds": length / 1e6,
         "idle": sum(gaps) / length,
         "waits": sum(gap for gap in gaps if gap > short) / length,
-        "kernels": len(spans),
+        "kernels": sum(event["cat"] == "kernel" for event in events),
+        "gaps": [[sum(times) / length, len(times), *(name[:80] for name in pair)] for pair, times in most],
     }
+
+
+def _is_work(event: dict[str, Any]) -> bool:
+    return event.get("cat") in ("kernel", "gpu_memset") or "Memcpy DtoD" in event.get("name", "")
 
 
 def observed_steps(folder: str) -> dict[int, tuple[float, float, list[Any]]]:

@@ -661,13 +661,18 @@ def test_sources_are_a_table(download):
         assert source["md5"] == "" or len(source["md5"]) == 32
 
 
-def test_idle_time_is_what_no_kernel_covers(tmp_path):
-    """Kernels that overlap count once, and copies not at all."""
+def test_idle_time_is_what_no_work_covers(tmp_path):
+    """Kernels that overlap count once, copies within the GPU as work, those from the host and to it not at all."""
     import observed_training
 
-    spans = [("kernel", 100, 10), ("kernel", 112, 10), ("kernel", 120, 5), ("gpu_memcpy", 126, 30), ("kernel", 165, 35)]
-    events = [{"cat": kind, "ts": start, "dur": duration} for kind, start, duration in reversed(spans)]
+    spans = [("kernel", "a", 100, 10), ("kernel", "b", 112, 10), ("kernel", "c", 120, 5)]
+    spans += [("gpu_memcpy", "Memcpy HtoD (Pinned -> Device)", 126, 10), ("gpu_memset", "Memset (Device)", 140, 2)]
+    spans += [("gpu_memcpy", "Memcpy DtoD (Device -> Device)", 143, 13), ("kernel", "a", 165, 35)]
+    keys = ("cat", "name", "ts", "dur")
+    events = [dict(zip(keys, span, strict=True)) for span in reversed(spans)]
     trace = tmp_path / "trace.json"
     trace.write_text(json.dumps({"traceEvents": [*events, {"ph": "M", "name": "process_name"}]}))
     found = observed_training.idle_time(trace)
-    assert found == pytest.approx({"seconds": 1e-4, "idle": 0.42, "waits": 0.40, "kernels": 4})
+    most = found.pop("gaps")[0]
+    assert found == pytest.approx({"seconds": 1e-4, "idle": 0.27, "waits": 0.15, "kernels": 4})
+    assert most == [pytest.approx(0.15), 1, "c", "Memset (Device)"]
