@@ -1,7 +1,7 @@
 """The backward pass of a Mamba block, slice by slice.
 
-Gradients of in_proj's two halves are products of their own, and x_proj's is added in place: nothing is concatenated but
-the narrow gradient of x_proj's output.
+Gradients of in_proj's two halves are products of their own, x_proj's is added in place, and the parts of the narrow
+gradient of x_proj's output are written where they belong: no activations are concatenated.
 """
 
 from typing import NamedTuple
@@ -142,12 +142,14 @@ def _through_maps(block: Computation, inner: Inner, found: ScanGradients, sums: 
     for name in ("A", "D", "dt_bias"):
         sums.add(name, getattr(found, name))
     sums.add("dt_proj", ddt.t() @ inner.values.columns[..., : block.rank].flatten(0, 1))
-    dcolumns = [ddt @ w.dt_proj]
+    joint = ddt.new_empty(len(ddt), len(w.x_proj))
+    torch.mm(ddt, w.dt_proj, out=joint[:, : block.rank])
+    first = block.rank
     for name, constant, gradient in (("B", w.B, found.B), ("C", w.C, found.C)):
         if constant is None:
-            dcolumns.append(gradient.reshape(-1, block.state))
+            joint[:, first : first + block.state] = gradient.reshape(-1, block.state)
+            first += block.state
         else:
             sums.add(name, gradient)
-    joint = torch.cat(dcolumns, dim=1)
     sums.add("x_proj", joint.t() @ inner.scan.x.flatten(0, 1))
     return found.x.flatten(0, 1).addmm_(joint, w.x_proj)
