@@ -158,8 +158,6 @@ def why_no_graph(settings: ResolvedPretrainSettings) -> str:
         reason = f"{on_host[0]} cuts off padding on the host"
     if reason and settings.cuda_graph == "on":
         raise InputError(f"--cuda_graph on: {reason}; leave it at auto")
-    if not reason and settings.cuda_graph == "auto":
-        return "--cuda_graph on asks for it"  # recorded blocks have not been compared with others on a GPU yet
     return reason
 
 

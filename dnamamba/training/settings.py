@@ -112,7 +112,7 @@ class PretrainSettings(
 
     cuda_graph: Literal["auto", "on", "off"] = setting("auto", absent="auto", on_resume="free")
     """Record the passes of a micro-batch once as a CUDA graph and replay it, so that a GPU never waits for Python; the
-    same losses as without. on: refused where something stands against it. auto: as off, as long as it is new."""
+    same losses as without. auto: where nothing stands against it, which the head of a run says; on: refuses there."""
     dry_run: bool = setting(False, on_resume="free")
     """Show sizes, splits, bases an epoch, and the time and memory that the run will take; then stop."""
     profile: bool = setting(False, on_resume="free")
