@@ -8,6 +8,7 @@ from torch import Tensor
 from dnamamba.alphabet import BASES, PAD
 from dnamamba.model.mixers.mixer import segment_numbers
 from dnamamba.model.precision import data_dtype
+from dnamamba_kernels import before_part, current_ranks
 
 
 class ContextEmbedding(nn.Module):
@@ -34,6 +35,11 @@ class ContextEmbedding(nn.Module):
         `sequence_ids` as in `Mixer.forward`: the given state belongs to the first segment.
         """
         start = self.init_state(len(tokens)) if state is None else state
+        after = None
+        if current_ranks() is not None:  # N, or what is no base, adds nothing: zeros of other sequences must not be A
+            start, after = (
+                PAD - each for each in before_part(PAD - tokens.to(torch.uint8), self.before, PAD - start, sequence_ids)
+            )
         # One window a position, and one more, which is the state.
         windows = torch.cat((start, tokens.to(torch.uint8)), dim=1).unfold(1, self.before, 1)
         if sequence_ids is not None and tokens.shape[1]:
@@ -41,7 +47,7 @@ class ContextEmbedding(nn.Module):
             seen = torch.cat((segment.new_zeros(start.shape), segment), dim=1).unfold(1, self.before, 1)
             own = torch.cat((segment, segment[:, -1:]), dim=1)
             windows = torch.where(seen == own[..., None], windows, PAD)
-        return self._product(windows[:, :-1]), windows[:, -1].clone()
+        return self._product(windows[:, :-1]), windows[:, -1].clone() if after is None else after
 
     def step(self, token: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """The same for one position: token (batch,)."""

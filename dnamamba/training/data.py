@@ -179,7 +179,8 @@ def evenly_spread(size: int, wanted: int) -> np.ndarray:
 class PretrainData(L.LightningDataModule):
     """The training loader, and the fixed validation windows of this rank, one set a genome.
 
-    `micro_batch` is in validation windows; `bases_a_step` is over all ranks.
+    `micro_batch` is in validation windows; `bases_a_step` is over all ranks. So many neighbouring `ranks_a_window` read
+    the same training windows; validation windows are one rank's each.
     """
 
     def __init__(
@@ -192,12 +193,13 @@ class PretrainData(L.LightningDataModule):
         bases_a_step: int,
         num_workers: int,
         seed: int = 0,
+        ranks_a_window: int = 1,
     ) -> None:
         super().__init__()
         self.stages, self.validation = stages, validation
         self.steps, self.bases_a_step = steps, bases_a_step
         self.micro_batch, self.num_workers = micro_batch, num_workers
-        self.seed = seed
+        self.seed, self.ranks_a_window = seed, ranks_a_window
 
     @property
     def validation_bases(self) -> int:
@@ -206,7 +208,8 @@ class PretrainData(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         assert self.trainer is not None
-        self.step_dataset = StepDataset(self.stages, self.trainer.global_rank, self.trainer.world_size, self.seed)
+        rank, world_size = (n // self.ranks_a_window for n in (self.trainer.global_rank, self.trainer.world_size))
+        self.step_dataset = StepDataset(self.stages, rank, world_size, self.seed)
         return DataLoader(
             self.step_dataset,
             batch_size=None,  # an item is a whole step already

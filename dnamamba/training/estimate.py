@@ -77,7 +77,7 @@ def estimate(settings: ResolvedPretrainSettings, model: LanguageModel, prepared:
     windows = _windows(settings)
     length = _measured_length(settings)
     captured = None if why_no_graph(settings) else Captured(whole)
-    gradient = window_gradient(settings, captured or whole)
+    gradient = window_gradient(_of_one_device(settings), captured or whole)
     seconds = _training_pass(model, windows, length, device, settings.precision, gradient)
     if captured is not None:
         captured.free()
@@ -111,14 +111,14 @@ def memory_of_each(settings: ResolvedPretrainSettings, model: LanguageModel) -> 
     if device.type != "cuda":
         return ""
     model.to(device)
-    chosen, found = model.backbone.recompute, []
+    chosen, found, alone = model.backbone.recompute, [], _of_one_device(settings)
     for recompute in get_args(Recompute):
         model.backbone.recompute = recompute
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
         try:
             windows, length = _windows(settings), _measured_length(settings)
-            _training_pass(model, windows, length, device, settings.precision, window_gradient(settings))
+            _training_pass(model, windows, length, device, settings.precision, window_gradient(alone))
             gib = peak_memory_gib(device) + _moments_gib(model) + _borders_gib(settings, model)
             found.append(f"{recompute} {gib:.1f}")
         except torch.OutOfMemoryError:
@@ -129,13 +129,20 @@ def memory_of_each(settings: ResolvedPretrainSettings, model: LanguageModel) -> 
 
 
 def _windows(settings: ResolvedPretrainSettings) -> int:
-    """Windows of the full length in one training pass on one device."""
-    return min(windows_per_pass(settings), settings.batch_tokens // settings.length // settings.devices)
+    """Windows of the full length in one training pass on one device, or on those that share them."""
+    rows = settings.devices // settings.context_parallel
+    return min(windows_per_pass(settings), settings.batch_tokens // settings.length // rows)
+
+
+def _of_one_device(settings: ResolvedPretrainSettings) -> ResolvedPretrainSettings:
+    """With the part of a chunk that one device has, where several share it."""
+    return replace(settings, chunk=settings.chunk and settings.chunk // settings.context_parallel, context_parallel=1)
 
 
 def _measured_length(settings: ResolvedPretrainSettings) -> int:
-    """Bases of each window in a pass that is measured: a few chunks of it where it goes through in chunks."""
-    return min(settings.length, MEASURED_CHUNKS * (settings.chunk or settings.length))
+    """Bases of each window in a pass that is measured, a device's share: a few chunks of it where it goes through in
+    chunks."""
+    return min(settings.length, MEASURED_CHUNKS * (settings.chunk or settings.length)) // settings.context_parallel
 
 
 def _borders_gib(settings: ResolvedPretrainSettings, model: LanguageModel) -> float:
@@ -143,7 +150,7 @@ def _borders_gib(settings: ResolvedPretrainSettings, model: LanguageModel) -> fl
     if settings.backprop != "chunked":
         return 0.0
     length = _measured_length(settings)
-    borders = -(-(settings.length - length) // (settings.chunk or length))
+    borders = -(-(settings.length - length * settings.context_parallel) // (settings.chunk or settings.length))
     return bytes_on_device(borders, model.init_state(_windows(settings))) / 2**30
 
 

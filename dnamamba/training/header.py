@@ -30,6 +30,7 @@ def print_header(
             f"{parameter_count(model):,} parameters",
         ),
         ("device", f"{settings.devices} x {device_name(device)}, {settings.precision}"),
+        ("parallel", _parallel(settings)),
         ("kernels", describe_kernels(device)),
         ("CUDA graph", _graph(settings)),
         ("gradients", _gradients(settings, model)),
@@ -39,6 +40,13 @@ def print_header(
         ("run folder", str(settings.out)),
     ]
     print_lines(lines)
+
+
+def _parallel(settings: ResolvedPretrainSettings) -> str:
+    if settings.context_parallel == 1:
+        return ""
+    rows = settings.devices // settings.context_parallel
+    return f"each window over {settings.context_parallel} devices, {rows} x {settings.context_parallel} in all"
 
 
 def _copies(settings: ResolvedPretrainSettings) -> str:

@@ -12,6 +12,7 @@ from dnamamba.model.parameters import parameter_groups
 from dnamamba.training.backprop.choose import WindowGradient
 from dnamamba.training.data import WindowBatch
 from dnamamba.training.gradients import Gradients
+from dnamamba.training.parallel.context import SequenceParts
 from dnamamba.training.window_parts import WindowParts
 
 BETAS = (0.9, 0.95)
@@ -38,6 +39,7 @@ class PretrainModule(L.LightningModule):
         chunk: positions that do at a time; the windows then stay in the host's memory. None takes whole windows.
         soft_mask_weight: weight of soft-masked bases in the training loss.
         gradient_outlier: a gradient whose norm is more than so many times the running mean is a fault.
+        parts: what of the windows is this rank's, where several ranks share each.
     """
 
     step_sums: Tensor
@@ -65,6 +67,7 @@ class PretrainModule(L.LightningModule):
         chunk: int | None = None,
         soft_mask_weight: float = 1.0,
         gradient_outlier: float = math.inf,
+        parts: SequenceParts | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -77,6 +80,7 @@ class PretrainModule(L.LightningModule):
         self.chunk = chunk
         self.soft_mask_weight = soft_mask_weight
         self.gradient_outlier = gradient_outlier
+        self.parts = parts or SequenceParts()
         self.register_buffer("norm_average", torch.tensor(math.nan))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -84,6 +88,7 @@ class PretrainModule(L.LightningModule):
         return torch.optim.AdamW(groups, lr=self.learning_rate(0), betas=BETAS, fused=True)
 
     def on_fit_start(self) -> None:
+        self.parts.begin(self.device.type)
         self.gradients = Gradients(self.model.parameters())
         self.first_fault = torch.tensor(-1, device=self.device)
         self.first_fault_norm = torch.tensor(0.0, device=self.device)
@@ -109,7 +114,7 @@ class PretrainModule(L.LightningModule):
         windows = WindowParts(batch, self.model.objective, self.device, training=True)
         unmasked, masked, read = windows.counts().double().unbind()
         sums = torch.stack([unmasked + masked, read, unmasked + self.soft_mask_weight * masked])
-        counted, read, weight = self.sum_over_ranks(sums).unbind()
+        counted, read, weight = (self.sum_over_ranks(sums) / self.parts.ranks).unbind()  # a window's ranks count it all
         scale = (1 / torch.where(weight > 0, weight, 1.0)).float()
         nll = torch.zeros((), dtype=torch.float64, device=self.device)
         self.gradients.zero()

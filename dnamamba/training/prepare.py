@@ -88,6 +88,7 @@ def prepare_data(settings: ResolvedPretrainSettings) -> Prepared:
         bases_a_step=settings.batch_tokens,
         num_workers=settings.num_workers,
         seed=settings.seed,
+        ranks_a_window=settings.context_parallel,
     )
     return Prepared(genomes, data)
 

@@ -17,6 +17,7 @@ from dnamamba.model.abilities import Ability, abilities_of
 from dnamamba.model.mixers import mixer_class
 from dnamamba.model.settings import ModelSettings, changes, model_config, model_name
 from dnamamba.training.mixture_file import bed_or_pattern
+from dnamamba.training.parallel.context import refuse_parts
 from dnamamba.training.processes import ProcessRank, process_rank
 from dnamamba.training.settings import PretrainSettings, ResolvedPretrainSettings
 
@@ -55,7 +56,8 @@ def resolve(settings: PretrainSettings) -> ResolvedPretrainSettings:
     length = _or(settings.length, usual.length)
     here = process_rank()
     devices = _or(settings.devices, here.world_size or 1)
-    unit = length * devices
+    ranks = settings.context_parallel
+    unit = length * max(devices // ranks, 1)
     batch_tokens = _or(settings.batch_tokens, max(usual.batch_tokens // unit, 1) * unit)
     max_steps = _or(settings.max_steps, usual.steps)
     if settings.tokens is not None:
@@ -67,7 +69,7 @@ def resolve(settings: PretrainSettings) -> ResolvedPretrainSettings:
     fitting = None
     if settings.backprop != "whole":
         fitting = chunk_length(compute, model_config(model))
-        fitting = min(fitting, _or(settings.micro_tokens, fitting))
+        fitting = min(fitting, _or(settings.micro_tokens, fitting)) * ranks
     chunk = settings.chosen_chunk(fitting, resumed=settings.resume)
     changed = replace(
         settings,
@@ -84,7 +86,9 @@ def resolve(settings: PretrainSettings) -> ResolvedPretrainSettings:
         tokens=None,
         batch_tokens=batch_tokens,
         chunk=chunk,
-        micro_tokens=_or(settings.micro_tokens, max(compute.micro_tokens, length) if chunk is None else chunk),
+        micro_tokens=_or(
+            settings.micro_tokens, max(compute.micro_tokens, length // ranks) if chunk is None else chunk // ranks
+        ),
         max_steps=max_steps,
         devices=devices,
         learning_rate=_or(settings.learning_rate, LEARNING_RATE),
@@ -117,9 +121,10 @@ def windows_per_step(settings: ResolvedPretrainSettings) -> int:
 
 
 def windows_per_pass(settings: ResolvedPretrainSettings, length: int | None = None) -> int:
-    """Windows of this length, by default the full one, or chunks of them, in one forward pass on one device."""
+    """Windows of this length, by default the full one, or chunks of them, in one forward pass on one device, or on
+    those that share them."""
     length = length or settings.length
-    return max(settings.micro_tokens // min(length, settings.chunk or length), 1)
+    return max(settings.micro_tokens * settings.context_parallel // min(length, settings.chunk or length), 1)
 
 
 def validation_length(settings: ResolvedPretrainSettings) -> int:
@@ -150,6 +155,8 @@ def why_no_graph(settings: ResolvedPretrainSettings) -> str:
     reason = ""
     if settings.accelerator == "cpu":
         reason = "it needs a GPU"
+    elif settings.context_parallel > 1:
+        reason = "--context_parallel sends states between devices"
     elif settings.backprop != "whole":
         reason = f"--backprop {settings.backprop} makes gradients chunk by chunk"
     elif on_host and settings.pack:
@@ -195,10 +202,13 @@ def _check_together(settings: ResolvedPretrainSettings) -> None:
     why_no_graph(settings)
     if settings.batch_tokens % settings.length or settings.batch_tokens < settings.length:
         raise InputError(f"--batch_tokens: {settings.batch_tokens} is not a multiple of --length {settings.length}")
-    if windows_per_step(settings) % settings.devices:
-        raise InputError(
-            f"--batch_tokens: its {windows_per_step(settings)} windows do not divide over {settings.devices} devices"
-        )
+    ranks = settings.context_parallel
+    together = [min(length, settings.chunk or length) for _, length in warmup_lengths(settings)]
+    rests = [length % settings.chunk or length for _, length in warmup_lengths(settings)] if settings.chunk else []
+    refuse_parts(model_config(settings.model), ranks, settings.devices, together + rests, settings.pack)
+    if windows_per_step(settings) % (settings.devices // ranks):
+        share = f"{settings.devices} devices" if ranks == 1 else f"{settings.devices} devices, {ranks} a window"
+        raise InputError(f"--batch_tokens: its {windows_per_step(settings)} windows do not divide over {share}")
     if settings.length_warmup and len(warmup_lengths(settings)) == 1:
         raise InputError(
             f"--length_warmup: --length {settings.length} has no shorter stage; take an even one from {2 * WARMUP_FROM}"

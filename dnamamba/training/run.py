@@ -51,9 +51,10 @@ from dnamamba.training.checkpoints import TRAINER_STATE, CheckpointKeeper, Train
 from dnamamba.training.estimate import advice, estimate, is_worth_measuring, memory_of_each
 from dnamamba.training.header import print_header
 from dnamamba.training.module import PretrainModule
+from dnamamba.training.parallel.context import SequenceParts
+from dnamamba.training.parallel.ranks import RanksStrategy
 from dnamamba.training.prepare import Prepared, prepare_data
 from dnamamba.training.processes import PATIENCE, process_rank, together
-from dnamamba.training.ranks import RanksStrategy
 from dnamamba.training.resolve import (
     RUN_FOLDER_VARIABLE,
     dense_steps,
@@ -102,7 +103,7 @@ def _pretrain(requested: PretrainSettings, settings: ResolvedPretrainSettings, f
     model = LanguageModel(config)
     if settings.chunk is not None:
         require(model, f"pretrain --backprop {settings.backprop}", f"; or {WITHOUT_CHUNKS}")
-    positions = windows_per_pass(settings) * (settings.chunk or settings.length)
+    positions = windows_per_pass(settings) * (settings.chunk or settings.length) // settings.context_parallel
     device = torch_device(settings.accelerator)
     model.backbone.recompute = choose_recompute(model.backbone, settings.recompute, settings.model, positions, device)
     if settings.dry_run:
@@ -161,9 +162,10 @@ def _train(
 ) -> RunControl:
     _quiet_lightning()
     captured = None if why_no_graph(settings) else Captured(whole)
+    parts = SequenceParts(settings.context_parallel)
     module = PretrainModule(
         model,
-        gradient=window_gradient(settings, captured or whole),
+        gradient=window_gradient(settings, captured or whole, parts),
         learning_rate=partial(
             learning_rate,
             peak=settings.learning_rate,
@@ -177,6 +179,7 @@ def _train(
         chunk=settings.chunk,
         soft_mask_weight=settings.soft_mask_weight,
         gradient_outlier=settings.gradient_outlier,
+        parts=parts,
     )
     keeper = CheckpointKeeper(folder.checkpoints, keep=settings.keep, provenance=_provenance(settings, prepared))
     control = RunControl(

@@ -119,6 +119,9 @@ class PretrainSettings(
     """Trace a few steps into profile.json in the run folder (for chrome://tracing or Perfetto)."""
     devices: int | None = setting(None, at_least=1, on_resume="free")
     """Processes, each with a device of its own. Default: 1; under torchrun and srun as many as those have started."""
+    context_parallel: int = setting(1, absent=1, at_least=1, on_resume="free")
+    """Devices that share each training window, a part of its positions each, with the losses and gradients of one
+    device; divides --devices. For windows longer than a device's memory allows for, or faster steps of few of them."""
     num_workers: int = setting(0, at_least=0, on_resume="free")
     """Loader processes a device. 0 is the fastest unless the store lies on a slow disk."""
 

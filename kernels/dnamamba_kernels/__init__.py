@@ -4,6 +4,7 @@ states."""
 from dnamamba_kernels.backends import describe
 from dnamamba_kernels.block.computation import BlockOptions, BlockWeights
 from dnamamba_kernels.block.mamba_block import mamba_block
+from dnamamba_kernels.context_parallel import Ranks, before_part, context_parallel, current_ranks, enter
 from dnamamba_kernels.conv.causal_conv1d import causal_conv1d, causal_conv1d_step
 from dnamamba_kernels.gated_norm.gated_rms_norm import gated_rms_norm
 from dnamamba_kernels.norm.rms_norm import rms_norm
@@ -15,9 +16,14 @@ from dnamamba_kernels.ssd.ssd_scan import ssd_scan
 __all__ = [
     "BlockOptions",
     "BlockWeights",
+    "Ranks",
+    "before_part",
     "causal_conv1d",
     "causal_conv1d_step",
+    "context_parallel",
+    "current_ranks",
     "describe",
+    "enter",
     "gated_rms_norm",
     "mamba_block",
     "phases",

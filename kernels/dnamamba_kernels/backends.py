@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dnamamba_kernels.context_parallel import current_ranks
 from dnamamba_kernels.eager import observed
 
 NAMES = ("reference", "cpu", "triton", "cuda")
@@ -77,7 +78,8 @@ def candidates(operator: str, backend: str, dtype: torch.dtype, where: str) -> t
 
 
 def choose(operator: str, backend: str, x: Tensor, *others: Tensor) -> Any:
-    """The backend that will run this operator on these tensors; ValueError with every reason if none can."""
+    """The backend that will run this operator on these tensors, within `context_parallel` over its ranks; ValueError
+    with every reason if none can."""
     where, reasons = platform(x.device), []
     for candidate in candidates(operator, backend, x.dtype, where):
         reason = _absent(candidate, where)
@@ -85,9 +87,25 @@ def choose(operator: str, backend: str, x: Tensor, *others: Tensor) -> Any:
             found = load(operator, candidate)
             reason = found.supports(x, *others)
             if reason is None:
-                return found
+                return _over_ranks(operator, found)
         reasons.append(f"{candidate}: {reason}")
     raise ValueError(f"no backend can run this {operator} ({'; '.join(reasons)})")
+
+
+def _over_ranks(operator: str, found: Any) -> Any:
+    """The backend itself, or, within `context_parallel` and of an operator that mixes positions, the one of parts."""
+    ranks = current_ranks()
+    parts = None if ranks is None else _of_parts(operator)
+    return found if parts is None else parts(found, ranks)
+
+
+@functools.cache
+def _of_parts(operator: str) -> Any:
+    """An operator's backend of a rank's part, made of another backend and the ranks; None where positions do not
+    mix."""
+    if not _exists(operator, "context_parallel"):
+        return None
+    return importlib.import_module(f"dnamamba_kernels.{operator}.context_parallel").OverRanks
 
 
 def choose_step(operator: str, reference: Any, x: Tensor, *inputs: Tensor | None) -> Any:

@@ -33,7 +33,7 @@ from dnamamba.model.mixers.long_convolution import causal_convolution, convoluti
 from dnamamba.model.mixers.mixer import Mixer, segment_numbers
 from dnamamba.model.mixers.short_convolution import ShortConvolution
 from dnamamba.model.precision import full_precision, without_autocast
-from dnamamba_kernels import selective_scan
+from dnamamba_kernels import current_ranks, enter, selective_scan
 
 CHUNK = 64
 """Positions of a chunk of the complex scan."""
@@ -108,6 +108,10 @@ class DiagonalSSM(nn.Module):
                 segment = segment_numbers(sequence_ids)
                 is_first, is_last = segment == 0, segment == segment[:, -1:]
             final = _times(B, _final_state(full_precision(x), log_decay, is_last))
+            left = None
+            if current_ranks() is not None:
+                assert sequence_ids is None, "packed windows with complex states are on one rank"
+                state, left = _entered(_power(log_decay, length), final, state)
             if state is not None:
                 reach = _times(_times(C, _power(log_decay, 1)), state)
                 seen = _vandermonde(reach.transpose(0, 1), log_decay, length).permute(1, 2, 0)
@@ -115,7 +119,7 @@ class DiagonalSSM(nn.Module):
                 if is_first is not None:
                     seen = torch.where(is_first[..., None], seen, 0)
                     kept = torch.where(is_first[:, -1, None, None, None], kept, 0)
-                y, final = y + seen, final + kept
+                y, final = y + seen, final + kept if left is None else left
         return y.to(x.dtype), final
 
     def scan(self, x: Tensor, state: Tensor | None = None, sequence_ids: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -178,6 +182,15 @@ def _times(a: Tensor, b: Tensor) -> Tensor:
         return a * b
     (ar, ai), (br, bi) = a.unbind(-1), b.unbind(-1)
     return torch.stack((ar * br - ai * bi, ar * bi + ai * br), -1)
+
+
+def _entered(lasting: Tensor, made: Tensor, initial: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The state that enters this rank's part, and the one after the last rank's."""
+    if made.shape[-1] == 1:
+        return enter(lasting, made, initial)
+    initial = None if initial is None else torch.view_as_complex(initial.contiguous())
+    entering, final = enter(torch.view_as_complex(lasting), torch.view_as_complex(made), initial)
+    return torch.view_as_real(entering), torch.view_as_real(final)
 
 
 def _divided(a: Tensor, b: Tensor) -> Tensor:

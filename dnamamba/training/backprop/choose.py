@@ -10,6 +10,7 @@ from dnamamba.training.backprop.chunked import chunked
 from dnamamba.training.backprop.chunks import Chunks
 from dnamamba.training.backprop.truncated import truncated
 from dnamamba.training.backprop.whole import whole
+from dnamamba.training.parallel.context import SequenceParts
 from dnamamba.training.settings import ResolvedPretrainSettings
 from dnamamba.training.window_parts import WindowParts
 
@@ -18,10 +19,17 @@ WindowGradient = Callable[[LanguageModel, WindowParts, Tensor], Tensor]
 BY_CHUNKS = {"chunked": chunked, "truncated": truncated}
 
 
-def window_gradient(settings: ResolvedPretrainSettings, of_micro_batch: Gradient = whole) -> WindowGradient:
-    """The way that the settings name; `of_micro_batch` is that of whole windows."""
-    weight, chunk = settings.soft_mask_weight, settings.chunk
-    if chunk is None:
-        return lambda model, windows, scale: of_micro_batch(model, micro_batch(windows.whole(), weight), scale)
-    by_chunks = BY_CHUNKS[settings.backprop]
-    return lambda model, windows, scale: by_chunks(model, Chunks(windows, chunk, weight), scale)
+def window_gradient(
+    settings: ResolvedPretrainSettings, of_micro_batch: Gradient = whole, parts: SequenceParts | None = None
+) -> WindowGradient:
+    """The way that the settings name; `of_micro_batch` is that of whole windows. With `parts` a rank makes the gradient
+    of the loss of its own positions."""
+    weight, chunk, parts = settings.soft_mask_weight, settings.chunk, parts or SequenceParts()
+
+    def of_windows(model: LanguageModel, windows: WindowParts, scale: Tensor) -> Tensor:
+        with parts.joined():
+            if chunk is None:
+                return of_micro_batch(model, parts.of(micro_batch(windows.whole(), weight)), scale)
+            return BY_CHUNKS[settings.backprop](model, Chunks(windows, chunk, weight, parts.of), scale)
+
+    return of_windows

@@ -1,5 +1,7 @@
 """The windows of a micro-batch as chunks, each made when it is asked for, and what a chunk costs."""
 
+from collections.abc import Callable
+
 from torch import Tensor
 
 from dnamamba.model.chunked_backward import State, restarted
@@ -15,10 +17,17 @@ class Chunks:
     Args:
         length: positions of a chunk; the last one may be shorter.
         soft_mask_weight: weight of soft-masked bases in the loss.
+        of: the part of a chunk that goes through the model here, where several ranks share it.
     """
 
-    def __init__(self, windows: WindowParts, length: int, soft_mask_weight: float = 1.0) -> None:
-        self.windows, self.length, self.soft_mask_weight = windows, length, soft_mask_weight
+    def __init__(
+        self,
+        windows: WindowParts,
+        length: int,
+        soft_mask_weight: float = 1.0,
+        of: Callable[[MicroBatch], MicroBatch] = lambda chunk: chunk,
+    ) -> None:
+        self.windows, self.length, self.soft_mask_weight, self.of = windows, length, soft_mask_weight, of
 
     def __len__(self) -> int:
         return -(-self.windows.length // self.length)
@@ -26,7 +35,7 @@ class Chunks:
     def __getitem__(self, number: int) -> MicroBatch:
         first = number * self.length
         prepared = self.windows.chunk(first, min(first + self.length, self.windows.length))
-        return micro_batch(prepared, self.soft_mask_weight)
+        return self.of(micro_batch(prepared, self.soft_mask_weight))
 
     def entering(self, number: int, state: State) -> State:
         """The state that a chunk is entered with, of the one that left the chunk before: zeros in packed windows where

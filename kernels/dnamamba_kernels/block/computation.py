@@ -1,5 +1,6 @@
 """A block's parameters, options and formulas, without their derivatives."""
 
+import sys
 from typing import Literal, NamedTuple
 
 import torch
@@ -7,6 +8,7 @@ from torch import Tensor
 
 from dnamamba_kernels import backends
 from dnamamba_kernels.block import slices
+from dnamamba_kernels.context_parallel import current_ranks
 from dnamamba_kernels.conv.protocol import ConvArguments, ConvBackend
 from dnamamba_kernels.norm.protocol import NormBackend
 from dnamamba_kernels.scan.arguments import ScanArguments, scan_arguments
@@ -95,6 +97,8 @@ class Computation:
         self.rank = weights.dt_proj.shape[1]
         self.back = weights.conv.shape[1] - 1
         self.most = max(slices.LARGEST[options.recompute] // self.channels, 1)
+        if current_ranks() is not None:  # their parts, of different lengths, are not cut: all have as many slices
+            self.most = sys.maxsize
         self.norm: NormBackend = backends.choose("norm", self.requested["norm"], rows)
 
     def inner(

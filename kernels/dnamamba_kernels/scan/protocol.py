@@ -42,6 +42,23 @@ class ScanBackend(Protocol):
     ) -> ScanGradients:
         """From the states that enter the chunks and the adjoints of those that leave them."""
 
+    def summary(self, a: ScanArguments) -> tuple[Tensor, Tensor]:
+        """ΣΔ of the whole length (batch, channels), +inf if no state survives it, and the state after it from zero
+        (batch, channels, state): what `chunk_summaries` gives of one chunk."""
+        return self._whole(*self.chunk_summaries(a, self._chunk(a)), a.A, a.options.reverse)
+
+    def adjoint_summary(self, a: ScanArguments, dy: Tensor) -> tuple[Tensor, Tensor]:
+        """The same of `backward_summaries`."""
+        return self._whole(*self.backward_summaries(a, dy, self._chunk(a)), a.A, not a.options.reverse)
+
+    def _chunk(self, a: ScanArguments) -> int:
+        batch, length, channels = a.x.shape
+        groups = 0 if 2 in (a.B.dim(), a.C.dim()) else max(a.B.shape[2], a.C.shape[2])
+        return min(length, self.chunk_length(batch, length, channels, a.A.shape[1], groups))
+
+    def _whole(self, dt_sums: Tensor, ends: Tensor, A: Tensor, reverse: bool) -> tuple[Tensor, Tensor]:
+        return dt_sums.sum(1), self.propagate(dt_sums, ends, A, None, reverse)[1]
+
     def forward(self, a: ScanArguments, chunk: int, keep_states: bool) -> tuple[Tensor, Tensor, Tensor | None]:
         """y, the final state, and what `backward` starts from, (batch, chunks, channels, state) in an order of the
         backend's own. The last may be anything unless `keep_states`."""

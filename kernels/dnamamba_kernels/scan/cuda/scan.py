@@ -60,6 +60,13 @@ class CudaScan(ScanBackend):
         with torch.cuda.device(a.x.device):
             return _Call(a).summarize("scan_forward", chunk)
 
+    def summary(self, a: ScanArguments) -> tuple[Tensor, Tensor]:
+        return self._whole(*self.chunk_summaries(a, _Call(a).plan.forward_chunk), a.A, a.options.reverse)
+
+    def adjoint_summary(self, a: ScanArguments, dy: Tensor) -> tuple[Tensor, Tensor]:
+        chunk = _Call(a, dy).plan.backward_chunk
+        return self._whole(*self.backward_summaries(a, dy, chunk), a.A, not a.options.reverse)
+
     def propagate(
         self, dt_sums: Tensor, end_states: Tensor, A: Tensor, initial_state: Tensor | None, reverse: bool
     ) -> tuple[Tensor, Tensor]:

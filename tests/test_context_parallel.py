@@ -1,0 +1,129 @@
+"""A sequence over several ranks: losses and all gradients are those of one device, for every mixer with a state."""
+
+from itertools import accumulate
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from rank_group import run_ranks
+from tiny_models import tiny_bimamba, tiny_model
+
+from dnamamba.alphabet import BASES
+from dnamamba.model.chunked_backward import backward_in_chunks
+from dnamamba_kernels import Ranks, context_parallel
+
+
+class Case(NamedTuple):
+    """A model, and how it is trained."""
+
+    options: dict[str, Any]
+    recompute: str | None = None
+    packed: bool = False
+    chunk: int | None = None
+
+
+MASKED = {"mixer": "bimamba", "objective": "masked_base"}
+CASES = {
+    "mamba": Case({}),
+    "mamba, one operator a block": Case({}, recompute="none"),
+    "mamba, cheap": Case({"discretization": "zoh"}, recompute="cheap"),
+    "mamba, all": Case({}, recompute="all"),
+    "mamba, packed": Case({}, packed=True),
+    "mamba, packed, cheap": Case({}, packed=True, recompute="cheap"),
+    "mamba, in chunks": Case({}, chunk=48),
+    "mamba, in chunks, all": Case({"kmer": 5}, chunk=48, recompute="all"),
+    "mamba, not selective": Case({"selective": "none"}),
+    "5-mers": Case({"kmer": 5}, packed=True),
+    "bimamba": Case(MASKED),
+    "Caduceus-PS": Case(MASKED | {"rc_equivariant": True}),
+    "mamba2": Case({"mixer": "mamba2", "head_dim": 8}),
+    "mamba2, all": Case({"mixer": "mamba2", "head_dim": 8}, recompute="all"),
+    "mamba2, packed": Case({"mixer": "mamba2", "head_dim": 8}, packed=True),
+    "mamba2, in chunks": Case({"mixer": "mamba2", "head_dim": 8}, chunk=48),
+    "s4d": Case({"mixer": "s4d"}),
+    "s4d, in chunks": Case({"mixer": "s4d"}, chunk=48),
+    "s4d, real": Case({"mixer": "s4d", "s4d_init": "real"}),
+    "s4d, real, packed": Case({"mixer": "s4d", "s4d_init": "real"}, packed=True),
+    "h3": Case({"mixer": "h3"}),
+    "mamba and MLP": Case({"pattern": "mamba,gated_mlp"}),
+}
+LENGTH = 131
+PARTS = {2: (121, 10), 3: (40, 8, 83), 4: (32, 33, 33, 33)}
+"""Ranks → positions of each"""
+
+
+def model_of(case: Case) -> Any:
+    make = tiny_bimamba if case.options.get("mixer") == "bimamba" else tiny_model
+    model = make(**case.options).double()
+    model.backbone.recompute = case.recompute
+    return model
+
+
+def batch_of(case: Case) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Inputs, targets and ids (2, LENGTH); an id changes at a border of parts, within parts, and twice in one."""
+    generator = torch.Generator().manual_seed(7)
+    tokens = torch.randint(0, BASES + 1, (2, LENGTH + 1), generator=generator, dtype=torch.uint8)
+    ids = None
+    if case.packed:
+        ids = torch.zeros(2, LENGTH, dtype=torch.int32)
+        ids[0, 40:] = 1
+        ids[0, 48:] = 2
+        ids[1, 70:] = 5
+        ids[1, 90:] = 6
+    return tokens[:, :-1], tokens[:, 1:], ids
+
+
+def gradients(case: Case, parts: tuple[int, ...], rank: int) -> tuple[float, dict[str, torch.Tensor]]:
+    """The loss and all gradients of one rank's part; of a chunk each rank has a share."""
+    model, (inputs, targets, ids) = model_of(case), batch_of(case)
+    length = case.chunk or LENGTH
+    total = 0.0
+
+    def part(number: int, state: Any) -> tuple[torch.Tensor, Any]:
+        nonlocal total
+        here = slice(number * length, min((number + 1) * length, LENGTH))
+        size = here.stop - here.start
+        ends = list(accumulate(parts)) if size == LENGTH else [size * (r + 1) // len(parts) for r in range(len(parts))]
+        own, stop = ends[rank - 1] if rank else 0, ends[rank]
+        x, y, i = (None if v is None else v[:, here][:, own:stop] for v in (inputs, targets, ids))
+        loss = model.loss(x, y, state, i)
+        if torch.is_grad_enabled():
+            total += loss.nll_sum.item()
+        return loss.nll_sum, loss.state
+
+    backward_in_chunks(part, -(-LENGTH // length))
+    return total, {name: parameter.grad for name, parameter in model.named_parameters()}
+
+
+def compare(rank: int) -> list[str]:
+    """Each case on 2, 3 and 4 ranks with one: what differs, of rank 0."""
+    wrong = []
+    groups = {size: torch.distributed.new_group(range(size)) for size in PARTS}
+    for name, case in CASES.items():
+        alone, expected = gradients(case, (LENGTH,), 0) if rank == 0 else (1.0, {})
+        for size, parts in PARTS.items():
+            if rank >= size:
+                continue
+            with context_parallel(Ranks(groups[size])):
+                loss, found = gradients(case, parts, rank)
+            total = torch.tensor(loss, dtype=torch.float64)
+            torch.distributed.all_reduce(total, group=groups[size])
+            if rank == 0 and abs(total.item() / alone - 1) > 1e-12:
+                wrong.append(f"{name}, {size} ranks: loss {total.item()} is not {alone}")
+            for parameter, gradient in found.items():
+                torch.distributed.all_reduce(gradient, group=groups[size])
+                if rank:
+                    continue
+                difference = (gradient - expected[parameter]).norm() / expected[parameter].norm()
+                if not difference < 1e-10:
+                    wrong.append(f"{name}, {size} ranks: gradient of {parameter} differs by {difference:.1e}")
+    return wrong
+
+
+@pytest.fixture(scope="module")
+def differences() -> list[str]:
+    return run_ranks(4, compare)[0]
+
+
+def test_losses_and_gradients_are_those_of_one_device(differences: list[str]) -> None:
+    assert not differences, "\n".join(differences)
