@@ -79,7 +79,7 @@ VERBS = {
         "info:info",
     ),
     "doctor": Verb(
-        "show versions, devices and kernels; verify token stores",
+        "show versions and devices, test and time the kernels, say what is missing; verify token stores",
         "doctor:DoctorSettings",
         "doctor:doctor",
     ),

@@ -22,13 +22,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a bare checkout,
 
 import torch
 import triton
-from measuring import commit, replay_ms
+from measuring import commit
 
 from dnamamba_kernels.conv.protocol import ConvArguments
 from dnamamba_kernels.conv.reference import BACKEND as REFERENCE_CONV
 from dnamamba_kernels.conv.triton import BACKEND as CONV
 from dnamamba_kernels.norm.reference import BACKEND as REFERENCE_NORM
 from dnamamba_kernels.norm.triton import BACKEND as NORM
+from dnamamba_kernels.speed import replay_ms
 
 CONV_SHAPES = [  # batch, channels, length
     (1, 512, 1 << 20), (1, 512, (1 << 20) - 1), (1, 256, 1 << 20), (1, 512, 1 << 17), (1, 256, 1 << 17),

@@ -16,13 +16,14 @@ from typing import NamedTuple
 
 import torch
 import triton
-from measuring import commit, replay_ms
+from measuring import commit
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dnamamba_kernels import backends, selective_scan
 from dnamamba_kernels.scan.selective_scan import scan_backward_op, scan_op
+from dnamamba_kernels.speed import replay_ms
 
 STATE = 16
 

@@ -22,10 +22,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a bare checkout,
 import torch
 import triton
 from conv_norm import copy_bandwidth
-from measuring import commit, replay_ms
+from measuring import commit
 from torch import Tensor
 
 from dnamamba_kernels import ssd_scan
+from dnamamba_kernels.speed import replay_ms
 from dnamamba_kernels.ssd.protocol import SSDArguments
 from dnamamba_kernels.ssd.reference import BACKEND as REFERENCE
 from dnamamba_kernels.ssd.triton import BACKEND as SSD

@@ -74,7 +74,7 @@ def candidates(operator: str, backend: str, dtype: torch.dtype, where: str) -> t
     """Backends to try in order on a platform; `preferred` plays no part here (see `requested`)."""
     if backend != "auto":
         return (backend,)
-    return ("reference",) if dtype == torch.float64 or where == "meta" else _auto(operator, where)
+    return ("reference",) if dtype == torch.float64 or where == "meta" else of(operator, where)
 
 
 def choose(operator: str, backend: str, x: Tensor, *others: Tensor) -> Any:
@@ -132,15 +132,14 @@ def describe(device: torch.device | str) -> str:
     if _has_triton():
         versions["triton"] = f"triton {importlib.import_module('triton').__version__}"
     scan, others = (
-        " or ".join(versions[name] for name in _auto(operator, where) if name in versions)
-        for operator in ("scan", "conv")
+        " or ".join(versions[name] for name in of(operator, where) if name in versions) for operator in ("scan", "conv")
     )
     return f"scan: {scan}, conv and norm: {others}, on {torch.cuda.get_device_name(device)}"
 
 
 @functools.cache
-def _auto(operator: str, where: str) -> tuple[str, ...]:
-    """Those of AUTO that the operator has."""
+def of(operator: str, where: str) -> tuple[str, ...]:
+    """What "auto" tries for an operator on a platform, in order: those of AUTO that it has."""
     if where not in AUTO:
         raise ValueError(f"no kernel for device {where}: pass backend='reference' to run plain PyTorch")
     return tuple(name for name in AUTO[where] if _exists(operator, name))
