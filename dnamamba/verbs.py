@@ -78,6 +78,11 @@ VERBS = {
         "info:InfoSettings",
         "info:info",
     ),
+    "models": Verb(
+        "list the models that come with the package, and what they can do",
+        "models:ModelsSettings",
+        "models:models",
+    ),
     "doctor": Verb(
         "show versions and devices, test and time the kernels, say what is missing; verify token stores",
         "doctor:DoctorSettings",

@@ -9,6 +9,7 @@ from dnamamba.errors import InputError
 from dnamamba.finetuning.settings import FinetuneSettings, ResolvedFinetuneSettings
 from dnamamba.finetuning.trial import STRAND_USES, WARMUP_FROM, warmup_lengths
 from dnamamba.formats import read_card
+from dnamamba.formats.files import located
 from dnamamba.inference.device import Compute, choose_compute
 from dnamamba.model.abilities import Ability, abilities_of, require_last_state
 from dnamamba.model.config import ModelConfig
@@ -39,7 +40,7 @@ def resolve(settings: FinetuneSettings) -> ResolvedFinetuneSettings:
         variants=settings.variants and settings.variants.absolute(),
         annotation=settings.annotation and settings.annotation.absolute(),
         genome=settings.genome and [path.absolute() for path in settings.genome],
-        checkpoint=settings.checkpoint if scratch else str(Path(settings.checkpoint).absolute()),
+        checkpoint=settings.checkpoint if scratch else str(located(Path(settings.checkpoint)).absolute()),
         model=replace(settings.model, preset=preset),
         pooling=settings.pooling or ("last" if Ability.CAUSAL in abilities or is_variants else "mean"),
         conjoin=settings.conjoin or ["no" if settings.reverse_complement is False or config.rc_equivariant else "test"],

@@ -35,7 +35,7 @@ class Reader(Protocol):
 class Writer(Protocol):
     """A module that writes one format."""
 
-    def save_checkpoint(self, model: "LanguageModel", folder: Path, provenance: dict[str, Any]) -> None:
+    def save_checkpoint(self, model: "LanguageModel", folder: Path, provenance: dict[str, Any], **stored: Any) -> None:
         """Write the folder whole or not at all. Raises `InputError` where it exists, and for a model that the format
         cannot hold."""
 

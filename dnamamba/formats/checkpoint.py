@@ -1,6 +1,7 @@
 """Checkpoint folders: all that inference reads, in formats that hold no code.
 
-    model.safetensors   the parameters, fp32, under mamba-ssm's names; a tied head is stored once, as the embedding
+    model.safetensors   the parameters under mamba-ssm's names; a tied head is stored once, as the embedding. fp32, or
+                        for half the size matrices in bf16 (`dnamamba export --dtype bf16`): they are fp32 once read
     config.json         `ModelConfig`, with the format's name and version, and the dnamamba that wrote it; how it may
                         grow, see `dnamamba.formats.fields`
     tokens.json         the alphabet: token → id
@@ -19,7 +20,7 @@ A run folder keeps its checkpoints as RUN/checkpoints/best (by validation) and R
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.nn as nn
@@ -52,19 +53,30 @@ _DIGESTS = {SAFETENSORS: "weights_sha256", CONFIG: "config_sha256", CLASSIFIER: 
 """File → the key of its checksum in provenance.json; folders of format 1 have that of the weights alone."""
 
 Model = TypeVar("Model", bound=nn.Module)
+StoredDtype = Literal["fp32", "bf16"]
 
 
 def save_checkpoint(
-    model: LanguageModel, folder: Path | str, provenance: dict[str, Any], *, overwrite: bool = False
+    model: LanguageModel,
+    folder: Path | str,
+    provenance: dict[str, Any],
+    *,
+    overwrite: bool = False,
+    dtype: StoredDtype = "fp32",
 ) -> None:
-    """Write the folder whole or not at all, see `dnamamba.outputs.whole_folder`; `provenance` is any JSON object."""
+    """Write the folder whole or not at all, see `dnamamba.outputs.whole_folder`; `provenance` is any JSON object.
+
+    `dtype`: of the matrices, fp32 or bf16. What is exponentiated, summed over positions or small stays fp32.
+    """
     with whole_folder(Path(folder), overwrite) as partial:
-        write_checkpoint(model, partial, provenance)
+        write_checkpoint(model, partial, provenance, dtype)
 
 
-def write_checkpoint(model: LanguageModel, folder: Path, provenance: dict[str, Any]) -> None:
+def write_checkpoint(
+    model: LanguageModel, folder: Path, provenance: dict[str, Any], dtype: StoredDtype = "fp32"
+) -> None:
     """The files of a checkpoint, into a folder that is there."""
-    _write(folder, model, {CONFIG: model.config}, provenance)
+    _write(folder, model, {CONFIG: model.config}, provenance, dtype)
 
 
 def save_classifier(
@@ -75,9 +87,15 @@ def save_classifier(
         _write(partial, model, {CONFIG: model.config, CLASSIFIER: model.head_config}, provenance)
 
 
-def _write(folder: Path, model: nn.Module, said: dict[str, Any], provenance: dict[str, Any]) -> None:
+def _write(
+    folder: Path,
+    model: nn.Module,
+    said: dict[str, Any],
+    provenance: dict[str, Any],
+    dtype: StoredDtype = "fp32",
+) -> None:
     """`said`: file → the dataclass that it holds."""
-    save_file(_stored_tensors(model), folder / SAFETENSORS, metadata={"format": "pt"})
+    save_file(_stored_tensors(model, dtype), folder / SAFETENSORS, metadata={"format": "pt"})
     version = format_needed(said.values())
     written = {"model_type": MODEL_TYPE, "format_version": version, "dnamamba_version": __version__}
     for name, value in said.items():
@@ -175,7 +193,8 @@ def _load(
     model = meta_model(make, folder / CONFIG)
     check_shapes(weights, {name: tuple(value.shape) for name, value in _own_tensors(model).items()})
     tensors = weights.read(device)
-    check_numbers(weights, tensors)
+    check_numbers(weights, tensors, (torch.float32, torch.bfloat16))
+    tensors = {name: value.float() for name, value in tensors.items()}
     for name in (CONFIG, CLASSIFIER):
         _check_digest(folder, name, provenance)
     model.load_state_dict(tensors, strict=False, assign=True)
@@ -204,8 +223,14 @@ def _checkpoint_folder(folder: Path) -> Path:
     return folder
 
 
-def _stored_tensors(model: nn.Module) -> dict[str, Tensor]:
-    return {name: value.detach().float().cpu().contiguous() for name, value in _own_tensors(model).items()}
+def _stored_tensors(model: nn.Module, dtype: StoredDtype) -> dict[str, Tensor]:
+    """The weights of linear layers and embeddings in `dtype`, all other parameters in fp32."""
+    of_matrices = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
+    matrices = {f"{name}.weight" for name, part in model.named_modules() if isinstance(part, nn.Linear | nn.Embedding)}
+    return {
+        name: value.detach().to("cpu", of_matrices if name in matrices else torch.float32).contiguous()
+        for name, value in _own_tensors(model).items()
+    }
 
 
 def _own_tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -18,6 +18,9 @@ class ExportSettings(PretrainedModelOptions):
     format: Literal["hf", "dnamamba"] = "hf"
     """hf: Hugging Face's MambaForCausalLM with its tokenizer, which transformers loads without trust_remote_code.
     dnamamba: a checkpoint folder of this program."""
+    dtype: Literal["fp32", "bf16"] = "fp32"
+    """How matrices are stored. bf16 takes half the space; it is what --precision bf16 rounds them to anyway. All else
+    stays fp32. For --format dnamamba."""
     out: Path
     """Folder to write, which must not exist."""
 
@@ -26,7 +29,12 @@ def export(settings: ExportSettings) -> None:
     """Reads, writes and says what was written. Raises `InputError`."""
     if settings.out.exists():
         raise InputError(f"{settings.out}: exists already; choose another --out or remove it first")
+    if settings.dtype == "bf16" and settings.format != "dnamamba":
+        raise InputError(
+            f"--dtype bf16: --format {settings.format} stores fp32; add --format dnamamba, or leave it out"
+        )
     writer: Writer = import_module(WRITERS[settings.format])  # type: ignore[assignment]
     model, provenance = load_checkpoint(settings.checkpoint)
-    writer.save_checkpoint(model, settings.out, provenance)
+    stored = {"dtype": settings.dtype} if settings.format == "dnamamba" else {}
+    writer.save_checkpoint(model, settings.out, provenance, **stored)
     print(f"{settings.out}: {', '.join(sorted(path.name for path in settings.out.iterdir()))}")

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from dnamamba import bundled
 from dnamamba.errors import InputError
 from dnamamba.outputs import replaced_name
 
@@ -18,8 +19,15 @@ LONGEST_JSON = 64 << 20
 """Bytes of a JSON file"""
 
 
+def located(folder: Path) -> Path:
+    """The folder itself; where there is no such folder, the bundled model of that name."""
+    return folder if folder.exists() else bundled.folder(str(folder)) or folder
+
+
 def checkpoint_folder(folder: Path) -> Path:
-    """The folder itself, or a run folder's best checkpoint. Raises `InputError` unless it exists and has `CONFIG`."""
+    """The folder itself or a run folder's best checkpoint, `located`. Raises `InputError` unless it exists and has
+    `CONFIG`."""
+    folder = located(folder)
     if (folder / "checkpoints").is_dir():
         best = folder / "checkpoints" / "best"
         if not best.is_dir():
@@ -30,10 +38,14 @@ def checkpoint_folder(folder: Path) -> Path:
     if not folder.is_dir():
         replaced = replaced_name(folder)
         hint = f"; a save was interrupted, rename {replaced} to it" if replaced.is_dir() else ""
-        raise InputError(f"{folder}: no such folder, expected a checkpoint or run folder{hint}")
+        raise InputError(f"{folder}: no such folder, expected a checkpoint or run folder{hint or _or_bundled()}")
     if not (folder / CONFIG).is_file():
         raise InputError(f"{folder}: no checkpoint, it lacks {CONFIG}")
     return folder
+
+
+def _or_bundled() -> str:
+    return f", or a bundled model: {', '.join(names)}" if (names := bundled.names()) else ""
 
 
 def read_json(path: Path) -> dict[str, Any]:

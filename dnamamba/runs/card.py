@@ -118,6 +118,36 @@ def _all_lines(card: dict[str, Any]) -> Lines:
     return [(label, text) for label, text in lines if text or label in ("", "pretraining")]
 
 
+def bundled_lines(card: dict[str, Any]) -> Lines:
+    """Of a bundled model, what matters for choosing it: size, training, quality, what it can rank, licence."""
+    config, provenance = card["config"], card["provenance"]
+    return [
+        ("", str(provenance.get("about") or "")),
+        *_model_lines(config),
+        *_trained_lines(provenance),
+        *_validation_lines(provenance),
+        *ranking_lines(provenance),
+        ("data", str(provenance.get("licence") or "")),
+    ]
+
+
+def ranking_lines(provenance: dict[str, Any]) -> Lines:
+    """How well a model's zero-shot scores were measured to rank variants, a line for each set of them; none where its
+    card does not say. "at chance": the 95 % interval of the AUROC holds 0.5."""
+    return _ranking_lines(provenance)
+
+
+@_as_far_as_it_goes
+def _ranking_lines(provenance: _Said) -> Iterator[Line]:
+    for data, found in provenance["ranking"].items():
+        ranked = []
+        for each in found.each():
+            value, low, high = (each[name].number() for name in ("auroc", "low", "high"))
+            level = "above chance" if low > 0.5 else "below chance" if high < 0.5 else "at chance"
+            ranked.append(f"{each['variants']} {level} ({value:.2f} [{low:.2f}, {high:.2f}])")
+        yield "ranks", f"{data}: {', '.join(ranked)}"
+
+
 def _model_lines(config: dict[str, Any]) -> Lines:
     made = ModelConfig(**config)
     mixers = Counter(mixer_class(name).describe(made) or name for name in made.mixers)
@@ -133,6 +163,7 @@ def _pretraining_lines(provenance: dict[str, Any]) -> Lines:
         *_files_lines(provenance),
         *_trained_lines(provenance),
         *_validation_lines(provenance),
+        *ranking_lines(provenance),
         *_origin_lines(provenance),
     ]
 

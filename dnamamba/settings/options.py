@@ -15,7 +15,7 @@ class PretrainedModelOptions(Settings):
 
     checkpoint: Path
     """Checkpoint or run folder of a pretrained model; or a folder of Hugging Face's MambaForCausalLM, of
-    state-spaces/mamba or of Caduceus."""
+    state-spaces/mamba or of Caduceus; or a bundled model's name (`dnamamba models`)."""
 
 
 @dataclass(kw_only=True)

@@ -17,6 +17,7 @@ from dnamamba.genome.indexed import open_for
 from dnamamba.genome.view import GenomeView
 from dnamamba.inference.load import Inference, load_for_inference
 from dnamamba.outputs import refuse_existing, table_files, write_table
+from dnamamba.runs.card import ranking_lines
 from dnamamba.runs.lines import Line, caution_lines, genome_line, print_lines
 from dnamamba.runs.progress import job_bar
 
@@ -86,6 +87,7 @@ def _header(
 ) -> list[Line]:
     return [
         *inference.header(),
+        *ranking_lines(inference.provenance),
         genome_line(settings.genome, store),
         *checked_lines(records, store, checked),
         *plan.lines(),

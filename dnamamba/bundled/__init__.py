@@ -1,0 +1,20 @@
+"""The models that come with the package: a checkpoint folder each, in the folder that is this module's.
+
+`pipelines/bundle_model.py` makes them: matrices in bf16, and a card that says what a model was trained on, how well it
+predicts and ranks, and which licence its data have.
+"""
+
+from importlib.resources import files
+from pathlib import Path
+
+_FOLDER = Path(str(files(__package__)))  # a real folder: a wheel is unpacked when it is installed
+
+
+def names() -> list[str]:
+    """What `--checkpoint` takes in place of a folder, sorted."""
+    return sorted(path.parent.name for path in _FOLDER.glob("*/config.json"))
+
+
+def folder(name: str) -> Path | None:
+    """The checkpoint folder of a bundled model, perhaps read-only; None where there is none of that name."""
+    return _FOLDER / name if name in names() else None

@@ -1,0 +1,73 @@
+"""Make a trained model one that comes with the package.
+
+    python pipelines/bundle_model.py --checkpoint RUN --name NAME --about TEXT --licence TEXT [--results FOLDER]
+
+Writes `dnamamba/bundled/NAME`: matrices in bf16, at most 16 MB. Its card is the run's own, without folders of the
+machine that it was trained on, and with what `variant_benchmarks.py quality` left in --results: how well the zero-shot
+scores of this model rank variants.
+"""
+
+import argparse
+import csv
+import sys
+from pathlib import Path
+from typing import Any
+
+from dnamamba import bundled, cli
+from dnamamba.errors import InputError
+from dnamamba.formats.checkpoint import load_checkpoint, save_checkpoint
+
+MOST_BYTES = 16_000_000
+"""Of a bundled model"""
+SCORE = "-llr"
+"""The score of `variant_benchmarks.py` whose ranking a card reports"""
+NUMBERS = {"auroc": "auroc", "low": "auroc_low", "high": "auroc_high"}
+"""In a card → in results.csv"""
+SETS = {"brca1": "BRCA1 saturation editing", "clinvar": "ClinVar 2017", "kg1000": "1000 Genomes", "bard1": "BARD1"}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", type=Path, required=True, help="run folder or checkpoint")
+    parser.add_argument("--name", required=True)
+    parser.add_argument("--about", required=True, help="one sentence: what it is for")
+    parser.add_argument("--licence", required=True, help="the data's names and licences")
+    parser.add_argument("--results", type=Path, help="folder that variant_benchmarks.py quality wrote")
+    options = parser.parse_args(arguments)
+    folder = bundled._FOLDER / options.name
+    model, provenance = load_checkpoint(options.checkpoint)
+    said = {"about": options.about, "licence": options.licence}
+    if options.results is not None:
+        said["ranking"] = ranking(options.results / "results.csv")
+    save_checkpoint(model, folder, without_folders(provenance) | said, dtype="bf16")
+    size = sum(path.stat().st_size for path in folder.iterdir())
+    print(f"{folder}: {size:,} bytes")
+    if size > MOST_BYTES:
+        raise InputError(f"{folder}: {size:,} bytes, at most {MOST_BYTES:,} are wanted; remove it")
+
+
+def ranking(path: Path) -> dict[str, list[dict[str, Any]]]:
+    """Set → AUROC and its 95 % interval of each contrast, as a card holds them."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    with path.open(newline="") as file:
+        for row in csv.DictReader(file):
+            if row["score"] == SCORE and row["auroc"]:
+                numbers = {name: round(float(row[key]), 4) for name, key in NUMBERS.items()}
+                counts = {name: int(row[name]) for name in ("positives", "negatives")}
+                found.setdefault(SETS.get(row["set"], row["set"]), []).append(
+                    {"variants": row["contrast"], **numbers, **counts}
+                )
+    return found
+
+
+def without_folders(value: Any) -> Any:
+    """Any JSON in which paths have become the names of their files."""
+    if isinstance(value, dict):
+        return {key: without_folders(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [without_folders(each) for each in value]
+    return Path(value).name if isinstance(value, str) and value.startswith("/") else value
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

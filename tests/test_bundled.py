@@ -1,0 +1,115 @@
+"""Models that come with the package: found by name, listed, stored in bf16, and honest about what they rank."""
+
+import json
+
+import pytest
+import torch
+
+import dnamamba
+from dnamamba import bundled, cli, export, models
+from dnamamba.errors import InputError
+from dnamamba.formats import load_checkpoint
+from dnamamba.formats.checkpoint import save_checkpoint
+from dnamamba.runs.card import ranking_lines
+from pipelines import bundle_model
+from tests.tiny_models import random_bases, tiny_model
+
+RANKED = {"Set": [{"variants": name, "auroc": value, "low": value - 0.02, "high": value + 0.02}
+                  for name, value in (("nonsense", 0.8), ("missense", 0.51), ("intron", 0.4))]}  # fmt: skip
+PROVENANCE = {"about": "For tests.", "settings": {"length": 64}, "ranking": RANKED}
+
+
+@pytest.fixture
+def box(tmp_path, monkeypatch):
+    monkeypatch.setattr(bundled, "_FOLDER", tmp_path / "box")
+    save_checkpoint(tiny_model(), tmp_path / "box" / "tiny", PROVENANCE, dtype="bf16")
+    return tmp_path / "box"
+
+
+def test_a_name_is_a_checkpoint_unless_a_folder_has_it(box, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    sequence = random_bases(50, 0)
+    by_name = dnamamba.load("tiny", device="cpu").log_likelihood(sequence)
+    assert (by_name == dnamamba.load(box / "tiny", device="cpu").log_likelihood(sequence)).all()
+    save_checkpoint(tiny_model(seed=9), tmp_path / "tiny", {})
+    assert (by_name != dnamamba.load("tiny", device="cpu").log_likelihood(sequence)).any()
+
+
+def test_an_unknown_name_is_answered_with_those_there_are(box):
+    with pytest.raises(InputError, match=r"tinny: no such folder, .*, or a bundled model: tiny"):
+        load_checkpoint("tinny")
+
+
+def test_models_lists_them(box, capsys):
+    assert cli.run(models.main, []) == 0
+    text = capsys.readouterr().out
+    assert "tiny\n" in text and "For tests." in text and "missense at chance (0.51 [0.49, 0.53])" in text
+
+
+def test_ranking_is_said_in_words():
+    [(_, text)] = ranking_lines({"ranking": RANKED})
+    assert text == (
+        "Set: nonsense above chance (0.80 [0.78, 0.82]), missense at chance (0.51 [0.49, 0.53]), "
+        "intron below chance (0.40 [0.38, 0.42])"
+    )
+    assert ranking_lines({}) == []
+
+
+def test_bf16_rounds_matrices_and_nothing_else(tmp_path):
+    model = tiny_model()
+    save_checkpoint(model, tmp_path / "fp32", {"settings": {"length": 64}})
+    flags = ["--checkpoint", str(tmp_path / "fp32"), "--format", "dnamamba", "--out", str(tmp_path / "bf16")]
+    assert cli.run(export.main, [*flags, "--dtype", "bf16"]) == 0
+    loaded, provenance = load_checkpoint(tmp_path / "bf16")
+    matrices = {"embedding", "in_proj", "x_proj", "dt_proj", "out_proj", "lm_head"}
+    for name, value in model.state_dict().items():
+        is_matrix = name.split(".")[-2] in matrices and name.endswith("weight")
+        stored = loaded.state_dict()[name]
+        expected = value.bfloat16().float() if is_matrix and "dt_proj" not in name else value
+        assert stored.dtype == torch.float32 and torch.equal(stored, expected), name
+    assert provenance["settings"] == {"length": 64}
+    sizes = [(tmp_path / folder / "model.safetensors").stat().st_size for folder in ("fp32", "bf16")]
+    assert sizes[1] < 0.7 * sizes[0]
+
+
+def test_bf16_is_refused_where_a_format_has_none(tmp_path, capsys):
+    save_checkpoint(tiny_model(), tmp_path / "ours", {})
+    flags = ["--checkpoint", str(tmp_path / "ours"), "--out", str(tmp_path / "hf"), "--dtype", "bf16"]
+    assert cli.run(export.main, flags) == cli.USER_ERROR
+    assert "--dtype bf16: --format hf stores fp32" in capsys.readouterr().err
+
+
+def test_a_run_becomes_a_bundled_model_without_its_folders(box, tmp_path, capsys):
+    provenance = {
+        "genomes": [{"source": [{"path": "/home/me/genomes/a.fa", "sha256": "0"}]}],
+        "command": ["/bin/python"],
+    }
+    save_checkpoint(tiny_model(), tmp_path / "run", provenance)
+    (tmp_path / "results").mkdir()
+    header = "set,contrast,score,auroc,auroc_low,auroc_high,positives,negatives\n"
+    rows = (
+        "clinvar,missense,-llr,0.6,0.55,0.65,10,20\nclinvar,missense,|llr|,0.5,0.4,0.6,10,20\nbrca1,all,-llr,,,,0,9\n"
+    )
+    (tmp_path / "results" / "results.csv").write_text(header + rows)
+    flags = ["--checkpoint", str(tmp_path / "run"), "--name", "new", "--about", "One.", "--licence", "Two."]
+    (box / "__init__.py").touch()
+    assert cli.run(bundle_model.main, [*flags, "--results", str(tmp_path / "results")]) == 0
+    written = json.loads((box / "new" / "provenance.json").read_text())
+    assert written["genomes"][0]["source"][0]["path"] == "a.fa" and written["command"] == ["python"]
+    assert written["ranking"] == {
+        "ClinVar 2017": [
+            {"variants": "missense", "auroc": 0.6, "low": 0.55, "high": 0.65, "positives": 10, "negatives": 20}
+        ]
+    }
+    assert bundled.names() == ["new", "tiny"]
+
+
+def test_every_model_in_the_package_has_a_whole_card_and_is_small():
+    total = 0
+    for name in bundled.names():
+        _, provenance = load_checkpoint(name)
+        assert provenance["about"] and provenance["licence"] and provenance["settings"]["length"], name
+        size = sum(path.stat().st_size for path in bundled.folder(name).iterdir())
+        assert size <= bundle_model.MOST_BYTES, name
+        total += size
+    assert total <= 45_000_000
