@@ -83,7 +83,7 @@ def test_bf16_is_refused_where_a_format_has_none(tmp_path, capsys):
 
 def test_a_run_becomes_a_bundled_model_without_its_folders(box, tmp_path, capsys):
     provenance = {
-        "genomes": [{"source": [{"path": "/home/me/genomes/a.fa", "sha256": "0"}]}],
+        "genomes": [{"source": [{"path": "/data/genomes/a.fa", "sha256": "0"}]}],
         "command": ["/bin/python"],
     }
     save_checkpoint(tiny_model(), tmp_path / "run", provenance)

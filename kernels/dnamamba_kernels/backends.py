@@ -105,7 +105,7 @@ def _of_parts(operator: str) -> Any:
     mix."""
     if not _exists(operator, "context_parallel"):
         return None
-    return importlib.import_module(f"dnamamba_kernels.{operator}.context_parallel").OverRanks
+    return importlib.import_module(f"dnamamba_kernels.{operator}.context_parallel").OVER_RANKS
 
 
 def choose_step(operator: str, reference: Any, x: Tensor, *inputs: Tensor | None) -> Any:

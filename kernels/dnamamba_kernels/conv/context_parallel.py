@@ -7,7 +7,7 @@ from dnamamba_kernels.context_parallel import Ranks, before_part, edges, joined
 from dnamamba_kernels.conv.protocol import ConvArguments, ConvBackend
 
 
-class OverRanks(ConvBackend):
+class ConvOverRanks(ConvBackend):
     """The state before a part is the last inputs of the one before. Its gradient is added to that of these inputs."""
 
     def __init__(self, backend: ConvBackend, ranks: Ranks) -> None:
@@ -43,3 +43,6 @@ class OverRanks(ConvBackend):
         back = a.weight.shape[1] - 1
         before, final = before_part(a.x, back, a.initial_state, a.sequence_ids, a.reverse)
         return a._replace(initial_state=before), final
+
+
+OVER_RANKS = ConvOverRanks

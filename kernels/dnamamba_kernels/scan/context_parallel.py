@@ -10,7 +10,7 @@ from dnamamba_kernels.scan.arguments import ScanArguments, ScanGradients
 from dnamamba_kernels.scan.protocol import ScanBackend
 
 
-class OverRanks(ScanBackend):
+class ScanOverRanks(ScanBackend):
     """A part as a whole makes of a state h: exp(A ΣΔ) h + end. So does its gradient against time."""
 
     def __init__(self, backend: ScanBackend, ranks: Ranks) -> None:
@@ -45,3 +45,6 @@ class OverRanks(ScanBackend):
         lasting = torch.where(dt_sums.isinf()[..., None], 0.0, (dt_sums[..., None] * a.A).exp())
         entering, final = chain(lasting, ends, initial, joined(ids, ends), reverse)
         return entering[self.ranks.rank].contiguous(), final
+
+
+OVER_RANKS = ScanOverRanks

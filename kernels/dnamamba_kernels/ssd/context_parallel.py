@@ -17,7 +17,7 @@ _AT_ONCE = 65_536
 """Positions whose values are made in fp32 at a time"""
 
 
-class OverRanks(SSDBackend):
+class SSDOverRanks(SSDBackend):
     """A part as a whole makes of a state h: exp(R_last) h + made. So does its gradient against time."""
 
     def __init__(self, backend: SSDBackend, ranks: Ranks) -> None:
@@ -72,3 +72,6 @@ def _products(values: Tensor, scale: Tensor, maps: Tensor) -> Tensor:
         total = total + torch.einsum("blgrp,blgn->bgrpn", scaled, m.to(dtype))
     assert isinstance(total, Tensor)
     return total.flatten(1, 2)
+
+
+OVER_RANKS = SSDOverRanks
