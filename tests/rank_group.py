@@ -7,7 +7,12 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-PRELOADED = ["torch.distributed", "dnamamba.model.language_model", "dnamamba.model.mixers.bimamba"]
+PRELOADED = [
+    "torch.distributed",
+    "dnamamba.model.language_model",
+    "dnamamba.model.mixers.bimamba",
+    "dnamamba.training.run",
+]
 """Imported once, by the process that all others are forked from"""
 
 PATIENCE = 120
@@ -48,6 +53,7 @@ def _rank(rank: int, ranks: int, port: int, results: Any, work: Callable[..., An
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     try:
         torch.distributed.init_process_group("gloo", rank=rank, world_size=ranks)
+        os.environ |= {"LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks), "NODE_RANK": "0"}
         value = work(rank, *arguments)
         torch.distributed.destroy_process_group()
         results.put((rank, value, None))

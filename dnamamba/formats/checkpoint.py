@@ -69,14 +69,19 @@ def save_checkpoint(
     `dtype`: of the matrices, fp32 or bf16. What is exponentiated, summed over positions or small stays fp32.
     """
     with whole_folder(Path(folder), overwrite) as partial:
-        write_checkpoint(model, partial, provenance, dtype)
+        write_checkpoint(model, partial, provenance, dtype=dtype)
 
 
 def write_checkpoint(
-    model: LanguageModel, folder: Path, provenance: dict[str, Any], dtype: StoredDtype = "fp32"
+    model: LanguageModel,
+    folder: Path,
+    provenance: dict[str, Any],
+    tensors: dict[str, Tensor] | None = None,
+    dtype: StoredDtype = "fp32",
 ) -> None:
-    """The files of a checkpoint, into a folder that is there."""
-    _write(folder, model, {CONFIG: model.config}, provenance, dtype)
+    """The files of a checkpoint, into a folder that is there. `tensors`: the state dict, where the model holds no more
+    than a part of it."""
+    _write(folder, model, {CONFIG: model.config}, provenance, tensors, dtype)
 
 
 def save_classifier(
@@ -92,10 +97,11 @@ def _write(
     model: nn.Module,
     said: dict[str, Any],
     provenance: dict[str, Any],
+    tensors: dict[str, Tensor] | None = None,
     dtype: StoredDtype = "fp32",
 ) -> None:
     """`said`: file → the dataclass that it holds."""
-    save_file(_stored_tensors(model, dtype), folder / SAFETENSORS, metadata={"format": "pt"})
+    save_file(_stored_tensors(model, tensors, dtype), folder / SAFETENSORS, metadata={"format": "pt"})
     version = format_needed(said.values())
     written = {"model_type": MODEL_TYPE, "format_version": version, "dnamamba_version": __version__}
     for name, value in said.items():
@@ -223,21 +229,21 @@ def _checkpoint_folder(folder: Path) -> Path:
     return folder
 
 
-def _stored_tensors(model: nn.Module, dtype: StoredDtype) -> dict[str, Tensor]:
+def _stored_tensors(model: nn.Module, tensors: dict[str, Tensor] | None, dtype: StoredDtype) -> dict[str, Tensor]:
     """The weights of linear layers and embeddings in `dtype`, all other parameters in fp32."""
     of_matrices = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
     matrices = {f"{name}.weight" for name, part in model.named_modules() if isinstance(part, nn.Linear | nn.Embedding)}
     return {
         name: value.detach().to("cpu", of_matrices if name in matrices else torch.float32).contiguous()
-        for name, value in _own_tensors(model).items()
+        for name, value in _own_tensors(model, tensors).items()
     }
 
 
-def _own_tensors(model: nn.Module) -> dict[str, Tensor]:
+def _own_tensors(model: nn.Module, tensors: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
     """The state dict, a tied head once."""
-    tensors = dict(model.state_dict())
+    tensors = dict(model.state_dict() if tensors is None else tensors)
     if isinstance(model, LanguageModel) and model.config.tie_embeddings:
-        del tensors[HEAD]
+        tensors.pop(HEAD, None)
     return tensors
 
 

@@ -257,13 +257,14 @@ class RunControl(L.Callback):
         if validate:
             data: PretrainData = trainer.datamodule  # type: ignore[attr-defined]
             module.eval()
-            scores = evaluate(
-                module.model,
-                data.validation_windows(),
-                chunk=module.chunk,
-                context=trainer.precision_plugin.val_step_context,
-                sum_over_ranks=module.sum_over_ranks,
-            )
+            with module.weights.gathered(module.model):
+                scores = evaluate(
+                    module.model,
+                    data.validation_windows(),
+                    chunk=module.chunk,
+                    context=trainer.precision_plugin.val_step_context,
+                    sum_over_ranks=module.sum_over_ranks,
+                )
             module.train()
             bits = scores[0].bits_per_base
             self.bits_by_genome = {score.name: score.bits_per_base for score in scores if score.group == "genome"}

@@ -49,6 +49,7 @@ class CheckpointKeeper:
         """All ranks call this. `step`, `bases` read so far and `metrics` go into provenance.json. Raises `InputError`
         when the disk is full."""
         target = self._path(step)
+        tensors = module.weights.tensors(module.model)
         if not trainer.is_global_zero:
             trainer.save_checkpoint(target / TRAINER_STATE)  # takes part; the first rank writes
             self.saved_step = step
@@ -56,7 +57,7 @@ class CheckpointKeeper:
         try:
             with whole_folder(target, overwrite=True) as partial:
                 reached = {"step": step, "tokens": bases, "metrics": metrics}
-                write_checkpoint(module.model, partial, self.provenance | reached)
+                write_checkpoint(module.model, partial, self.provenance | reached, tensors)
                 trainer.save_checkpoint(partial / TRAINER_STATE)
             replace_link(self.folder / "last", target.name)
             if best:

@@ -20,7 +20,7 @@ from dnamamba.training.backprop.captured import Captured
 from dnamamba.training.backprop.choose import WindowGradient, window_gradient
 from dnamamba.training.backprop.whole import whole
 from dnamamba.training.data import FixedWindows, WindowBatch
-from dnamamba.training.gradients import Gradients
+from dnamamba.training.parallel.gradients import Gradients
 from dnamamba.training.prepare import Prepared
 from dnamamba.training.resolve import ON_CPU, validation_count, validation_length, why_no_graph, windows_per_pass
 from dnamamba.training.settings import ResolvedPretrainSettings

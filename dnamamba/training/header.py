@@ -13,7 +13,7 @@ from dnamamba.model.settings import model_name
 from dnamamba.runs.lines import print_lines
 from dnamamba.runs.progress import si
 from dnamamba.training.prepare import Prepared, PreparedGenome
-from dnamamba.training.resolve import dense_steps, warmup_lengths, why_no_graph, windows_per_step
+from dnamamba.training.resolve import dense_steps, is_sharded, warmup_lengths, why_no_graph, windows_per_step
 from dnamamba.training.settings import ResolvedPretrainSettings
 
 
@@ -43,10 +43,12 @@ def print_header(
 
 
 def _parallel(settings: ResolvedPretrainSettings) -> str:
-    if settings.context_parallel == 1:
-        return ""
-    rows = settings.devices // settings.context_parallel
-    return f"each window over {settings.context_parallel} devices, {rows} x {settings.context_parallel} in all"
+    ways = []
+    if is_sharded(settings):
+        ways.append("weights, gradients and moments in parts (FSDP2)")
+    if settings.context_parallel > 1:
+        ways.append(f"each window over {settings.context_parallel} devices")
+    return ", ".join(ways)
 
 
 def _copies(settings: ResolvedPretrainSettings) -> str:

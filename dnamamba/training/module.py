@@ -11,8 +11,8 @@ from dnamamba.model.language_model import LanguageModel
 from dnamamba.model.parameters import parameter_groups
 from dnamamba.training.backprop.choose import WindowGradient
 from dnamamba.training.data import WindowBatch
-from dnamamba.training.gradients import Gradients
 from dnamamba.training.parallel.context import SequenceParts
+from dnamamba.training.parallel.weights import WholeWeights
 from dnamamba.training.window_parts import WindowParts
 
 BETAS = (0.9, 0.95)
@@ -40,6 +40,7 @@ class PretrainModule(L.LightningModule):
         soft_mask_weight: weight of soft-masked bases in the training loss.
         gradient_outlier: a gradient whose norm is more than so many times the running mean is a fault.
         parts: what of the windows is this rank's, where several ranks share each.
+        weights: what of the model is.
     """
 
     step_sums: Tensor
@@ -68,6 +69,7 @@ class PretrainModule(L.LightningModule):
         soft_mask_weight: float = 1.0,
         gradient_outlier: float = math.inf,
         parts: SequenceParts | None = None,
+        weights: WholeWeights | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -81,7 +83,11 @@ class PretrainModule(L.LightningModule):
         self.soft_mask_weight = soft_mask_weight
         self.gradient_outlier = gradient_outlier
         self.parts = parts or SequenceParts()
+        self.weights = weights or WholeWeights()
         self.register_buffer("norm_average", torch.tensor(math.nan))
+
+    def configure_model(self) -> None:
+        self.weights.place(self.model)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         groups = parameter_groups(self.model, self.weight_decay)
@@ -89,7 +95,7 @@ class PretrainModule(L.LightningModule):
 
     def on_fit_start(self) -> None:
         self.parts.begin(self.device.type)
-        self.gradients = Gradients(self.model.parameters())
+        self.gradients = self.weights.gradients(self.model.parameters())
         self.first_fault = torch.tensor(-1, device=self.device)
         self.first_fault_norm = torch.tensor(0.0, device=self.device)
 
@@ -115,15 +121,15 @@ class PretrainModule(L.LightningModule):
         unmasked, masked, read = windows.counts().double().unbind()
         sums = torch.stack([unmasked + masked, read, unmasked + self.soft_mask_weight * masked])
         counted, read, weight = (self.sum_over_ranks(sums) / self.parts.ranks).unbind()  # a window's ranks count it all
-        scale = (1 / torch.where(weight > 0, weight, 1.0)).float()
+        scale = (self.gradients.scale / torch.where(weight > 0, weight, 1.0)).float()
         nll = torch.zeros((), dtype=torch.float64, device=self.device)
         self.gradients.zero()
         for together in windows.split(self.windows_per_pass(windows.length)):
             nll += self.gradient(self.model, together, scale)
         if self.trainer.world_size > 1:
-            torch.distributed.all_reduce(self.gradients.values)
+            self.gradients.sum_over_ranks()
 
-        self.gradient_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.gradient_clip)
+        self.gradient_norm = self.gradients.clip(self.gradient_clip)
         fault = self._judge_gradient(step)
         # The fused kernel skips the update where this is 1: torch's own contract with its GradScaler.
         optimizer.optimizer.found_inf = fault.float()  # type: ignore[attr-defined]

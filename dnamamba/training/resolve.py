@@ -155,6 +155,8 @@ def why_no_graph(settings: ResolvedPretrainSettings) -> str:
     reason = ""
     if settings.accelerator == "cpu":
         reason = "it needs a GPU"
+    elif is_sharded(settings):
+        reason = "--strategy fsdp gathers weights block by block"
     elif settings.context_parallel > 1:
         reason = "--context_parallel sends states between devices"
     elif settings.backprop != "whole":
@@ -166,6 +168,11 @@ def why_no_graph(settings: ResolvedPretrainSettings) -> str:
     if reason and settings.cuda_graph == "on":
         raise InputError(f"--cuda_graph on: {reason}; leave it at auto")
     return reason
+
+
+def is_sharded(settings: ResolvedPretrainSettings) -> bool:
+    """Whether a device holds no more than a part of the model."""
+    return settings.strategy == "fsdp" and settings.devices > 1
 
 
 def dense_steps(settings: ResolvedPretrainSettings) -> int:

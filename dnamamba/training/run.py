@@ -41,7 +41,7 @@ from dnamamba.runs.resume import (
 )
 from dnamamba.runs.schedule import learning_rate
 from dnamamba.runs.summary import verdict
-from dnamamba.settings.fields import as_plain
+from dnamamba.settings.fields import as_plain, flat, named_fields
 from dnamamba.training.backprop.captured import Captured
 from dnamamba.training.backprop.choose import window_gradient
 from dnamamba.training.backprop.whole import whole
@@ -52,12 +52,14 @@ from dnamamba.training.estimate import advice, estimate, is_worth_measuring, mem
 from dnamamba.training.header import print_header
 from dnamamba.training.module import PretrainModule
 from dnamamba.training.parallel.context import SequenceParts
-from dnamamba.training.parallel.ranks import RanksStrategy
+from dnamamba.training.parallel.strategies import RanksStrategy, ShardedStrategy
+from dnamamba.training.parallel.weights import ShardedWeights, WholeWeights
 from dnamamba.training.prepare import Prepared, prepare_data
-from dnamamba.training.processes import PATIENCE, process_rank, together
+from dnamamba.training.processes import process_rank, together
 from dnamamba.training.resolve import (
     RUN_FOLDER_VARIABLE,
     dense_steps,
+    is_sharded,
     resolve,
     warmup_lengths,
     why_no_graph,
@@ -180,6 +182,7 @@ def _train(
         soft_mask_weight=settings.soft_mask_weight,
         gradient_outlier=settings.gradient_outlier,
         parts=parts,
+        weights=ShardedWeights() if is_sharded(settings) else WholeWeights(),
     )
     keeper = CheckpointKeeper(folder.checkpoints, keep=settings.keep, provenance=_provenance(settings, prepared))
     control = RunControl(
@@ -198,7 +201,7 @@ def _train(
         accelerator=settings.accelerator,
         devices=devices_here,
         num_nodes=settings.devices // devices_here,
-        strategy=RanksStrategy(timeout=PATIENCE) if settings.devices > 1 else "auto",
+        strategy=_strategy(settings),
         plugins=[LightningEnvironment(), TrainerStateIO()],
         precision="bf16-mixed" if settings.precision == "bf16" else "32-true",
         max_steps=settings.max_steps,
@@ -228,6 +231,14 @@ def _train(
     return control
 
 
+def _strategy(settings: ResolvedPretrainSettings) -> Any:
+    """Lightning's."""
+    if settings.devices == 1:
+        return "auto"
+    agreed = flat(as_plain(settings), named_fields(type(settings)))
+    return ShardedStrategy(agreed, settings.devices) if is_sharded(settings) else RanksStrategy(agreed)
+
+
 def _print_estimate(settings: ResolvedPretrainSettings, model: LanguageModel, prepared: Prepared) -> None:
     """Before a run starts: what it will take, and what to do where that is too long."""
     expected = estimate(settings, model, prepared)
@@ -248,6 +259,7 @@ def _quiet_lightning() -> None:
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module=r"lightning\.")
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module")  # of views in place, which nothing here changes
     threading.excepthook = _excepthook
 
 

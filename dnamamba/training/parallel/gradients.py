@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 import torch
 import torch.nn as nn
+from torch import Tensor
 
 _ALIGNMENT = 64
 """Numbers: 256 bytes, as torch's allocator aligns tensors."""
@@ -14,6 +15,9 @@ class Gradients:
 
     Their addresses stay, as a CUDA graph that adds to them needs.
     """
+
+    scale = 1.0
+    """Times the loss, for the sum over ranks to be one"""
 
     def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
         self.parameters = list(parameters)
@@ -29,3 +33,11 @@ class Gradients:
         self.values.zero_()
         for parameter, view in zip(self.parameters, self.views, strict=True):
             parameter.grad = view
+
+    def sum_over_ranks(self) -> None:
+        """After the last pass of a step, where there are several ranks."""
+        torch.distributed.all_reduce(self.values)
+
+    def clip(self, most: float) -> Tensor:
+        """Scales them so that their norm is at most that; () their norm before."""
+        return torch.nn.utils.clip_grad_norm_(self.parameters, most)
