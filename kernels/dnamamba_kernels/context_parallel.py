@@ -35,15 +35,20 @@ class Ranks:
     def __init__(self, group: torch.distributed.ProcessGroup) -> None:
         self.group = group
         self.size, self.rank = group.size(), group.rank()
+        self.on_host = torch.distributed.get_backend(group) == "gloo"
+        """gloo gathers in the host's memory"""
 
     def gather(self, *tensors: Tensor) -> list[Tensor]:
         """Each of the same shape on all ranks → each (ranks, …), on all of them, in one operation."""
         flat = [tensor.detach().contiguous().flatten().view(torch.uint8) for tensor in tensors]
         widths = [-(-len(each) // _ALIGNED) * _ALIGNED for each in flat]
         mine = torch.cat([torch.nn.functional.pad(e, (0, w - len(e))) for e, w in zip(flat, widths, strict=True)])
+        device = mine.device
+        if self.on_host:
+            mine = mine.cpu()
         found = mine.new_empty(self.size, len(mine))
         torch.distributed.all_gather(list(found.unbind()), mine, group=self.group)
-        parts = found.split(widths, dim=1)
+        parts = found.to(device).split(widths, dim=1)
         return [
             part[:, : len(each)].view(tensor.dtype).view(self.size, *tensor.shape)
             for part, each, tensor in zip(parts, flat, tensors, strict=True)

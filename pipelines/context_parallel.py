@@ -1,0 +1,289 @@
+"""One sequence over several GPUs: gradients compared with one GPU's, steps a second, the longest sequence.
+
+    torchrun --nproc-per-node 2 pipelines/context_parallel.py --out context_parallel.json
+        [--parts check steps longest] [--accelerator cpu]
+
+check    losses and gradients of one sequence over all ranks, of each mixer and way to the gradient, against the same
+         sequence on one: in fp32 and bf16; the difference of one device's bf16 from its fp32 next to it.
+steps    Mbases/s of whole steps (counts, gradients, their sum, clipping, fused AdamW): every rank by itself, which is
+         one device's rate; windows of their own with their gradients summed (`data`), whole weights (DDP) or parts of
+         them (FSDP2); one window over all ranks (`context`), whole and in chunks.
+longest  one step on ever longer sequences over all ranks: seconds and GiB a device.
+
+With one GPU the ranks share it, and gloo passes what they send through the host: good for `check` alone.
+
+Sequences are random bases. Each result is written as soon as it is there; what --out holds is not measured again.
+"""
+
+import argparse
+import json
+import os
+import time
+import traceback
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from dnamamba.alphabet import BASES
+from dnamamba.model.config import ModelConfig, preset
+from dnamamba.model.language_model import LanguageModel
+from dnamamba.model.parameters import parameter_groups
+from dnamamba.training.backprop.choose import window_gradient
+from dnamamba.training.data import WindowBatch
+from dnamamba.training.parallel.context import SequenceParts
+from dnamamba.training.parallel.weights import ShardedWeights, WholeWeights
+from dnamamba.training.window_parts import WindowParts
+
+TINY = {"n_layer": 2, "d_model": 16}
+CHECKED: dict[str, tuple[dict[str, Any], str | None, int | None]] = {
+    "mamba, none": ({}, "none", None),
+    "mamba, cheap": ({}, "cheap", None),
+    "mamba, all": ({}, "all", None),
+    "mamba, in chunks": ({}, "cheap", 20_000),
+    "mamba2": ({"mixer": "mamba2"}, None, None),
+    "s4d": ({"mixer": "s4d"}, None, None),
+    "bimamba": ({"mixer": "bimamba", "objective": "masked_base"}, None, None),
+    "Caduceus-PS": ({"mixer": "bimamba", "objective": "masked_base", "rc_equivariant": True}, None, None),
+}
+"""Name → options of a model of four blocks, what it computes again, bases of a chunk"""
+
+
+@dataclass
+class Work:
+    """What is trained in a row of `steps`."""
+
+    preset: str
+    length: int
+    windows: int
+    """A step and device, of those that are by themselves; over all devices in `context`"""
+    ways: tuple[str, ...]
+    recompute: str = "none"
+    chunk: int | None = None
+
+
+STEPS = [
+    Work("1.4m", 8192, 32, ("alone", "data", "fsdp")),
+    Work("7m", 1 << 20, 1, ("alone", "context"), "cheap"),
+    Work("7m", 1 << 17, 2, ("alone", "data", "fsdp", "context")),
+    Work("41m", 1 << 20, 1, ("alone", "context"), "cheap"),
+    Work("1.4m", 1 << 20, 1, ("alone", "context")),
+    Work("7m", 1 << 24, 1, ("alone", "context"), "cheap", 1 << 19),
+]
+LONGEST = [(1 << 20) * millions for millions in (2, 4, 8, 12, 16, 24)]
+
+
+class Bench:
+    """The ranks, their device and the results, which the first rank writes."""
+
+    def __init__(self, out: Path, on_gpu: bool) -> None:
+        self.on_gpu, self.out = on_gpu, out
+        self.rank = int(os.environ["RANK"])
+        shared = on_gpu and torch.cuda.device_count() == 1
+        self.device = (
+            torch.device("cuda", 0 if shared else int(os.environ["LOCAL_RANK"])) if on_gpu else torch.device("cpu")
+        )
+        if on_gpu:
+            torch.cuda.set_device(self.device)
+        torch.distributed.init_process_group(
+            "nccl" if on_gpu and not shared else "gloo",
+            timeout=timedelta(seconds=90),
+            device_id=self.device if on_gpu and not shared else None,
+        )
+        self.ranks = torch.distributed.get_world_size()
+        self.parts = SequenceParts(self.ranks)
+        self.parts.begin(self.device.type)
+        self.results: dict[str, dict[str, Any]] = json.loads(out.read_text()) if out.exists() else {}
+        name = torch.cuda.get_device_name() if on_gpu else "CPU"
+        self.results["machine"] = {"devices": f"{self.ranks} x {name}", "torch": torch.__version__}
+
+    def keep(self, part: str, name: str, measure: Callable[[], dict[str, Any]]) -> bool:
+        """Whether there was a result; all ranks call this."""
+        known = self.results.setdefault(part, {})
+        if name in known and "error" not in known[name]:
+            return True
+        began = time.perf_counter()
+        try:
+            found = measure()
+        except Exception as error:  # the same on all ranks, or torchrun ends them
+            traceback.print_exc()
+            found = {"error": f"{type(error).__name__}: {error}"[:300]}
+        found["wall_seconds"] = round(time.perf_counter() - began, 1)
+        known[name] = found
+        if self.on_gpu:
+            torch.cuda.empty_cache()
+        if self.rank == 0:
+            print(f"[{part}] {name}: {json.dumps(found)}", flush=True)
+            self.out.write_text(json.dumps(self.results, indent=1) + "\n")
+        return "error" not in found
+
+    def windows(self, model: LanguageModel, length: int, count: int = 1, seed: int = 0) -> WindowParts:
+        own = torch.Generator().manual_seed(seed)
+        tokens = torch.randint(0, BASES, (count, length + 1), dtype=torch.uint8, generator=own)
+        batch = WindowBatch(tokens, torch.zeros(count, dtype=torch.bool), keys=torch.arange(count))
+        if self.on_gpu:
+            batch = WindowBatch._make(None if each is None else each.pin_memory() for each in batch)
+        return WindowParts(batch, model.objective, self.device, training=True)
+
+    def synchronise(self) -> None:
+        if self.on_gpu:
+            torch.cuda.synchronize()
+
+
+class Trainer:
+    """A model, its optimiser, and steps as `dnamamba.training.module.PretrainModule` makes them."""
+
+    def __init__(
+        self, bench: Bench, config: ModelConfig, recompute: Any, chunk: int | None, way: str, precision: str = "bf16"
+    ) -> None:
+        torch.manual_seed(0)
+        self.bench, self.way, self.precision = bench, way, precision
+        self.model = LanguageModel(config).to(bench.device)
+        self.model.backbone.recompute = recompute
+        weights = ShardedWeights() if way == "fsdp" else WholeWeights()
+        weights.place(self.model)
+        self.gradients = weights.gradients(self.model.parameters())
+        self.optimizer = torch.optim.AdamW(parameter_groups(self.model, 0.1), lr=1e-4, fused=True)
+        settings: Any = SimpleNamespace(soft_mask_weight=1.0, chunk=chunk, backprop="chunked")
+        self.gradient = window_gradient(settings, parts=bench.parts if way == "context" else None)
+
+    def backward(self, windows: WindowParts) -> torch.Tensor:
+        """Bits a base () over all ranks' windows; the gradients of their mean are in the parameters."""
+        together = self.way != "alone"
+        counted = windows.counts()[:2].sum().double()
+        if together:
+            torch.distributed.all_reduce(counted)
+            counted = counted / (self.bench.ranks if self.way == "context" else 1)
+        self.gradients.zero()
+        with torch.autocast(self.bench.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            nll = self.gradient(self.model, windows, (self.gradients.scale / counted).float()).double()
+        if together:
+            self.gradients.sum_over_ranks()
+            torch.distributed.all_reduce(nll)
+        return nll / counted / 0.6931471805599453
+
+    def step(self, windows: WindowParts) -> torch.Tensor:
+        bits = self.backward(windows)
+        self.gradients.clip(1.0)
+        self.optimizer.step()
+        return bits
+
+
+def check(bench: Bench) -> None:
+    length = 65_537 if bench.on_gpu else 301
+    for name, (options, recompute, chunk) in CHECKED.items():
+        sizes = {"d_model": 256, "n_layer": 4} if bench.on_gpu else TINY
+        config = ModelConfig(**sizes, **options)
+        chunk = chunk if bench.on_gpu or chunk is None else 120
+
+        def compared(config: ModelConfig = config, recompute: Any = recompute, chunk: Any = chunk) -> dict[str, Any]:
+            found = {}
+            for precision in ("fp32", "bf16") if bench.on_gpu else ("fp32",):
+                for way in ("alone", "context"):
+                    trainer = Trainer(bench, config, recompute, chunk, way, precision)
+                    bits = trainer.backward(bench.windows(trainer.model, length)).item()
+                    found[precision, way] = bits, [p.grad.double().cpu() for p in trainer.model.parameters()]
+            result: dict[str, Any] = {}
+            for precision in {key[0] for key in found}:
+                result[precision] = difference(found[precision, "context"], found[precision, "alone"])
+            if bench.on_gpu:
+                result["bf16 against fp32, one device"] = difference(found["bf16", "alone"], found["fp32", "alone"])
+            return result
+
+        bench.keep("check", name, compared)
+
+
+def difference(one: Any, other: Any) -> dict[str, float]:
+    """Relative, of two losses and their gradients: of all together, and the largest of a parameter."""
+    (bits, mine), (expected, theirs) = one, other
+    norms = [((a - b).norm().item(), b.norm().item()) for a, b in zip(mine, theirs, strict=True)]
+    whole = (sum(a**2 for a, _ in norms) / sum(b**2 for _, b in norms)) ** 0.5
+    return {"loss": abs(bits / expected - 1), "gradient": whole, "largest": max(a / max(b, 1e-30) for a, b in norms)}
+
+
+def steps(bench: Bench) -> None:
+    for work in STEPS if bench.on_gpu else [Work("demo", 512, 2, ("alone", "data", "fsdp", "context"))]:
+        for way in work.ways:
+            chunks = f", chunks of {work.chunk}" if work.chunk else ""
+            name = f"{work.preset}, {work.windows} x {work.length}{chunks}, {way}"
+            bench.keep("steps", name, lambda work=work, way=way: rate(bench, work, way))  # type: ignore[misc]
+
+
+def rate(bench: Bench, work: Work, way: str) -> dict[str, Any]:
+    """Of the median step, for about six seconds of them; all ranks take as many."""
+    config = preset(work.preset, **({} if bench.on_gpu else TINY))
+    trainer = Trainer(bench, config, work.recompute, work.chunk, way)
+    windows = bench.windows(trainer.model, work.length, work.windows, seed=0 if way == "context" else bench.rank)
+    seconds: list[float] = []
+    if bench.on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+    total, count = 0.0, 3
+    while len(seconds) < count:
+        torch.distributed.barrier()
+        began = time.perf_counter()
+        trainer.step(windows)
+        bench.synchronise()
+        seconds.append(time.perf_counter() - began)
+        if len(seconds) == 2:  # the first compiles kernels
+            count = max(3, min(30, 2 + int(5 / seconds[1])))
+            agreed = torch.tensor(count, device=bench.device)
+            torch.distributed.all_reduce(agreed, torch.distributed.ReduceOp.MIN)
+            count = int(agreed)
+    ordered = sorted(seconds[2:] if count > 3 else seconds[1:])
+    middle = ordered[len(ordered) // 2]
+    bases = work.length * work.windows * (bench.ranks if way in ("data", "fsdp") else 1)
+    total = bases / middle / 1e6
+    return {
+        "mbases_per_second": round(total, 4),
+        "step_seconds": middle,
+        "fastest": ordered[0],
+        "slowest": ordered[-1],
+        "steps": len(ordered),
+        "peak_gib": torch.cuda.max_memory_allocated() / 2**30 if bench.on_gpu else None,
+    }
+
+
+def longest(bench: Bench) -> None:
+    for length in LONGEST if bench.on_gpu else [1024, 2048]:
+        work = Work("7m" if bench.on_gpu else "demo", length, 1, ("context",), "all")
+        if not bench.keep("longest", f"{work.preset}, {length}, whole", lambda work=work: once(bench, work)):  # type: ignore[misc]
+            break
+
+
+def once(bench: Bench, work: Work) -> dict[str, Any]:
+    """One step."""
+    trainer = Trainer(bench, preset(work.preset, **({} if bench.on_gpu else TINY)), work.recompute, None, "context")
+    windows = bench.windows(trainer.model, work.length)
+    if bench.on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+    began = time.perf_counter()
+    bits = trainer.step(windows).item()
+    bench.synchronise()
+    seconds = time.perf_counter() - began
+    peak = torch.cuda.max_memory_allocated() / 2**30 if bench.on_gpu else None
+    return {"seconds": seconds, "peak_gib": peak, "bits": bits}
+
+
+PARTS = {"check": check, "steps": steps, "longest": longest}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("context_parallel.json"))
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--accelerator", choices=("gpu", "cpu"), default="gpu")
+    arguments = parser.parse_args()
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
+    bench = Bench(arguments.out, arguments.accelerator == "gpu")
+    for part in arguments.parts:
+        PARTS[part](bench)
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
