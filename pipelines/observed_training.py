@@ -130,7 +130,8 @@ class observed:
 
         def judged(module: Any, step: int) -> Any:
             if step in self.job.get("gradients", ()):
-                gradients = {name: parameter.grad.cpu() for name, parameter in module.model.named_parameters()}
+                found = {name: parameter.grad for name, parameter in module.model.named_parameters()}
+                gradients = {name: getattr(g, "full_tensor", lambda g=g: g)().cpu() for name, g in found.items()}
                 path = Path(self.job["observe"]) / f"gradients-{module.trainer.global_rank}-{step}.pt"
                 torch.save(gradients, path)
             return judge(module, step)
@@ -202,13 +203,15 @@ def _is_work(event: dict[str, Any]) -> bool:
 
 
 def observed_steps(folder: str) -> dict[int, tuple[float, float, list[Any]]]:
-    """Step → Σ nats, counted bases, and the windows of all ranks in their order; of steps that every rank finished."""
+    """Step → Σ nats, counted bases, and the windows of all ranks in their order, those that ranks share once; of
+    steps that every rank finished."""
     ranks = [
         {line[0]: line[1:] for line in map(json.loads, path.read_text().splitlines())}
         for path in sorted(Path(folder).glob("steps-*.jsonl"))
     ]
     whole = set.intersection(*(set(rank) for rank in ranks))
-    return {step: (*ranks[0][step][:2], [w for rank in ranks for w in rank[step][2]]) for step in sorted(whole)}
+    windows = {step: dict.fromkeys(tuple(w) for rank in ranks for w in rank[step][2]) for step in whole}
+    return {step: (*ranks[0][step][:2], list(windows[step])) for step in sorted(whole)}
 
 
 def compare_runs(two: str, one: str, gradient_steps: tuple[int, int]) -> dict[str, Any]:

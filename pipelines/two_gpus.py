@@ -6,8 +6,9 @@ Every figure comes from `dnamamba.training.run.pretrain`, what `python -m dnamam
 E. coli (its last 300 kb for validation). What is in --out already is not measured again, and each result is written as
 soon as it is there: the command may be stopped at any moment and given again. A part that fails leaves its error.
 
-equality  20 steps on two GPUs and on one: losses, windows and gradients, in fp32 and bf16. "same passes" cuts the batch
-          on one GPU as two GPUs do, so that only the all-reduce differs; "one pass" does not.
+equality  20 steps on two GPUs and on one: losses, windows and gradients, in fp32 and bf16. "same passes" (DDP) cuts the
+          batch on one GPU as two GPUs do, so that only the all-reduce differs; "one pass" does not. FSDP2, context
+          parallelism (`context_parallel.py` measures it), and both.
 kill      a rank gets SIGKILL or raises, under `--devices 2` and under torchrun: seconds until no process is left, exit
           code, last words, checkpoints. Then one GPU continues (`--resume`), and every step's windows (coordinates,
           strand, CRC-32 of the tokens) and losses are compared with a run on one GPU that was left in peace.
@@ -202,31 +203,31 @@ class Bench:
 def equality(bench: Bench) -> None:
     """Losses and gradients of 20 steps. All the runs on two devices share two processes, those on one another."""
     steps, half = 20, bench.sizes.windows * bench.sizes.length // 2
-    kinds = [
-        (f"{passes}, {precision}", precision, micro)
-        for precision in bench.sizes.precisions
-        for passes, micro in (("same passes", half), ("one pass", 2 * half))
-    ]
-    names = [f"20 steps, {kind}" for kind, _, _ in kinds]
-    if all(bench.results.get("equality", {}).get(name, {"error": ""}).keys() - {"error"} for name in names):
+    ways: dict[str, tuple[dict[str, Any], int]] = {
+        "same passes": ({"micro_tokens": half}, half),
+        "one pass": ({"micro_tokens": 2 * half}, 2 * half),
+        "FSDP2": ({"micro_tokens": half, "strategy": "fsdp"}, half),
+        "context parallelism": ({"micro_tokens": half, "context_parallel": 2}, 2 * half),
+        "both": ({"micro_tokens": half, "context_parallel": 2, "strategy": "fsdp"}, 2 * half),
+    }
+    kinds = [(precision, way) for precision in bench.sizes.precisions for way in ways]
+    names = {kind: f"20 steps, {kind[1]}, {kind[0]}" for kind in kinds}
+    known = bench.results.get("equality", {})
+    if all(known.get(name, {"error": ""}).keys() - {"error"} for name in names.values()):
         return
-    folders: dict[tuple[str, str], str] = {}
-    for starter in ("torchrun", "one"):
+    folders: dict[tuple[str, object], str] = {}
+    on_two = {kind: ways[kind[1]][0] | {"devices": 2} for kind in kinds}
+    on_one = {(kind[0], ways[kind[1]][1]): {"micro_tokens": ways[kind[1]][1], "devices": 1} for kind in kinds}
+    for starter, wanted in (("torchrun", on_two), ("one", on_one)):
         jobs = []
-        for kind, precision, micro in kinds:
-            job = bench.job(
-                max_steps=steps,
-                log_every=steps,
-                precision=precision,
-                micro_tokens=micro,
-                gradient_clip=1e9,  # gradients as they come
-                devices=2 if starter == "torchrun" else 1,
-            )
-            folders[kind, starter] = bench.observing(f"{starter}-{kind}".replace(", ", "-").replace(" ", "-"))
-            jobs.append(job | {"observe": folders[kind, starter], "gradients": [0, steps - 1]})
+        for number, (kind, settings) in enumerate(wanted.items()):
+            # Gradients as they come, not clipped.
+            job = bench.job(max_steps=steps, log_every=steps, precision=kind[0], gradient_clip=1e9, **settings)
+            folders[kind] = bench.observing(f"{starter}-{number}")
+            jobs.append(job | {"observe": folders[kind], "gradients": [0, steps - 1]})
         bench.run(jobs, starter)
-    for (kind, _, _), name in zip(kinds, names, strict=True):
-        two, one = folders[kind, "torchrun"], folders[kind, "one"]
+    for kind, name in names.items():
+        two, one = folders[kind], folders[kind[0], ways[kind[1]][1]]
         bench.measure("equality", name, partial(compare_runs, two, one, (0, steps - 1)))
 
 

@@ -8,7 +8,7 @@ import torch
 from rank_group import run_ranks
 from tiny_models import tiny_bimamba, tiny_model
 
-from dnamamba.alphabet import BASES
+from dnamamba.alphabet import BASES, N
 from dnamamba.model.chunked_backward import backward_in_chunks
 from dnamamba_kernels import Ranks, context_parallel
 
@@ -60,9 +60,11 @@ def model_of(case: Case) -> Any:
 
 
 def batch_of(case: Case) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """Inputs, targets and ids (2, LENGTH); an id changes at a border of parts, within parts, and twice in one."""
+    """Inputs, targets and ids (2, LENGTH); an id changes at a border of parts, within parts, and twice in one. One part
+    is nothing but N."""
     generator = torch.Generator().manual_seed(7)
     tokens = torch.randint(0, BASES + 1, (2, LENGTH + 1), generator=generator, dtype=torch.uint8)
+    tokens[:, 38:50] = N
     ids = None
     if case.packed:
         ids = torch.zeros(2, LENGTH, dtype=torch.int32)

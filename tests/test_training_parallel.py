@@ -2,6 +2,7 @@
 
 import csv
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,11 @@ from rank_group import run_ranks
 
 from dnamamba.errors import InputError
 from dnamamba.model.settings import ModelSettings
+from dnamamba.training.resolve import resolve
 from dnamamba.training.run import pretrain
 from dnamamba.training.settings import PretrainSettings
 
-STEPS = 4
+STEPS, LONGER = 4, 6
 COLUMNS = ("tokens", "train_bits_per_base", "gradient_norm", "validation_bits_per_base")
 WAYS: dict[int, dict[str, dict[str, Any]]] = {
     4: {
@@ -56,10 +58,6 @@ def rows(run: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def weights(run: Path) -> bytes:
-    return (run / "checkpoints" / "last" / "model.safetensors").read_bytes()
-
-
 def same(found: Path, expected: Path) -> None:
     for row, other in zip(rows(found), rows(expected), strict=True):
         for column in COLUMNS:
@@ -73,7 +71,11 @@ def train_all(rank: int, folder: Path, ranks: int) -> list[str]:
     for name, changes in WAYS[ranks].items():
         os.environ.update(environment)
         pretrain(settings_of(folder / f"{ranks} {name}", **changes))
-    for changes in ({"learning_rate": 0.1 + rank}, {"model": ModelSettings(preset="demo", n_layer=1 + rank)}):
+    refused: list[dict[str, Any]] = [
+        {"learning_rate": 0.1 + rank},
+        {"model": ModelSettings(preset="demo", n_layer=1 + rank)},
+    ]
+    for changes in refused:
         os.environ.update(environment)
         try:
             pretrain(settings_of(folder / f"{ranks} refused {len(said)}", **changes))
@@ -82,16 +84,67 @@ def train_all(rank: int, folder: Path, ranks: int) -> list[str]:
     return said
 
 
+def resume(rank: int, run: Path, changes: dict[str, Any]) -> None:
+    pretrain(settings_of(run, resume=True, max_steps=LONGER, **changes))
+
+
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return pretrain(settings_of(tmp_path_factory.mktemp("alone") / "run"))
 
 
+@pytest.fixture(scope="module")
+def resumed(alone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """On one device, as `alone` was."""
+    run = tmp_path_factory.mktemp("resumed") / "run"
+    shutil.copytree(alone, run, symlinks=True)
+    return pretrain(settings_of(run, resume=True, max_steps=LONGER))
+
+
 @pytest.mark.parametrize("ranks", [2, 4])
-def test_ranks_train_as_one(ranks: int, alone: Path, tmp_path: Path) -> None:
+def test_ranks_train_as_one(ranks: int, alone: Path, resumed: Path, tmp_path: Path) -> None:
+    """And a checkpoint of theirs, as one of a single device, is resumed on any other number."""
     said = run_ranks(ranks, train_all, tmp_path, ranks)
     for name in WAYS[ranks]:
         same(tmp_path / f"{ranks} {name}", alone)
-    assert all(words == said[0] for words in said)
-    print(said[0])
-    assert len(said[0]) == 2
+    assert said == ranks * [
+        [
+            "--learning_rate: 1.1 on rank 1, but 0.1 on rank 0; give all processes the same flags",
+            "--model.n_layer: 2 on rank 1, but 1 on rank 0; give all processes the same flags",
+        ]
+    ]
+    run = tmp_path / f"{ranks} fsdp"
+    assert {path.name for path in (run / "checkpoints" / "last").iterdir()} == {
+        path.name for path in (alone / "checkpoints" / "last").iterdir()
+    }
+    if ranks == 4:
+        pretrain(settings_of(run, resume=True, max_steps=LONGER))
+        same(run, resumed)
+        return
+    for number, changes in enumerate(({"strategy": "fsdp"}, {"context_parallel": 2})):
+        run = tmp_path / f"resumed {number}"
+        shutil.copytree(alone, run, symlinks=True)
+        run_ranks(2, resume, run, changes)
+        same(run, resumed)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"devices": 3, "context_parallel": 2}, "2 ranks a window do not divide 3 devices"),
+        ({"devices": 64, "context_parallel": 64}, "256 bases, a window or the last chunk of one, are too few for 64"),
+        (
+            {"devices": 2, "context_parallel": 2, "backprop": "chunked", "chunk": 127},
+            "2 bases, a window or the last chunk of one, are too few for 2 ranks",
+        ),
+        ({"devices": 8, "context_parallel": 1}, "4 windows do not divide over 8 devices"),
+        ({"devices": 2, "context_parallel": 2, "model": ModelSettings(preset="demo", mixer="hyenadna")}, "hyena looks"),
+        (
+            {"devices": 2, "context_parallel": 2, "model": ModelSettings(preset="demo", mixer="s4d"), "pack": True},
+            "s4d cuts packed windows on the host",
+        ),
+    ],
+)
+def test_what_ranks_cannot_share_is_refused(changes: dict[str, Any], words: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=words):
+        resolve(settings_of(tmp_path / "run", **changes))
