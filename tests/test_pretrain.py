@@ -163,7 +163,12 @@ def test_resume_refuses_what_cannot_be_meant(
     shutil.copytree(whole_run, out, symlinks=True)
     assert train("--resume", "--out", out, "--max_steps", 3) == 2
     assert "at step 12 already" in capsys.readouterr().err
-    for flag, stages in (("--length_warmup", ["--length_warmup", 0.5]), ("--copies_warmup", ["--copies", 0.5])):
+    ends_plain = ["--copies", 0.5, "--copies_warmup", 0, "--copies_cooldown", 0.5]
+    for flag, stages in (
+        ("--length_warmup", ["--length_warmup", 0.5]),
+        ("--copies_warmup", ["--copies", 0.5]),
+        ("--copies_cooldown", ends_plain),
+    ):
         staged = tmp_path / flag
         arguments = ["--genome", fasta, *QUICK, "--length", 2048, "--batch_tokens", 2048, *stages]
         assert train(*arguments, "--max_steps", 6, "--out", staged) == 0

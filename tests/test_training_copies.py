@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dnamamba.alphabet import SOFT_MASK_BIT, TOKEN_BITS, N, reverse_complement
+from dnamamba.errors import InputError
 from dnamamba.genome.windows import Window, WindowPlan
 from dnamamba.training.copies import BASES_A_COPY, LENGTHS, CopiedPlan, Draw, dense, hairpins, plant, scattered
 from dnamamba.training.prepare import prepare_data
@@ -135,6 +136,11 @@ def test_a_window_is_a_function_of_seed_epoch_and_index() -> None:
     assert not np.array_equal(rows(1, 0, [6]) != bare, rows(2, 0, [6]) != bare)
 
 
+def test_shares_of_more_than_all_steps_are_refused() -> None:
+    with pytest.raises(InputError, match=r"--copies_cooldown: 0.6 and --copies_warmup 0.5 are more than all steps"):
+        resolve(PretrainSettings(accelerator="cpu", copies=0.25, copies_warmup=0.5, copies_cooldown=0.6))
+
+
 def test_a_run_has_dense_windows_first_and_scattered_copies_then(tmp_path: Path) -> None:
     parsed = resolve(
         PretrainSettings(
@@ -146,10 +152,11 @@ def test_a_run_has_dense_windows_first_and_scattered_copies_then(tmp_path: Path)
             length_warmup=0.5,
             copies=0.25,
             copies_warmup=0.3,
+            copies_cooldown=0.2,
         )
     )
     stages = prepare_data(parsed).data.stages
-    kinds = [(stage.first_step, stage.plan.draw.__name__, stage.plan.share) for stage in stages]  # type: ignore[attr-defined]
+    kinds = [(stage.first_step, stage.plan.draw.__name__, stage.plan.share) for stage in stages[:-1]]  # type: ignore[attr-defined]
     assert kinds == [
         (0, "hairpins", 1.0),
         (3, "dense", 1.0),
@@ -157,8 +164,9 @@ def test_a_run_has_dense_windows_first_and_scattered_copies_then(tmp_path: Path)
         (6, "scattered", 0.25),
         (10, "scattered", 0.25),
     ]
-    assert [stage.windows_per_step for stage in stages] == [8, 8, 4, 4, 2]
-    without = prepare_data(replace(parsed, copies_warmup=0.0)).data.stages
+    assert stages[-1].first_step == 16 and isinstance(stages[-1].plan, WindowPlan)
+    assert [stage.windows_per_step for stage in stages] == [8, 8, 4, 4, 2, 2]
+    without = prepare_data(replace(parsed, copies_warmup=0.0, copies_cooldown=0.0)).data.stages
     assert [stage.first_step for stage in without] == [0, 5, 10]
     none = prepare_data(replace(parsed, copies=0.0)).data.stages
     assert all(isinstance(stage.plan, WindowPlan) for stage in none)

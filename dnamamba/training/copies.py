@@ -30,6 +30,8 @@ NEAREST = 16
 """Scattered: least distance of a base from what it copies, log-uniform up to what the window has."""
 PERIODS = (16, 256)
 """Dense: bases of the repeated unit, log-uniform, up to a quarter of the window."""
+HAIRPINS = (16, 64)
+"""The same of the hairpins that come first: short ones are found sooner"""
 INVERTED = 0.5
 """Share of the copies, or dense windows, that are reverse-complemented"""
 EXACT = 0.5
@@ -109,22 +111,27 @@ def scattered(length: int, key: int) -> list[Copy]:
 
 
 def hairpins(length: int, key: int) -> list[Copy]:
-    """Inverted repeats all through the window: each unit is followed by its reverse complement, and then the next."""
-    unit, substituted, _ = _repeat(length, key)
-    return [Copy(at, unit, unit, True, substituted) for at in range(0, length - 2 * unit + 1, 2 * unit)]
+    """Exact inverted repeats all through the window: each unit is followed by its reverse complement, and then the
+    next."""
+    unit, _, _ = _repeat(length, key, HAIRPINS)
+    return _inverted(length, unit, 0.0)
 
 
 def dense(length: int, key: int) -> list[Copy]:
     """Repeats all through the window: its first bases again and again, or hairpins."""
-    unit, substituted, inverted = _repeat(length, key)
-    return hairpins(length, key) if inverted else [Copy(0, unit, length - unit, False, substituted)]
+    unit, substituted, inverted = _repeat(length, key, PERIODS)
+    return _inverted(length, unit, substituted) if inverted else [Copy(0, unit, length - unit, False, substituted)]
 
 
-def _repeat(length: int, key: int) -> tuple[int, float, bool]:
-    """Of a dense window: bases of the unit, the probability of a substitution, and whether it is hairpins."""
+def _repeat(length: int, key: int, periods: tuple[int, int]) -> tuple[int, float, bool]:
+    """Of a window of repeats: bases of the unit, the probability of a substitution, and whether it is inverted."""
     period, inverted, exact, rate = _uniform(hash_bits(np.arange(4, dtype=np.uint64), key, 1)).tolist()
-    most = max(min(PERIODS[1], length // 4), 1)
-    return _log_uniform(period, min(PERIODS[0], most), most), _rate(exact, rate), inverted < INVERTED
+    most = max(min(periods[1], length // 4), 1)
+    return _log_uniform(period, min(periods[0], most), most), _rate(exact, rate), inverted < INVERTED
+
+
+def _inverted(length: int, unit: int, substituted: float) -> list[Copy]:
+    return [Copy(at, unit, unit, True, substituted) for at in range(0, length - 2 * unit + 1, 2 * unit)]
 
 
 def _rate(exact: float, rate: float) -> float:

@@ -13,7 +13,14 @@ from dnamamba.model.settings import model_name
 from dnamamba.runs.lines import print_lines
 from dnamamba.runs.progress import si
 from dnamamba.training.prepare import Prepared, PreparedGenome
-from dnamamba.training.resolve import dense_steps, is_sharded, warmup_lengths, why_no_graph, windows_per_step
+from dnamamba.training.resolve import (
+    dense_steps,
+    is_sharded,
+    last_copies,
+    warmup_lengths,
+    why_no_graph,
+    windows_per_step,
+)
 from dnamamba.training.settings import ResolvedPretrainSettings
 
 
@@ -56,7 +63,9 @@ def _copies(settings: ResolvedPretrainSettings) -> str:
         return ""
     until = dense_steps(settings)
     repeats = f"repeats all through the windows of the first {until:,} steps, then " if until else ""
-    return f"{repeats}here and there in {settings.copies:.0%} of the windows"
+    last = last_copies(settings)
+    then = f", none from step {last + 1:,}" if last < settings.max_steps else ""
+    return f"{repeats}here and there in {settings.copies:.0%} of the windows{then}"
 
 
 def _graph(settings: ResolvedPretrainSettings) -> str:

@@ -20,7 +20,7 @@ from dnamamba.training.copies import CopiedPlan, dense, hairpins, scattered
 from dnamamba.training.data import EvaluationSet, PretrainData, SamplePlan, Stage, evenly_spread
 from dnamamba.training.mixture import MixturePlan
 from dnamamba.training.mixture_file import GenomeSettings, read_mixture
-from dnamamba.training.resolve import dense_steps, validation_length, warmup_lengths, windows_per_pass
+from dnamamba.training.resolve import dense_steps, last_copies, validation_length, warmup_lengths, windows_per_pass
 from dnamamba.training.settings import ResolvedPretrainSettings
 
 
@@ -99,12 +99,12 @@ def _with_copies(
     """(first step, plan) of the parts of the steps from `first` to `end` that are planted alike."""
     if not settings.copies:
         return [(first, plan)]
-    until = dense_steps(settings)
-    begins = (0, 1.0, hairpins), (until // 2, 1.0, dense), (until, settings.copies, scattered)
+    until, last = dense_steps(settings), last_copies(settings)
+    kinds = (0, 1.0, hairpins), (until // 2, 1.0, dense), (until, settings.copies, scattered), (last, 0.0, scattered)
     parts: list[tuple[int, SamplePlan]] = []
-    for (begin, share, draw), following in zip(begins, (until // 2, until, end), strict=True):
+    for (begin, share, draw), following in zip(kinds, (until // 2, until, last, settings.max_steps), strict=True):
         if max(begin, first) < min(following, end):
-            parts.append((max(begin, first), CopiedPlan(plan, share, settings.seed, draw)))
+            parts.append((max(begin, first), CopiedPlan(plan, share, settings.seed, draw) if share else plan))
     return parts
 
 

@@ -180,6 +180,11 @@ def dense_steps(settings: ResolvedPretrainSettings) -> int:
     return round(settings.copies_warmup * settings.max_steps) if settings.copies else 0
 
 
+def last_copies(settings: ResolvedPretrainSettings) -> int:
+    """The step from which on no copies are planted any more."""
+    return settings.max_steps - round(settings.copies_cooldown * settings.max_steps)
+
+
 def _beds_or_patterns(items: list[str] | None) -> list[str] | None:
     return items and [bed_or_pattern(item, Path.cwd()) for item in items]
 
@@ -216,6 +221,11 @@ def _check_together(settings: ResolvedPretrainSettings) -> None:
     if windows_per_step(settings) % (settings.devices // ranks):
         share = f"{settings.devices} devices" if ranks == 1 else f"{settings.devices} devices, {ranks} a window"
         raise InputError(f"--batch_tokens: its {windows_per_step(settings)} windows do not divide over {share}")
+    if dense_steps(settings) > last_copies(settings):
+        raise InputError(
+            f"--copies_cooldown: {settings.copies_cooldown} and --copies_warmup {settings.copies_warmup} are more than "
+            "all steps; give shares that add up to 1 at most"
+        )
     if settings.length_warmup and len(warmup_lengths(settings)) == 1:
         raise InputError(
             f"--length_warmup: --length {settings.length} has no shorter stage; take an even one from {2 * WARMUP_FROM}"

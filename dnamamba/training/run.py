@@ -60,6 +60,7 @@ from dnamamba.training.resolve import (
     RUN_FOLDER_VARIABLE,
     dense_steps,
     is_sharded,
+    last_copies,
     resolve,
     warmup_lengths,
     why_no_graph,
@@ -153,7 +154,12 @@ def _pretrain(requested: PretrainSettings, settings: ResolvedPretrainSettings, f
 def _kept(settings: ResolvedPretrainSettings, folder: RunFolder) -> dict[str, str]:
     """Settings that this run may not change when it is resumed, though others may; and which runs those are."""
     kept = kept_with_truncation(settings, folder.config)
-    flag = "length_warmup" if len(warmup_lengths(settings)) > 1 else "copies_warmup" if dense_steps(settings) else ""
+    staged = {
+        "length_warmup": len(warmup_lengths(settings)) > 1,
+        "copies_warmup": dense_steps(settings) > 0,
+        "copies_cooldown": settings.copies and last_copies(settings) < settings.max_steps,
+    }
+    flag = next((name for name, has_stages in staged.items() if has_stages), "")
     if flag:
         kept["max_steps"] = f"with --{flag}, whose stages are shares of the steps,"
     return kept

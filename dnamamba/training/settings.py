@@ -59,6 +59,8 @@ class PretrainSettings(
     copies_warmup: float = setting(0.1, absent=0.1, between=(0, 1))
     """With --copies, share of the steps, the first, whose windows are repeats from end to end: there looking back is
     learned."""
+    copies_cooldown: float = setting(0.0, absent=0.0, between=(0, 1))
+    """With --copies, share of the steps, the last, without planted copies: the model ends on the genome as it is."""
 
     model: ModelSettings = setting(factory=ModelSettings, on_resume=("activation_checkpointing",))
     """The model."""
