@@ -58,8 +58,7 @@ class Stepper:
 
     def gradients(self, windows: WindowParts, chunk: int) -> torch.Tensor:
         """Adds the mean's gradient up; () fp64 bits a base."""
-        unmasked, masked, _ = windows.counts()
-        counted = (unmasked + masked).float()
+        counted = windows.counts()[0].float()
         with torch.autocast("cuda", torch.bfloat16, enabled=self.precision == "bf16"):
             nll = self.gradient(self.model, Chunks(windows, chunk), 1 / counted)
         return nll / counted / np.log(2)

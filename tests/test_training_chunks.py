@@ -30,6 +30,7 @@ from dnamamba.training.backprop.chunks import Chunks
 from dnamamba.training.backprop.truncated import truncated
 from dnamamba.training.backprop.whole import whole
 from dnamamba.training.data import WindowBatch
+from dnamamba.training.loss_weights import LossWeights
 from dnamamba.training.window_parts import WindowParts
 
 CPU = torch.device("cpu")
@@ -57,9 +58,11 @@ def model_of(kind: str, dtype: torch.dtype = torch.float64) -> LanguageModel:
     return model
 
 
-def windows_of(model: LanguageModel, count: int, length: int, packed: bool = False, at: int = 0) -> WindowParts:
+def windows_of(
+    model: LanguageModel, count: int, length: int, packed: bool = False, at: int = 0, classed: bool = False
+) -> WindowParts:
     """Random ones with N and soft mask, every other one on the other strand; packed ones of segments, one of which
-    begins at position `at` on either strand, with padding behind."""
+    begins at position `at` on either strand, with padding behind; `classed` ones of three region classes."""
     chance = np.random.default_rng(length)
     tokens = torch.from_numpy(chance.integers(0, 5, (count, length + 1), np.uint8))
     tokens |= torch.from_numpy(chance.random(tokens.shape) < 0.3) * SOFT_MASK_BIT
@@ -70,7 +73,8 @@ def windows_of(model: LanguageModel, count: int, length: int, packed: bool = Fal
         begins[:, [at, (length + 1 - at) % length, length - 9]] = 1
         ids = begins.cumsum(1, dtype=torch.int32)
         tokens[:, length - 9 :] = PAD
-    return WindowParts(WindowBatch(tokens, flags, ids), model.objective, CPU)
+    classes = torch.from_numpy(chance.integers(0, 3, tokens.shape, np.uint8)) if classed else None
+    return WindowParts(WindowBatch(tokens, flags, ids, classes), model.objective, CPU)
 
 
 def gradients(model: LanguageModel, run: Any) -> tuple[float, dict[str, Tensor]]:
@@ -79,8 +83,13 @@ def gradients(model: LanguageModel, run: Any) -> tuple[float, dict[str, Tensor]]
     return float(nll), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-def of_whole(model: LanguageModel, windows: WindowParts, weight: float, scale: Tensor) -> Any:
-    return gradients(model, lambda: whole(model, micro_batch(windows.whole(), weight), scale))
+WEIGHTS = LossWeights(0.5, (1.0, 0.1, 0.0))
+"""Of three region classes"""
+
+
+def of_whole(model: LanguageModel, windows: WindowParts, weight: float | None, scale: Tensor) -> Any:
+    weights = WEIGHTS if weight is None else LossWeights(weight)
+    return gradients(model, lambda: whole(model, micro_batch(windows.whole(), weights), scale))
 
 
 def assert_equal(found: Any, expected: Any, tolerance: float) -> None:
@@ -95,10 +104,11 @@ def assert_equal(found: Any, expected: Any, tolerance: float) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_chunks_change_nothing(kind: str, packed: bool) -> None:
     model, scale = model_of(kind), torch.tensor(0.3, dtype=torch.float64)
-    for weight, length, chunk in ((1.0, 331, 110), (0.25, 331, 83), (0.25, 60, 2), (1.0, 64, 64)):
-        windows = windows_of(model, 2, length, packed, at=chunk % length)
+    for weight, length, chunk in ((1.0, 331, 110), (0.25, 331, 83), (None, 331, 83), (0.25, 60, 2), (1.0, 64, 64)):
+        windows = windows_of(model, 2, length, packed, at=chunk % length, classed=weight is None)
         expected = of_whole(model, windows, weight, scale)
-        found = gradients(model, lambda w=windows, c=chunk, m=weight: chunked(model, Chunks(w, c, m), scale))
+        chunks = Chunks(windows, chunk, WEIGHTS if weight is None else LossWeights(weight))
+        found = gradients(model, lambda c=chunks: chunked(model, c, scale))
         assert_equal(found, expected, 1e-10)
 
 
@@ -106,7 +116,7 @@ def test_one_chunk_is_the_whole_to_the_bit() -> None:
     model, scale = model_of("mamba", torch.float32), torch.tensor(0.3)
     windows = windows_of(model, 3, 200)
     for way in (chunked, truncated):
-        nll, found = gradients(model, lambda way=way: way(model, Chunks(windows, 200, 0.5), scale))
+        nll, found = gradients(model, lambda way=way: way(model, Chunks(windows, 200, LossWeights(0.5)), scale))
         expected = of_whole(model, windows, 0.5, scale)
         assert nll == expected[0]
         assert all(torch.equal(found[name], gradient) for name, gradient in expected[1].items())
@@ -206,7 +216,7 @@ def test_nothing_of_the_whole_length_is_made(monkeypatch: pytest.MonkeyPatch) ->
         windows = windows_of(model, 1, length)
         with Largest() as largest:
             windows.counts()
-            chunked(model, Chunks(windows, chunk, 0.5), torch.tensor(1.0))
+            chunked(model, Chunks(windows, chunk, LossWeights(0.5)), torch.tensor(1.0))
         sizes.append(largest.elements)
     # The borders grow by a state of some hundred numbers a chunk, and nothing else.
     assert sizes[0] == sizes[1] <= widest < 60 * chunk * 8
@@ -219,18 +229,24 @@ def test_counts_are_sums_over_all_parts(monkeypatch: pytest.MonkeyPatch) -> None
         windows = windows_of(model, 3, 100, packed, at=50)
         prepared = windows.whole()
         counted = prepared.targets < 4
-        expected = [counted & ~prepared.soft_mask, counted & prepared.soft_mask, prepared.inputs != PAD]
-        assert windows.counts().tolist() == [int(mask.sum()) for mask in expected]
+        plain, masked = int((counted & ~prepared.soft_mask).sum()), int((counted & prepared.soft_mask).sum())
+        read = int((prepared.inputs != PAD).sum())
+        assert windows.counts(LossWeights(0.3)).tolist() == [plain + masked, read, plain + 0.3 * masked]
+        classed = windows_of(model, 3, 100, packed, at=50, classed=True)
+        weights = WEIGHTS.of(classed.whole())
+        assert weights is not None
+        assert classed.counts(WEIGHTS)[2] == pytest.approx(float(weights.double().sum()), rel=1e-6)
 
 
 def test_chunks_of_windows_are_slices_of_the_whole() -> None:
     model = model_of("mamba")
-    windows = windows_of(model, 4, 50, packed=True, at=20)
+    windows = windows_of(model, 4, 50, packed=True, at=20, classed=True)
     prepared = windows.whole()
     assert prepared.sequence_ids is not None
     for first, last in ((0, 50), (0, 1), (49, 50), (13, 37)):
         for part, of_all in zip(windows.chunk(first, last), prepared, strict=True):
             assert part is not None and of_all is not None and torch.equal(part, of_all[:, first:last])
+    assert prepared.classes is not None
     for position in range(1, 50):
         same = prepared.sequence_ids[:, position - 1] == prepared.sequence_ids[:, position]
         found = windows.continues(position)

@@ -126,6 +126,10 @@ class WindowPlan:
         start = int(self._locate(epoch, np.array([index], np.int64))[0][0])
         return self.store.tokens[start : start + self.length + 1]
 
+    def positions(self, epoch: int, indices: np.ndarray) -> np.ndarray:
+        """(windows,) int64: where in the store the windows at `indices` (windows,) of an epoch begin."""
+        return self._locate(epoch, np.asarray(indices, np.int64))[0]
+
     def batch(self, epoch: int, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(windows, length + 1) uint8 tokens as in the genome, and (windows,) bool reverse-complement flags."""
         indices = np.asarray(indices, np.int64)

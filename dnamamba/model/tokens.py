@@ -19,6 +19,8 @@ class PreparedBatch(NamedTuple):
     """bool, True where the target was lower case in the source (repeats)"""
     sequence_ids: Tensor | None = None
     """int32, of the inputs, for packed windows; None where a window is one sequence"""
+    classes: Tensor | None = None
+    """uint8, of the targets: their region classes, where those are weighed"""
 
 
 def on_strand(

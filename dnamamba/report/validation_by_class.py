@@ -9,7 +9,7 @@ from dnamamba.report.figures import save_png
 
 MOST_CONTIGS = 30
 """Contigs shown at most: those with the most bases."""
-_SMALL_GROUPS = {"genome": "genome", "repeat": "repeats", "cpg": "CpG", "annotation": "exons"}
+_SMALL_GROUPS = {"genome": "genome", "repeat": "repeats", "cpg": "CpG", "annotation": "exons", "region": "region"}
 
 
 def plot_validation_by_class(

@@ -20,7 +20,7 @@ import numpy as np
 
 from dnamamba.alphabet import BASES, SOFT_MASK_BIT, TOKEN_BITS, reverse_complement
 from dnamamba.genome.windows import Window, hash_bits, hash_key
-from dnamamba.training.data import SamplePlan
+from dnamamba.training.data import Rows, SamplePlan
 
 BASES_A_COPY = 1024
 """Scattered: a window gets one copy for so many of its bases, and at least one."""
@@ -70,13 +70,14 @@ class CopiedPlan:
         """Where a window's segments lie."""
         return self.plan.windows(epoch, index)
 
-    def batch(self, epoch: int, indices: np.ndarray) -> tuple[np.ndarray, ...]:
+    def batch(self, epoch: int, indices: np.ndarray) -> Rows:
         """The plan's, with the copies planted."""
         tokens, *others = self.plan.batch(epoch, indices)
+        assert tokens is not None
+        ids = others[1] if len(others) > 1 else None
         chance = _uniform(hash_bits(np.asarray(indices).astype(np.uint64), self.seed, epoch, 8))
         for row in np.flatnonzero(chance < self.share).tolist():
-            packed = len(others) > 1 and others[1][row].any()
-            if not packed:
+            if ids is None or not ids[row].any():
                 key = hash_key(self.seed, epoch, int(indices[row]), 9)
                 plant(tokens[row], self.draw(tokens.shape[1], key), key)
         return tokens, *others

@@ -7,7 +7,7 @@ endless stream of epochs, and rank r of W takes the r-th W-th of them. So resumi
 
 import bisect
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import lightning as L
 import numpy as np
@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from dnamamba.genome.annotation import Annotation
+from dnamamba.genome.region_classes import RegionClasses
 from dnamamba.genome.windows import Window, WindowPlan, hash_bits
 
 
@@ -28,6 +29,8 @@ class WindowBatch(NamedTuple):
     """(windows,) bool: windows to be reverse-complemented on the device, before the shift."""
     sequence_ids: Tensor | None = None
     """(windows, length + 1) int32 for packed windows (`--pack`): the segment of each base; None without."""
+    classes: Tensor | None = None
+    """(windows, length + 1) uint8: the region class of each base (`--regions`), where the loss weighs them apart."""
     keys: Tensor | None = None
     """(windows,) int64: 64 random bits for what an objective draws. Of training windows they follow from seed and
     sample, others always have the same."""
@@ -37,17 +40,28 @@ class WindowBatch(NamedTuple):
         return WindowBatch._make(None if part is None else part.to(device, non_blocking=True) for part in self)
 
 
+Rows = tuple[np.ndarray | None, ...]
+"""The first fields of a `WindowBatch`, of numpy; None for a field that no window has"""
+
+
 class SamplePlan(Protocol):
     """What to read in which order: `WindowPlan`, `PackedPlan` (packed windows), `MixturePlan` (several genomes)."""
 
     def epoch_size(self, epoch: int) -> int:
         """Rows of an epoch."""
 
-    def batch(self, epoch: int, indices: np.ndarray) -> tuple[np.ndarray, ...]:
-        """The fields of a `WindowBatch` for the windows at `indices` of an epoch."""
+    def batch(self, epoch: int, indices: np.ndarray) -> "Rows":
+        """The first fields of a `WindowBatch` for the windows at `indices` of an epoch."""
 
     def windows(self, epoch: int, index: int) -> list[Window]:
         """Where a window's segments lie."""
+
+
+def joined(batches: Sequence[Rows]) -> Rows:
+    """The rows of several batches below each other."""
+    if len(batches) == 1:
+        return batches[0]
+    return tuple(None if fields[0] is None else np.concatenate(fields) for fields in zip(*batches, strict=True))
 
 
 class SampleStream:
@@ -105,10 +119,10 @@ class StepDataset(Dataset[WindowBatch]):
     def __getitem__(self, step: int) -> WindowBatch:
         number, first, share = self._samples(step)
         plan, ranges = self.stages[number].plan, self.streams[number].locate(first, share)
-        batches = [plan.batch(epoch, indices) for epoch, indices in ranges]
-        parts = batches[0] if len(batches) == 1 else map(np.concatenate, zip(*batches, strict=True))
+        rows = joined([plan.batch(epoch, indices) for epoch, indices in ranges])
         keys = window_keys(np.arange(first, first + share), self.seed, number)
-        return WindowBatch(*map(torch.from_numpy, parts))._replace(keys=keys)
+        tensors: list[Any] = [None if field is None else torch.from_numpy(field) for field in rows]
+        return WindowBatch(*tensors)._replace(keys=keys)
 
     def windows(self, step: int) -> list[Window]:
         """Where this rank's windows of a step lie: for messages that must name them."""
@@ -141,6 +155,8 @@ class EvaluationSet(NamedTuple):
     """(windows,) int64, ascending"""
     annotation: Annotation | None = None
     """The genome's exons, to score them apart."""
+    regions: RegionClasses | None = None
+    """The genome's classes of regions, to score them apart."""
 
 
 class FixedWindows(Dataset[WindowBatch]):
@@ -148,7 +164,8 @@ class FixedWindows(Dataset[WindowBatch]):
 
     def __init__(self, evaluated: EvaluationSet, batch: int, rank: int, world_size: int) -> None:
         own = evaluated.indices[rank::world_size]
-        self.name, self.plan, self.annotation = evaluated.name, evaluated.plan, evaluated.annotation
+        self.name, self.plan = evaluated.name, evaluated.plan
+        self.annotation, self.regions = evaluated.annotation, evaluated.regions
         self.batches = [own[start : start + batch] for start in range(0, len(own), batch)]
 
     def __len__(self) -> int:

@@ -20,6 +20,7 @@ from dnamamba.training.backprop.captured import Captured
 from dnamamba.training.backprop.choose import WindowGradient, window_gradient
 from dnamamba.training.backprop.whole import whole
 from dnamamba.training.data import FixedWindows, WindowBatch
+from dnamamba.training.loss_weights import LossWeights
 from dnamamba.training.parallel.gradients import Gradients
 from dnamamba.training.prepare import Prepared
 from dnamamba.training.resolve import ON_CPU, validation_count, validation_length, why_no_graph, windows_per_pass
@@ -77,7 +78,7 @@ def estimate(settings: ResolvedPretrainSettings, model: LanguageModel, prepared:
     windows = _windows(settings)
     length = _measured_length(settings)
     captured = None if why_no_graph(settings) else Captured(whole)
-    gradient = window_gradient(_of_one_device(settings), captured or whole)
+    gradient = window_gradient(_of_one_device(settings), _weights(settings), captured or whole)
     seconds = _training_pass(model, windows, length, device, settings.precision, gradient)
     if captured is not None:
         captured.free()
@@ -118,7 +119,8 @@ def memory_of_each(settings: ResolvedPretrainSettings, model: LanguageModel) -> 
         torch.cuda.reset_peak_memory_stats(device)
         try:
             windows, length = _windows(settings), _measured_length(settings)
-            _training_pass(model, windows, length, device, settings.precision, window_gradient(alone))
+            gradient = window_gradient(alone, _weights(settings))
+            _training_pass(model, windows, length, device, settings.precision, gradient)
             gib = peak_memory_gib(device) + _moments_gib(model) + _borders_gib(settings, model)
             found.append(f"{recompute} {gib:.1f}")
         except torch.OutOfMemoryError:
@@ -154,6 +156,11 @@ def _borders_gib(settings: ResolvedPretrainSettings, model: LanguageModel) -> fl
     return bytes_on_device(borders, model.init_state(_windows(settings))) / 2**30
 
 
+def _weights(settings: ResolvedPretrainSettings) -> LossWeights:
+    """Random windows have no regions."""
+    return LossWeights(settings.soft_mask_weight)
+
+
 def _moments_gib(model: LanguageModel) -> float:
     """AdamW's two moments of each parameter."""
     return 2 * sum(parameter.numel() * 4 for parameter in model.parameters()) / 2**30
@@ -176,7 +183,7 @@ def advice(settings: ResolvedPretrainSettings, model: LanguageModel, expected: E
         tried = LanguageModel(preset(smaller)) if smaller else model
         if smaller and training_flops_per_token(tried, length) >= training_flops_per_token(model, length):
             continue
-        passed = window_gradient(replace(settings, backprop="whole", chunk=None))
+        passed = window_gradient(replace(settings, backprop="whole", chunk=None), _weights(settings))
         seconds = _training_pass(tried, batch_tokens // length, length, torch.device("cpu"), settings.precision, passed)
         # A validation reads as many bases as are trained on between two, and forward alone is a third of a step.
         model_flag, bases = smaller and f"--model.preset {smaller} ", SHORT / (seconds / batch_tokens * 4 / 3)

@@ -1,7 +1,10 @@
 """What a run says of itself before it starts: everything that its numbers will depend on."""
 
+import numpy as np
+
 from dnamamba.genome.contigs import find_duplicates
 from dnamamba.genome.packing import PackedPlan
+from dnamamba.genome.region_classes import UNCLASSED
 from dnamamba.genome.windows import WindowPlan
 from dnamamba.inference.device import device_name, torch_device
 from dnamamba.model.chunked_backward import state_bytes
@@ -13,6 +16,7 @@ from dnamamba.model.settings import model_name
 from dnamamba.runs.lines import print_lines
 from dnamamba.runs.progress import si
 from dnamamba.training.prepare import Prepared, PreparedGenome
+from dnamamba.training.regions import WHOLE, RegionMixture
 from dnamamba.training.resolve import (
     dense_steps,
     is_sharded,
@@ -44,6 +48,7 @@ def print_header(
         ("steps", f"{settings.max_steps:,} of {windows_per_step(settings)} windows = {settings.batch_tokens:,} bases"),
         ("lengths", ", ".join(f"{length:,} from step {first + 1:,}" for first, length in warmup_lengths(settings))),
         ("copies", _copies(settings)),
+        ("weights", _weights(settings)),
         ("run folder", str(settings.out)),
     ]
     print_lines(lines)
@@ -98,10 +103,11 @@ def _genome_lines(settings: ResolvedPretrainSettings, prepared: Prepared, number
         ("left out", contigs.summary()),
         *(("duplicate", f"{d.kind}: {d.first} = {d.second}") for d in find_duplicates(genome.store, contigs.chosen)),
         ("splits", _splits(genome)),
+        *(("regions", line) for line in _regions(settings, prepared, genome)),
         ("annotation", "" if genome.annotation is None else genome.annotation.summary()),
         (
             "windows",
-            f"{train.epoch_size(0):,} of {settings.length:,} bases an epoch ({train.skipped(0):,} skipped for N), "
+            f"{_windows(train, settings.length)} ({train.skipped(0):,} skipped for N), "
             f"{len(prepared.data.validation[number].indices):,} "
             f"{f'of {settings.validation_length:,} ' if settings.validation_length else ''}to validate on",
         ),
@@ -109,8 +115,48 @@ def _genome_lines(settings: ResolvedPretrainSettings, prepared: Prepared, number
     ]
 
 
-def _short(train: WindowPlan | PackedPlan) -> str:
+def _windows(train: WindowPlan | PackedPlan | RegionMixture, length: int) -> str:
+    if isinstance(train, RegionMixture):
+        return f"of {length:,} bases, drawn by class of region"
+    return f"{train.epoch_size(0):,} of {length:,} bases an epoch"
+
+
+def _weights(settings: ResolvedPretrainSettings) -> str:
+    """Of bases in the loss, where they differ."""
+    parts = list(settings.region_weights or [])
+    parts += [] if settings.soft_mask_weight == 1 else [f"soft-masked={settings.soft_mask_weight:g}"]
+    return f"of bases in the loss: {', '.join(parts)}, others 1" if parts else ""
+
+
+def _regions(settings: ResolvedPretrainSettings, prepared: Prepared, genome: PreparedGenome) -> list[str]:
+    """A line a class: how much of the training split it is, and how often the run will read it."""
+    train = genome.train[-1]
+    if not isinstance(train, RegionMixture) or genome.regions is None:
+        return []
+    starts = [genome.store.contig(interval.contig).offset + interval.start for interval in genome.splits.train]
+    lengths = [interval.length for interval in genome.splits.train]
+    split = np.sum([train.classes.bases(s, s + n) for s, n in zip(starts, lengths, strict=True)], axis=0)
+    known = dict(zip((*train.classes.names, UNCLASSED), split.tolist(), strict=True))
+    read, shares = train.content(settings.length), genome.regions.shares
+    weight = genome.weight / sum(each.weight for each in prepared.genomes)
+    samples = settings.max_steps * windows_per_step(settings) * weight
+    lines = []
+    for name in (*shares, *(name for name in known if name not in shares)):
+        bases = int(split.sum()) if name == WHOLE else known[name]
+        if not bases:
+            continue
+        part = f"{name}: {si(bases)}b, {bases / split.sum():.1%} of the training split"
+        if name in shares:
+            share, epoch = shares[name] / sum(shares.values()), train.plans[name].epoch_size(0)
+            part += f"; drawn for {share:.1%} of the windows, {samples * share / epoch:.3g} epochs of {epoch:,}"
+        lines.append(part if name == WHOLE else f"{part}; {read[name]:.1%} of the bases read")
+    return lines
+
+
+def _short(train: WindowPlan | PackedPlan | RegionMixture) -> str:
     """What becomes of the contigs and intervals that are shorter than a window."""
+    if isinstance(train, RegionMixture):
+        return ""
     if isinstance(train, PackedPlan):
         bases = sum(interval.length for interval in train.sequences)
         share = bases / (train.packed_windows * (train.length + 1)) if bases else 0.0

@@ -1,4 +1,4 @@
-"""Several genomes as one plan of samples: which genome comes when is computed, never drawn.
+"""Several genomes, or classes of regions, as one plan of samples: which comes when is computed, never drawn.
 
 The samples of a mixture follow a fixed pattern of PERIOD samples, repeated for ever; each genome has as many of them as
 its weight says, spread evenly. So the genome of sample s, and the number of that genome's samples before it, follow
@@ -12,7 +12,7 @@ import numpy as np
 
 from dnamamba.errors import InputError
 from dnamamba.genome.windows import Window
-from dnamamba.training.data import SamplePlan, SampleStream
+from dnamamba.training.data import Rows, SamplePlan, SampleStream, joined
 
 PERIOD = 1 << 14
 """Samples of the pattern: weights are rounded to this fraction of the samples."""
@@ -29,7 +29,9 @@ def shares(weights: Sequence[float]) -> np.ndarray:
     counts[by_remainder[: PERIOD - counts.sum()]] += 1
     if not counts.all():
         share = np.min(exact) / PERIOD
-        raise InputError(f"a weight of the mixture gives its genome {share:.1e} of the samples; 1e-4 is the least")
+        raise InputError(
+            f"a weight of the mixture gives its genome or class {share:.1e} of the samples; 1e-4 is the least"
+        )
     return counts
 
 
@@ -59,22 +61,24 @@ class MixturePlan:
     def epoch_size(self, epoch: int) -> int:
         return PERIOD
 
-    def batch(self, epoch: int, indices: np.ndarray) -> tuple[np.ndarray, ...]:
+    def batch(self, epoch: int, indices: np.ndarray) -> Rows:
         """What the genomes' plans give, for consecutive `indices`: rows of all genomes, mixed as the pattern says."""
         positions, batches = [], []
         for genome, own, ranges in self._located(epoch, indices):
             positions.append(own)
             batches += [self.streams[genome].plan.batch(own_epoch, numbers) for own_epoch, numbers in ranges]
+        rows = joined(batches)
         if len(batches) == 1:
-            return batches[0]
+            return rows
         order = np.argsort(np.concatenate(positions))
-        return tuple(np.concatenate(parts)[order] for parts in zip(*batches, strict=True))
+        return tuple(None if field is None else field[order] for field in rows)
 
     def windows(self, epoch: int, index: int) -> list[Window]:
-        """Where a sample lies; contigs are called GENOME/CONTIG."""
+        """Where a sample lies; contigs are called GENOME/CONTIG, those of a part without a name as they are."""
         [(genome, _, [(own_epoch, numbers)])] = self._located(epoch, np.array([index]))
         windows = self.streams[genome].plan.windows(own_epoch, int(numbers[0]))
-        return [window._replace(contig=f"{self.names[genome]}/{window.contig}") for window in windows]
+        name = self.names[genome]
+        return [window._replace(contig=f"{name}/{window.contig}" if name else window.contig) for window in windows]
 
     def _located(self, epoch: int, indices: np.ndarray) -> list[tuple[int, np.ndarray, list[tuple[int, np.ndarray]]]]:
         """A genome each: its number, its positions among `indices`, and (epoch, indices) of its own windows."""

@@ -10,6 +10,8 @@
       validation: chrIV
       exclude: rdna.bed
       annotation: genes.gff3.gz
+      regions: genes.gff3.gz
+      region_shares: [CDS=2, promoter=1]
 
 YAML, because `--config` is, and because its keys are then the flags of a single genome and take the same values; it
 stands in a file of its own because a genome's name, files and splits belong together, which flags could only say by
@@ -30,7 +32,7 @@ from dnamamba.settings.yaml_files import read_yaml
 from dnamamba.tables import number
 from dnamamba.text_files import folder_of
 
-_LISTS = ("contigs", "train", "validation", "test", "exclude")
+_LISTS = ("contigs", "train", "validation", "test", "exclude", "regions", "region_shares")
 _KEYS = ("genome", "weight", "store", "annotation", *_LISTS)
 _NAME = re.compile(r"[\w.+-]+")
 
@@ -51,6 +53,8 @@ class GenomeSettings:
     exclude: list[Path] | None = None
     store: Path | None = None
     annotation: Path | None = None
+    regions: list[Path] | None = None
+    region_shares: list[str] | None = None
 
 
 def bed_or_pattern(text: str, folder: Path) -> str:
@@ -109,6 +113,8 @@ def _genome(path: Path, name: str, values: Any) -> GenomeSettings:
         [absolute(text) for text in lists["exclude"] or []] or None,
         None if store is None else absolute(str(store)),
         None if annotation is None else absolute(str(annotation)),
+        [absolute(text) for text in lists["regions"] or []] or None,
+        lists["region_shares"],
     )
 
 

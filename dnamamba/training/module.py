@@ -11,6 +11,7 @@ from dnamamba.model.language_model import LanguageModel
 from dnamamba.model.parameters import parameter_groups
 from dnamamba.training.backprop.choose import WindowGradient
 from dnamamba.training.data import WindowBatch
+from dnamamba.training.loss_weights import EQUAL, LossWeights
 from dnamamba.training.parallel.context import SequenceParts
 from dnamamba.training.parallel.weights import WholeWeights
 from dnamamba.training.window_parts import WindowParts
@@ -37,7 +38,7 @@ class PretrainModule(L.LightningModule):
         learning_rate: maps an optimiser step (0-based) to its rate.
         windows_per_pass: length of windows → how many go through the model together.
         chunk: positions that do at a time; the windows then stay in the host's memory. None takes whole windows.
-        soft_mask_weight: weight of soft-masked bases in the training loss.
+        loss_weights: of the bases in the training loss.
         gradient_outlier: a gradient whose norm is more than so many times the running mean is a fault.
         parts: what of the windows is this rank's, where several ranks share each.
         weights: what of the model is.
@@ -66,7 +67,7 @@ class PretrainModule(L.LightningModule):
         gradient_clip: float,
         windows_per_pass: Callable[[int], int],
         chunk: int | None = None,
-        soft_mask_weight: float = 1.0,
+        loss_weights: LossWeights = EQUAL,
         gradient_outlier: float = math.inf,
         parts: SequenceParts | None = None,
         weights: WholeWeights | None = None,
@@ -80,7 +81,7 @@ class PretrainModule(L.LightningModule):
         self.gradient_clip = gradient_clip
         self.windows_per_pass = windows_per_pass
         self.chunk = chunk
-        self.soft_mask_weight = soft_mask_weight
+        self.loss_weights = loss_weights
         self.gradient_outlier = gradient_outlier
         self.parts = parts or SequenceParts()
         self.weights = weights or WholeWeights()
@@ -118,9 +119,8 @@ class PretrainModule(L.LightningModule):
             group["lr"] = self.learning_rate(step)
 
         windows = WindowParts(batch, self.model.objective, self.device, training=True)
-        unmasked, masked, read = windows.counts().double().unbind()
-        sums = torch.stack([unmasked + masked, read, unmasked + self.soft_mask_weight * masked])
-        counted, read, weight = (self.sum_over_ranks(sums) / self.parts.ranks).unbind()  # a window's ranks count it all
+        sums = self.sum_over_ranks(windows.counts(self.loss_weights))
+        counted, read, weight = (sums / self.parts.ranks).unbind()  # a window's ranks count it all
         scale = (self.gradients.scale / torch.where(weight > 0, weight, 1.0)).float()
         nll = torch.zeros((), dtype=torch.float64, device=self.device)
         self.gradients.zero()

@@ -12,14 +12,17 @@ from dnamamba.genome.annotation import Annotation, read_annotation
 from dnamamba.genome.contigs import ContigSelection, select_contigs
 from dnamamba.genome.intervals import Interval
 from dnamamba.genome.packing import PackedPlan
+from dnamamba.genome.region_classes import read_region_classes
 from dnamamba.genome.splits import Splits, make_splits
 from dnamamba.genome.store import TokenStore, open_genome
 from dnamamba.genome.windows import WindowPlan
 from dnamamba.runs.progress import job_bar
 from dnamamba.training.copies import CopiedPlan, dense, hairpins, scattered
 from dnamamba.training.data import EvaluationSet, PretrainData, SamplePlan, Stage, evenly_spread
+from dnamamba.training.loss_weights import LossWeights
 from dnamamba.training.mixture import MixturePlan
 from dnamamba.training.mixture_file import GenomeSettings, read_mixture
+from dnamamba.training.regions import ClassedPlan, RegionMixture, Regions, numbers_of, region_mixture, shares_of
 from dnamamba.training.resolve import dense_steps, last_copies, validation_length, warmup_lengths, windows_per_pass
 from dnamamba.training.settings import ResolvedPretrainSettings
 
@@ -32,10 +35,11 @@ class PreparedGenome:
     store: TokenStore
     contigs: ContigSelection
     splits: Splits
-    train: tuple[WindowPlan | PackedPlan, ...]
+    train: tuple[WindowPlan | PackedPlan | RegionMixture, ...]
     """One a stage of the length warm-up."""
     validation: WindowPlan
     annotation: Annotation | None
+    regions: Regions | None = None
 
     @property
     def name(self) -> str:
@@ -48,6 +52,13 @@ class PreparedGenome:
         bases = sum(interval.length for interval in self.splits.train)
         return bases if self.settings.weight is None else self.settings.weight
 
+    @property
+    def fingerprint(self) -> str:
+        """64 hexadecimal digits that change with the genome, its splits and its regions."""
+        if self.regions is None:
+            return self.splits.fingerprint
+        return hashlib.sha256(f"{self.splits.fingerprint}{self.regions.fingerprint}".encode()).hexdigest()
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -55,13 +66,14 @@ class Prepared:
 
     genomes: tuple[PreparedGenome, ...]
     data: PretrainData
+    weights: LossWeights
 
     @property
     def fingerprint(self) -> str:
-        """64 hexadecimal digits that change with genomes, splits and weights: of the splits for a single genome."""
+        """64 hexadecimal digits that change with genomes, splits, regions and weights."""
         if len(self.genomes) == 1:
-            return self.genomes[0].splits.fingerprint
-        content = [(genome.name, genome.weight, genome.splits.fingerprint) for genome in self.genomes]
+            return self.genomes[0].fingerprint
+        content = [(genome.name, genome.weight, genome.fingerprint) for genome in self.genomes]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
@@ -71,12 +83,13 @@ def prepare_data(settings: ResolvedPretrainSettings) -> Prepared:
     Raises `InputError` for every fault of the files or of the settings that concern them.
     """
     genomes = tuple(_prepare(settings, genome) for genome in _wanted(settings))
+    weights = _region_weights(settings, genomes)
     stages = []
     lengths = warmup_lengths(settings)
     for number, (first, length) in enumerate(lengths):
-        plans: list[SamplePlan] = [genome.train[number] for genome in genomes]
-        names, weights = [genome.name for genome in genomes], [genome.weight for genome in genomes]
-        plan = plans[0] if len(plans) == 1 else MixturePlan(names, plans, weights)
+        plans = [_classed(genome, genome.train[number], length, weights) for genome in genomes]
+        names, shares = [genome.name for genome in genomes], [genome.weight for genome in genomes]
+        plan = plans[0] if len(plans) == 1 else MixturePlan(names, plans, shares)
         end = lengths[number + 1][0] if number + 1 < len(lengths) else settings.max_steps
         for start, planted in _with_copies(settings, plan, first, end):
             stages.append(Stage(start, planted, settings.batch_tokens // length))
@@ -90,7 +103,28 @@ def prepare_data(settings: ResolvedPretrainSettings) -> Prepared:
         seed=settings.seed,
         ranks_a_window=settings.context_parallel,
     )
-    return Prepared(genomes, data)
+    return Prepared(genomes, data, LossWeights(settings.soft_mask_weight, (1.0, *weights.values())))
+
+
+def _region_weights(settings: ResolvedPretrainSettings, genomes: tuple[PreparedGenome, ...]) -> dict[str, float]:
+    """Class → weight in the loss. Raises `InputError` for classes that no genome's regions have."""
+    weights = numbers_of("region_weights", settings.region_weights or [])
+    known = dict.fromkeys(name for genome in genomes if genome.regions for name in genome.regions.classes.names)
+    for name in weights:
+        if name not in known:
+            raise InputError(f"--region_weights: no region is a {name}; there are {' '.join(known) or 'none'}")
+    return weights
+
+
+def _classed(
+    genome: PreparedGenome, plan: WindowPlan | PackedPlan | RegionMixture, length: int, weights: dict[str, float]
+) -> SamplePlan:
+    """With the classes of bases, where the loss weighs them apart."""
+    if not weights:
+        return plan
+    if isinstance(plan, PackedPlan):
+        raise InputError("--pack: short sequences have no classes of regions; leave it, or --region_weights, out")
+    return ClassedPlan(plan, length, None if genome.regions is None else genome.regions.classes, list(weights))
 
 
 def _with_copies(
@@ -122,6 +156,8 @@ def _wanted(settings: ResolvedPretrainSettings) -> list[GenomeSettings]:
             exclude=settings.exclude,
             store=settings.store,
             annotation=settings.annotation,
+            regions=settings.regions,
+            region_shares=settings.region_shares,
         )
     ]
 
@@ -161,13 +197,28 @@ def _open_and_plan(settings: ResolvedPretrainSettings, genome: GenomeSettings) -
             random_phase=training,
         )
 
-    train: list[WindowPlan | PackedPlan] = []
+    regions = _regions(settings, genome, store)
+    train: list[WindowPlan | PackedPlan | RegionMixture] = []
     for _, length in warmup_lengths(settings):
         windows = plan(splits.train, length, training=True)
-        train.append(PackedPlan(windows, splits.train, settings.max_n_fraction) if settings.pack else windows)
+        if regions is not None:
+            train.append(region_mixture(windows, regions, splits.train, settings.max_n_fraction))
+        else:
+            train.append(PackedPlan(windows, splits.train, settings.max_n_fraction) if settings.pack else windows)
     validation = plan(splits.validation, validation_length(settings), training=False)
     annotation = None if genome.annotation is None else read_annotation(genome.annotation, store)
-    return PreparedGenome(genome, store, contigs, splits, tuple(train), validation, annotation)
+    return PreparedGenome(genome, store, contigs, splits, tuple(train), validation, annotation, regions)
+
+
+def _regions(settings: ResolvedPretrainSettings, genome: GenomeSettings, store: TokenStore) -> Regions | None:
+    if genome.regions is None:
+        if genome.region_shares is not None:
+            raise InputError("region_shares: needs regions, which say where the classes are")
+        return None
+    if settings.pack:
+        raise InputError("--pack: short sequences are not drawn by class of region; leave it, or the regions, out")
+    classes = read_region_classes(genome.regions, store)
+    return Regions(classes, shares_of(classes, genome.region_shares))
 
 
 def _validation_sets(settings: ResolvedPretrainSettings, genomes: tuple[PreparedGenome, ...]) -> list[EvaluationSet]:
@@ -175,6 +226,12 @@ def _validation_sets(settings: ResolvedPretrainSettings, genomes: tuple[Prepared
     weights = np.array([genome.weight for genome in genomes])
     wanted = np.ceil(settings.validation_tokens / validation_length(settings) * (weights / weights.sum())).astype(int)
     return [
-        EvaluationSet(g.name, g.validation, evenly_spread(g.validation.epoch_size(0), int(count)), g.annotation)
+        EvaluationSet(
+            g.name,
+            g.validation,
+            evenly_spread(g.validation.epoch_size(0), int(count)),
+            g.annotation,
+            None if g.regions is None else g.regions.classes,
+        )
         for g, count in zip(genomes, wanted, strict=True)
     ]

@@ -43,6 +43,8 @@ LEARNING_RATE = 8e-3
 WARMUP_FROM = 1024
 """Shortest windows of the length warm-up, as in the paper."""
 
+_OF_REGIONS = ("regions", "region_shares")
+
 RUN_FOLDER_VARIABLE = "DNAMAMBA_RUN_FOLDER"
 """For the processes that the first one starts for the other devices: which run folder it chose."""
 
@@ -80,6 +82,7 @@ def resolve(settings: PretrainSettings) -> ResolvedPretrainSettings:
         test=_beds_or_patterns(settings.test),
         exclude=settings.exclude and [path.absolute() for path in settings.exclude],
         annotation=settings.annotation and settings.annotation.absolute(),
+        regions=settings.regions and [path.absolute() for path in settings.regions],
         store=settings.store and settings.store.absolute(),
         model=model,
         length=length,
@@ -204,7 +207,7 @@ def _or(value: Any, default: Any) -> Any:
 def _refuse_with_mixture(settings: PretrainSettings) -> None:
     if settings.mixture is None:
         return
-    for name in ("genome", "contigs", "train", "validation", "test", "exclude", "annotation", "store"):
+    for name in ("genome", "contigs", "train", "validation", "test", "exclude", "annotation", "store", *_OF_REGIONS):
         if getattr(settings, name) is not None:
             raise InputError(f"--{name}: with --mixture this stands in {settings.mixture}, below the genome it is of")
 
@@ -212,6 +215,10 @@ def _refuse_with_mixture(settings: PretrainSettings) -> None:
 def _check_together(settings: ResolvedPretrainSettings) -> None:
     """What concerns several settings at once; the bounds of each stand at its field."""
     why_no_graph(settings)
+    if settings.mixture is None and settings.regions is None:
+        for name in ("region_shares", "region_weights"):
+            if getattr(settings, name) is not None:
+                raise InputError(f"--{name} needs --regions, which says where the classes are")
     if settings.batch_tokens % settings.length or settings.batch_tokens < settings.length:
         raise InputError(f"--batch_tokens: {settings.batch_tokens} is not a multiple of --length {settings.length}")
     ranks = settings.context_parallel

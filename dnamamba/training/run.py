@@ -173,7 +173,7 @@ def _train(
     parts = SequenceParts(settings.context_parallel)
     module = PretrainModule(
         model,
-        gradient=window_gradient(settings, captured or whole, parts),
+        gradient=window_gradient(settings, prepared.weights, captured or whole, parts),
         learning_rate=partial(
             learning_rate,
             peak=settings.learning_rate,
@@ -185,7 +185,7 @@ def _train(
         gradient_clip=settings.gradient_clip,
         windows_per_pass=partial(windows_per_pass, settings),
         chunk=settings.chunk,
-        soft_mask_weight=settings.soft_mask_weight,
+        loss_weights=prepared.weights,
         gradient_outlier=settings.gradient_outlier,
         parts=parts,
         weights=ShardedWeights() if is_sharded(settings) else WholeWeights(),

@@ -45,6 +45,14 @@ class PretrainSettings(
     """BED files of intervals that no split may touch."""
     annotation: Path | None = setting(None, on_resume="free")
     """GFF3 or GTF file of the genome, plain or gzipped: the last validation is also scored inside and outside exons."""
+    regions: list[Path] | None = setting(None, absent=None, on_resume="files")
+    """Classes of regions: BED files that name them in column 4 (CDS, enhancer, repeat), or GTF and GFF3 files of genes,
+    which give CDS, splice, 5UTR, 3UTR, exon, promoter, repeat, intron and intergenic. Validation reports each."""
+    region_shares: list[str] | None = setting(None, absent=None)
+    """With --regions, classes to show in so many of the training windows: CDS=2 splice=1 genome=1 (genome: the whole
+    training split). Default: all classes alike but repeat, intron and intergenic."""
+    region_weights: list[str] | None = setting(None, absent=None)
+    """With --regions, weights of classes of bases in the training loss: repeat=0.1 intron=0.5. Default: 1."""
     verify: bool = setting(False, on_resume="free")
     """Check every block of the token store against its checksum before training."""
     max_n_fraction: float = setting(0.1, between=(0, 1))

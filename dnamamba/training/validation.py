@@ -16,6 +16,7 @@ from torch import Tensor
 
 from dnamamba.alphabet import BASES, C, G
 from dnamamba.genome.annotation import Annotation
+from dnamamba.genome.region_classes import UNCLASSED
 from dnamamba.genome.windows import Window
 from dnamamba.model.abilities import Ability
 from dnamamba.model.language_model import LanguageModel
@@ -40,7 +41,7 @@ class ClassScore(NamedTuple):
     """One row of validation_by_class.csv."""
 
     group: str
-    """`all`, `genome` (of a mixture), `position`, `repeat`, `cpg`, `annotation` or `contig`."""
+    """`all`, `genome` (of a mixture), `position`, `repeat`, `cpg`, `annotation`, `region` or `contig`."""
     name: str
     """The class within its group."""
     nll: float
@@ -101,8 +102,8 @@ def evaluate(
     device = model.lm_head.weight.device
     length = sets[0].plan.length
     causal = Ability.CAUSAL in model.abilities
-    contigs = _contig_numbers(sets)
-    tally = _Tally(_groups(sets, causal, contigs), device)
+    contigs, in_regions = _contig_numbers(sets), region_names(sets)
+    tally = _Tally(_groups(sets, causal, contigs, in_regions), device)
     everywhere = torch.zeros((), dtype=torch.int64, device=device)
     with context():
         for genome, fixed in enumerate(sets):
@@ -111,6 +112,7 @@ def evaluate(
                 numbers = [contigs[genome, window.contig] for window in windows]
                 of_row = torch.tensor(numbers, device=device)[:, None]
                 exons = None if fixed.annotation is None else annotation_labels(fixed.annotation, windows)
+                regions = None if fixed.regions is None else region_labels(fixed, windows, in_regions)
                 for scored in _scored(model, WindowParts(fixed[item], model.objective, device), chunk or length):
                     nll, counted = scored.nll, scored.counted
                     tally.add("all", everywhere, (0,), nll, counted)
@@ -124,6 +126,9 @@ def evaluate(
                     if exons is not None:
                         labels = torch.from_numpy(exons[:, scored.first : scored.last]).to(device)
                         tally.add("annotation", labels, range(len(ANNOTATION_CLASSES)), nll, counted)
+                    if regions is not None:
+                        labels = torch.from_numpy(regions[:, scored.first : scored.last]).to(device)
+                        tally.add("region", labels, range(len(in_regions)), nll, counted)
                     tally.add("contig", of_row, sorted(set(numbers)), nll, counted)
     sums = sum_over_ranks(tally.sums).tolist()
     scores = [ClassScore(*name, nats, int(bases)) for name, (nats, bases) in zip(tally.classes, sums, strict=True)]
@@ -131,7 +136,7 @@ def evaluate(
 
 
 def _groups(
-    sets: Sequence[FixedWindows], causal: bool, contigs: dict[tuple[int, str], int]
+    sets: Sequence[FixedWindows], causal: bool, contigs: dict[tuple[int, str], int], regions: Sequence[str]
 ) -> dict[str, Sequence[str]]:
     """The classes of each group, by their numbers."""
     length = sets[0].plan.length
@@ -144,6 +149,7 @@ def _groups(
         "repeat": ["unique", "soft-masked"],
         "cpg": ["other", "CpG"],
         **({"annotation": ANNOTATION_CLASSES} if any(fixed.annotation is not None for fixed in sets) else {}),
+        **({"region": regions} if regions else {}),
         "contig": [f"{sets[genome].name}:{contig}".removeprefix(":") for genome, contig in contigs],
     }
 
@@ -211,9 +217,33 @@ def annotation_labels(annotation: Annotation, windows: Sequence[Window]) -> np.n
     return labels
 
 
+def region_names(sets: Sequence[FixedWindows]) -> list[str]:
+    """The classes of all sets' regions, then `no class`; nothing where no set has regions."""
+    known = [fixed.regions.names for fixed in sets if fixed.regions is not None]
+    return [*dict.fromkeys(name for names in known for name in names), UNCLASSED] if known else []
+
+
+def region_labels(fixed: FixedWindows, windows: Sequence[Window], names: Sequence[str]) -> np.ndarray:
+    """(windows, length) uint8: the number in `names` of each target's class, in the order in which it is read."""
+    assert fixed.regions is not None
+    number = np.array([names.index(name) for name in (*fixed.regions.names, UNCLASSED)], np.uint8)
+    labels = np.empty((len(windows), fixed.plan.length), np.uint8)
+    for row, window in zip(labels, windows, strict=True):
+        offset = fixed.plan.store.contig(window.contig).offset
+        classes = fixed.regions.at(offset + window.start, offset + window.end)
+        row[:] = number[classes[::-1] if window.reverse_complement else classes][1:]
+    return labels
+
+
 def report_lines(rows: Sequence[dict[str, str]]) -> list[str]:
     """A line a group of several classes, for the end of a run; `rows` of validation_by_class.csv, cells as text."""
-    titles = {"position": "by context", "repeat": "by mask", "cpg": "by CpG", "annotation": "by gene"}
+    titles = {
+        "position": "by context",
+        "repeat": "by mask",
+        "cpg": "by CpG",
+        "annotation": "by gene",
+        "region": "by region",
+    }
     lines = []
     for group, title in titles.items():
         chosen = [row for row in rows if row["group"] == group]

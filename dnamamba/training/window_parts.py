@@ -9,10 +9,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from dnamamba.alphabet import BASES, PAD
+from dnamamba.alphabet import PAD
 from dnamamba.model.objectives.objective import Objective
 from dnamamba.model.tokens import PreparedBatch
 from dnamamba.training.data import WindowBatch
+from dnamamba.training.loss_weights import EQUAL, LossWeights
 
 COUNTED_AT_ONCE = 1 << 24
 """Positions whose masks stand on the device together while they are counted"""
@@ -37,13 +38,16 @@ class WindowParts:
 
     def whole(self) -> PreparedBatch:
         """All positions."""
-        return self.objective.prepare_batch(*self.batch.on(self.device), training=self.training)
+        batch = self.batch.on(self.device)
+        tensors = batch.tokens, batch.reverse_complement, batch.sequence_ids, batch.keys
+        return self._classed(self.objective.prepare_batch(*tensors, training=self.training), 0, self.length)
 
     def chunk(self, first: int, last: int) -> PreparedBatch:
         """Positions [first, last) of each window, with their targets; of an objective that predicts the next base."""
         if (first, last) == (0, self.length):
             return self.whole()
-        return self.objective.prepare_batch(*self.stored(first, last + 1), training=self.training)
+        prepared = self.objective.prepare_batch(*self.stored(first, last + 1), training=self.training)
+        return self._classed(prepared, first, last)
 
     def stored(self, first: int, last: int) -> tuple[Tensor, Tensor, Tensor | None]:
         """Tokens [first, last) of each window on the device, (windows, last − first) uint8, counted on the strand that
@@ -62,17 +66,25 @@ class WindowParts:
         same = before == here
         return None if bool(same.all()) else same.to(self.device, non_blocking=True)
 
-    def counts(self) -> Tensor:
-        """(3,) int64 over all windows: targets that are A, C, G or T without soft mask, those with it, and inputs that
-        are no padding."""
-        sums = torch.zeros(3, dtype=torch.int64, device=self.device)
+    def counts(self, weights: LossWeights = EQUAL) -> Tensor:
+        """(3,) fp64 over all windows: targets that are A, C, G or T, inputs that are no padding, and the targets'
+        weights."""
+        read = torch.zeros((), dtype=torch.int64, device=self.device)
+        counts = torch.zeros(2 * len(weights.table), dtype=torch.int64, device=self.device)
         for windows in self.split(max(COUNTED_AT_ONCE // self.length, 1)):
             for first in range(0, self.length, COUNTED_AT_ONCE):
                 part = windows.chunk(first, min(first + COUNTED_AT_ONCE, self.length))
-                counted = part.targets < BASES
-                masked = (counted & part.soft_mask).sum()
-                sums += torch.stack([counted.sum() - masked, masked, (part.inputs != PAD).sum()])
-        return sums
+                counts += weights.count(part)
+                read += (part.inputs != PAD).sum()
+        return torch.stack([counts.sum().double(), read.double(), weights.total(counts)])
+
+    def _classed(self, prepared: PreparedBatch, first: int, last: int) -> PreparedBatch:
+        """With the region classes of the targets of positions [first, last), if the windows have any."""
+        if self.batch.classes is None:
+            return prepared
+        classes = self._cut(self.batch.classes, first + 1, last + 1)
+        flags = self.batch.reverse_complement.to(self.device, non_blocking=True)
+        return prepared._replace(classes=torch.where(flags[:, None], classes.flip(1), classes))
 
     def _cut(self, values: Tensor, first: int, last: int, on_host: bool = False) -> Tensor:
         """Window by window: slices of pinned memory are copied without making the host wait."""

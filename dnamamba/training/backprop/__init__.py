@@ -6,10 +6,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dnamamba.alphabet import BASES
 from dnamamba.model.language_model import LanguageModel
 from dnamamba.model.objectives.objective import LossSums
 from dnamamba.model.tokens import PreparedBatch
+from dnamamba.training.loss_weights import EQUAL, LossWeights
 
 
 class MicroBatch(NamedTuple):
@@ -30,12 +30,9 @@ Gradient = Callable[[LanguageModel, MicroBatch, Tensor], Tensor]
 to the parameters' `.grad`; returns Σ −ln p(target) over the counted targets, in nats, whatever their weights."""
 
 
-def micro_batch(prepared: PreparedBatch, soft_mask_weight: float = 1.0) -> MicroBatch:
-    """With the weights of its targets, where soft-masked ones have one of their own."""
-    weights = None
-    if soft_mask_weight != 1.0:
-        weights = torch.where(prepared.soft_mask, soft_mask_weight, 1.0) * (prepared.targets < BASES)
-    return MicroBatch(prepared.inputs, prepared.targets, weights, prepared.sequence_ids)
+def micro_batch(prepared: PreparedBatch, weights: LossWeights = EQUAL) -> MicroBatch:
+    """With the weights of its targets."""
+    return MicroBatch(prepared.inputs, prepared.targets, weights.of(prepared), prepared.sequence_ids)
 
 
 def weighted_nll(loss: LossSums, weights: Tensor | None) -> Tensor:

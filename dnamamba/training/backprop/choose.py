@@ -10,6 +10,7 @@ from dnamamba.training.backprop.chunked import chunked
 from dnamamba.training.backprop.chunks import Chunks
 from dnamamba.training.backprop.truncated import truncated
 from dnamamba.training.backprop.whole import whole
+from dnamamba.training.loss_weights import LossWeights
 from dnamamba.training.parallel.context import SequenceParts
 from dnamamba.training.settings import ResolvedPretrainSettings
 from dnamamba.training.window_parts import WindowParts
@@ -20,16 +21,19 @@ BY_CHUNKS = {"chunked": chunked, "truncated": truncated}
 
 
 def window_gradient(
-    settings: ResolvedPretrainSettings, of_micro_batch: Gradient = whole, parts: SequenceParts | None = None
+    settings: ResolvedPretrainSettings,
+    weights: LossWeights,
+    of_micro_batch: Gradient = whole,
+    parts: SequenceParts | None = None,
 ) -> WindowGradient:
-    """The way that the settings name; `of_micro_batch` is that of whole windows. With `parts` a rank makes the gradient
-    of the loss of its own positions."""
-    weight, chunk, parts = settings.soft_mask_weight, settings.chunk, parts or SequenceParts()
+    """The way that the settings name, with the bases' `weights`; `of_micro_batch` is that of whole windows. With
+    `parts` a rank makes the gradient of the loss of its own positions."""
+    chunk, parts = settings.chunk, parts or SequenceParts()
 
     def of_windows(model: LanguageModel, windows: WindowParts, scale: Tensor) -> Tensor:
         with parts.joined():
             if chunk is None:
-                return of_micro_batch(model, parts.of(micro_batch(windows.whole(), weight)), scale)
-            return BY_CHUNKS[settings.backprop](model, Chunks(windows, chunk, weight, parts.of), scale)
+                return of_micro_batch(model, parts.of(micro_batch(windows.whole(), weights)), scale)
+            return BY_CHUNKS[settings.backprop](model, Chunks(windows, chunk, weights, parts.of), scale)
 
     return of_windows

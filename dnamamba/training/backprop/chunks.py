@@ -8,6 +8,7 @@ from dnamamba.model.chunked_backward import State, restarted
 from dnamamba.model.language_model import LanguageModel
 from dnamamba.model.objectives.objective import LossSums
 from dnamamba.training.backprop import MicroBatch, micro_batch, weighted_nll
+from dnamamba.training.loss_weights import EQUAL, LossWeights
 from dnamamba.training.window_parts import WindowParts
 
 
@@ -16,7 +17,7 @@ class Chunks:
 
     Args:
         length: positions of a chunk; the last one may be shorter.
-        soft_mask_weight: weight of soft-masked bases in the loss.
+        weights: of the bases in the loss.
         of: the part of a chunk that goes through the model here, where several ranks share it.
     """
 
@@ -24,10 +25,10 @@ class Chunks:
         self,
         windows: WindowParts,
         length: int,
-        soft_mask_weight: float = 1.0,
+        weights: LossWeights = EQUAL,
         of: Callable[[MicroBatch], MicroBatch] = lambda chunk: chunk,
     ) -> None:
-        self.windows, self.length, self.soft_mask_weight, self.of = windows, length, soft_mask_weight, of
+        self.windows, self.length, self.weights, self.of = windows, length, weights, of
 
     def __len__(self) -> int:
         return -(-self.windows.length // self.length)
@@ -35,7 +36,7 @@ class Chunks:
     def __getitem__(self, number: int) -> MicroBatch:
         first = number * self.length
         prepared = self.windows.chunk(first, min(first + self.length, self.windows.length))
-        return self.of(micro_batch(prepared, self.soft_mask_weight))
+        return self.of(micro_batch(prepared, self.weights))
 
     def entering(self, number: int, state: State) -> State:
         """The state that a chunk is entered with, of the one that left the chunk before: zeros in packed windows where
