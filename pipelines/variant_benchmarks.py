@@ -1,84 +1,64 @@
 """How good and how fast zero-shot variant scores are, on real variants with known answers.
 
     python pipelines/variant_benchmarks.py quality --checkpoint DIR --data DNAMAMBA_TEST_DATA --out FOLDER
-        [--sets brca1 clinvar kg1000] [--limit N] [--context N] [--suffix N]
+        [--sets brca1 clinvar bard1 kg1000] [--probe 512] [--limit N] [--context N] [--suffix N]
     python pipelines/variant_benchmarks.py speed [--checkpoint DIR] [--context 131072] [--variants 1000]
 
-`quality`: BRCA1 saturation editing (loss of function against the rest and against functional, next to CADD and phyloP),
-ClinVar 2017 (by gene, missense apart) and 1000 Genomes (common against singletons). AUROC and AUPRC of −llr with 95 %
-intervals from resampling whole positions, genes or 10-kb blocks. Nothing is fitted: the direction is given beforehand
-(a less likely allele is the more harmful one) and no threshold is chosen. Leaves results.csv, deciles.csv (share of
-positives by tenth of the score: its calibration) and scores-SET.npz. --limit takes every so-manyth variant.
+`quality`: the sets of `variant_sets.py`: BRCA1 and BARD1 saturation editing, ClinVar 2017 (by gene) and 1000 Genomes,
+each over all, within each consequence, and between consequences. AUROC and AUPRC of −llr with 95 % intervals from
+resampling whole positions, genes or 10-kb blocks. Nothing is fitted: the direction is given beforehand (a less likely
+allele is the more harmful one) and no threshold is chosen. --probe adds a linear probe (`variant_probe.py`), fitted on
+other genes. Leaves scores-SET.npz, results.csv and deciles.csv (share of positives by tenth of the score: its
+calibration). Scores that are there are not computed again; `scores` computes them and nothing else, as on a machine
+without scikit-learn. --limit takes every so-manyth variant, --without leaves contigs out that a model was trained on.
 
 `speed`: a random genome with random variants (weights are random too without --checkpoint): bases that go through the
 model and seconds for all alleles by kept states, against four whole windows an allele (timed on a few alleles), with
 the scores to each tile's end to compare with. Everything in fp32 unless --precision says otherwise.
 
-Needs numpy, torch and scikit-learn; a GPU is used if there is one.
+Needs numpy, torch and scikit-learn (`scores` does not); a GPU is used if there is one.
 """
 
 import argparse
 import csv
-import gzip
 import tempfile
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from variant_probe import features, probe_scores
+from variant_sets import SETS, Contrast, VariantSet, chosen, records_of
 
 from dnamamba.alphabet import decode
-from dnamamba.analysis.variants.plan import default_suffix
+from dnamamba.analysis.variants.plan import Plan, plan_for
 from dnamamba.analysis.variants.score_job import describe_truncation
 from dnamamba.analysis.variants.score_output import combine
 from dnamamba.analysis.variants.scores import ScorePlan, Tokens, score_alleles
-from dnamamba.analysis.variants.tiles import Tiling
 from dnamamba.finetuning.tasks.variant_report import ranking
 from dnamamba.formats.checkpoint import save_checkpoint
 from dnamamba.genome.alleles import Alleles, check
 from dnamamba.genome.store import TokenStore, open_genome
-from dnamamba.genome.vcf import Records
 from dnamamba.inference.load import Inference, load_for_inference
+from dnamamba.model.abilities import Ability
 from dnamamba.model.config import preset
 from dnamamba.model.language_model import LanguageModel
+from dnamamba.outputs import whole_file
 
-
-@dataclass(frozen=True)
-class Contrast:
-    """One comparison: are the positives distinguished from the negatives?"""
-
-    name: str
-    used: np.ndarray
-    """(variants,) bool"""
-    positive: np.ndarray
-    """(variants,) bool"""
-
-
-@dataclass(frozen=True)
-class VariantSet:
-    """Variants with known answers."""
-
-    name: str
-    genomes: list[Path]
-    records: Records
-    contrasts: list[Contrast]
-    group: np.ndarray
-    """(variants,) what is resampled as a whole"""
-    by_group: bool = False
-    """Report the mean AUROC within groups too"""
-    others: dict[str, np.ndarray] = field(default_factory=dict)
-    """(variants,) scores of others, higher is more harmful"""
+PROBED_AT_ONCE = 512
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["quality", "speed"])
+    parser.add_argument("what", choices=["quality", "scores", "speed"])
     parser.add_argument("--checkpoint", type=Path)
     parser.add_argument("--data", type=Path)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--sets", nargs="+", default=["brca1", "clinvar", "kg1000"], choices=list(SETS))
     parser.add_argument("--limit", type=int, help="variants of each set, spread evenly")
+    parser.add_argument("--probe", type=int, metavar="BASES", help="also a linear probe, of windows so long")
+    parser.add_argument("--without", nargs="+", default=[], metavar="CONTIG", help="leave its variants out")
     parser.add_argument("--context", type=int)
     parser.add_argument("--suffix", type=int)
     parser.add_argument("--state_every", type=int, default=1024)
@@ -91,140 +71,34 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.what == "speed":
         speed(arguments)
-    elif arguments.checkpoint is None or arguments.data is None or arguments.out is None:
-        parser.error("quality needs --checkpoint, --data and --out")
+    elif arguments.data is None or arguments.out is None:
+        parser.error(f"{arguments.what} needs --data and --out")
     else:
         quality(arguments)
-
-
-# What is known of which variants.
-
-
-def rows_of(path: Path) -> list[dict[str, str]]:
-    with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as file:
-        return list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
-
-
-def records_of(contigs: list[str], start: list[int], ref: list[str], alt: list[str]) -> Records:
-    names = list(dict.fromkeys(contigs))
-    index = {name: number for number, name in enumerate(names)}
-    return Records(
-        tuple(names), np.array([index[c] for c in contigs], np.int32), np.array(start, np.int64), list(ref), list(alt)
-    )
-
-
-def column(rows: list[dict[str, str]], name: str) -> np.ndarray:
-    return np.array([row[name] for row in rows])
-
-
-def numbers(rows: list[dict[str, str]], name: str) -> np.ndarray:
-    return np.array([float(row[name]) if row[name] not in ("", "NA", "nan") else np.nan for row in rows])
-
-
-def brca1(data: Path) -> VariantSet:
-    folder = data / "brca1_sge"
-    rows = rows_of(folder / "brca1_sge.tsv")
-    start = [int(row["region_offset0"]) for row in rows]
-    records = records_of(["BRCA1_region"] * len(rows), start, [r["ref"] for r in rows], [r["alt"] for r in rows])
-    kind = column(rows, "class")
-    everything = np.ones(len(rows), bool)
-    return VariantSet(
-        "brca1",
-        [folder / "brca1_region_GRCh37.fa.gz"],
-        records,
-        [
-            Contrast("LOF against the rest", everything, kind == "LOF"),
-            Contrast("LOF against FUNC", kind != "INT", kind == "LOF"),
-            *(
-                Contrast(f"LOF against the rest, {what}", column(rows, "consequence") == what, kind == "LOF")
-                for what in ("Missense", "Intronic", "Splice region", "Synonymous")
-            ),
-        ],
-        np.array(start).astype(str),
-        others={name: numbers(rows, name) for name in ("CADD", "phyloP")},
-    )
-
-
-def clinvar(data: Path) -> VariantSet:
-    rows = rows_of(data / "clinvar_2017" / "clinvar_labelled_snv.tsv.gz")
-    records = records_of(
-        [row["seq_source"] for row in rows],
-        [int(row["seq_offset0"]) for row in rows],
-        [row["ref"] for row in rows],
-        [row["alt"] for row in rows],
-    )
-    positive, effect = column(rows, "binary") == "1", column(rows, "effect")
-    everything = np.ones(len(rows), bool)
-    genomes = [data / "genomes" / name for name in CLINVAR_GENOMES]
-    return VariantSet(
-        "clinvar",
-        genomes,
-        records,
-        [
-            Contrast("pathogenic against benign", everything, positive),
-            *(
-                Contrast(f"pathogenic against benign, {what}", effect == what, positive)
-                for what in sorted(set(effect.tolist()))
-                if 0 < positive[effect == what].sum() < (effect == what).sum()
-            ),
-        ],
-        column(rows, "gene_filled"),
-        by_group=True,
-    )
-
-
-CLINVAR_GENOMES = ("human_LRG_disease_genes_GRCh37.fa.gz", "human_chr20_GRCh37.fa.gz")
-
-
-def kg1000(data: Path) -> VariantSet:
-    rows = rows_of(data / "kg1000_chr20" / "kg_chr20_1-2Mb_snv.tsv.gz")
-    start = np.array([int(row["pos_hg19"]) - 1 for row in rows])
-    frequency, count = numbers(rows, "AF"), numbers(rows, "AC")
-    singleton, common = count == 1, (frequency >= 0.05) & (frequency <= 0.95)
-    ancestral = column(rows, "ancestral")
-    known = np.char.upper(ancestral) == column(rows, "ref")
-    return VariantSet(
-        "kg1000",
-        [data / "genomes" / "human_chr20_GRCh37.fa.gz"],
-        records_of(["20"] * len(rows), start.tolist(), [r["ref"] for r in rows], [r["alt"] for r in rows]),
-        [
-            Contrast("singleton against common", singleton | common, singleton),
-            Contrast("singleton against common, REF ancestral", (singleton | common) & known, singleton),
-        ],
-        (start // 10_000).astype(str),
-    )
-
-
-SETS = {"brca1": brca1, "clinvar": clinvar, "kg1000": kg1000}
 
 
 # Quality.
 
 
 def quality(arguments: argparse.Namespace) -> None:
-    inference = load_for_inference(arguments.checkpoint, "auto", arguments.precision)
-    plan = plan_of(arguments, inference)
+    """Scores the sets that --out has no scores of, then writes the tables."""
     arguments.out.mkdir(parents=True, exist_ok=True)
-    print("\n".join(f"{label:>10}  {text}" for label, text in inference.header()))
-    print(f"{'tiles':>10}  {plan.tiling.context:,} bases, {plan.tiling.suffix:,} bases after each allele")
+    sets = {name: chosen(SETS[name](arguments.data), arguments.limit, arguments.without) for name in arguments.sets}
+    if any(not scores_of(arguments.out, name).exists() for name in sets):
+        if arguments.checkpoint is None:
+            raise SystemExit(f"{arguments.out}: not all sets have scores yet; give --checkpoint")
+        score_sets(arguments, sets)
+    if arguments.what == "scores":
+        return
     results: list[dict[str, object]] = []
     deciles: list[dict[str, object]] = []
-    for name in arguments.sets:
-        variants = limited(SETS[name](arguments.data), arguments.limit)
-        store = open_genomes(variants.genomes, arguments.out)
-        checked = check(variants.records, store, plan.tiling.context // 2)
-        assert len(checked.mismatches) == 0, f"{name}: {len(checked.mismatches)} records differ from the genome"
-        began = time.perf_counter()
-        scores = score_alleles(inference, store, checked.alleles, plan, progress_line(name))
-        columns = combine(checked.alleles, scores)
-        took = time.perf_counter() - began
-        fewer = scores.tokens.full / (scores.tokens.tiles + scores.tokens.alleles)
-        print(f"\n{name}: {len(checked.alleles):,} alleles in {took:.1f} s, {fewer:.1f} times fewer bases than windows")
-        print(f"  suffix: {describe_truncation(scores.truncation)}")
-        ours = {f"-{part}": -columns.values[part] for part in ("llr", "llr_forward", "at", "after")}
-        everyones = ours | {"|llr|": np.abs(columns.values["llr"])} | variants.others
-        with (arguments.out / f"scores-{name}.npz").open("wb") as file:
-            np.savez_compressed(file, **columns.values, group=variants.group, **variants.others)
+    for name, variants in sets.items():
+        with np.load(scores_of(arguments.out, name)) as saved:
+            values = {key: saved[key] for key in saved.files if key != "group"}
+        ours = {f"-{part}": -values[part] for part in ("llr", "llr_forward", "at", "after")}
+        everyones = ours | {"|llr|": np.abs(values["llr"])} | variants.others
+        everyones |= {"probe": values["probe"]} if "probe" in values else {}
+        print(f"\n{name}: {len(variants.records):,} variants")
         for contrast in variants.contrasts:
             for score_name, score in everyones.items():
                 row = {"set": name, "contrast": contrast.name, "score": score_name}
@@ -236,32 +110,48 @@ def quality(arguments: argparse.Namespace) -> None:
     write_csv(arguments.out / "deciles.csv", deciles)
 
 
-def plan_of(arguments: argparse.Namespace, inference: Inference) -> ScorePlan:
-    context = arguments.context or inference.trained_length
-    assert context, "the checkpoint does not say its length: give --context"
-    suffix = default_suffix(context) if arguments.suffix is None else arguments.suffix
-    batch = arguments.batch_tokens or inference.compute.micro_tokens
-    return ScorePlan(Tiling(context, suffix), min(arguments.state_every, context), batch, check=16)
+def scores_of(folder: Path, name: str) -> Path:
+    return folder / f"scores-{name}.npz"
 
 
-def limited(variants: VariantSet, limit: int | None) -> VariantSet:
-    total = len(variants.records)
-    if limit is None or limit >= total:
-        return variants
-    rows = np.linspace(0, total - 1, limit).round().astype(np.int64)
-    old = variants.records
-    return replace(
-        variants,
-        records=Records(
-            old.contigs,
-            old.contig[rows],
-            old.start[rows],
-            [old.ref[r] for r in rows.tolist()],
-            [old.alt[r] for r in rows.tolist()],
-        ),
-        contrasts=[Contrast(c.name, c.used[rows], c.positive[rows]) for c in variants.contrasts],
-        group=variants.group[rows],
-        others={name: values[rows] for name, values in variants.others.items()},
+def score_sets(arguments: argparse.Namespace, sets: dict[str, VariantSet]) -> None:
+    """Zero-shot scores of each set, and with --probe those of a linear probe, kept in scores-SET.npz."""
+    inference = load_for_inference(arguments.checkpoint, "auto", arguments.precision)
+    plan = plan_of(arguments, inference)
+    print("\n".join(f"{label:>10}  {text}" for label, text in (*inference.header(), *plan.lines())))
+    found: dict[str, dict[str, np.ndarray]] = {}
+    described: dict[str, torch.Tensor] = {}
+    for name, variants in sets.items():
+        store = open_genomes(variants.genomes, arguments.out)
+        checked = check(variants.records, store, plan.context // 2)
+        assert len(checked.mismatches) == 0, f"{name}: {len(checked.mismatches)} records differ from the genome"
+        began = time.perf_counter()
+        scores = plan.score(inference, store, checked.alleles, progress_line(name))
+        found[name] = combine(checked.alleles, scores).values
+        took = time.perf_counter() - began
+        print(f"{name}: {len(checked.alleles):,} alleles in {took:.1f} s, {plan.describe_run(scores.tokens)}")
+        if text := describe_truncation(scores.truncation):
+            print(f"  suffix: {text}")
+        if arguments.probe:
+            length = min(arguments.probe, plan.context)
+            described[name] = features(inference, store, checked.alleles, length, PROBED_AT_ONCE)
+    probed = probe_scores(sets, described, inference.device) if arguments.probe else {}
+    for name, variants in sets.items():
+        values = found[name] | ({"probe": probed[name]} if name in probed else {})
+        with whole_file(scores_of(arguments.out, name), overwrite=True) as partial, partial.open("wb") as file:
+            np.savez_compressed(file, **values, group=variants.group, **variants.others)
+
+
+def plan_of(arguments: argparse.Namespace, inference: Inference) -> Plan:
+    if Ability.PREDICTS_MASKED_BASE in inference.model.abilities:
+        return plan_for(inference, context=arguments.context, batch_tokens=arguments.batch_tokens)
+    return plan_for(
+        inference,
+        context=arguments.context,
+        suffix=arguments.suffix,
+        state_every=arguments.state_every,
+        batch_tokens=arguments.batch_tokens,
+        check=16,
     )
 
 
@@ -343,7 +233,9 @@ def speed(arguments: argparse.Namespace) -> None:
             torch.manual_seed(0)
             save_checkpoint(LanguageModel(preset(arguments.preset)), folder / "model", {})
         inference = load_for_inference(arguments.checkpoint or folder / "model", "auto", arguments.precision)
-        plan = replace(plan_of(arguments, inference), check=0)
+        plan = plan_of(arguments, inference)
+        assert isinstance(plan, ScorePlan), "speed is that of models that predict the next base"
+        plan = replace(plan, check=0)
         store, alleles = random_variants(folder, arguments.bases, arguments.variants)
         print("\n".join(f"{label:>10}  {text}" for label, text in inference.header()))
         score_alleles(inference, store, some(alleles, np.arange(min(4, len(alleles)))), plan)  # kernels get compiled

@@ -1,0 +1,290 @@
+"""What sampling and weights by region class, several species, length and both sides give: an ablation at equal budget.
+
+    python pipelines/region_ablation.py prepare --data DNAMAMBA_TEST_DATA --out runs/regions/splits
+    python pipelines/show_classification.py pipelines/region_ablation.yaml --minutes 8 --jobs_per_gpu 6
+    python pipelines/region_ablation.py score --data DNAMAMBA_TEST_DATA --runs runs/regions [--sets brca1 clinvar bard1]
+    python pipelines/region_ablation.py table --data DNAMAMBA_TEST_DATA --runs runs/regions
+
+Each command may be stopped and started again: what is finished stays.
+
+`prepare` writes the classes of human chr20 as BED. Its CDS comes from canonical transcripts, exons, genes and starts of
+transcripts from RefSeq (without strand, so that a promoter is 1 kb on both sides, and UTRs are called exon), repeats
+from WindowMasker. Within the validation blocks, the first 10 Mb, coding bases are codon1, codon2 and codon3, and the
+introns' ends between them are donor and acceptor: each run's validation_by_class.csv has their bits. Of the other
+genomes in --data it makes a mixture with chr20: compact ones with their open reading frames of 100 codons as CDS, fly,
+worm and aligned vertebrates as they are.
+
+`score` runs `variant_benchmarks.py` on each finished run, zero shot and a linear probe by gene. None of the variants
+lies on chr20, but ClinVar's records there, which are left out; all models read 512 bases. `table` writes results.csv, results.md and results.png.
+"""
+
+import argparse
+import csv
+import gzip
+import itertools
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from dnamamba import cli
+from dnamamba.errors import InputError
+from dnamamba.genome.genes import open_reading_frames
+from dnamamba.genome.intervals import Interval, merge, subtract, widen
+from dnamamba.genome.store import open_genome
+from dnamamba.outputs import write_atomically
+
+CHROMOSOME = "20"
+VALIDATION = 10_000_000
+"""The first bases of chr20"""
+CHR20 = "human_chr20_GRCh37.fa.gz"
+COMPACT = {
+    "yeast": "yeast_sacCer3.fa.gz",
+    "ecoli": "ecoli_K12_MG1655.fa.gz",
+    "ustilago": "ustilago_maydis.fa.gz",
+    "plasmodium": "plasmodium_falciparum_3D7.fa.gz",
+}
+WHOLE = {
+    "fly": "fly_chr2R_dm3.fa.gz",
+    "worm": "worm_chrX_ce2.fa.gz",
+    "chicken": "galGal3_aligned_to_hg19_chr4.fa.gz",
+    **{name: f"vertebrate8_chr16/{name}.fa.gz" for name in ("rheMac3", "mm10", "rn6", "bosTau8", "canFam3", "monDom5")},
+}
+HUMAN_SHARE = 0.7
+SPLICE, PROMOTER = 20, 1000
+MEASURES = [
+    ("brca1", "LOF against the rest"),
+    ("brca1", "LOF against the rest, Missense"),
+    ("brca1", "nonsense against synonymous"),
+    ("brca1", "splice site against intron"),
+    ("clinvar", "pathogenic against benign"),
+    ("clinvar", "pathogenic against benign, missense"),
+    ("clinvar", "pathogenic against benign, splice_region"),
+    ("clinvar", "pathogenic against benign, utr"),
+    ("clinvar", "nonsense against synonymous"),
+    ("clinvar", "splice site against intron"),
+    ("bard1", "abnormal against normal, SNV"),
+    ("bard1", "abnormal against normal, missense_variant"),
+    ("bard1", "abnormal against normal, splicing_variant"),
+    ("bard1", "abnormal against normal, deletions of 3"),
+    ("bard1", "nonsense against synonymous"),
+    ("bard1", "splice site against intron"),
+]
+PARTS = ("auroc", "auroc_low", "auroc_high", "auprc")
+SCORES = {"-llr": "zero shot", "probe": "probe"}
+CLASSES = ("codon1", "codon2", "codon3", "donor", "acceptor", "exon", "promoter", "intron", "intergenic", "repeat")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = _options(arguments)
+    {"prepare": prepare, "score": score, "table": table}[options.what](options)
+
+
+# What is trained on.
+
+
+def prepare(options: argparse.Namespace) -> None:
+    options.out.mkdir(parents=True, exist_ok=True)
+    write_atomically(options.out / "chr20.regions.bed", chr20_regions(options.data / "annotation"))
+    write_atomically(options.out / "chr20.validation.bed", f"{CHROMOSOME}\t0\t{VALIDATION}\n")
+    genomes = options.data / "genomes"
+    others: dict[str, dict[str, Any]] = {}
+    for name, file in (COMPACT | WHOLE).items():
+        path = (genomes / file).absolute()
+        if not path.is_file():
+            print(f"{name}: no {path}; left out")
+            continue
+        others[name] = {"genome": str(path)}
+        if name in COMPACT:
+            bed = options.out / f"{name}.orfs.bed"
+            if not bed.exists():
+                write_atomically(bed, orfs(path, options.out))
+            others[name] |= {"regions": bed.name, "region_shares": ["CDS"]}
+    human = {
+        "genome": str((genomes / CHR20).absolute()),
+        "validation": "chr20.validation.bed",
+        "regions": "chr20.regions.bed",
+        "region_shares": ["CDS", "splice", "exon", "promoter"],
+        "weight": HUMAN_SHARE,
+    }
+    share = (1 - HUMAN_SHARE) / max(len(others), 1)
+    mixture = {"chr20": human} | {name: each | {"weight": share} for name, each in others.items()}
+    write_atomically(options.out / "species.yaml", yaml.safe_dump(mixture, sort_keys=False))
+
+
+def chr20_regions(folder: Path) -> str:
+    """BED lines of all classes; where they overlap, `dnamamba.genome.region_classes` says which counts."""
+    exons = [row for row in rows_of(folder / "chr20_GRCh37_cds_from_spliceai_orf.bed.gz") if row[0] == CHROMOSOME]
+    refseq = {kind: pairs_of(folder / f"chr20_hg19_RefSeq{kind}.bed.gz") for kind in ("Exon", "Gene", "TSS")}
+    codons: dict[str, list[tuple[int, int]]] = {name: [] for name in ("codon1", "codon2", "codon3")}
+    genes: dict[tuple[str, str], list[tuple[int, int]]] = {}
+    for _, first, last, gene, _, strand, before, *_ in exons:
+        start, end = int(first), int(last)
+        genes.setdefault((gene, strand), []).append((start, end))
+        for base in range(start, min(end, VALIDATION)):
+            along = base - start if strand == "+" else end - 1 - base
+            codons[f"codon{(int(before) + along) % 3 + 1}"].append((base, base + 1))
+    ends: dict[str, list[tuple[int, int]]] = {"donor": [], "acceptor": []}
+    junctions = []
+    for (_, strand), found in genes.items():
+        pairs = sorted(found)
+        for (_, left), (right, _) in itertools.pairwise(pairs):
+            junctions += [left, right]
+            if right < VALIDATION:
+                two = ((left, left + 2), (right - 2, right))
+                for name, pair in zip(("donor", "acceptor"), two if strand == "+" else two[::-1], strict=True):
+                    ends[name].append(pair)
+    coding = merge(np.array([pair for found in genes.values() for pair in found], np.int64))
+    contig = int(max(coding[-1, 1], *(pairs[-1, 1] for pairs in refseq.values()))) + PROMOTER
+    classes = {
+        **{name: np.array(pairs, np.int64) for name, pairs in (codons | ends).items()},
+        "CDS": coding,
+        "splice": widen(np.column_stack((junctions, junctions)).astype(np.int64), SPLICE, contig),
+        "exon": subtract(refseq["Exon"], coding),
+        "promoter": widen(refseq["TSS"], PROMOTER, contig),
+        "repeat": pairs_of(folder / "chr20_GRCh37_windowmasker_repeats.bed.gz"),
+        "intron": refseq["Gene"],
+        "intergenic": np.array([[0, contig]], np.int64),
+    }
+    return "".join(
+        f"{CHROMOSOME}\t{start}\t{end}\t{name}\n" for name, pairs in classes.items() for start, end in pairs.tolist()
+    )
+
+
+def rows_of(path: Path) -> list[list[str]]:
+    with gzip.open(path, "rt") as file:
+        return [line.rstrip("\n").split("\t") for line in file if not line.startswith("#")]
+
+
+def pairs_of(path: Path) -> np.ndarray:
+    return merge(np.array([[int(row[1]), int(row[2])] for row in rows_of(path)], np.int64))
+
+
+def orfs(path: Path, folder: Path) -> str:
+    store = open_genome([path], folder / f"{path.name}.dnamamba")
+    genes = [gene for c in store.contigs for gene in open_reading_frames(store, Interval(c.name, 0, c.length))]
+    return "".join(f"{gene.contig}\t{gene.start}\t{gene.end}\tCDS\n" for gene in genes)
+
+
+# What is measured.
+
+
+def score(options: argparse.Namespace) -> None:
+    """The variants of each finished run; GPUs and CPUs may take turns, as scores are kept."""
+    for run in finished(options.runs):
+        program, out = str(Path(__file__).with_name("variant_benchmarks.py")), options.runs / "scores" / run.name
+        command = [sys.executable, program, options.only, "--checkpoint", str(run), "--data", str(options.data)]
+        command += ["--out", str(out), "--context", str(options.context), "--probe", str(options.context)]
+        command += ["--without", CHROMOSOME, "--sets", *options.sets]
+        print(run.name, flush=True)
+        subprocess.run(command, check=True)
+
+
+def finished(runs: Path) -> list[Path]:
+    found = sorted(path.parent for path in runs.glob("*/summary.json"))
+    if not found:
+        raise InputError(f"{runs}: no finished run in it")
+    return found
+
+
+def table(options: argparse.Namespace) -> None:
+    """A row a run; and the picture."""
+    rows = []
+    for run in finished(options.runs):
+        row: dict[str, Any] = {"run": run.name, "tokens": json.loads((run / "summary.json").read_text())["tokens"]}
+        with (run / "validation_by_class.csv").open() as file:
+            validation = list(csv.DictReader(file))
+        last = [each for each in validation if each["step"] == validation[-1]["step"]]
+        row |= {f"bits {each['class']}": float(each["bits_per_base"]) for each in last if each["group"] == "region"}
+        results = options.runs / "scores" / run.name / "results.csv"
+        if results.is_file():
+            with results.open() as file:
+                for each in csv.DictReader(file):
+                    key = each["set"], each["contrast"]
+                    if key in MEASURES and each["score"] in SCORES and each["auroc"]:
+                        name = f"{each['set']}: {each['contrast']}, {SCORES[each['score']]}"
+                        row |= {f"{name}, {part}": float(each[part]) for part in PARTS}
+        rows.append(row)
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    with (options.runs / "results.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, names)
+        writer.writeheader()
+        writer.writerows(rows)
+    write_atomically(options.runs / "results.md", markdown(rows))
+    draw(rows, options.runs / "results.png")
+    print(f"written to {options.runs / 'results.csv'}, results.md and results.png")
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """AUROC with interval and AUPRC, zero shot and probe, a line a measure and a column a run."""
+    runs = [row["run"] for row in rows]
+    lines = ["| measure | " + " | ".join(runs) + " |", "|---|" + "---|" * len(runs)]
+    for name in CLASSES:
+        if any(f"bits {name}" in row for row in rows):
+            cells = [f"{row[f'bits {name}']:.4f}" if f"bits {name}" in row else "" for row in rows]
+            lines.append(f"| bits a base, {name} | " + " | ".join(cells) + " |")
+    for data, contrast in MEASURES:
+        for kind in SCORES.values():
+            key = f"{data}: {contrast}, {kind}"
+            if any(f"{key}, auroc" in row for row in rows):
+                lines.append(f"| {key} | " + " | ".join(cell(row, key) for row in rows) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def cell(row: dict[str, Any], key: str) -> str:
+    if f"{key}, auroc" not in row:
+        return ""
+    auroc, low, high, auprc = (row[f"{key}, {part}"] for part in PARTS)
+    return f"{auroc:.3f} [{low:.3f}, {high:.3f}], {auprc:.3f}"
+
+
+def draw(rows: list[dict[str, Any]], path: Path) -> None:
+    """A panel zero shot and one of the probe: a point a run on each line of a measure, with its interval."""
+    from matplotlib.figure import Figure
+
+    from dnamamba.report.figures import save_png
+
+    figure = Figure(figsize=(15, 9), layout="constrained")
+    panels = figure.subplots(1, len(SCORES), sharey=True)
+    for panel, kind in zip(panels, SCORES.values(), strict=True):
+        for number, row in enumerate(rows):
+            for line, (data, contrast) in enumerate(MEASURES):
+                key = f"{data}: {contrast}, {kind}"
+                if f"{key}, auroc" in row:
+                    value, low, high = (row[f"{key}, {part}"] for part in ("auroc", "auroc_low", "auroc_high"))
+                    at = line + 0.7 * (number / max(len(rows) - 1, 1) - 0.5)
+                    label = row["run"] if line == 0 else None
+                    panel.errorbar(value, at, xerr=[[max(value - low, 0)], [max(high - value, 0)]], fmt="o", ms=3,
+                                   color=f"C{number % 10}", label=label, lw=0.8)  # fmt: skip
+        panel.axvline(0.5, color="tab:gray", lw=0.8, ls="--")
+        panel.set(title=kind, xlabel="AUROC, 95 % interval")
+        panel.grid(alpha=0.3)
+    panels[0].set_yticks(range(len(MEASURES)), [f"{data}: {contrast}" for data, contrast in MEASURES], fontsize=8)
+    panels[0].invert_yaxis()
+    panels[-1].legend(fontsize=8)
+    save_png(figure, path)
+
+
+def _options(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["prepare", "score", "table"])
+    parser.add_argument("--data", type=Path, required=True, help="folder with genomes/, annotation/ and the variants")
+    parser.add_argument("--out", type=Path, help="prepare: folder for BED files and the mixture")
+    parser.add_argument("--runs", type=Path, help="score, table: folder of the runs")
+    parser.add_argument("--sets", nargs="+", default=["brca1", "clinvar", "bard1"])
+    parser.add_argument(
+        "--only", choices=["quality", "scores"], default="quality", help="score: scores leaves the tables"
+    )
+    parser.add_argument("--context", type=int, default=512, help="score: bases of all models' windows")
+    options = parser.parse_args(arguments)
+    if (options.out if options.what == "prepare" else options.runs) is None:
+        parser.error(f"{options.what} needs {'--out' if options.what == 'prepare' else '--runs'}")
+    return options
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

@@ -1,0 +1,214 @@
+"""Variants with known answers, for `variant_benchmarks.py`: saturation editing, ClinVar, 1000 Genomes.
+
+Each set says which of its variants are compared with which. `Contrast`s within a consequence (missense alone, introns
+alone) cannot be won by knowing the consequence; those between consequences show that a model has learnt it.
+"""
+
+import csv
+import gzip
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from dnamamba.genome.vcf import Records
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """One comparison: are the positives distinguished from the negatives?"""
+
+    name: str
+    used: np.ndarray
+    """(variants,) bool"""
+    positive: np.ndarray
+    """(variants,) bool"""
+
+
+@dataclass(frozen=True)
+class VariantSet:
+    """Variants with known answers."""
+
+    name: str
+    genomes: list[Path]
+    records: Records
+    contrasts: list[Contrast]
+    group: np.ndarray
+    """(variants,) what is resampled as a whole"""
+    by_group: bool = False
+    """Report the mean AUROC within groups too"""
+    consequence: np.ndarray | None = None
+    """(variants,) str: what each does, by the set's own annotation"""
+    label: np.ndarray | None = None
+    """(variants,) bool: harmful, where the set says so of all"""
+    genes: tuple[str, ...] = ()
+    """Whose variants a probe of this set may not have been fitted on"""
+    others: dict[str, np.ndarray] = field(default_factory=dict)
+    """(variants,) scores of others, higher is more harmful"""
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as file:
+        return list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+
+
+def records_of(contigs: list[str], start: list[int], ref: list[str], alt: list[str]) -> Records:
+    names = list(dict.fromkeys(contigs))
+    index = {name: number for number, name in enumerate(names)}
+    return Records(
+        tuple(names), np.array([index[c] for c in contigs], np.int32), np.array(start, np.int64), list(ref), list(alt)
+    )
+
+
+def column(rows: list[dict[str, str]], name: str) -> np.ndarray:
+    return np.array([row[name] for row in rows])
+
+
+def numbers(rows: list[dict[str, str]], name: str) -> np.ndarray:
+    return np.array([float(row[name]) if row[name] not in ("", "NA", "nan") else np.nan for row in rows])
+
+
+def within(name: str, consequence: np.ndarray, positive: np.ndarray) -> list[Contrast]:
+    """A contrast in each consequence that has ten variants of both kinds; "" is none."""
+    enough = [
+        kind
+        for kind in sorted(set(consequence.tolist()) - {""})
+        if min(positive[consequence == kind].sum(), (~positive[consequence == kind]).sum()) >= 10
+    ]
+    return [Contrast(f"{name}, {kind}", consequence == kind, positive) for kind in enough]
+
+
+def between(name: str, used: np.ndarray, consequence: np.ndarray, positive: str, negative: str) -> Contrast:
+    """A consequence against another, whatever is known of the variants."""
+    return Contrast(name, used & np.isin(consequence, (positive, negative)), consequence == positive)
+
+
+def brca1(data: Path) -> VariantSet:
+    folder = data / "brca1_sge"
+    rows = rows_of(folder / "brca1_sge.tsv")
+    start = [int(row["region_offset0"]) for row in rows]
+    records = records_of(["BRCA1_region"] * len(rows), start, [r["ref"] for r in rows], [r["alt"] for r in rows])
+    kind, consequence = column(rows, "class"), column(rows, "consequence")
+    everything = np.ones(len(rows), bool)
+    return VariantSet(
+        "brca1",
+        [folder / "brca1_region_GRCh37.fa.gz"],
+        records,
+        [
+            Contrast("LOF against the rest", everything, kind == "LOF"),
+            Contrast("LOF against FUNC", kind != "INT", kind == "LOF"),
+            *within("LOF against the rest", consequence, kind == "LOF"),
+            between("nonsense against synonymous", everything, consequence, "Nonsense", "Synonymous"),
+            between("splice site against intron", everything, consequence, "Canonical splice", "Intronic"),
+        ],
+        np.array(start).astype(str),
+        consequence=consequence,
+        genes=("BRCA1",),
+        others={name: numbers(rows, name) for name in ("CADD", "phyloP")},
+    )
+
+
+def clinvar(data: Path) -> VariantSet:
+    rows = rows_of(data / "clinvar_2017" / "clinvar_labelled_snv.tsv.gz")
+    records = records_of(
+        [row["seq_source"] for row in rows],
+        [int(row["seq_offset0"]) for row in rows],
+        [row["ref"] for row in rows],
+        [row["alt"] for row in rows],
+    )
+    positive, effect = column(rows, "binary") == "1", column(rows, "effect")
+    everything = np.ones(len(rows), bool)
+    genomes = [data / "genomes" / name for name in CLINVAR_GENOMES]
+    return VariantSet(
+        "clinvar",
+        genomes,
+        records,
+        [
+            Contrast("pathogenic against benign", everything, positive),
+            *within("pathogenic against benign", effect, positive),
+            between("nonsense against synonymous", everything, effect, "nonsense", "synonymous"),
+            between("splice site against intron", everything, effect, "splice_site", "intron"),
+        ],
+        column(rows, "gene_filled"),
+        consequence=effect,
+        by_group=True,
+        label=positive,
+    )
+
+
+CLINVAR_GENOMES = ("human_LRG_disease_genes_GRCh37.fa.gz", "human_chr20_GRCh37.fa.gz")
+
+
+def bard1(data: Path) -> VariantSet:
+    """On exon segments of at most 777 bases; a deletion's first base is the one before it."""
+    folder = data / "bard1_sge"
+    rows = [row for row in rows_of(folder / "BARD1_sge_on_segments.tsv.gz") if row["class"] != "indeterminate"]
+    start = [int(row["pos_1based"]) - 1 for row in rows]
+    segments = [row["segment"] for row in rows]
+    records = records_of(segments, start, [r["ref"] for r in rows], [r["alt"] for r in rows])
+    abnormal, kind = column(rows, "class") == "functionally_abnormal", column(rows, "consequence")
+    snv = column(rows, "type") == "snv"
+    return VariantSet(
+        "bard1",
+        [folder / "BARD1_sge_segments_hg38.fa"],
+        records,
+        [
+            Contrast("abnormal against normal, SNV", snv, abnormal),
+            Contrast("abnormal against normal, deletions of 3", ~snv, abnormal),
+            *within("abnormal against normal", np.where(snv, kind, ""), abnormal),
+            between("nonsense against synonymous", snv, kind, "stop_gained", "synonymous_variant"),
+            between("splice site against intron", snv, kind, "splice_site_variant", "intron_variant"),
+        ],
+        np.array([f"{segment}:{position}" for segment, position in zip(segments, start, strict=True)]),
+        consequence=np.where(snv, kind, "deletion of 3"),
+        genes=("BARD1",),
+    )
+
+
+def kg1000(data: Path) -> VariantSet:
+    rows = rows_of(data / "kg1000_chr20" / "kg_chr20_1-2Mb_snv.tsv.gz")
+    start = np.array([int(row["pos_hg19"]) - 1 for row in rows])
+    frequency, count = numbers(rows, "AF"), numbers(rows, "AC")
+    singleton, common = count == 1, (frequency >= 0.05) & (frequency <= 0.95)
+    ancestral = column(rows, "ancestral")
+    known = np.char.upper(ancestral) == column(rows, "ref")
+    return VariantSet(
+        "kg1000",
+        [data / "genomes" / "human_chr20_GRCh37.fa.gz"],
+        records_of(["20"] * len(rows), start.tolist(), [r["ref"] for r in rows], [r["alt"] for r in rows]),
+        [
+            Contrast("singleton against common", singleton | common, singleton),
+            Contrast("singleton against common, REF ancestral", (singleton | common) & known, singleton),
+        ],
+        (start // 10_000).astype(str),
+    )
+
+
+SETS = {"brca1": brca1, "clinvar": clinvar, "bard1": bard1, "kg1000": kg1000}
+
+
+def chosen(variants: VariantSet, limit: int | None, without: Sequence[str] = ()) -> VariantSet:
+    """Those on other contigs than `without`, and of these `limit`, spread evenly."""
+    names = np.array(variants.records.contigs)[variants.records.contig]
+    rows = np.flatnonzero(~np.isin(names, without))
+    if limit is not None and limit < len(rows):
+        rows = rows[np.linspace(0, len(rows) - 1, limit).round().astype(np.int64)]
+    if len(rows) == len(names):
+        return variants
+    old = variants.records
+    return replace(
+        variants,
+        records=Records(
+            old.contigs,
+            old.contig[rows],
+            old.start[rows],
+            [old.ref[r] for r in rows.tolist()],
+            [old.alt[r] for r in rows.tolist()],
+        ),
+        contrasts=[Contrast(c.name, c.used[rows], c.positive[rows]) for c in variants.contrasts],
+        group=variants.group[rows],
+        consequence=None if variants.consequence is None else variants.consequence[rows],
+        label=None if variants.label is None else variants.label[rows],
+        others={name: values[rows] for name, values in variants.others.items()},
+    )
