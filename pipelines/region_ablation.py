@@ -15,7 +15,8 @@ genomes in --data it makes a mixture with chr20: compact ones with their open re
 worm and aligned vertebrates as they are.
 
 `score` runs `variant_benchmarks.py` on each finished run, zero shot and a linear probe by gene. None of the variants
-lies on chr20, but ClinVar's records there, which are left out; all models read 512 bases. `table` writes results.csv, results.md and results.png.
+lies on chr20, but ClinVar's records there, which are left out; all models read 512 bases. `table` writes results.csv,
+results.md and results.png.
 """
 
 import argparse

@@ -138,6 +138,7 @@ def score_sets(arguments: argparse.Namespace, sets: dict[str, VariantSet]) -> No
     probed = probe_scores(sets, described, inference.device) if arguments.probe else {}
     for name, variants in sets.items():
         values = found[name] | ({"probe": probed[name]} if name in probed else {})
+        values = {key: column.astype(np.float32) for key, column in values.items()}
         with whole_file(scores_of(arguments.out, name), overwrite=True) as partial, partial.open("wb") as file:
             np.savez_compressed(file, **values, group=variants.group, **variants.others)
 
