@@ -73,6 +73,11 @@ VERBS = {
         "formats.export:ExportSettings",
         "formats.export:export",
     ),
+    "browse": Verb(
+        "a region as a page of a genome browser: likelihoods, variants, genes",
+        "pages.settings:BrowseSettings",
+        "pages.browse:browse",
+    ),
     "info": Verb(
         "show what a checkpoint was trained on, and its metrics",
         "info:InfoSettings",

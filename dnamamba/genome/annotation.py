@@ -14,7 +14,7 @@ import numpy as np
 
 from dnamamba.errors import InputError
 from dnamamba.genome.intervals import ByContig, merge, total
-from dnamamba.genome.store import TokenStore
+from dnamamba.genome.view import GenomeView
 from dnamamba.tables import whole_number
 from dnamamba.text_files import as_text, read_lines
 
@@ -62,7 +62,7 @@ class Annotation(NamedTuple):
         return "; ".join(parts)
 
 
-def read_annotation(path: Path, store: TokenStore) -> Annotation:
+def read_annotation(path: Path, store: GenomeView) -> Annotation:
     """The exons of a GFF3 or GTF file.
 
     On contigs that GFF3 declares circular, by an attribute of any of their lines, features may run over the origin and

@@ -13,7 +13,7 @@ import numpy as np
 from dnamamba.alphabet import SOFT_MASK_BIT, TOKEN_BITS, encode, reverse_complement
 from dnamamba.genome.annotation import FEATURES, feature_rows, read_annotation
 from dnamamba.genome.intervals import Interval, merge
-from dnamamba.genome.store import TokenStore
+from dnamamba.genome.view import GenomeView
 from dnamamba.text_files import as_text
 
 SiteKind = Literal["donor", "acceptor", "start codon"]
@@ -75,7 +75,7 @@ def sites(genes: Iterable[Gene], kind: SiteKind) -> Sites:
     return Sites(np.array(columns[0], str), np.array(columns[1], np.int64), np.array(columns[2], bool))
 
 
-def read_genes(path: Path, store: TokenStore, within: Interval | None = None) -> list[Gene]:
+def read_genes(path: Path, store: GenomeView, within: Interval | None = None) -> list[Gene]:
     """The transcripts of a GFF3 or GTF file on contigs of this genome, from their `exon` and `CDS` lines, sorted.
 
     Lines belong together by GTF's transcript_id or GFF3's Parent. A transcript is called by its gene where the line
@@ -116,7 +116,7 @@ def read_genes(path: Path, store: TokenStore, within: Interval | None = None) ->
     return sorted(genes, key=lambda gene: (gene.contig, gene.start, gene.end, gene.name))
 
 
-def open_reading_frames(store: TokenStore, interval: Interval, least: int = 300) -> list[Gene]:
+def open_reading_frames(store: GenomeView, interval: Interval, least: int = 300) -> list[Gene]:
     """Intervals of at least `least` bases from a start codon to the first stop codon in frame, on both strands, the
     longest for each stop codon; of those that overlap by more than half of the shorter the longer one stays. Candidates
     for genes of a bacterium, not an annotation.
@@ -148,7 +148,7 @@ def open_reading_frames(store: TokenStore, interval: Interval, least: int = 300)
     return genes
 
 
-def repeats(store: TokenStore, interval: Interval) -> np.ndarray:
+def repeats(store: GenomeView, interval: Interval) -> np.ndarray:
     """(k, 2) int64: the soft-masked parts of an interval (lower case in the FASTA), 0-based half-open."""
     masked = store.read(interval.contig, interval.start, interval.end) >= SOFT_MASK_BIT
     changes = np.flatnonzero(np.diff(np.concatenate(([False], masked, [False])).astype(np.int8)))
