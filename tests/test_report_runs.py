@@ -7,6 +7,7 @@ import pytest
 
 from dnamamba.report import results_by_task, validation_by_class
 from dnamamba.report.accuracy_by_length import plot_accuracy_by_length
+from dnamamba.report.figures import shortened
 from dnamamba.report.run_tables import accuracy_rows
 
 
@@ -58,3 +59,25 @@ def test_classes_are_points_and_not_bars_cut_off(tmp_path: Path, monkeypatch: py
         assert list(points.get_xdata()) == values and list(points.get_ydata()) == [0, 1]
         assert axes.get_xlim()[0] < min(values) and axes.get_ylim() == (1.5, -0.5)
         assert [text.get_text() for text in axes.texts] == [f"{value:.3f}" for value in values]
+        assert all(text.get_position()[0] > 1 for text in axes.texts)  # right of the panel: no line crosses it
+    assert "lower is better" in validation.axes[1].get_xlabel()
+
+
+def test_context_is_named_as_the_model_sees_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = []
+    monkeypatch.setattr(validation_by_class, "save_png", lambda figure, path: drawn.append(figure))
+    row = {"group": "position", "class": "1", "bits_per_base": "1.9", "bases": "5"}
+    for both_sides in (False, True):
+        plot = validation_by_class.plot_validation_by_class
+        plot([row], tmp_path / "v.png", title="t", both_sides=both_sides)
+    assert [figure.axes[0].get_xlabel() for figure in drawn] == [
+        "bases of the window seen before the base",
+        "bases of the window seen (of both sides, the shorter)",
+    ]
+
+
+def test_long_names_are_cut_in_their_middle() -> None:
+    assert shortened("chr20") == "chr20"
+    short = shortened("NC_000020.11_Homo_sapiens_chromosome_20_GRCh38")
+    assert len(short) == 24 and short.startswith("NC_000020.11") and short.endswith("GRCh38")
+    assert len({shortened(f"contig_{number}_of_an_assembly_with_long_names") for number in range(100)}) == 100

@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from dnamamba.report.figures import save_png
+from dnamamba.report.figures import BASELINE, COLOURS, save_png
 
 
 def plot_accuracy_by_length(
@@ -35,18 +36,21 @@ def plot_accuracy_by_length(
         below = [max(value - low, 0.0) for value, low in zip(values, ends[0], strict=True)]
         above = [max(high - value, 0.0) for value, high in zip(values, ends[1], strict=True)]
         marker = markers[number % len(markers)]
-        axes.errorbar(lengths, values, (below, above), label=model, marker=marker, markersize=5, capsize=3, alpha=0.9)
+        style: dict[str, Any] = {"marker": marker, "markersize": 5, "color": COLOURS[number % len(COLOURS)]}
+        axes.errorbar(lengths, values, (below, above), label=model, capsize=3, alpha=0.9, **style)
     if chance is not None:
-        axes.axhline(chance, color="tab:gray", linestyle="--", label=f"chance, {chance:.3f}")
+        axes.axhline(chance, **BASELINE, label=f"chance, {chance:.3f}")
     ticks = sorted({int(row["length"]) for points in models.values() for row in points})
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_locator(FixedLocator(ticks))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xticklabels([_short(tick) for tick in ticks])
-    axes.set(title=title, xlabel="length of the sequence (bases)", ylabel="accuracy on held-out loci")
+    axes.set(
+        title=title, xlabel="length of the sequence (bases)", ylabel="accuracy on held-out sequences, higher is better"
+    )
     axes.grid(alpha=0.3)
     if models or chance is not None:
-        axes.legend()
+        figure.legend(loc="outside lower center", ncols=4)
     save_png(figure, path)
 
 

@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dnamamba.report.figures import save_png
+from dnamamba.report.figures import COLOURS, save_png, shortened
 
 if TYPE_CHECKING:
     import polars
 
-_MARKERS = "osD^v<>P"
+_MARKERS = "osD^v<>PX"
+"""One more or fewer than the colours would do: together they distinguish 72 labels"""
 
 
 def plot_embedding_map(
@@ -34,8 +35,9 @@ def plot_embedding_map(
     for number, name in enumerate(names):
         chosen = labels == name
         axes.scatter(
-            coordinates[chosen, 0], coordinates[chosen, 1], s=14, alpha=0.6, linewidths=0, color=f"C{number % 10}",
-            marker=_MARKERS[number // 10 % len(_MARKERS)], label=f"{name} ({int(chosen.sum()):,})",
+            coordinates[chosen, 0], coordinates[chosen, 1], s=14, alpha=0.6, linewidths=0,
+            color=COLOURS[number % len(COLOURS)], marker=_MARKERS[number % len(_MARKERS)],
+            label=f"{shortened(name)} ({int(chosen.sum()):,})",
         )  # fmt: skip
     axes.set(
         title=title,

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dnamamba.report.figures import save_png
+from dnamamba.report.figures import BASELINE, COLOURS, save_png
 
 
 def plot_learning_curve(
@@ -22,16 +22,20 @@ def plot_learning_curve(
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
     curves: tuple[tuple[str, str, dict[str, Any]], ...] = (
-        ("train_bits_per_base", "training", {"color": "tab:blue", "alpha": 0.6, "linewidth": 1.0}),
-        ("validation_bits_per_base", "validation", {"color": "tab:orange", "marker": "o", "markersize": 4}),
+        ("train_bits_per_base", "training", {"color": COLOURS[5], "linewidth": 1.0}),
+        ("validation_bits_per_base", "validation", {"color": COLOURS[1], "marker": "o", "markersize": 4}),
     )
     for column, label, style in curves:
         points = [(float(row["tokens"]) / 1e6, float(row[column])) for row in rows if row[column]]
         if points:
             axes.plot(*zip(*points, strict=True), label=f"{label}, last {points[-1][1]:.4f}", **style)
     if markov is not None:
-        axes.axhline(markov, color="tab:gray", linestyle="--", label=f"best Markov model, {markov:.4f}")
-    axes.set(title=title, xlabel="bases seen (millions)", ylabel="bits per base (A, C, G, T only)")
+        axes.axhline(markov, **BASELINE, label=f"best Markov model, {markov:.4f}")
+    axes.set(
+        title=title,
+        xlabel="bases seen (millions)",
+        ylabel="bits per base, lower is better\n(2 is guessing; A, C, G, T only)",
+    )
     axes.grid(alpha=0.3)
     axes.legend()
     save_png(figure, path)

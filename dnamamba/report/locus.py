@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dnamamba.report.figures import save_png
+from dnamamba.report.figures import BASELINE, COLOURS, save_png
 from dnamamba.report.gene_models import ROW, draw_genes, draw_repeats, pack_rows, position_axis, runs_of
 
 if TYPE_CHECKING:
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 DOTS_UP_TO = 6_000
 """Positions that are drawn as dots, too; more would be a cloud."""
 BITS = 1 / np.log(2)
-_COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:purple")
 
 
 def plot_locus(
@@ -49,20 +48,20 @@ def plot_locus(
     panels = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
     top = panels[0]
     missing = np.ones(len(position), bool)
-    for (column, label), colour in zip(columns.items(), _COLOURS, strict=False):
+    for (column, label), colour in zip(columns.items(), COLOURS, strict=False):
         values = track[column].cast(float).fill_null(float("nan")).to_numpy() * BITS
         missing &= np.isnan(values)
         mean = f", mean {np.nanmean(values):.3f}" if not np.isnan(values).all() else ""
         if len(position) <= DOTS_UP_TO and len(columns) == 1:
             top.plot(position, values, ".", color=colour, markersize=2, alpha=0.25)
         top.plot(position, running_mean(values, window), color=colour, linewidth=1.1, label=f"{label}{mean}")
-    top.axhline(-2, color="tab:gray", linestyle="--", linewidth=0.9, label="guessing, −2")
+    top.axhline(-2, **BASELINE, label="guessing, −2")
     for start, end in runs_of(position, missing):
         top.axvspan(start, end, color="0.9", zorder=0)
     unit = f"bits, mean of {window} bases" if window > 1 else "bits"
-    top.set(title=title, ylabel=f"log₂ likelihood of the base\n({unit})")
+    top.set(title=title, ylabel=f"log₂ likelihood of the base,\nhigher is better ({unit})")
     top.grid(alpha=0.3)
-    top.legend(loc="lower right", fontsize=8, ncols=2)
+    figure.legend(*top.get_legend_handles_labels(), loc="outside lower center", fontsize=8, ncols=5)
     draw_genes(panels[1], genes, rows, low, high)
     if repeats is not None:
         draw_repeats(panels[2], repeats, low, high)

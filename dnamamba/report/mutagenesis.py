@@ -46,11 +46,11 @@ def plot_mutagenesis(table: "polars.DataFrame", path: Path) -> None:
         colours = [COLOURS.get(letter, COLOURS["N"]) for letter in letters]
         logo.bar(range(length), np.nan_to_num(height), width=1.0, color=colours, edgecolor=colours, linewidth=0.4)
         handles = [logo.plot([], [], "s", color=COLOURS[letter], label=letter)[0] for letter in "ACGT"]
-        logo.legend(handles=handles, ncols=4, loc="upper right", fontsize=8)
+        logo.legend(handles=handles, loc="upper left", bbox_to_anchor=(1, 1), fontsize=8)
     finite = height[np.isfinite(height)]
     low, high = (min(finite.min(), 0), max(finite.max(), 0)) if finite.size else (0, 1)
     margin = 0.05 * (high - low or 1)
-    logo.set(ylim=(low - margin, high + margin), ylabel="mean of −llr (nats)")
+    logo.set(ylim=(low - margin, high + margin), ylabel="mean of −llr (nats)\ntall: changes are unlikely")
     logo.axhline(0, color="black", linewidth=0.6)
     logo.set_title(f"{contig}:{start + 1:,}-{start + length:,}, all single-base changes")
 
@@ -68,7 +68,7 @@ def plot_mutagenesis(table: "polars.DataFrame", path: Path) -> None:
     heat.set(xlim=(-0.5, length - 0.5), xlabel=f"position on {contig} (1-based)")
     heat.xaxis.set_major_locator(MaxNLocator(nbins=10, integer=True))
     heat.xaxis.set_major_formatter(FuncFormatter(lambda position, _: f"{start + 1 + round(position):,}"))
-    figure.colorbar(picture, ax=heat, label="llr (nats)", extend="both", pad=0.01)
+    figure.colorbar(picture, ax=heat, label="llr (nats)\nred: less likely", extend="both", pad=0.01)
     save_png(figure, path)
 
 

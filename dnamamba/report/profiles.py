@@ -6,12 +6,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dnamamba.report.figures import save_png
+from dnamamba.report.figures import COLOURS, save_png
 
 if TYPE_CHECKING:
     import polars
-
-_COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:purple")
 
 
 def plot_profiles(
@@ -40,7 +38,7 @@ def plot_profiles(
         for number, measure in enumerate(rows["measure"].unique(maintain_order=True)):
             line = rows.filter(rows["measure"] == measure).sort("offset")
             offset, mean, error = (line[name].to_numpy() for name in ("offset", "mean", "standard_error"))
-            colour = _COLOURS[number % len(_COLOURS)]
+            colour = COLOURS[number % len(COLOURS)]
             axes.fill_between(offset, mean - 2 * error, mean + 2 * error, color=colour, alpha=0.2, linewidth=0)
             axes.plot(offset, mean, ".-", color=colour, linewidth=1, markersize=3, label=measure)
         axes.axvline(-0.5, color="black", linewidth=0.7, linestyle=":")

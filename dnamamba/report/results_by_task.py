@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from dnamamba.report.figures import save_png
+from dnamamba.report.figures import COLOURS, save_png
 
 
 def plot_results_by_task(rows: Sequence[Mapping[str, str]], path: Path, *, title: str, metric: str) -> None:
@@ -27,12 +27,14 @@ def plot_results_by_task(rows: Sequence[Mapping[str, str]], path: Path, *, title
         centres = [tasks.index(task) + (number - (len(models) - 1) / 2) * width for task in own]
         values = [float(row[metric]) for row in own.values()]
         spread = [float(row.get(f"{metric}_std") or 0) for row in own.values()]
-        bars = axes.bar(centres, values, width, yerr=spread, label=model, alpha=0.85, capsize=2)
+        bars = axes.bar(
+            centres, values, width, yerr=spread, label=model, color=COLOURS[number % len(COLOURS)], capsize=2
+        )
         axes.bar_label(bars, [f"{value:.2f}" for value in values], padding=2, fontsize=7)
     axes.set_xticks(range(len(tasks)), tasks, rotation=20, ha="right")
     axes.axhline(0, color="black", linewidth=0.8)
     axes.set_title(title)
-    axes.set(ylabel=f"{metric}, test")
+    axes.set(ylabel=f"{metric} on test, higher is better")
     axes.grid(alpha=0.3, axis="y")
     if models:
         figure.legend(loc="outside lower center", ncols=len(models))

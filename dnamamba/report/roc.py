@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dnamamba.report.figures import save_png
+from dnamamba.report.figures import BASELINE, COLOURS, save_png
 
 if TYPE_CHECKING:
     import polars
@@ -13,7 +13,6 @@ if TYPE_CHECKING:
 
 BINS = 10
 """Of the calibration curve, with equal numbers in each"""
-_COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown")
 
 
 def plot_roc_and_calibration(
@@ -40,7 +39,7 @@ def plot_roc_and_calibration(
     reach = 0.05
     for number, name in enumerate(known["predictor"].unique(maintain_order=True)):
         own = known.filter(pl.col("predictor") == name)
-        colour = _COLOURS[number % len(_COLOURS)]
+        colour = COLOURS[number % len(COLOURS)]
         label = own["label"].to_numpy()
         score = own["score"].cast(pl.Float64).to_numpy()
         counts = f"{int(label.sum()):,} / {int((label == 0).sum()):,}"
@@ -52,26 +51,26 @@ def plot_roc_and_calibration(
         if calibrated and own["probability"].is_not_null().all():
             probability = own["probability"].cast(pl.Float64).to_numpy()
             reach = max(reach, _calibration(panels[1], str(name), label, probability, colour))
-    roc.plot([0, 1], [0, 1], color="tab:gray", linestyle="--", linewidth=0.9, label="chance: 0.5")
+    roc.plot([0, 1], [0, 1], **BASELINE, label="chance: 0.5")
     roc.set(
         xlabel=f"false positive rate ({negative} called {positive})",
         ylabel=f"true positive rate ({positive} found)",
         aspect="equal",
-        title=f"ROC ({positive} / {negative})",
+        title=f"ROC, the nearer to the upper left the better ({positive} / {negative})",
     )
     if calibrated:
-        panels[1].plot([0, 1], [0, 1], color="tab:gray", linestyle="--", linewidth=0.9, label="perfect")
+        panels[1].plot([0, 1], [0, 1], **BASELINE, label="perfect")
         panels[1].set(
             xlabel=f"predicted probability of {positive}",
             ylabel=f"fraction that is {positive}, ± 1 standard error",
             xlim=(0, min(1.1 * reach, 1)),
             ylim=(0, min(1.1 * reach, 1)),
             aspect="equal",
-            title=f"calibration, at most {BINS} bins of equal numbers",
+            title=f"calibration, the nearer to the line the better ({BINS} bins at most)",
         )
     for axes in panels:
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=8, loc="lower right" if axes is roc else "upper left")
+        axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.14))  # below: curves may be anywhere
     figure.suptitle(title)
     save_png(figure, path)
 

@@ -6,13 +6,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dnamamba.report.figures import save_png
+from dnamamba.report.figures import COLOURS, save_png, shortened
 from dnamamba.report.gene_models import ROW, draw_genes, pack_rows, position_axis
 
 if TYPE_CHECKING:
     import polars
-
-_COLOURS = ("tab:red", "tab:blue", "tab:green", "tab:orange", "tab:purple", "tab:brown", "tab:pink", "tab:gray")
 
 
 def plot_variant_landscape(
@@ -22,7 +20,7 @@ def plot_variant_landscape(
     *,
     title: str,
     score: str = "llr",
-    label: str = "log-likelihood ratio, alternate to reference (nats)",
+    label: str = "log-likelihood ratio (nats)\nbelow 0: the alternate allele is less likely",
     group: str | None = None,
     order: Sequence[str] | None = None,
 ) -> None:
@@ -60,7 +58,7 @@ def plot_variant_landscape(
     groups = [values[classes == name] for name in order]
     for number, name in enumerate(order):
         chosen = classes == name
-        colour = _COLOURS[number % len(_COLOURS)]
+        colour = COLOURS[number % len(COLOURS)]
         top.scatter(
             start[chosen],
             values[chosen],
@@ -81,19 +79,21 @@ def plot_variant_landscape(
             medianprops={"color": "black"},
         )
         for box, (number, _) in zip(boxes["boxes"], shown, strict=True):
-            box.set_facecolor(_COLOURS[number % len(_COLOURS)])
+            box.set_facecolor(COLOURS[number % len(COLOURS)])
             box.set_alpha(0.6)
-    side.set_xticks([])
+    side.set_xticks(range(len(order)), [shortened(name, 18) for name in order], rotation=60, ha="right", fontsize=8)
+    for name in side.get_xticklabels():
+        name.set_in_layout(False)  # they reach into the empty panel below
     side.set_xlim(-0.6, len(order) - 0.4)
     side.tick_params(labelleft=False)
-    side.set_xlabel("quartiles and range\n(outliers left out)", fontsize=8)
+    side.set_title("median, quartiles, range\nwithout outliers", fontsize=8)
     for axes in (top, side):
         axes.axhline(0, color="black", linewidth=0.7)
         axes.grid(alpha=0.3)
     top.tick_params(labelbottom=False)
     top.set(title=title, ylabel=label)
     if group:
-        top.legend(fontsize=8, markerscale=2, ncols=4, loc="lower left")
+        figure.legend(*top.get_legend_handles_labels(), fontsize=8, markerscale=2, ncols=5, loc="outside lower center")
     draw_genes(below, genes, rows, low, high)
     position_axis(below, str(known["contig"][0]) if len(known) else "?", low, high)
     save_png(figure, path)

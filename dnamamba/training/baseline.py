@@ -25,6 +25,11 @@ def best_markov(settings: ResolvedPretrainSettings, prepared: Prepared) -> list[
     return scores
 
 
+def sees_both_sides(settings: ResolvedPretrainSettings) -> bool:
+    """Whether the model predicts a base from those on both sides of it; then its baseline does, too."""
+    return Ability.PREDICTS_MASKED_BASE in abilities_of(model_config(settings.model))
+
+
 def bits_over_all(scores: list[MarkovScore]) -> float | None:
     """Bits per base over the windows of all genomes together; None without scores."""
     counted = sum(score.counted for score in scores)
@@ -45,6 +50,6 @@ def _score(
         key,
         order=settings.markov_order,
         both_strands=settings.reverse_complement,
-        both_sides=Ability.PREDICTS_MASKED_BASE in abilities_of(model_config(settings.model)),
+        both_sides=sees_both_sides(settings),
         progress=progress,
     )

@@ -45,7 +45,7 @@ from dnamamba.settings.fields import as_plain, flat, named_fields
 from dnamamba.training.backprop.captured import Captured
 from dnamamba.training.backprop.choose import window_gradient
 from dnamamba.training.backprop.whole import whole
-from dnamamba.training.baseline import best_markov, bits_over_all
+from dnamamba.training.baseline import best_markov, bits_over_all, sees_both_sides
 from dnamamba.training.callbacks import RunControl
 from dnamamba.training.checkpoints import TRAINER_STATE, CheckpointKeeper, TrainerStateIO
 from dnamamba.training.estimate import advice, estimate, is_worth_measuring, memory_of_each
@@ -143,7 +143,7 @@ def _pretrain(requested: PretrainSettings, settings: ResolvedPretrainSettings, f
         return folder.path
     if control.stopped_by is not None:
         reached = {"step": control.step, "steps": settings.max_steps}
-        known = _draw_and_summarise(prepared, folder, control, [])  # no Markov models: a signal does not wait
+        known = _draw_and_summarise(settings, prepared, folder, control, [])  # no Markov models: a signal does not wait
         folder.write_unfinished(control.stopped_by.name, reached | known)
         print(f"stopped by {control.stopped_by.name}; continue with: {folder.resume_command('pretrain')}")
         raise SystemExit(128 + control.stopped_by)
@@ -300,7 +300,7 @@ def _provenance(settings: ResolvedPretrainSettings, prepared: Prepared) -> dict[
 
 def _finish(settings: ResolvedPretrainSettings, prepared: Prepared, folder: RunFolder, control: RunControl) -> None:
     markov = best_markov(settings, prepared)
-    summary = _draw_and_summarise(prepared, folder, control, markov)
+    summary = _draw_and_summarise(settings, prepared, folder, control, markov)
     folder.write_summary(summary)
     by_genome, by_class = summary.get("genomes", {}), folder.read_validation()
     bits, tokens, markov_bits = control.validation_bits_per_base, summary["tokens"], summary["markov_bits_per_base"]
@@ -326,7 +326,11 @@ def _finish(settings: ResolvedPretrainSettings, prepared: Prepared, folder: RunF
 
 
 def _draw_and_summarise(
-    prepared: Prepared, folder: RunFolder, control: RunControl, markov: list[MarkovScore]
+    settings: ResolvedPretrainSettings,
+    prepared: Prepared,
+    folder: RunFolder,
+    control: RunControl,
+    markov: list[MarkovScore],
 ) -> dict[str, Any]:
     """Draws the pictures of what there is; returns what summary.json says."""
     rows, by_class = folder.read_metrics(), folder.read_validation()
@@ -334,7 +338,13 @@ def _draw_and_summarise(
     if rows:
         plot_learning_curve(rows, folder.learning_curve, title=folder.path.name, markov=markov_bits)
     if by_class:
-        plot_validation_by_class(by_class, folder.validation_plot, title=folder.path.name, markov=markov_bits)
+        plot_validation_by_class(
+            by_class,
+            folder.validation_plot,
+            title=folder.path.name,
+            markov=markov_bits,
+            both_sides=sees_both_sides(settings),
+        )
     by_genome: dict[str, dict[str, float]] = {
         genome.name: {"validation_bits_per_base": control.bits_by_genome.get(genome.name, math.nan)}
         for genome in prepared.genomes
