@@ -78,6 +78,11 @@ VERBS = {
         "pages.settings:BrowseSettings",
         "pages.browse:browse",
     ),
+    "report": Verb(
+        "runs on one page: curves, data, results by class, comparisons",
+        "pages.settings:ReportSettings",
+        "pages.report:report",
+    ),
     "info": Verb(
         "show what a checkpoint was trained on, and its metrics",
         "info:InfoSettings",

@@ -21,7 +21,7 @@ from dnamamba.genome.intervals import Interval
 from dnamamba.genome.regions import parse_region
 from dnamamba.genome.view import GenomeView
 from dnamamba.outputs import refuse_existing, write_atomically
-from dnamamba.pages.html import as_data, data_uri, page, text
+from dnamamba.pages.html import as_data, data_uri, labelled, page, refuse_other_names, text
 from dnamamba.pages.settings import BrowseSettings
 from dnamamba.pages.variants import PageVariant, cut, read_variants, score_with
 from dnamamba.report.bigwig import BigWigWriter
@@ -43,8 +43,6 @@ _RING = '<span class="swatch" style="border:1.5px solid #767676"></span>'
 _STYLE = """
 body { max-width: 1500px; }
 #igv { margin: 1rem 0; border: 1px solid #ccc; min-height: 8rem; }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1rem; margin: .5rem 0; }
-dt { color: #595959; } dd { margin: 0; overflow-wrap: anywhere; }
 .swatch { display: inline-block; width: .8em; height: .8em; border-radius: 50%; margin: 0 .3em 0 .8em; }
 """
 
@@ -87,12 +85,6 @@ def browse(settings: BrowseSettings) -> None:
     print(f"{settings.out}: {region.length:,} bases, {counts}, {len(html) / 1e6:.1f} MB; open it in a browser")
 
 
-def refuse_other_names(out: Path) -> None:
-    """Raises `InputError` for a page whose name does not say that it is one."""
-    if out.suffix.lower() not in (".html", ".htm"):
-        raise InputError(f"--out: {out} is no name of a page; expected one that ends in .html")
-
-
 def browser_page(
     genome: GenomeView,
     region: Interval,
@@ -128,7 +120,6 @@ def browser_page(
         ],
     }
     where = f"{region.contig}:{region.start + 1:,}-{region.end:,}"
-    rows = "".join(f"<dt>{text(label)}</dt><dd>{text(value)}</dd>" for label, value in origin.items() if value)
     body = [
         f"<h1>{text(where)}</h1>",
         '<p class="muted">Drag to move, double-click or use + and − to zoom in and out. The box takes a region or the '
@@ -136,7 +127,7 @@ def browser_page(
         _legend(data, field) if variants else "",
         '<noscript><p>This page draws with JavaScript, which is switched off.</p></noscript>\n<div id="igv"></div>',
         f'<p class="muted">{_UNITS}</p>' if tracks.ours else "",
-        f"<dl>{rows}</dl>",
+        labelled(origin.items()),
         "<footer>Made by dnamamba. The browser is igv.js (MIT licence, Broad Institute and University of California), "
         "which is in this page; nothing is loaded from a network.</footer>",
         as_data("data", data),

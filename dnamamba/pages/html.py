@@ -9,12 +9,17 @@ import base64
 import hashlib
 import html
 import json
-from collections.abc import Sequence
+import re
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from dnamamba import __version__
-from dnamamba.errors import printable
+from dnamamba.errors import InputError, printable
 
+LARGEST_SVG = 300_000
+"""Bytes of a picture that stays SVG"""
 NONE = "'none'"
 STYLE = """
 :root { color-scheme: light; }
@@ -30,10 +35,18 @@ th { font-weight: 600; } td.number, th.number { text-align: right; }
 figure { margin: .8rem 0; } figure img, figure svg { max-width: 100%; height: auto; }
 figcaption { color: #595959; max-width: 60rem; }
 a { color: #0b57d0; }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1rem; margin: .5rem 0; }
+dt { color: #595959; } dd { margin: 0; overflow-wrap: anywhere; }
 footer { margin-top: 2.5rem; color: #595959; font-size: 13px; }
 @media print { body { margin: 0; max-width: none; }
   h2, figure, table { break-inside: avoid; } h2 { break-after: avoid; } }
 """
+
+
+def refuse_other_names(out: Path) -> None:
+    """Raises `InputError` for a page whose name does not say that it is one."""
+    if out.suffix.lower() not in (".html", ".htm"):
+        raise InputError(f"--out: {out} is no name of a page; expected one that ends in .html")
 
 
 def text(value: object) -> str:
@@ -77,3 +90,37 @@ def page(title: str, body: str, *, style: str = "", scripts: Sequence[str] = ())
             "</body>\n</html>\n",
         ]
     )
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A table of plain values; columns whose first cell is a number, or looks like one, are aligned to the right."""
+    cells = [[str(cell) for cell in row] for row in rows]
+    if not cells:
+        return ""
+    right = [bool(re.match(r"[−+-]?[\d,.]+( |$|%)", cell)) for cell in cells[0]]
+
+    def line(kind: str, values: Sequence[str]) -> str:
+        marked = [' class="number"' if is_right else "" for is_right in right]
+        return "".join(f"<{kind}{mark}>{text(value)}</{kind}>" for mark, value in zip(marked, values, strict=True))
+
+    body = "".join(f"<tr>{line('td', row)}</tr>" for row in cells)
+    return f"<table><thead><tr>{line('th', header)}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def labelled(lines: Iterable[tuple[str, str]]) -> str:
+    """Label and text a line, as `dnamamba info` prints them."""
+    rows = "".join(f"<dt>{text(label)}</dt><dd>{text(value)}</dd>" for label, value in lines if value)
+    return f"<dl>{rows}</dl>" if rows else ""
+
+
+def figure(draw: Callable[[Path], None], caption: str) -> str:
+    """A picture that `draw` makes at a path it is given: as SVG, sharp in print; as PNG where that would be large."""
+    with tempfile.TemporaryDirectory() as folder:
+        path, kind = Path(folder) / "figure.svg", "image/svg+xml"
+        draw(path)
+        if path.stat().st_size > LARGEST_SVG:
+            path, kind = path.with_suffix(".png"), "image/png"
+            draw(path)
+        data = path.read_bytes()
+    shown = text(caption)
+    return f'<figure><img src="{data_uri(data, kind)}" alt="{shown}"><figcaption>{shown}</figcaption></figure>'

@@ -72,7 +72,7 @@ def read_variants(
                         variant.start,
                         variant.ref,
                         alt,
-                        None if field is None else _finite(own.get(field, "")),
+                        None if field is None else finite(own.get(field, "")),
                         [(name, cut(value)) for name, value in shown if value not in (".", "")],
                     )
                 )
@@ -104,7 +104,8 @@ def score_with(
     return scored
 
 
-def _finite(value: str) -> float | None:
+def finite(value: str) -> float | None:
+    """The number of a text; None for what is none, NaN and infinite ones included."""
     found = number(value)
     return found if found is not None and math.isfinite(found) else None
 

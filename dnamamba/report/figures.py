@@ -32,7 +32,10 @@ def save_png(figure: "Figure", path: Path) -> None:
         if "\\mathdefault" not in text.get_text():  # matplotlib's own, of logarithmic axes
             text.set_parse_math(False)
     with whole_file(path, overwrite=True) as partial:
-        figure.savefig(partial, dpi=120, format="svg" if path.suffix == ".svg" else "png")
+        if path.suffix == ".svg":
+            figure.savefig(partial, format="svg", metadata={"Date": None})
+        else:
+            figure.savefig(partial, dpi=120, format="png")
 
 
 def shortened(name: str, most: int = 24) -> str:

@@ -48,7 +48,10 @@ class Parser(argparse.ArgumentParser, Generic[T]):
         shown = "" if known.default in (None, MISSING) or is_switch(known) else f" ({known.default})"
         options: dict[str, Any] = {"help": (known.help + shown).replace("%", "%%"), "metavar": _metavar(name, known)}
         if known.positional:
-            self.add_argument(name, **options)
+            several: dict[str, Any] = (
+                {"nargs": "*"} if _item(known.hint) is not None else {}
+            )  # none: the job says what it wants
+            self.add_argument(name, **several, **options)
         elif _item(known.hint) is not None:
             self.add_argument(f"--{name}", nargs="+", **options)
         elif is_switch(known):

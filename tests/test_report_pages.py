@@ -1,0 +1,167 @@
+"""The page of `dnamamba report`: runs of each kind, scores, comparisons, and what is neither."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import chromium
+import numpy as np
+import pytest
+
+from dnamamba import report
+from dnamamba.errors import InputError
+from dnamamba.pages.finetuning import _wilson
+from dnamamba.pages.html import page, table, text
+from dnamamba.pages.report import names
+from dnamamba.pages.scores import ScoreTable
+from dnamamba.report.split_map import plot_split_map
+
+FIXTURES = Path(__file__).parent / "fixtures" / "formats-2026-11"
+PRETRAINED, FINETUNED = FIXTURES / "pretrain-finished", FIXTURES / "finetune-finished"
+HOSTILE = "<img src=x onerror=alert(1)>"
+
+
+def make(tmp_path, *runs):
+    out = tmp_path / "page.html"
+    report.main([*map(str, runs), "--out", str(out), "--overwrite"])
+    return out.read_text()
+
+
+def plain(html):
+    """Its text, without pictures and marks."""
+    return re.sub(
+        r"\s+", " ", re.sub(r"<[^>]*>", " ", re.sub(r"<style>.*?</style>|data:[^\"]*", "", html, flags=re.DOTALL))
+    )
+
+
+class TestPretraining:
+    def test_what_is_said(self, tmp_path):
+        html = make(tmp_path, PRETRAINED)
+        words = plain(html)
+        summary = json.loads((PRETRAINED / "summary.json").read_text())
+        assert f"{summary['markov_bits_per_base']:.4f} bits/base (order 8)" in words
+        assert "python -m dnamamba.pretrain --genome ecoli.fa.gz" in words
+        assert "kbases/s, median of the steps" in words
+        trained = re.search(r"train ([\d,]+) ([\d.]+)% (\d+)", words)
+        rows = [line.split("\t") for line in (PRETRAINED / "splits.bed").read_text().splitlines()]
+        own = [int(row[2]) - int(row[1]) for row in rows if row[3] == "train"]
+        assert trained[1] == f"{sum(own):,}" and trained[3] == str(len(own))
+        assert html.count("<img ") == 4  # curve, speed, classes, splits
+        assert "script-src 'none'" in html and "<script" not in html
+
+    def test_several_are_compared(self, tmp_path):
+        other = tmp_path / HOSTILE
+        shutil.copytree(PRETRAINED, other, symlinks=True)
+        html = make(tmp_path, PRETRAINED, other)
+        words = plain(html)
+        assert "Compared" in words and "cpg: CpG 1.8225 1.8225" in words
+        assert "<img src=x" not in html and text(HOSTILE) in html
+
+    def test_before_the_end(self, tmp_path):
+        words = plain(make(tmp_path, FIXTURES / "pretrain-stopped"))
+        assert "unfinished the run still trains, or was ended; continue with --resume" in words
+
+    def test_contigs_and_their_splits(self, tmp_path):
+        lengths = {f"chr{number}": 3_000_000 - number for number in range(60)}
+        intervals = [(name, 0, 1_000_000, "train") for name in lengths] + [("chr3", 1_500_000, 2_000_000, "test")]
+        plot_split_map(intervals, lengths, tmp_path / "x.svg", title="splits")
+        drawn = (tmp_path / "x.svg").read_text()
+        assert drawn.startswith("<?xml") and "dc:date" not in drawn
+
+
+class TestFinetuning:
+    def test_what_is_said(self, tmp_path):
+        html = make(tmp_path, FINETUNED)
+        words = plain(html)
+        assert "accuracy 0.6000 0.4500 to 0.7500" in words
+        assert "2-mer mcc 0.8601 0.4284 no" in words
+        assert html.count("<img ") == 4  # trials, confusion, ROC and calibration, by length
+
+    def test_stopped_ones_say_so(self, tmp_path):
+        make(tmp_path, FIXTURES / "finetune-stopped")
+
+    def test_intervals_of_shares(self):
+        low, high = _wilson(8, 10)  # Brown, Cai and DasGupta 2001
+        assert (round(low, 3), round(high, 3)) == (0.49, 0.943)
+
+
+class TestScores:
+    def test_of_a_table_by_class(self, tmp_path):
+        path = tmp_path / "scored.tsv"
+        rows = [
+            "contig\tllr\teffect",
+            "1\t-1.5\tmissense",
+            "1\t0.5\tsynonymous",
+            "1\t\tmissense",
+            f"1\t-0.5\t{HOSTILE}",
+        ]
+        path.write_text("\n".join(rows) + "\n")
+        scores = ScoreTable(path, "scored")
+        assert scores.skipped == 1 and scores.class_name == "effect"
+        assert {name: of.tolist() for name, of in scores.by_class().items()} == {
+            "missense": [-1.5], "synonymous": [0.5], HOSTILE: [-0.5],
+        }  # fmt: skip
+        html = make(tmp_path, path)
+        assert "1 alleles have no score" in plain(html) and "<img src=x" not in html
+
+    def test_of_a_vcf(self, tmp_path):
+        path = tmp_path / "scored.vcf"
+        header = "".join(
+            f'##INFO=<ID={name},Number={number},Type=String,Description="x">\n'
+            for name, number in (("DNAMAMBA_LLR", "A"), ("Consequence", "1"))
+        )
+        path.write_text(
+            f"##fileformat=VCFv4.2\n{header}#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO\n"
+            "1\t5\t.\tA\tC,G\t.\t.\tDNAMAMBA_LLR=-1.25,.;Consequence=stop\n"
+        )
+        scores = ScoreTable(path, "scored")
+        assert scores.scores.tolist() == [-1.25] and scores.skipped == 1
+        assert scores.classes.tolist() == ["stop"]
+
+
+class TestBadInput:
+    @pytest.mark.parametrize(
+        ("given", "message"),
+        [
+            ([], "give run folders, or files of scored variants"),
+            (["{}"], "is no run folder (config.yaml is missing); expected what pretrain or finetune wrote"),
+            (["{}/missing"], "missing: no such run folder or file"),
+            (["{}/x.txt"], "x.txt: is no run folder and no file of scores"),
+            (["{}/x.csv"], "x.csv: has the columns a, b; expected one called llr or score"),
+            (["{}/x.csv", "{}/../*/x.csv"], "x.csv"),
+        ],
+    )
+    def test_is_one_line(self, tmp_path, given, message):
+        (tmp_path / "x.txt").write_text("x")
+        (tmp_path / "x.csv").write_text("a,b\n1,2\n")
+        paths = [path.format(tmp_path) for path in given]
+        with pytest.raises(InputError, match=re.escape(message)):
+            report.main([*paths, "--out", str(tmp_path / "page.html")])
+        assert not (tmp_path / "page.html").exists()
+
+    def test_names_are_as_long_as_it_takes(self, tmp_path):
+        paths = [tmp_path / "a" / "run", tmp_path / "b" / "run", tmp_path / "other"]
+        assert names(paths) == ["a/run", "b/run", f"{tmp_path.name}/other"]
+        with pytest.raises(InputError, match="is there twice"):
+            names([paths[0], paths[0]])
+
+
+def test_tables_and_pages_escape():
+    assert table(("<a>", "b"), [("<c>", "1.5")]) == (
+        '<table><thead><tr><th>&lt;a&gt;</th><th class="number">b</th></tr></thead>'
+        '<tbody><tr><td>&lt;c&gt;</td><td class="number">1.5</td></tr></tbody></table>'
+    )
+    assert "<title>&lt;t&gt;</title>" in page("<t>", "") and text("a\x1b[0m\"'") == "a\\x1b[0m&quot;&#x27;"
+
+
+@pytest.mark.skipif(chromium.find() is None, reason="no Chromium on this machine (Debian: apt-get install chromium)")
+def test_in_a_browser_all_pictures_are_drawn(tmp_path):
+    make(tmp_path, PRETRAINED, FINETUNED)
+    with chromium.Chromium() as browser:
+        browser.open(tmp_path / "page.html")
+        browser.wait_for("document.readyState === 'complete'")
+        widths = browser.evaluate("[...document.images].map(image => image.naturalWidth)")
+        assert len(widths) == 8 and np.min(widths) > 200
+        assert browser.console == []
+        assert browser.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
