@@ -223,6 +223,36 @@ class TestBigWig:
             with pytest.raises(InputError, match=r"x\.bw: is a damaged bigWig"), BigWig(path) as file:
                 file.values("a", 0, 500)
 
+    def test_any_damage_is_refused_or_read_in_no_time(self, tmp_path):
+        path = tmp_path / "x.bw"
+        values = np.random.default_rng(0).normal(size=3000)
+        write_bigwig(path, {"a": 9000, "b": 500}, ("a", 0), values=values, span=2, step=3)
+        whole = bytearray(path.read_bytes())
+        rng = np.random.default_rng(1)
+        refused = 0
+        for _ in range(300):
+            damaged = whole.copy()
+            for place in rng.integers(0, min(len(whole), 1200) if rng.random() < 0.5 else len(whole), 2).tolist():
+                damaged[place] = int(rng.choice([0, 1, 255, rng.integers(256)]))
+            path.write_bytes(damaged)
+            try:
+                with BigWig(path) as file:
+                    for name in file.contigs:
+                        assert file.values(name, 100, 400).shape == (300,)
+            except InputError:
+                refused += 1
+        assert 50 < refused < 300
+
+    def test_an_index_without_end(self, tmp_path):
+        path = tmp_path / "x.bw"
+        write_bigwig(path, {"a": 500}, ("a", 100), values=[1.0, 2.0, 3.0], span=1, step=1)
+        whole = bytearray(path.read_bytes())
+        root = struct.unpack_from("<Q", whole, 24)[0] + 48
+        inner = struct.pack("<BBH", 0, 0, 2) + 2 * struct.pack("<IIIIQ", 0, 0, 9, 500, root)  # twice itself
+        path.write_bytes(whole[:root] + inner + bytes(64))
+        with pytest.raises(InputError, match="its index has no end"), BigWig(path) as file:
+            file.values("a", 0, 500)
+
 
 def test_exons_are_cut_where_coding_begins_and_ends():
     gene = Gene("g", "c", False, np.array([[0, 10], [20, 40], [50, 60]]), np.array([[5, 10], [20, 30]]))

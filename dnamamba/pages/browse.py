@@ -28,7 +28,7 @@ from dnamamba.report.bigwig import BigWigWriter
 from dnamamba.report.bigwig_reader import BigWig
 
 LONGEST = 2_000_000
-"""Bases of a region: its page has some 30 MB"""
+"""Bases of a region: its page has some 50 MB"""
 _TRACK = re.compile(r"(?:^|\.)(forward|reverse|mean)_(log_likelihood|entropy|p_[ACGT])\.(?:bw|bigwig)$", re.IGNORECASE)
 """How `dnamamba likelihood` calls its files"""
 _COLOURS = {"forward": "#0072B2", "reverse": "#D55E00", "mean": "#00704F"}

@@ -22,8 +22,8 @@ class BrowseSettings(ExactComputeOptions, BatchTokensOptions, OverwriteOptions, 
     """bigWig tracks that `dnamamba likelihood` wrote (PREFIX.*.bw): log-likelihoods and entropy are drawn as tracks,
     p_A, p_C, p_G and p_T as a sequence logo. Other bigWigs, such as conservation, are tracks too."""
     checkpoint: Path | None = None
-    """In place of --likelihood: a pretrained model, which computes the region first, and scores the variants of --vcf
-    if these have no scores."""
+    """In place of --likelihood: a pretrained model, by its folder or the name of a bundled one, which computes the
+    region first, and scores the variants of --vcf if these have no scores."""
     context: int | Literal["unlimited"] | None = None
     """With --checkpoint: bases of context at most. Default: the length that the model was trained at."""
 

@@ -58,6 +58,7 @@ class BigWig:
     def values(self, contig: str, start: int, end: int) -> np.ndarray:
         """(end − start,) fp32: the values of [start, end), 0-based half-open; NaN where the file has none."""
         number, _ = self.contigs[contig]
+        self._nodes = 0
         out = np.full(end - start, np.nan, np.float32)
         if self._unpack(self._index, "I")[0] != INDEX_MAGIC:
             raise self._damaged("its index is missing")
@@ -67,6 +68,7 @@ class BigWig:
 
     def _read_header(self) -> None:
         start = self._file.read(4)
+        self._nodes = 0
         self._order = ">" if start == struct.pack(">I", MAGIC) else "<"
         if start != struct.pack(f"{self._order}I", MAGIC):
             raise InputError(f"{self.path}: is no bigWig; `dnamamba likelihood --format bigwig` writes them (.bw)")
@@ -117,6 +119,8 @@ class BigWig:
         ends = np.minimum(begins + lengths, start + out.size)
         begins = np.maximum(begins, start)
         inside = ends > begins
+        if int((ends - begins)[inside].sum()) > out.size:
+            raise self._damaged("values of a block overlap")
         begins, lengths, values = begins[inside], (ends - begins)[inside], items["value"][inside]
         within = np.arange(int(lengths.sum())) - np.repeat(np.cumsum(lengths) - lengths, lengths)
         out[np.repeat(begins - start, lengths) + within] = np.repeat(values, lengths)
@@ -125,13 +129,18 @@ class BigWig:
         data = self._read(offset, size)
         if not self._compressed:
             return data
+        packed = zlib.decompressobj()
         try:
-            return zlib.decompressobj().decompress(data, _LARGEST_BLOCK)
+            block = packed.decompress(data, _LARGEST_BLOCK)
         except zlib.error:
-            raise self._damaged("a block cannot be decompressed") from None
+            block = b""
+        if not packed.eof:  # else its checksum was right
+            raise self._damaged("a block cannot be decompressed")
+        return block
 
     def _node(self, offset: int, depth: int) -> tuple[bool, int]:
-        if depth > _DEEPEST:
+        self._nodes += 1
+        if depth > _DEEPEST or 4 * self._nodes > self._size:  # a node has 4 bytes at least
             raise self._damaged("its index has no end")
         is_leaf, _, count = self._unpack(offset, "BBH")
         return bool(is_leaf), count
