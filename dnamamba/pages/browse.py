@@ -41,6 +41,7 @@ _UNITS = (
 )
 _RING = '<span class="swatch" style="border:1.5px solid #767676"></span>'
 _STYLE = """
+html { overflow-y: scroll; }
 body { max-width: 1500px; }
 #igv { margin: 1rem 0; border: 1px solid #ccc; min-height: 8rem; }
 .swatch { display: inline-block; width: .8em; height: .8em; border-radius: 50%; margin: 0 .3em 0 .8em; }
@@ -106,7 +107,7 @@ def browser_page(
         "start": region.start,
         "end": region.end,
         "locus": f"{contig}:{region.start + 1}-{region.end}",
-        "genome": page_name(genome.path.name),
+        "genome": page_name(genome.path.name.removesuffix(".dnamamba")),
         "fasta": data_uri(head + bases + b"\n", "text/plain"),
         "score_limit": float(np.quantile(np.abs(scores), 0.95)) or 1.0 if scores.size else 1.0,
         "score_signed": bool((scores < 0).any()),
