@@ -62,6 +62,15 @@ class TestPretraining:
         words = plain(make(tmp_path, FIXTURES / "pretrain-stopped"))
         assert "unfinished the run still trains, or was ended; continue with --resume" in words
 
+    def test_best_and_worst_contigs(self, tmp_path):
+        run = tmp_path / "run"
+        shutil.copytree(PRETRAINED, run, symlinks=True)
+        rows = [f"300,contig,chr{number},{1 + number / 10},2,{number + 1}000" for number in range(9)]
+        with (run / "validation_by_class.csv").open("a") as file:
+            file.write("\n".join(rows) + "\n")
+        words = plain(make(tmp_path, run))
+        assert "chr0 1.0000 1,000 chr1 1.1000 2,000 chr2 1.2000 3,000 chr7 1.7000 8,000 chr8 1.8000 9,000" in words
+
     def test_contigs_and_their_splits(self, tmp_path):
         lengths = {f"chr{number}": 3_000_000 - number for number in range(60)}
         intervals = [(name, 0, 1_000_000, "train") for name in lengths] + [("chr3", 1_500_000, 2_000_000, "test")]
@@ -77,6 +86,21 @@ class TestFinetuning:
         assert "accuracy 0.6000 0.4500 to 0.7500" in words
         assert "2-mer mcc 0.8601 0.4284 no" in words
         assert html.count("<img ") == 4  # trials, confusion, ROC and calibration, by length
+
+    def test_of_several_labels_and_of_numbers(self, tmp_path):
+        for kind, header, rows in (
+            ("labels", "label_a,label_b,p_a,p_b", ["1,0,0.9,0.2", "0,1,0.4,0.6", "1,1,0.7,0.1"]),
+            ("numbers", "label_y,value_y", ["1,1.5", "2,2.5", "3,3.5"]),
+        ):
+            run = tmp_path / kind
+            run.mkdir()
+            (run / "config.yaml").write_text("task: sequences\n")
+            lines = [f"0,c,{number},{number + 100},g,{row}" for number, row in enumerate(rows)]
+            text = "\n".join([f"seed,contig,start,end,group,{header}", *lines, *(f"1{line[1:]}" for line in lines)])
+            (run / "test_predictions.csv").write_text(text + "\n")
+        assert "ROC and calibration" not in plain(make(tmp_path, tmp_path / "numbers"))
+        assert "y 3 1.0000 0.5 0.8165" in plain(make(tmp_path, tmp_path / "numbers"))
+        assert make(tmp_path, tmp_path / "labels").count("<img ") == 1
 
     def test_stopped_ones_say_so(self, tmp_path):
         make(tmp_path, FIXTURES / "finetune-stopped")

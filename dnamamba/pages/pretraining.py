@@ -1,6 +1,7 @@
 """The part of a report about pretrainings: what each learnt from, how it went, and where it is good."""
 
 import functools
+import math
 import statistics
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +21,8 @@ from dnamamba.runs.folder import RunFolder
 from dnamamba.runs.progress import clock, si
 from dnamamba.runs.summary import summary_lines
 
+EXTREMES = 3
+"""Contigs that are named as predicted best, and as worst"""
 LOWER_IS_BETTER = "bits per base, lower is better (2 is guessing)"
 
 
@@ -120,6 +123,7 @@ def pretraining_section(run: Pretraining) -> str:
                 "The last validation by context, class of region and contig.",
             )
         )
+    parts.append(_extremes(run))
     if genomes := summary.get("genomes"):
         rows = [
             (name, f"{of['validation_bits_per_base']:.4f}", f"{of.get('markov_bits_per_base') or float('nan'):.4f}")
@@ -128,6 +132,20 @@ def pretraining_section(run: Pretraining) -> str:
         parts += ["<h3>By genome</h3>", table(("genome", LOWER_IS_BETTER, "best Markov model"), rows)]
     parts += ["<h3>Data</h3>", _data(run)]
     return "\n".join(parts)
+
+
+def _extremes(run: Pretraining) -> str:
+    """The contigs that are predicted best and worst; none where there are few."""
+    contigs = [row for row in run.by_class if row["group"] == "contig" and math.isfinite(float(row["bits_per_base"]))]
+    contigs.sort(key=lambda row: float(row["bits_per_base"]))
+    if len(contigs) < 2 * EXTREMES:
+        return ""
+    rows = [
+        (row["class"], f"{float(row['bits_per_base']):.4f}", f"{int(row['bases']):,}")
+        for row in (*contigs[:EXTREMES], *contigs[-EXTREMES:])
+    ]
+    header = ("contig", LOWER_IS_BETTER, "bases validated on")
+    return f"<h3>The {EXTREMES} contigs predicted best, and the {EXTREMES} predicted worst</h3>{table(header, rows)}"
 
 
 def comparison(runs: list[Pretraining]) -> str:
