@@ -68,7 +68,8 @@ class Step:
         self.inputs, self.targets = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
 
     def loss(self) -> Tensor:
-        with torch.autocast("cuda", torch.bfloat16, cache_enabled=not torch.cuda.is_current_stream_capturing()):
+        # Casts of a recording must not come from a cache; and code compiled with one would be compiled anew within it.
+        with torch.autocast("cuda", torch.bfloat16, cache_enabled=False):
             sums = self.model.loss(self.inputs, self.targets)
         return sums.nll_sum / sums.counted
 
@@ -94,6 +95,7 @@ def measure(system: str, d_model: int, length: int, repeats: int) -> Row:
     torch.manual_seed(0)
     plain = LanguageModel(config_of(system, d_model)).cuda()
     fast = copy.deepcopy(plain)
+    fast.backbone.recompute = "none"  # as pretraining has it where the memory suffices
     if "compiled" in SYSTEMS[system]:
         for block in fast.backbone.layers:
             block.mixer.compile(dynamic=False)  # the norm between is a kernel already
