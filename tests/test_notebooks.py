@@ -13,13 +13,20 @@ import numpy as np
 import pytest
 import torch
 
+import dnamamba
 from dnamamba.formats.checkpoint import save_checkpoint
 from dnamamba.model.config import preset
 from dnamamba.model.language_model import LanguageModel
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-PICTURES = {"01_per_position_likelihood": 2, "02_variants": 3, "03_species": 2, "05_the_selective_scan": 6}
+PICTURES = {
+    "01_per_position_likelihood": 2,
+    "02_variants": 3,
+    "03_species": 2,
+    "04_training_curves": 2,
+    "05_the_selective_scan": 6,
+}
 NAMES = list(PICTURES)
 OWN_LINES = 100
 FORMULAS = "05_the_selective_scan"
@@ -106,7 +113,8 @@ def test_as_they_stand(tmp_path: Path) -> None:
 
 
 def users_genome(folder: Path) -> None:
-    """Two contigs with N, repeats in lower case, genes of three exons on both strands; a GFF3; an untrained model."""
+    """Two contigs with N, repeats in lower case, genes of three exons on both strands; a GFF3; an untrained model; a
+    run of a few steps."""
     rng = np.random.default_rng(0)
     letters = rng.choice(list("ACGT"), 12_000)
     lines = ["##gff-version 3\n"]
@@ -127,6 +135,9 @@ def users_genome(folder: Path) -> None:
     for name, bases in species.items():
         (folder / f"{name}.fa").write_text(f">{name}\n{''.join(bases)}\n")
     (folder / "species.tsv").write_text("name\tfasta\none\tone.fa\ntwo\ttwo.fa\n")
+    tiny = {"preset": "demo", "n_layer": 1, "d_model": 16, "d_state": 4}
+    sizes = {"length": 128, "batch_tokens": 512, "max_steps": 6, "validation_every": 2, "validation_tokens": 512}
+    dnamamba.pretrain(genome=folder / "two.fa", model=tiny, out=folder / "trained", markov_order=0, **sizes)
     alleles = rng.choice(list("ACGT"), (200, 2))
     scores = rng.normal(size=200)
     rows = [
@@ -150,6 +161,7 @@ def test_with_a_users_genome_and_model(tmp_path: Path) -> None:
         "CLOSE_UP": '"chrU:2,001-2,040"',
         "LABELLED": 'Path("scored.tsv")',
         "SPECIES": 'Path("species.tsv")',
+        "RUNS": '{"mine": Path("trained")}',
         "LENGTHS": "(64, 128)",
     }
     for name in NAMES:
@@ -161,6 +173,6 @@ def test_with_a_users_genome_and_model(tmp_path: Path) -> None:
     execute(tmp_path, NAMES)
     for name in NAMES:
         assert len(pictures(read(tmp_path / f"{name}.ipynb"))) == PICTURES[name]
-    assert not (tmp_path / "runs" / "demo").exists()
+    assert not (tmp_path / "runs" / "demo").exists() and not list((tmp_path / "runs" / "04").glob("rate-*"))
     table = (tmp_path / "01_per_position_likelihood.ipynb").read_text()
     assert "intron" in table and "repeat" in table

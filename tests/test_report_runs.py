@@ -8,7 +8,7 @@ import pytest
 from dnamamba.report import results_by_task, validation_by_class
 from dnamamba.report.accuracy_by_length import plot_accuracy_by_length
 from dnamamba.report.figures import shortened
-from dnamamba.report.run_tables import accuracy_rows
+from dnamamba.report.run_tables import accuracy_rows, result_rows
 
 
 def test_rows_of_runs(tmp_path: Path) -> None:
@@ -81,3 +81,12 @@ def test_long_names_are_cut_in_their_middle() -> None:
     short = shortened("NC_000020.11_Homo_sapiens_chromosome_20_GRCh38")
     assert len(short) == 24 and short.startswith("NC_000020.11") and short.endswith("GRCh38")
     assert len({shortened(f"contig_{number}_of_an_assembly_with_long_names") for number in range(100)}) == 100
+
+
+def test_results_of_pretraining_in_a_table() -> None:
+    """What a run lacks is null: its Markov models were left out, or it was stopped before it had a best."""
+    summaries = {
+        "a": {"validation_bits_per_base": 1.9, "best_validation_bits_per_base": 1.8, "markov_bits_per_base": 1.95},
+        "b": {"validation_bits_per_base": 1.7, "markov_bits_per_base": None, "tokens": 2_500_000},
+    }
+    assert result_rows(summaries).rows() == [("a", 1.9, 1.8, 1.95, None), ("b", 1.7, None, None, 2.5)]

@@ -1,8 +1,12 @@
-"""Tables for figures from the folders of fine-tuning runs."""
+"""Tables of runs, for figures and to read: from the folders of fine-tuning runs, from summaries of pretraining."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import polars
 
 
 def accuracy_rows(runs: Iterable[tuple[str, Path]]) -> list[dict[str, str]]:
@@ -26,3 +30,21 @@ def accuracy_rows(runs: Iterable[tuple[str, Path]]) -> list[dict[str, str]]:
                     {"model": simple, "length": length, "accuracy": str(values["accuracy"]), "low": "", "high": ""}
                 )
     return rows
+
+
+def result_rows(summaries: Mapping[str, Mapping[str, Any]]) -> "polars.DataFrame":
+    """Name -> summary.json of a pretraining run, as a row a run: run, the bits per base of its last and its best
+    validation and of the best Markov model (null where there are none), and millions of bases seen."""
+    import polars
+
+    def scaled(summary: Mapping[str, Any], key: str, unit: float) -> float | None:
+        return None if summary.get(key) is None else summary[key] / unit
+
+    columns = {
+        "last": ("validation_bits_per_base", 1),
+        "best": ("best_validation_bits_per_base", 1),
+        "Markov": ("markov_bits_per_base", 1),
+        "Mbases": ("tokens", 1e6),
+    }
+    rows = {column: [scaled(each, *of) for each in summaries.values()] for column, of in columns.items()}
+    return polars.DataFrame({"run": list(summaries), **rows})
