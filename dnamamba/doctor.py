@@ -134,6 +134,8 @@ def check_kernels(device: str) -> int:
     from dnamamba.model.kernels import compare_kernels
 
     print("  operators against the reference in fp64: largest relative error of outputs, of gradients")
+    if device != "cpu":
+        print("  (compiled when first used: some minutes, once)", flush=True)
     failed = 0
     for found in compare_kernels(device):
         print(f"  {found.operator:<12}{found.backend:<8}{_dtype(found):<6}{_verdict(found)}", flush=True)
