@@ -22,10 +22,11 @@ FOREIGN = frozenset(
         "chr20.json",
         "--len",
         "tokens.split(length, dim=1)",
+        *("tokens.bin", "model.safetensors", "DNAMAMBA", "PREFIX.STRAND_TRACK.bw", "PREFIX.json"),
+        *("DNAMAMBA_LLR_FWD", "DNAMAMBA_LLR_REV", "DNAMAMBA_AT", "DNAMAMBA_AFTER"),
     }
 )
-
-"""Names of other people's programs, and of examples"""
+"""Names of other people's programs, of examples, and those in files that are put together when they are written"""
 FILE_ENDINGS = (".py", ".md", ".toml", ".yaml", ".json", ".cuh", ".cu", ".csv", ".tsv", ".png", ".bed", ".ipynb")
 
 

@@ -133,7 +133,7 @@ def test_wrong_and_failing_kernels_end_with_exit_code_1(monkeypatch, capsys):
 
 
 def test_published_figures_are_those_of_the_documents():
-    readme, guide = ((ROOT / name).read_text() for name in ("kernels/README.md", "GUIDE.md"))
+    readme, guide = ((ROOT / name).read_text() for name in ("kernels/README.md", "docs/figures.md"))
     scan, conv, norm = speed.PUBLISHED["cuda"]
     figures = [f"{value:.3g}" for row in (scan, conv, norm) for value in (row.forward, row.both - row.forward)]
     assert f"| 1, 512, 131,072 | {figures[0]} " in readme and f"| 1, 512, 131,072 | {figures[1]} " in readme
