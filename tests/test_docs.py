@@ -19,7 +19,8 @@ ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "GUIDE.md", *sorted(ROOT.glob("docs/*.md")), *ROOT.glob("pipelines/README.md")]
 TUTORIAL = ROOT / "docs" / "tutorial.md"
 QUICK = {
-    "--max_steps 300": "--max_steps 4 --validation_tokens 4096 --markov_order 2",
+    "--length 1024 --max_steps 300": "--length 128 --batch_tokens 1024 --max_steps 4 --validation_every 4 "
+    "--validation_tokens 1024 --markov_order 2",
     "361,101-361,130": "361,101-361,104",
 }
 """What the test runs in place of minutes of training"""

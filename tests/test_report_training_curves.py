@@ -40,8 +40,14 @@ def test_a_line_a_run_with_its_own_colour_and_units(tmp_path: Path, drawn: list)
     assert slow.get_color() != fast.get_color() and list(markov.get_ydata()) == [1.93, 1.93]
     assert norm.get_yscale() == rate.get_yscale() == "log" and list(rate.lines[1].get_ydata()) == [8e-3, 8e-3, 8e-4]
     assert all(axes.get_ylabel() for axes in figure.axes) and "millions" in rate.get_xlabel()
-    assert [text.get_text() for text in validation.get_legend().get_texts()] == [*runs, "best Markov model, 1.930"]
+    assert all(low < 1.93 < high for low, high in (axes.get_ylim() for axes in (validation, training)))
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [*runs, "best Markov model, 1.930"]
     assert (tmp_path / "curves.png").stat().st_size > 10_000
+
+
+def test_what_is_far_worse_than_guessing_is_cut_off(tmp_path: Path, drawn: list) -> None:
+    plot_training_curves({"a": metrics(1.0, 7.0)}, tmp_path / "a.png", title="t", markov=1.93)
+    assert drawn[0].axes[0].get_ylim()[1] == training_curves.WORST and drawn[0].axes[0].get_ylim()[0] < 1.93
 
 
 def test_by_context(tmp_path: Path, drawn: list) -> None:

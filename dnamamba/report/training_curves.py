@@ -42,13 +42,13 @@ def plot_training_curves(
         axes.set(ylabel=label, yscale=scale)
         axes.grid(alpha=0.3)
     for axes in panels[0]:
-        axes.set_ylim(top=min(axes.get_ylim()[1], WORST))
-    if markov is not None:
-        for axes in panels[0]:
+        if markov is not None:
             axes.axhline(markov, **BASELINE, label=f"best Markov model, {markov:.3f}")
+        axes.set_ylim(top=min(axes.get_ylim()[1], WORST))
     for axes in panels[1]:
         axes.set_xlabel("bases seen (millions)")
-    panels[0][0].legend(fontsize=8)
+    lines, names = panels[0][0].get_legend_handles_labels()
+    figure.legend(lines, names, loc="outside lower center", ncols=4, fontsize=8)
     save_png(figure, path)
 
 
@@ -76,7 +76,7 @@ def plot_by_context(runs: Mapping[str, "polars.DataFrame"], path: Path, *, title
     axes.axhline(2, **BASELINE, label="guessing one of four, 2")
     axes.set(title=title, xlabel="bases of the window seen before the base", ylabel="bits per base (lower is better)")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    figure.legend(loc="outside lower center", ncols=4, fontsize=8)
     save_png(figure, path)
 
 
