@@ -8,7 +8,9 @@ written as they are.
 import base64
 import json
 import re
+from argparse import HelpFormatter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -62,9 +64,9 @@ def flags() -> str:
     """Every verb with its flags, units and defaults, from the docstrings of its settings."""
     parts = ["# Flags\nWhat `python -m dnamamba.VERB --help` prints. A YAML file of `--config` takes the same names.\n"]
     for verb, what in verbs.VERBS.items():
-        parts.append(
-            f"## {verb}\n{what.help[0].upper()}{what.help[1:]}.\n\n```text\n{verbs.parser(verb).format_help()}```\n"
-        )
+        parser = verbs.parser(verb)
+        parser.formatter_class = partial(HelpFormatter, width=100)  # type: ignore[assignment]
+        parts.append(f"## {verb}\n{what.help[0].upper()}{what.help[1:]}.\n\n```text\n{parser.format_help()}```\n")
     return "\n".join(parts)
 
 

@@ -1,6 +1,8 @@
 """The documentation: the tutorial's commands run, all others are accepted as they stand, and every page is in the
 site's menu."""
 
+import importlib.util
+import json
 import re
 import shlex
 import subprocess
@@ -13,6 +15,7 @@ import pytest
 import yaml
 
 from dnamamba import cli, verbs
+from dnamamba.analysis.variants import score_output
 from dnamamba.errors import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -146,3 +149,33 @@ def test_every_document_and_notebook_is_in_the_menu() -> None:
         *ROOT.glob("[a-z]*/README.md"),
     ]
     assert {path.relative_to(ROOT).as_posix() for path in paths} - set(found) == set()
+
+
+def test_every_column_of_scored_variants_is_explained() -> None:
+    rows = [line for line in (ROOT / "docs" / "file_formats.md").read_text().splitlines() if line.startswith("| `DNA")]
+    for column, (name, _) in score_output._INFO.items():
+        assert any(f"`DNAMAMBA_{name}`" in row and f"`{column}`" in row for row in rows), column
+
+
+def test_pages_that_are_made(tmp_path: Path) -> None:
+    """Notebooks with their pictures and tables, and the flags of all verbs; only what lies in the repository is copied
+    from links."""
+    pytest.importorskip("mkdocs")
+    spec = importlib.util.spec_from_file_location("pages", ROOT / "docs" / "pages.py")
+    assert spec is not None and spec.loader is not None
+    pages = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(pages)
+    path = ROOT / "notebooks" / "04_training_curves.ipynb"
+    text, pictures = pages.notebook(path)
+    assert list(pictures) == [f"04_training_curves-{number}.png" for number in (1, 2)]
+    assert all(data.startswith(b"\x89PNG") and f"]({name})" in text for name, data in pictures.items())
+    cells = json.loads(path.read_text())["cells"]
+    assert text.count("```python\n") == sum(cell["cell_type"] == "code" for cell in cells)
+    assert "best" in text.partition("```text\n")[2].partition("```")[0]
+    flags = pages.flags()
+    assert re.findall(r"^## (\w+)$", flags, re.MULTILINE) == list(verbs.VERBS)
+    assert "--recompute none|cheap|all" in flags
+    (tmp_path / "a.md").write_text("[b](b.md#x) [c](c.txt) ![d](../d.png) [e](https://e.org/b.md) [f](#f) [g](gone.md)")
+    for name in ("b.md", "c.txt"):
+        (tmp_path / name).touch()
+    assert [each.name for each in pages.targets(tmp_path / "a.md", tmp_path)] == ["b.md", "c.txt"]
