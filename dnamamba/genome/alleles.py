@@ -11,6 +11,7 @@ import numpy as np
 
 from dnamamba.alphabet import BASES, TOKEN_BITS, decode, encode, reverse_complement
 from dnamamba.errors import InputError
+from dnamamba.genome.symbolic import Event, event_of
 from dnamamba.genome.vcf import Records
 from dnamamba.genome.view import GenomeView
 
@@ -20,7 +21,7 @@ REASONS = {
     "beyond_contig": "POS or REF reach beyond the contig",
     "ref_mismatch": "REF is not what the genome has there",
     "ref_not_acgt": "REF or the genome has N or another ambiguous base there",
-    "symbolic": "a symbolic allele such as <DEL>: its bases are not given",
+    "symbolic": "a symbolic allele whose bases are not given: other than <DEL>, <DUP>, <INV>, or without END and SVLEN",
     "spanning_deletion": "the allele * of a deletion that another record describes",
     "breakend": "a breakend",
     "alt_not_acgt": "ALT has other letters than A, C, G, T",
@@ -95,7 +96,15 @@ def check(records: Records, store: GenomeView, longest: int) -> Checked:
     for record, ref in enumerate(records.ref):
         for text in records.alternates(record):
             why = _kind(text)
-            if why or reason[allele]:
+            event = None
+            if why == "symbolic" and not reason[allele]:
+                which = allele - int(first[record])
+                event = event_of(text, which, int(records.start[record]), records.info.get(record, ""))
+            if event is not None:
+                name = store.contigs[contig[record]].name
+                starts[allele], ref_length[allele], alt[allele], why = _built(store, name, event, longest)
+                reason[allele] = _CODES[why]
+            elif why or reason[allele]:
                 if reason[allele] != _CODES["beyond_contig"]:
                     reason[allele] = _CODES[why] or reason[allele]
             else:
@@ -118,6 +127,22 @@ def check(records: Records, store: GenomeView, longest: int) -> Checked:
         compared,
         contigs,
     )
+
+
+def _built(store: GenomeView, contig: str, event: Event, longest: int) -> tuple[int, int, str, str]:
+    """Start, reference bases, alternate bases and the reason against it of an event, with the genome's bases."""
+    start, end = event.start, event.end
+    if end > store.contig(contig).length:
+        return start, 0, "", "beyond_contig"
+    if end - start > longest:
+        return start, 0, "", "too_long"
+    tokens = store.read(contig, start - 1, end) & TOKEN_BITS
+    if (tokens >= BASES).any():
+        return start, 0, "", "ref_not_acgt"
+    before, inside = decode(tokens[:1]), decode(tokens[1:])
+    changed = {"DEL": "", "DUP": inside + inside, "INV": decode(reverse_complement(tokens[1:]))}[event.kind]
+    begin, length, alt = trim(before + inside, before + changed)
+    return start - 1 + begin, length, alt, "" if length or alt else "same_as_ref"
 
 
 def trim(ref: str, alt: str) -> tuple[int, int, str]:

@@ -15,7 +15,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from itertools import zip_longest
 from pathlib import Path
@@ -52,6 +52,8 @@ class Records:
     """The ALT column as written: alleles with commas between, `.` for none"""
     stamp: tuple[int, int] | None = None
     """Size and time of change (ns) of the file when it was read; None where there was no file"""
+    info: Mapping[int, str] = field(default_factory=dict)
+    """The INFO column of the records with a symbolic allele, which says where it ends"""
 
     def __len__(self) -> int:
         return len(self.ref)
@@ -111,17 +113,23 @@ def variant_of(path: Path, line: Line) -> Variant:
 def read_vcf(path: Path, progress: OnProgress | None = None) -> Records:
     """The records of a VCF. Raises `InputError` with the line for a file that is none, cut off, or malformed."""
     names: dict[bytes, int] = {}
-    contig, start, ref, alt = [], [], [], []
+    contig: list[int] = []
+    start: list[int] = []
+    ref: list[str] = []
+    alt: list[str] = []
+    info: dict[int, str] = {}
     stamp = _stamp(path)
     with open_vcf(path, progress) as (_, lines):
         for line in lines:
             variant = variant_of(path, line)
             contig.append(names.setdefault(variant.contig, len(names)))
             start.append(variant.start)
+            if "<" in variant.alt:
+                info[len(ref)] = as_text(line.columns[5].split(b"\t")[2])
             ref.append(sys.intern(variant.ref))
             alt.append(sys.intern(variant.alt))
     columns = np.array(contig, np.int32), np.array(start, np.int64)
-    return Records(tuple(map(as_text, names)), *columns, ref, alt, stamp)
+    return Records(tuple(map(as_text, names)), *columns, ref, alt, stamp, info)
 
 
 def read_ids(path: Path, records: Records) -> list[str]:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dnamamba.analysis.variants.neutral import neutral_scores
 from dnamamba.analysis.variants.plan import Plan, plan_for, scoring_provenance
 from dnamamba.analysis.variants.score_output import ScoreColumns, combine, scored_table, write_scored_vcf
 from dnamamba.analysis.variants.score_settings import ScoreSettings
@@ -55,6 +56,10 @@ def score(settings: ScoreSettings) -> None:
         scores = plan.score(inference, store, checked.alleles, progress)
     seconds = time.perf_counter() - began
     columns = combine(checked.alleles, scores)
+    if settings.percentile:
+        neutral = neutral_scores(inference, store, plan)
+        percentile = neutral.percentile(checked.alleles, columns.values["llr"])
+        columns = columns._replace(values=columns.values | {"percentile": percentile})
     provenance = scoring_provenance(settings, inference, store, plan)
     if vcf.is_vcf_name(settings.out):
         write_scored_vcf(settings, store, records, checked, columns, provenance)

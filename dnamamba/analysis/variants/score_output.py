@@ -24,6 +24,7 @@ _INFO = {
     "llr_reverse": ("LLR_REV", "DNAMAMBA_LLR on the reverse strand"),
     "at": ("AT", "Part of DNAMAMBA_LLR at the allele itself"),
     "after": ("AFTER", "Part of DNAMAMBA_LLR at reference bases near the allele, the same for both alleles"),
+    "percentile": ("PCT", "Share of random variants of the same kind and length with a lower DNAMAMBA_LLR"),
     "distance": ("DIST", "Mean Euclidean distance of the embeddings of the bases after the allele"),
 }
 """column -> INFO field, without its prefix, and what it says"""

@@ -49,5 +49,9 @@ class ScoreSettings(ExactComputeOptions, BatchTokensOptions, OverwriteOptions, G
     mask_every: int | Literal["alone"] | None = setting(None, at_least=2)
     """Of a model that predicts masked bases, for these variants: mask every K-th of the bases to score in one pass, so
     that K passes serve all; or alone, one base a pass. Default: alone."""
+    percentile: bool = False
+    """Add the share of random variants of the same kind and length, up to 50 bases, that are less likely: insertions
+    and deletions of all lengths compare by it. The random ones are drawn from the genome and scored once, and kept in
+    the checkpoint's folder."""
     max_mismatches: float = setting(0.01, between=(0, 1))
     """Share of the records whose REF may differ from the genome; with more it stops."""
