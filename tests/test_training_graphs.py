@@ -22,7 +22,7 @@ from dnamamba.training import estimate, run
 from dnamamba.training.backprop import MicroBatch
 from dnamamba.training.backprop.captured import Captured
 from dnamamba.training.backprop.whole import whole
-from dnamamba.training.gradients import Gradients
+from dnamamba.training.parallel.gradients import Gradients
 from dnamamba.training.resolve import why_no_graph
 from dnamamba.training.settings import ResolvedPretrainSettings
 

@@ -65,13 +65,7 @@ class ShardedStrategy(ModelParallelStrategy):
         found = get_optimizer_state_dict(self.model, optimizer, options=options)
         if not self.is_global_zero:
             return {}
-        numbers = {name: number for number, name in enumerate(self._names(optimizer))}
-        return {
-            "state": {numbers[name]: state for name, state in found["state"].items()},
-            "param_groups": [
-                group | {"params": [numbers[name] for name in group["params"]]} for group in found["param_groups"]
-            ],
-        }
+        return _renamed(found, {name: number for number, name in enumerate(self._names(optimizer))})
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         path = Path(self.broadcast(checkpoint_path))
@@ -80,13 +74,7 @@ class ShardedStrategy(ModelParallelStrategy):
         assert self.model is not None
         set_model_state_dict(self.model, checkpoint.pop("state_dict"), options=options)
         for optimizer, state in zip(self.optimizers, checkpoint.pop("optimizer_states"), strict=True):
-            names = self._names(optimizer)
-            named = {
-                "state": {names[number]: values for number, values in state["state"].items()},
-                "param_groups": [
-                    group | {"params": [names[number] for number in group["params"]]} for group in state["param_groups"]
-                ],
-            }
+            named = _renamed(state, dict(enumerate(self._names(optimizer))))
             set_optimizer_state_dict(self.model, optimizer, named, options=options)
         return checkpoint
 
@@ -95,6 +83,12 @@ class ShardedStrategy(ModelParallelStrategy):
         assert self.model is not None
         names = {id(parameter): name for name, parameter in self.model.named_parameters()}
         return [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _renamed(state: Any, names: dict[Any, Any]) -> dict[str, Any]:
+    """An optimiser's state with other names of its parameters."""
+    groups = [group | {"params": [names[each] for each in group["params"]]} for group in state["param_groups"]]
+    return {"state": {names[each]: values for each, values in state["state"].items()}, "param_groups": groups}
 
 
 def _agree_on_signals_ourselves(trainer: L.Trainer) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn as nn
@@ -61,7 +61,8 @@ class ShardedWeights(WholeWeights):
                 each.set_reshard_after_forward(each is not model, recurse=False)
 
     def tensors(self, model: LanguageModel) -> dict[str, Tensor] | None:
-        return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        return cast(dict[str, Tensor], get_model_state_dict(model, options=options))
 
 
 class ShardedGradients(Gradients):

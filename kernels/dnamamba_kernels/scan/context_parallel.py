@@ -24,27 +24,34 @@ class ScanOverRanks(ScanBackend):
         return self.backend.chunk_length(batch, length, channels, state, groups)
 
     def forward(self, a: ScanArguments, chunk: int, keep_states: bool) -> tuple[Tensor, Tensor, Tensor | None]:
-        entering, final = self._chained(*self.backend.summary(a), a, a.initial_state, a.options.reverse)
-        y, _, states = self.backend.forward(a._replace(initial_state=entering), chunk, keep_states)
-        return y, final, states
+        border = _Border(self.ranks, a, a.initial_state, a.options.reverse)
+        y, _, states = self.backend.forward_across(a, border.across, chunk, keep_states)
+        return y, border.final, states
 
     def backward(
         self, a: ScanArguments, dy: Tensor, dfinal_state: Tensor | None, kept_states: Tensor, chunk: int
     ) -> tuple[ScanGradients, Tensor]:
-        summary = self.backend.adjoint_summary(a, dy)
-        arriving, dinitial = self._chained(*summary, a, dfinal_state, not a.options.reverse)
-        gradients, _ = self.backend.backward(a, dy, arriving, kept_states, chunk)
-        return gradients, dinitial
+        border = _Border(self.ranks, a, dfinal_state, not a.options.reverse)
+        gradients = self.backend.backward_across(a, dy, border.across, kept_states, chunk)
+        return gradients, border.final
 
-    def _chained(
-        self, dt_sum: Tensor, end: Tensor, a: ScanArguments, initial: Tensor | None, reverse: bool
-    ) -> tuple[Tensor, Tensor]:
-        """What enters this rank's part, in the direction of `reverse`, and what leaves the last."""
-        dt_sums, ends, *ids = self.ranks.gather(dt_sum, end, *edges(a.sequence_ids))
+
+class _Border:
+    """What passes over the borders of parts in one direction, from `initial` before the first to `final`."""
+
+    final: Tensor
+    """After the last part, as soon as `across` has been called"""
+
+    def __init__(self, ranks: Ranks, a: ScanArguments, initial: Tensor | None, reverse: bool) -> None:
+        self.ranks, self.a, self.initial, self.reverse = ranks, a, initial, reverse
+
+    def across(self, dt_sum: Tensor, end: Tensor) -> Tensor:
+        """What enters this rank's part."""
+        dt_sums, ends, *ids = self.ranks.gather(dt_sum, end, *edges(self.a.sequence_ids))
         # +inf: nothing survives the part
-        lasting = torch.where(dt_sums.isinf()[..., None], 0.0, (dt_sums[..., None] * a.A).exp())
-        entering, final = chain(lasting, ends, initial, joined(ids, ends), reverse)
-        return entering[self.ranks.rank].contiguous(), final
+        lasting = torch.where(dt_sums.isinf()[..., None], 0.0, (dt_sums[..., None] * self.a.A).exp())
+        entering, self.final = chain(lasting, ends, self.initial, joined(ids, ends), self.reverse)
+        return entering[self.ranks.rank].contiguous()
 
 
 OVER_RANKS = ScanOverRanks

@@ -5,11 +5,16 @@ says where "auto" takes it. It gets checked arguments whose last dimensions have
 results are fresh tensors. What the phases compute is said in `phases.py`.
 """
 
+from collections.abc import Callable
 from typing import Protocol
 
 from torch import Tensor
 
 from dnamamba_kernels.scan.arguments import ScanArguments, ScanGradients
+
+Across = Callable[[Tensor, Tensor], Tensor]
+"""(ΣΔ of a part of a sequence, as of `ScanBackend.summary`, and the state after it from zero) → the state that enters
+it; of a backward pass the same of adjoints, against time"""
 
 
 class ScanBackend(Protocol):
@@ -41,6 +46,19 @@ class ScanBackend(Protocol):
         self, a: ScanArguments, dy: Tensor, chunk_states: Tensor, chunk_adjoints: Tensor, chunk: int
     ) -> ScanGradients:
         """From the states that enter the chunks and the adjoints of those that leave them."""
+
+    def forward_across(
+        self, a: ScanArguments, across: Across, chunk: int, keep_states: bool
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """`forward` of a part of a longer sequence, entered with what `across` gives."""
+        entering = across(*self.summary(a))
+        return self.forward(a._replace(initial_state=entering), chunk, keep_states)
+
+    def backward_across(
+        self, a: ScanArguments, dy: Tensor, across: Across, kept_states: Tensor, chunk: int
+    ) -> ScanGradients:
+        """The gradients of `backward` with the adjoint that `across` gives for the state after the part."""
+        return self.backward(a, dy, across(*self.adjoint_summary(a, dy)), kept_states, chunk)[0]
 
     def summary(self, a: ScanArguments) -> tuple[Tensor, Tensor]:
         """ΣΔ of the whole length (batch, channels), +inf if no state survives it, and the state after it from zero

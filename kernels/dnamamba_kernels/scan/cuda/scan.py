@@ -33,7 +33,7 @@ from dnamamba_kernels.scan.cuda.plan import (
     kernel,
     plan_for,
 )
-from dnamamba_kernels.scan.protocol import ScanBackend
+from dnamamba_kernels.scan.protocol import Across, ScanBackend
 
 
 class CudaScan(ScanBackend):
@@ -63,9 +63,17 @@ class CudaScan(ScanBackend):
     def summary(self, a: ScanArguments) -> tuple[Tensor, Tensor]:
         return self._whole(*self.chunk_summaries(a, _Call(a).plan.forward_chunk), a.A, a.options.reverse)
 
-    def adjoint_summary(self, a: ScanArguments, dy: Tensor) -> tuple[Tensor, Tensor]:
-        chunk = _Call(a, dy).plan.backward_chunk
-        return self._whole(*self.backward_summaries(a, dy, chunk), a.A, not a.options.reverse)
+    def backward_across(
+        self, a: ScanArguments, dy: Tensor, across: Across, kept_states: Tensor, chunk: int
+    ) -> ScanGradients:
+        """One pass of adjoints gives the part's summary and, from what arrives, those of the chunks."""
+        with torch.cuda.device(a.x.device):
+            call = _Call(a, dy, in_memory=False)
+            coarse = call.plan.backward_chunk
+            dt_sums, ends = call.summarize("scan_adjoints", coarse)
+            summary = self._whole(dt_sums, ends, a.A, not a.options.reverse)
+            adjoints, _ = self.propagate(dt_sums, ends, a.A, across(*summary), not a.options.reverse)
+            return _as_given(call.gradients(kept_states, adjoints, coarse), a)
 
     def propagate(
         self, dt_sums: Tensor, end_states: Tensor, A: Tensor, initial_state: Tensor | None, reverse: bool
