@@ -80,13 +80,25 @@ class LikelihoodSums:
     def __init__(self) -> None:
         self.nats: dict[str, float] = {}
         self.bases: dict[str, int] = {}
+        self.added: list[tuple[str, float, int]] = []
+        """What they are the sums of, in this order: strand, nats, bases"""
         self.masking: list[np.ndarray] = []
         """|difference| in nats of bases masked with others and alone, of a sample (`masking_differences`)"""
 
     def add(self, strand: str, log_likelihood: np.ndarray) -> None:
         there = log_likelihood[~np.isnan(log_likelihood)]
-        self.nats[strand] = self.nats.get(strand, 0.0) + float(there.sum(dtype=np.float64))
-        self.bases[strand] = self.bases.get(strand, 0) + there.size
+        self.add_sum(strand, float(there.sum(dtype=np.float64)), there.size)
+
+    def add_sum(self, strand: str, nats: float, bases: int) -> None:
+        self.nats[strand] = self.nats.get(strand, 0.0) + nats
+        self.bases[strand] = self.bases.get(strand, 0) + bases
+        self.added.append((strand, nats, bases))
+
+    def join(self, other: "LikelihoodSums") -> None:
+        """Adds what another has added, one by one: the same bits as if it had been added here."""
+        for each in other.added:
+            self.add_sum(*each)
+        self.masking += other.masking
 
     def bits_per_base(self) -> dict[str, float]:
         """−log₂ p, the mean over all bases with a value; strands without any are left out."""

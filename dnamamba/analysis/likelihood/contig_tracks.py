@@ -5,6 +5,7 @@ they lie in a nameless file on the output's disk, which goes with the process ho
 """
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError
@@ -75,6 +76,19 @@ class ContigTracks:
     def assert_complete(self) -> None:
         """Every wanted base has been put once on every strand."""
         assert not any(self._missing.values()), f"{self.name}: {self._missing} bases were not computed"
+
+    def save(self, path: Path) -> None:
+        """All values, into a file that is there."""
+        self._file.seek(0)
+        with path.open("wb") as file:
+            shutil.copyfileobj(self._file, file, BLOCK)
+
+    def load(self, path: Path) -> None:
+        """What `save` has written, in place of `put`."""
+        with path.open("rb") as file:
+            shutil.copyfileobj(file, self._file, BLOCK)
+        assert self._file.tell() == len(self.strands) * len(self.tracks) * self.bases * 4, f"{path}: of another size"
+        self._missing = dict.fromkeys(self.strands, 0)
 
     def blocks(self) -> Iterator[slice]:
         """The wanted bases, numbered from 0, in ascending order, some at a time."""

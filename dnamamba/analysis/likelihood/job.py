@@ -3,7 +3,7 @@
 import contextlib
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 
+from dnamamba import __version__
 from dnamamba.analysis.likelihood.compute import (
     BATCH_TOKENS,
     STRANDS,
@@ -24,6 +25,7 @@ from dnamamba.analysis.likelihood.compute import (
 from dnamamba.analysis.likelihood.contig_tracks import Column, ContigTracks
 from dnamamba.analysis.likelihood.masked_tiles import MaskedTiling, masking_differences
 from dnamamba.analysis.likelihood.settings import LikelihoodSettings
+from dnamamba.analysis.likelihood.shards import KeptContigs, Shard
 from dnamamba.analysis.likelihood.strand_tiles import StrandTiling
 from dnamamba.analysis.likelihood.strand_values import TRACKS
 from dnamamba.analysis.likelihood.track_files import Write, open_files, refuse_missing_libraries
@@ -68,6 +70,7 @@ class Choice(NamedTuple):
 def run_likelihood(settings: LikelihoodSettings) -> None:
     """Computes and writes what the settings say. Raises `InputError` for whatever the user can fix."""
     choice = choose(settings)
+    shard = None if settings.shard is None else Shard(settings.shard)
     if not settings.genome:
         raise InputError("--genome: give a FASTA file, GenBank file or token store")
     if not settings.out.name:
@@ -89,17 +92,45 @@ def run_likelihood(settings: LikelihoodSettings) -> None:
     tiles: dict[str, list[Any]] = {
         name: tiling.tiles(choice.computed, pairs, lengths[name]) for name, pairs in wanted.items()
     }
-    to_read = sum(map(tiling.bases_read, tiles.values()))
-    print_lines(_header(settings, inference, store, wanted, tiling, to_read))
+    kept = KeptContigs(settings.out, _made_by(settings, choice, inference, store, wanted, tiling, batch_tokens))
+    sizes = {name: tiling.bases_read(tiles[name]) for name in wanted}
+    chosen = wanted if shard is None else shard.contigs(sizes)
+    here = {name: pairs for name, pairs in wanted.items() if name in chosen}
+    there = {name for name in here if kept.holds(name)}
+    to_read = sum(sizes[name] for name in here if name not in there)
+    print_lines(_header(settings, inference, store, here, tiling, to_read, shard))
+    print_lines([("computed", f"{len(there)} of {len(here)} contigs before, in {kept.folder}" if there else "")])
 
     sums = LikelihoodSums()
+    if shard is not None:
+        with job_bar("likelihood", "b") as report:
+            advance = by_count(report, to_read)
+            for name, pairs in here.items():
+                if name not in there:
+                    with _computed(
+                        settings,
+                        choice,
+                        inference,
+                        store,
+                        name,
+                        pairs,
+                        tiling,
+                        tiles[name],
+                        batch_tokens,
+                        len(wanted),
+                        advance,
+                    ) as (tracks, own, _):
+                        kept.keep(tracks, own)
+        print_lines([("written", f"{kept.folder}; when all shards are there, the same command without --shard")])
+        return
     files = open_files(settings.out, choice.formats, choice.columns, lengths)
     with whole_files([card, *planned], settings.overwrite) as (card_name, *partials):
         names = [(partial, open_it) for partial, (_, open_it) in zip(partials, files, strict=True)]
         compute_seconds, write_seconds = _compute_and_write(
-            settings, choice, inference, store, wanted, tiling, tiles, names, batch_tokens, sums
+            settings, choice, inference, store, wanted, tiling, tiles, names, batch_tokens, sums, kept
         )
         write_provenance(card_name, _card(settings, choice, tiling, inference, store, sums))
+    kept.remove()
     speed = f"{si(to_read)}b in {compute_seconds:.1f} s, {si(to_read / compute_seconds)}b/s{_peak_memory(inference)}"
     bits = ", ".join(f"{strand} {value:.4f}" for strand, value in sums.bits_per_base().items())
     shown = ", ".join(str(path) for path in planned[:2])
@@ -129,28 +160,79 @@ def _compute_and_write(
     names: Sequence[tuple[Path, Callable[[Path], AbstractContextManager[Write]]]],
     batch_tokens: int,
     sums: LikelihoodSums,
+    kept: KeptContigs,
 ) -> tuple[float, float]:
-    """Contig by contig; seconds of computing and of writing."""
+    """Contig by contig, those apart that are `kept`; seconds of computing and of writing."""
     compute_seconds = write_seconds = 0.0
-    to_read = sum(map(tiling.bases_read, tiles.values()))
+    to_read = sum(tiling.bases_read(tiles[name]) for name in wanted if not kept.holds(name))
     with contextlib.ExitStack() as writers, job_bar("likelihood", "b") as report:
         advance = by_count(report, to_read)
         writes = [writers.enter_context(open_it(name)) for name, open_it in names]
         for name, pairs in wanted.items():
-            tokens = store.read_sparse(name, spans_read(tiles[name], pairs, store.contig(name).length))
-            folder = settings.out.absolute().parent
-            with ContigTracks(name, tokens, pairs, choice.computed, choice.tracks, folder) as tracks:
+            work = settings, choice, inference, store, name, pairs, tiling, tiles[name], batch_tokens
+            with _computed(*work, len(wanted), advance, kept) as (tracks, own, seconds):
+                sums.join(own)
                 began = time.perf_counter()
-                fill_tracks(inference, tracks, tokens, tiling, tiles[name], batch_tokens, sums, advance)
-                if isinstance(tiling, MaskedTiling) and tiling.mask_every is not None:
-                    share = -(-MASKING_SAMPLE // len(wanted))
-                    sums.masking.append(masking_differences(inference, tokens, tiles[name], tiling.mask_every, share))
-                computed = time.perf_counter()
                 _write_all(tracks, writes)
-                compute_seconds += computed - began
-                write_seconds += time.perf_counter() - computed
+                compute_seconds += seconds
+                write_seconds += time.perf_counter() - began
         closing = time.perf_counter()
     return compute_seconds, write_seconds + time.perf_counter() - closing
+
+
+@contextlib.contextmanager
+def _computed(
+    settings: LikelihoodSettings,
+    choice: Choice,
+    inference: Inference,
+    store: GenomeView,
+    name: str,
+    pairs: np.ndarray,
+    tiling: Tiling,
+    tiles: list[Any],
+    batch_tokens: int,
+    contigs: int,
+    advance: Callable[[int], None],
+    kept: KeptContigs | None = None,
+) -> Iterator[tuple[ContigTracks, LikelihoodSums, float]]:
+    """The tracks of one of so many contigs, their sums, and the seconds that they took; those that are `kept` already
+    from there."""
+    began = time.perf_counter()
+    sums = LikelihoodSums()
+    tokens = store.read_sparse(name, spans_read(tiles, pairs, store.contig(name).length))
+    with ContigTracks(name, tokens, pairs, choice.computed, choice.tracks, settings.out.absolute().parent) as tracks:
+        if kept is not None and kept.holds(name):
+            kept.restore(tracks, sums)
+        else:
+            fill_tracks(inference, tracks, tokens, tiling, tiles, batch_tokens, sums, advance)
+            if isinstance(tiling, MaskedTiling) and tiling.mask_every is not None:
+                share = -(-MASKING_SAMPLE // contigs)
+                sums.masking.append(masking_differences(inference, tokens, tiles, tiling.mask_every, share))
+        yield tracks, sums, time.perf_counter() - began
+
+
+def _made_by(
+    settings: LikelihoodSettings,
+    choice: Choice,
+    inference: Inference,
+    store: GenomeView,
+    wanted: ByContig,
+    tiling: Tiling,
+    batch_tokens: int,
+) -> dict[str, Any]:
+    """All that a contig's values depend on."""
+    return {
+        "weights": inference.provenance.get("weights_sha256") or str(inference.checkpoint.absolute()),
+        "genome": store.fingerprint or [[str(path.absolute()), path.stat().st_size] for path in settings.genome],
+        "regions": {name: pairs.tolist() for name, pairs in wanted.items()},
+        "tiling": [type(tiling).__name__, *tiling],
+        "strands": choice.computed,
+        "tracks": choice.tracks,
+        "batch_tokens": batch_tokens,
+        "precision": inference.precision,
+        "device": inference.device.type,
+        "version": __version__,
+    }
 
 
 def _write_all(tracks: ContigTracks, writes: Sequence[Write]) -> None:
@@ -237,6 +319,7 @@ def _header(
     wanted: ByContig,
     tiling: Tiling,
     to_read: int,
+    shard: Shard | None,
 ) -> list[Line]:
     regions = sum(map(len, wanted.values()))
     bases = sum(map(bases_of, wanted.values()))
@@ -246,6 +329,7 @@ def _header(
         ("contigs", store.names.matched()),
         ("regions", f"{si(bases)}b in {regions:,} on {len(wanted):,} contigs, {si(to_read)}b to read"),
         ("context", _describe(tiling)),
+        ("shard", "" if shard is None else f"{shard.number} of {shard.count}"),
         *caution_lines(inference, store, tiling.context),
     ]
 

@@ -54,5 +54,9 @@ class LikelihoodSettings(ComputeOptions, BatchTokensOptions, OverwriteOptions, G
     """Of a model that predicts masked bases: mask every K-th base of a tile in one pass, so that K passes serve all; or
     alone, one base a pass. What that changes is measured on a sample and printed. Default: 16."""
 
+    shard: str | None = None
+    """I/N: compute the I-th of N shares of the contigs, into PREFIX.parts, and write no file yet: for several jobs.
+    The same command without --shard writes the files, computes what is still missing, and removes PREFIX.parts."""
+
     batch_tokens: int | None = setting(None, at_least=1)
     """Bases in one pass through the model; lower it when memory runs out. Default: 524288 on a GPU, 8192 on a CPU."""

@@ -1,0 +1,87 @@
+"""A genome's likelihoods by several jobs: each computes some contigs, and a last one writes the files of all.
+
+Contigs are what jobs share out: a contig is computed as by one job alone, to the bit. Its values lie in PREFIX.parts
+until then, each under a name that says it is whole; what lies there is not computed again, by whichever job.
+"""
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dnamamba.analysis.likelihood.compute import LikelihoodSums
+from dnamamba.analysis.likelihood.contig_tracks import ContigTracks
+from dnamamba.errors import InputError
+from dnamamba.formats.files import read_json
+from dnamamba.outputs import whole_file, write_atomically
+
+
+class Shard:
+    """The contigs of one job of several: those of all jobs are about as many bases."""
+
+    def __init__(self, text: str) -> None:
+        """`text` is I/N, as --shard takes it. Raises `InputError` for another."""
+        found = re.fullmatch(r"(\d+)/(\d+)", text)
+        if found is None or not 1 <= int(found[1]) <= int(found[2]):
+            raise InputError(f"--shard: {text!r} is not possible, expected I/N with I from 1 to N, such as 2/8")
+        self.number, self.count = int(found[1]), int(found[2])
+
+    def contigs(self, bases: Mapping[str, int]) -> list[str]:
+        """Of the contigs with so many bases each to read: from the largest on, each goes to the job with the fewest."""
+        load, own = [0] * self.count, []
+        for name in sorted(bases, key=lambda name: (-bases[name], name)):
+            job = min(range(self.count), key=lambda job: (load[job], job))
+            load[job] += bases[name]
+            if job == self.number - 1:
+                own.append(name)
+        return own
+
+
+class KeptContigs:
+    """The values of contigs in PREFIX.parts, made by jobs that computed the same."""
+
+    def __init__(self, out: Path, made_by: Mapping[str, Any]) -> None:
+        """`made_by`: all that the values depend on, as JSON can hold it."""
+        self.folder = out.with_name(f"{out.name}.parts")
+        self.made_by = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()
+
+    def holds(self, name: str) -> bool:
+        """Raises `InputError` where it holds a contig's values of another computation."""
+        said = self._path(name, ".json")
+        if not said.is_file():
+            return False
+        if read_json(said)["made_by"] != self.made_by:
+            raise InputError(
+                f"{said}: of another model, genome, region or setting; remove {self.folder}, or choose another --out"
+            )
+        return True
+
+    def keep(self, tracks: ContigTracks, sums: LikelihoodSums) -> None:
+        """Values first, then what says that they are whole."""
+        self.folder.mkdir(exist_ok=True)
+        with whole_file(self._path(tracks.name, ".f32"), overwrite=True) as partial:
+            tracks.save(partial)
+        masking = [part.tolist() for part in sums.masking]
+        said = {"contig": tracks.name, "made_by": self.made_by, "sums": sums.added, "masking": masking}
+        write_atomically(self._path(tracks.name, ".json"), json.dumps(said) + "\n")
+
+    def restore(self, tracks: ContigTracks, sums: LikelihoodSums) -> None:
+        """Into empty tracks, and added to the sums as they were when they were computed."""
+        tracks.load(self._path(tracks.name, ".f32"))
+        said = read_json(self._path(tracks.name, ".json"))
+        for strand, nats, bases in said["sums"]:
+            sums.add_sum(strand, nats, bases)
+        sums.masking += [np.array(part) for part in said["masking"]]
+
+    def remove(self) -> None:
+        """When the files of all are there."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _path(self, name: str, suffix: str) -> Path:
+        """Contigs may be named as no file can be."""
+        return self.folder / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}{suffix}"
