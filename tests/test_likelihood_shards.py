@@ -6,9 +6,9 @@ import pytest
 from tiny_models import random_bases, tiny_bimamba, tiny_model
 
 from dnamamba import cli, likelihood
-from dnamamba.analysis.likelihood.shards import Shard
 from dnamamba.errors import InputError
 from dnamamba.formats.checkpoint import save_checkpoint
+from dnamamba.inference.shards import Shard
 
 SHARDS = 3
 
@@ -66,7 +66,7 @@ def test_shards_of_another_computation_are_refused(
 
 def test_every_contig_is_in_one_shard() -> None:
     bases = {"a": 5, "b": 900, "c": 400, "d": 300, "e": 250}
-    found = [Shard(f"{number}/3").contigs(bases) for number in (1, 2, 3)]
+    found = [Shard(f"{number}/3").largest_first(bases) for number in (1, 2, 3)]
     assert found == [["b"], ["c", "a"], ["d", "e"]]
     assert sorted(name for names in found for name in names) == sorted(bases)
 

@@ -25,7 +25,7 @@ from dnamamba.analysis.likelihood.compute import (
 from dnamamba.analysis.likelihood.contig_tracks import Column, ContigTracks
 from dnamamba.analysis.likelihood.masked_tiles import MaskedTiling, masking_differences
 from dnamamba.analysis.likelihood.settings import LikelihoodSettings
-from dnamamba.analysis.likelihood.shards import KeptContigs, Shard
+from dnamamba.analysis.likelihood.shards import KeptContigs
 from dnamamba.analysis.likelihood.strand_tiles import StrandTiling
 from dnamamba.analysis.likelihood.strand_values import TRACKS
 from dnamamba.analysis.likelihood.track_files import Write, open_files, refuse_missing_libraries
@@ -38,6 +38,7 @@ from dnamamba.genome.view import GenomeView
 from dnamamba.inference.load import Inference, load_for_inference
 from dnamamba.inference.masked import mask_every_of
 from dnamamba.inference.provenance import result_provenance
+from dnamamba.inference.shards import Shard
 from dnamamba.model.abilities import Ability, require
 from dnamamba.outputs import provenance_file, refuse_existing, whole_files, write_provenance
 from dnamamba.runs.lines import Line, caution_lines, genome_line, print_lines
@@ -94,7 +95,7 @@ def run_likelihood(settings: LikelihoodSettings) -> None:
     }
     kept = KeptContigs(settings.out, _made_by(settings, choice, inference, store, wanted, tiling, batch_tokens))
     sizes = {name: tiling.bases_read(tiles[name]) for name in wanted}
-    chosen = wanted if shard is None else shard.contigs(sizes)
+    chosen = wanted if shard is None else shard.largest_first(sizes)
     here = {name: pairs for name, pairs in wanted.items() if name in chosen}
     there = {name for name in here if kept.holds(name)}
     to_read = sum(sizes[name] for name in here if name not in there)
@@ -329,7 +330,7 @@ def _header(
         ("contigs", store.names.matched()),
         ("regions", f"{si(bases)}b in {regions:,} on {len(wanted):,} contigs, {si(to_read)}b to read"),
         ("context", _describe(tiling)),
-        ("shard", "" if shard is None else f"{shard.number} of {shard.count}"),
+        ("shard", "" if shard is None else str(shard)),
         *caution_lines(inference, store, tiling.context),
     ]
 

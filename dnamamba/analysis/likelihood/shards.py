@@ -6,7 +6,6 @@ until then, each under a name that says it is whole; what lies there is not comp
 
 import hashlib
 import json
-import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,28 +17,8 @@ from dnamamba.analysis.likelihood.compute import LikelihoodSums
 from dnamamba.analysis.likelihood.contig_tracks import ContigTracks
 from dnamamba.errors import InputError
 from dnamamba.formats.files import read_json
+from dnamamba.inference.shards import fingerprint_of
 from dnamamba.outputs import whole_file, write_atomically
-
-
-class Shard:
-    """The contigs of one job of several: those of all jobs are about as many bases."""
-
-    def __init__(self, text: str) -> None:
-        """`text` is I/N, as --shard takes it. Raises `InputError` for another."""
-        found = re.fullmatch(r"(\d+)/(\d+)", text)
-        if found is None or not 1 <= int(found[1]) <= int(found[2]):
-            raise InputError(f"--shard: {text!r} is not possible, expected I/N with I from 1 to N, such as 2/8")
-        self.number, self.count = int(found[1]), int(found[2])
-
-    def contigs(self, bases: Mapping[str, int]) -> list[str]:
-        """Of the contigs with so many bases each to read: from the largest on, each goes to the job with the fewest."""
-        load, own = [0] * self.count, []
-        for name in sorted(bases, key=lambda name: (-bases[name], name)):
-            job = min(range(self.count), key=lambda job: (load[job], job))
-            load[job] += bases[name]
-            if job == self.number - 1:
-                own.append(name)
-        return own
 
 
 class KeptContigs:
@@ -48,7 +27,7 @@ class KeptContigs:
     def __init__(self, out: Path, made_by: Mapping[str, Any]) -> None:
         """`made_by`: all that the values depend on, as JSON can hold it."""
         self.folder = out.with_name(f"{out.name}.parts")
-        self.made_by = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()
+        self.made_by = fingerprint_of(made_by)
 
     def holds(self, name: str) -> bool:
         """Raises `InputError` where it holds a contig's values of another computation."""

@@ -32,6 +32,7 @@ from dnamamba.genome.view import GenomeView
 from dnamamba.inference.batches import padded
 from dnamamba.inference.load import Inference
 from dnamamba.inference.masked import masked_logits
+from dnamamba.inference.shards import Shard
 from dnamamba.model.language_model import LanguageModel
 from dnamamba.model.loss import next_base_log_likelihood
 from dnamamba.runs.lines import Line
@@ -52,6 +53,8 @@ class MaskedPlan:
     """Bases in one pass through the model"""
     same_on_both_strands: bool
     """Of an equivariant model: one strand is read, and serves both"""
+    shard: Shard | None = None
+    """Of the batches of alleles, those to score; None scores all"""
 
     def score(
         self,
@@ -151,12 +154,15 @@ class _MaskedStrand:
             (np.diff(self.alleles.contig[single]) != 0) | (np.diff(self.alleles.start[single]) != 0)
         )
         places = np.split(single, changes + 1) if single.size else []
-        for first in range(0, len(places), block):
-            self._score_single(places[first : first + block])
+        shard = self.plan.shard
+        for number, first in enumerate(range(0, len(places), block)):
+            if shard is None or shard.takes(number):
+                self._score_single(places[first : first + block])
             yield sum(map(len, places[first : first + block]))
-        for first in range(0, others.size, max(block // 2, 1)):
+        for number, first in enumerate(range(0, others.size, max(block // 2, 1))):
             chosen = others[first : first + max(block // 2, 1)]
-            self._score_others(chosen)
+            if shard is None or shard.takes(number):
+                self._score_others(chosen)
             yield chosen.size
 
     def _score_single(self, places: Sequence[np.ndarray]) -> None:

@@ -1,15 +1,19 @@
 """The job behind `python -m dnamamba.score`: read, check, score, write, and say what was done."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from dnamamba import __version__
 from dnamamba.analysis.variants.neutral import neutral_scores
 from dnamamba.analysis.variants.plan import Plan, plan_for, scoring_provenance
 from dnamamba.analysis.variants.score_output import ScoreColumns, combine, scored_table, write_scored_vcf
 from dnamamba.analysis.variants.score_settings import ScoreSettings
 from dnamamba.analysis.variants.scores import Scores, Truncation
+from dnamamba.analysis.variants.shards import KeptScores, joined
 from dnamamba.errors import InputError
 from dnamamba.genome import vcf
 from dnamamba.genome.allele_output import checked_lines, refuse_output, skipped_lines
@@ -17,6 +21,7 @@ from dnamamba.genome.alleles import Checked, check, refuse_mismatches
 from dnamamba.genome.indexed import open_for
 from dnamamba.genome.view import GenomeView
 from dnamamba.inference.load import Inference, load_for_inference
+from dnamamba.inference.shards import Shard
 from dnamamba.outputs import refuse_existing, table_files, write_table
 from dnamamba.runs.card import ranking_lines
 from dnamamba.runs.lines import Line, caution_lines, genome_line, print_lines
@@ -51,9 +56,19 @@ def score(settings: ScoreSettings) -> None:
     print_lines(_header(settings, inference, store, records, checked, plan))
     print_lines(("mismatch", line) for line in mismatches)
 
+    kept = KeptScores(settings.out, _made_by(settings, inference, store, plan))
+
+    def of_shard(shard: Shard | None) -> Scores:
+        with job_bar("scoring", "alleles, each strand counted") as progress:
+            return replace(plan, shard=shard).score(inference, store, checked.alleles, progress)
+
     began = time.perf_counter()
-    with job_bar("scoring", "alleles, each strand counted") as progress:
-        scores = plan.score(inference, store, checked.alleles, progress)
+    if settings.shard is not None:
+        kept.scores(Shard(settings.shard), of_shard)
+        print_lines([("written", f"{kept.folder}; when all shards are there, the same command without --shard")])
+        return
+    shards = [Shard(f"{number}/{kept.count}") for number in range(1, kept.count + 1)]
+    scores = joined([kept.scores(shard, of_shard) for shard in shards]) if shards else of_shard(None)
     seconds = time.perf_counter() - began
     columns = combine(checked.alleles, scores)
     if settings.percentile:
@@ -70,11 +85,28 @@ def score(settings: ScoreSettings) -> None:
             settings.overwrite,
             provenance,
         )
+    kept.remove()
     print_lines(_summary(settings.out, plan, columns, scores, seconds))
+
+
+def _made_by(settings: ScoreSettings, inference: Inference, store: GenomeView, plan: Plan) -> dict[str, Any]:
+    """All that scores depend on."""
+    files = [settings.vcf, *settings.genome]
+    return {
+        "weights": inference.provenance.get("weights_sha256") or str(inference.checkpoint.absolute()),
+        "genome": store.fingerprint,
+        "files": [[str(path.absolute()), path.stat().st_size] for path in files],
+        "plan": repr(plan),
+        "precision": inference.precision,
+        "device": inference.device.type,
+        "version": __version__,
+    }
 
 
 def _check_settings(settings: ScoreSettings) -> None:
     """What can be refused before anything is read."""
+    if settings.shard is not None:
+        Shard(settings.shard)
     if not settings.genome:
         raise InputError("--genome: give the FASTA file that the VCF was made with")
     refuse_output(settings.out, settings.vcf)

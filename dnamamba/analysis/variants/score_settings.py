@@ -53,5 +53,8 @@ class ScoreSettings(ExactComputeOptions, BatchTokensOptions, OverwriteOptions, G
     """Add the share of random variants of the same kind and length, up to 50 bases, that are less likely: insertions
     and deletions of all lengths compare by it. The random ones are drawn from the genome and scored once, and kept in
     the checkpoint's folder."""
+    shard: str | None = None
+    """I/N: score the I-th of N shares of the alleles, into OUT.parts, and write no file yet: for several jobs. The same
+    command without --shard writes the file, computes what is still missing, and removes OUT.parts."""
     max_mismatches: float = setting(0.01, between=(0, 1))
     """Share of the records whose REF may differ from the genome; with more it stops."""

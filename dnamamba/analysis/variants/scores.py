@@ -29,6 +29,7 @@ from dnamamba.genome.alleles import Alleles
 from dnamamba.genome.view import GenomeView
 from dnamamba.inference.kept_states import pass_and_keep, states_needed
 from dnamamba.inference.load import Inference
+from dnamamba.inference.shards import Shard
 from dnamamba.model.language_model import LanguageModel
 from dnamamba.runs.lines import Line
 from dnamamba.runs.progress import compared, si
@@ -53,6 +54,8 @@ class ScorePlan:
     check: int = 0
     """Alleles scored both ways, to measure the difference"""
     embedding_distance: bool = False
+    shard: Shard | None = None
+    """Of the groups of tiles that are passed together, those to score; None scores all"""
 
     @property
     def context(self) -> int:
@@ -205,8 +208,11 @@ class _Strand:
         order = np.lexsort((tiled.offset, tiled.tile, contig))
         samples: list[tuple[np.ndarray, np.ndarray]] = []
         done = 0
-        for group in self._groups(order, contig, tiled.tile, tiled.offset):
+        for number, group in enumerate(self._groups(order, contig, tiled.tile, tiled.offset)):
             members = np.concatenate(group)
+            if plan.shard is not None and not plan.shard.takes(number):
+                done += members.size
+                continue
             tile = np.repeat(np.arange(len(group)), [part.size for part in group])
             tiles = [
                 self._read(int(contig[part[0]]), int(tiled.tile_start[part[0]]), int(reach[part].max()))
