@@ -23,7 +23,7 @@ FOREIGN = frozenset(
         "--len",
         "tokens.split(length, dim=1)",
         *("tokens.bin", "model.safetensors", "DNAMAMBA", "PREFIX.STRAND_TRACK.bw", "PREFIX.json"),
-        *("DNAMAMBA_LLR_FWD", "DNAMAMBA_LLR_REV", "DNAMAMBA_AT", "DNAMAMBA_AFTER", "DNAMAMBA_DIST"),
+        *("DNAMAMBA_LLR_FWD", "DNAMAMBA_LLR_REV", "DNAMAMBA_AT", "DNAMAMBA_AFTER", "DNAMAMBA_DIST", "DNAMAMBA_PCT"),
     }
 )
 """Names of other people's programs, of examples, and those in files that are put together when they are written"""
