@@ -17,6 +17,7 @@ from dnamamba.model.config import preset
 from dnamamba.model.language_model import LanguageModel
 from dnamamba.runs.folder import RunFolder
 from dnamamba.training.checkpoints import TRAINER_STATE, CheckpointKeeper
+from dnamamba.training.parallel.weights import WholeWeights
 
 ROOT = Path(__file__).resolve().parent.parent
 IMPROVED = (True, True, False, True)
@@ -60,7 +61,8 @@ def run_steps(folder: Path, model: LanguageModel, last: int) -> None:
         best = step if IMPROVED[step - 1] else best
         content = json.dumps({"step": step, "best_step": best})
         trainer = SimpleNamespace(is_global_zero=True, save_checkpoint=lambda path, text=content: path.write_text(text))
-        keeper.save(cast(Any, trainer), cast(Any, SimpleNamespace(model=model)), step, 0, {}, best=best == step)
+        module = SimpleNamespace(model=model, weights=WholeWeights())
+        keeper.save(cast(Any, trainer), cast(Any, module), step, 0, {}, best=best == step)
 
 
 def test_a_kill_before_any_change_of_the_disk_loses_nothing(tmp_path: Path) -> None:
