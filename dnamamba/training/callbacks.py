@@ -18,6 +18,7 @@ from dnamamba.runs.progress import TrainingProgress
 from dnamamba.training.checkpoints import CheckpointKeeper
 from dnamamba.training.data import PretrainData, WindowBatch
 from dnamamba.training.module import PretrainModule
+from dnamamba.training.pace import event_on
 from dnamamba.training.throughput import peak_bf16_flops, peak_memory_gib
 from dnamamba.training.validation import bits_per_base, evaluate
 
@@ -41,15 +42,6 @@ class _Row(NamedTuple):
     """(7,) fp64 on the host: `PretrainModule.step_sums` since the last row, the gradient's norm, `take_fault`"""
     ready: torch.cuda.Event | None
     """When they are there"""
-
-
-def _event(device: torch.device) -> torch.cuda.Event | None:
-    """After all that a GPU has to do so far."""
-    if device.type != "cuda":
-        return None
-    event = torch.cuda.Event()
-    event.record()
-    return event
 
 
 class RunControl(L.Callback):
@@ -195,7 +187,7 @@ class RunControl(L.Callback):
         """What there is after `step`, as it is there when the device gets to it: the host does not wait."""
         values = torch.cat((self._sums, module.gradient_norm.double()[None], module.take_fault()))
         on_host = values.to("cpu", non_blocking=True)
-        row = _Row(step, length, self._wait, time.perf_counter(), on_host, _event(module.device))
+        row = _Row(step, length, self._wait, time.perf_counter(), on_host, event_on(module.device))
         self._sums.zero_()
         self._wait = 0.0
         return row

@@ -12,6 +12,7 @@ from dnamamba.model.parameters import parameter_groups
 from dnamamba.training.backprop.choose import WindowGradient
 from dnamamba.training.data import WindowBatch
 from dnamamba.training.loss_weights import EQUAL, LossWeights
+from dnamamba.training.pace import Pace
 from dnamamba.training.parallel.context import SequenceParts
 from dnamamba.training.parallel.weights import WholeWeights
 from dnamamba.training.window_parts import WindowParts
@@ -97,6 +98,7 @@ class PretrainModule(L.LightningModule):
     def on_fit_start(self) -> None:
         self.parts.begin(self.device.type)
         self.gradients = self.weights.gradients(self.model.parameters())
+        self.pace = Pace()
         self.first_fault = torch.tensor(-1, device=self.device)
         self.first_fault_norm = torch.tensor(0.0, device=self.device)
 
@@ -135,6 +137,7 @@ class PretrainModule(L.LightningModule):
         optimizer.optimizer.found_inf = fault.float()  # type: ignore[attr-defined]
         optimizer.step()
         self.step_sums = torch.stack([self.sum_over_ranks(nll), counted, read])
+        self.pace.step_queued(self.device)
 
     def take_fault(self) -> Tensor:
         """(3,) fp64: `first_fault`, its norm, `norm_average`; from here on another fault is the first."""

@@ -1,0 +1,31 @@
+"""How far the host runs ahead of a device that is slow."""
+
+import pytest
+import torch
+
+from dnamamba.training import pace
+from dnamamba.training.pace import STEPS_AHEAD, Pace
+
+
+def test_the_host_waits_for_all_but_the_last_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[int] = []
+
+    class Event:
+        def __init__(self, number: int) -> None:
+            self.number = number
+
+        def synchronize(self) -> None:
+            waited.append(self.number)
+
+    events = map(Event, range(100))
+    monkeypatch.setattr(pace, "event_on", lambda device: next(events))
+    steps = Pace()
+    for number in range(10):
+        steps.step_queued(torch.device("cuda"))
+        assert waited == list(range(number + 1 - STEPS_AHEAD))
+
+
+def test_a_cpu_is_not_waited_for() -> None:
+    steps = Pace()
+    for _ in range(5):
+        steps.step_queued(torch.device("cpu"))
