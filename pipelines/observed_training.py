@@ -139,6 +139,10 @@ class observed:
         return judged
 
 
+HELD_UP = 0.25
+"""Of the time of a trace: in its first steps the host, which the profiler's start holds up, is not yet ahead"""
+
+
 class traced:
     """While inside, what the GPU does in the job's `trace` is recorded, and what `idle_time` makes of it is kept."""
 
@@ -161,7 +165,7 @@ class traced:
                 profiler.start() if number == 0 else profiler.stop()
                 if number == self.steps:
                     profiler.export_chrome_trace(f"{self.file}.trace")
-                    Path(self.file).write_text(json.dumps(idle_time(Path(f"{self.file}.trace"))))
+                    Path(self.file).write_text(json.dumps(idle_time(Path(f"{self.file}.trace"), skip=HELD_UP)))
             self.step(module, batch, batch_idx)
 
         PretrainModule.training_step = step  # type: ignore[method-assign]
@@ -172,13 +176,15 @@ class traced:
         PretrainModule.training_step = self.step  # type: ignore[method-assign]
 
 
-def idle_time(trace: Path, short: float = 10.0) -> dict[str, Any]:
-    """Of a Chrome trace: seconds from the first kernel to the last, the fraction of them in which the GPU did nothing
-    (copies from the host and to it count as nothing), that in gaps longer than `short` microseconds (it waits for the
-    host), the number of kernels, and the neighbours with most idle time between them: [fraction, times, before,
-    after]."""
+def idle_time(trace: Path, short: float = 10.0, skip: float = 0.0) -> dict[str, Any]:
+    """Of a Chrome trace without the first `skip` of its time: seconds from the first kernel to the last, the fraction
+    of them in which the GPU did nothing (copies from the host and to it count as nothing), that in gaps longer than
+    `short` microseconds (it waits for the host), the number of kernels, and the neighbours with most idle time between
+    them: [fraction, times, before, after]."""
     events = [event for event in json.loads(trace.read_text())["traceEvents"] if _is_work(event)]
     events.sort(key=lambda event: event["ts"])
+    begin, end = events[0]["ts"], events[-1]["ts"]
+    events = [event for event in events if event["ts"] >= begin + skip * (end - begin)]
     gaps: list[float] = []
     between: dict[tuple[str, str], list[float]] = {}
     last, end = events[0]["name"], events[0]["ts"]

@@ -1,12 +1,12 @@
 """Times whole training steps of `python -m dnamamba.pretrain` itself on one GPU: speed, memory, idle time.
 
-    python pipelines/pretrain_step.py GENOME [--shapes 128x256x1024 256x1x1048576 …] [--ways none-on cheap-on …]
+    python pipelines/pretrain_step.py GENOME [--runs 128x256x1024-none-on 256x1x1048576-cheap-on …] [--minutes 9]
         [--out pretrain_step.csv] [--gaps]
 
-A shape is d_model x windows x length, all windows in one pass: 8 layers, expand 2, 16 states, bf16. A way is
---recompute and --cuda_graph. Mtoken/s and peak memory stand in the runs' metrics.csv; `foretold_gib` is what --dry_run
-says of the peak; `idle` the share of the time in which the GPU did nothing, by torch's profiler. --gaps prints between
-which kernels that was.
+A run is d_model x windows x length, all windows in one pass, then --recompute and --cuda_graph: 8 layers, expand 2, 16
+states, bf16. Mtoken/s and peak memory stand in the runs' metrics.csv; `foretold_gib` is what --dry_run says of the
+peak; `idle` the share of the time in which the GPU did nothing, by torch's profiler. --gaps prints between which
+kernels that was.
 """
 
 import argparse
@@ -24,78 +24,84 @@ from typing import Any, NamedTuple
 from measured import Row, conditions, write_rows
 
 
-class Shape(NamedTuple):
+class Run(NamedTuple):
     d_model: int
     windows: int
     length: int
-
-    @property
-    def name(self) -> str:
-        return "x".join(map(str, self))
-
-
-class Way(NamedTuple):
     recompute: str
     cuda_graph: str
 
     @property
+    def shape(self) -> str:
+        return f"{self.d_model}x{self.windows}x{self.length}"
+
+    @property
     def name(self) -> str:
-        return "-".join(self)
+        return f"{self.shape}-{self.recompute}-{self.cuda_graph}"
+
+    @classmethod
+    def of(cls, name: str) -> "Run":
+        shape, recompute, cuda_graph = name.split("-")
+        return cls(*map(int, shape.split("x")), recompute, cuda_graph)
 
 
-SHAPES = (
-    Shape(64, 256, 1_024),
-    Shape(128, 256, 1_024),
-    Shape(128, 8, 32_768),
-    Shape(128, 1, 1_048_576),
-    Shape(256, 8, 32_768),
-    Shape(256, 1, 1_048_576),
-    Shape(512, 1, 1_048_576),
-)
-WAYS = Way("none", "on"), Way("cheap", "on"), Way("all", "on"), Way("none", "off")
+SHAPES = [
+    "64x256x1024",
+    "128x256x1024",
+    "128x8x32768",
+    "128x1x1048576",
+    "256x8x32768",
+    "256x1x1048576",
+    "512x1x1048576",
+]
+WAYS = ["none-on", "cheap-on", "all-on", "none-off"]
+TOO_LARGE = ("512x1x1048576-none",)
+"""For 139 GiB"""
+RUNS = [f"{shape}-{way}" for shape in SHAPES for way in WAYS if not f"{shape}-{way}".startswith(TOO_LARGE)]
 ROWS_KEPT = 3
 """Rows of metrics.csv whose median is taken, after the first, in which kernels are compiled and recorded"""
-BASES_A_ROW, BASES_TRACED = 4_000_000, 6_000_000
+BASES_A_ROW, BASES_TRACED = 4_000_000, 8_000_000
 FEWEST = 3
-"""Steps of a row or trace"""
+"""Steps of a row; of a trace one more"""
 
 
-def steps_of(shape: Shape, bases: int) -> int:
-    return max(bases // (shape.windows * shape.length), FEWEST)
+def steps_of(run: Run) -> tuple[int, int]:
+    """Of a row of metrics.csv, and those that are traced."""
+    bases = run.windows * run.length
+    return max(BASES_A_ROW // bases, FEWEST), max(BASES_TRACED // bases, FEWEST + 1)
 
 
-def job_of(shape: Shape, way: Way, genome: Path, folder: Path) -> dict[str, Any]:
+def job_of(run: Run, genome: Path, folder: Path) -> dict[str, Any]:
     """For `observed_training.py`."""
-    name, every, traced = f"{shape.name}-{way.name}", steps_of(shape, BASES_A_ROW), steps_of(shape, BASES_TRACED)
-    steps = every * (1 + ROWS_KEPT) + traced + 1
-    bases = shape.windows * shape.length
+    every, traced = steps_of(run)
+    steps, bases = every * (1 + ROWS_KEPT) + traced + 1, run.windows * run.length
     settings = {
         "genome": [str(genome)],
         "store": str(folder / "genome.dnamamba"),
-        "out": str(folder / name),
-        "model": {"preset": "7m", "n_layer": 8, "d_model": shape.d_model},
-        "length": shape.length,
+        "out": str(folder / run.name),
+        "model": {"preset": "7m", "n_layer": 8, "d_model": run.d_model},
+        "length": run.length,
         "batch_tokens": bases,
         "micro_tokens": bases,
         "max_steps": steps,
         "log_every": every,
         "validation_every": steps,
-        "validation_length": min(shape.length, 8192),
+        "validation_length": min(run.length, 8192),
         "validation_tokens": 65_536,
         "markov_order": 0,
         "accelerator": "gpu",
         "precision": "bf16",
-        "recompute": way.recompute,
-        "cuda_graph": way.cuda_graph,
+        "recompute": run.recompute,
+        "cuda_graph": run.cuda_graph,
     }
-    trace = [steps - traced - 1, traced, str(folder / f"{name}.json")]
-    return {"settings": settings, "trace": trace, "output": str(folder / f"{name}.txt")}
+    trace = [steps - traced - 1, traced, str(folder / f"{run.name}.json")]
+    return {"settings": settings, "trace": trace, "output": str(folder / f"{run.name}.txt")}
 
 
-def foretelling(shape: Shape, genome: Path, folder: Path) -> dict[str, Any]:
-    """The job that prints the peak of each `--recompute`."""
-    job = job_of(shape, WAYS[0], genome, folder)
-    return {"settings": {**job["settings"], "dry_run": True}, "output": str(folder / f"{shape.name}.txt")}
+def foretelling(run: Run, genome: Path, folder: Path) -> dict[str, Any]:
+    """The job that prints the peak of each `--recompute`, of all runs of this shape."""
+    settings = job_of(run, genome, folder)["settings"]
+    return {"settings": {**settings, "dry_run": True}, "output": str(folder / f"{run.shape}.txt")}
 
 
 def foretold(printed: str) -> dict[str, float]:
@@ -104,64 +110,65 @@ def foretold(printed: str) -> dict[str, float]:
     return {name: float(gib) for name, gib in re.findall(r"(none|cheap|all) ([0-9.]+)", line)}
 
 
-def result(shape: Shape, way: Way, folder: Path) -> Row:
-    """Of what a job has written."""
-    name = f"{shape.name}-{way.name}"
-    with (folder / name / "metrics.csv").open() as file:
+def result(run: Run, folder: Path) -> tuple[Row, list[list[Any]]]:
+    """Of what a job has written: the row, and the gaps."""
+    with (folder / run.name / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))[1 : 1 + ROWS_KEPT]
-    idle = json.loads((folder / f"{name}.json").read_text())
-    traced = steps_of(shape, BASES_TRACED)
-    bases = shape.windows * shape.length
+    idle = json.loads((folder / f"{run.name}.json").read_text())
     return {
-        **shape._asdict(),
-        **way._asdict(),
+        **run._asdict(),
         "mtoken_per_s": round(statistics.median(float(row["tokens_per_second"]) for row in rows) / 1e6, 3),
         "peak_gib": round(float(rows[-1]["peak_memory_gib"]), 2),
-        "foretold_gib": foretold((folder / f"{shape.name}.txt").read_text()).get(way.recompute, ""),
+        "foretold_gib": foretold((folder / f"{run.shape}.txt").read_text()).get(run.recompute, ""),
         "idle": round(idle["idle"], 4),
         "idle_over_10_us": round(idle["waits"], 4),
-        "kernels_a_step": round(idle["kernels"] / traced),
-        "traced_mtoken_per_s": round(traced * bases / idle["seconds"] / 1e6, 3),
         "data_wait": round(statistics.median(float(row["data_wait_fraction"]) for row in rows), 4),
-    }
+    }, idle["gaps"]
 
 
-def measure(shape: Shape, ways: Sequence[Way], genome: Path, folder: Path) -> tuple[list[Row], list[list[Any]]]:
-    """A row for each way, and the gaps of the first; all in one process, which compiles each kernel once."""
-    jobs = [foretelling(shape, genome, folder), *(job_of(shape, way, genome, folder) for way in ways)]
-    file = folder / f"{shape.name}.jobs.json"
+def measure(runs: Sequence[Run], genome: Path, folder: Path, minutes: float) -> None:
+    """All in one process, which compiles each kernel once."""
+    jobs, shapes = [], set()
+    for run in runs:
+        if run.shape not in shapes:
+            jobs.append(foretelling(run, genome, folder))
+            shapes.add(run.shape)
+        jobs.append(job_of(run, genome, folder))
+    file = folder / "jobs.json"
     file.write_text(json.dumps(jobs))
-    subprocess.run([sys.executable, str(Path(__file__).parent / "observed_training.py"), str(file)], check=True)
-    gaps = json.loads((folder / f"{shape.name}-{ways[0].name}.json").read_text())["gaps"]
-    return [result(shape, way, folder) for way in ways], gaps
+    worker = str(Path(__file__).parent / "observed_training.py")
+    try:
+        subprocess.run([sys.executable, worker, str(file)], check=True, timeout=60 * minutes)
+    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+        print(f"ended early: {error}", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("genome", type=Path)
-    parser.add_argument("--shapes", nargs="+", default=[shape.name for shape in SHAPES])
-    parser.add_argument("--ways", nargs="+", default=[way.name for way in WAYS])
+    parser.add_argument("--runs", nargs="+", default=RUNS)
+    parser.add_argument("--minutes", type=float, default=30.0, help="what is not done by then is left out")
     parser.add_argument("--out", type=Path, default=Path("pretrain_step.csv"))
     parser.add_argument("--gaps", action="store_true", help="print between which kernels the GPU did nothing")
     given = parser.parse_args()
     where = conditions()
     print(*(f"{key} {value}" for key, value in where.items()), sep=" · ", flush=True)
-    shapes = [Shape(*map(int, text.split("x"))) for text in given.shapes]
-    ways = [Way(*text.split("-")) for text in given.ways]
+    runs = [Run.of(name) for name in given.runs]
     found: list[Row] = []
     with tempfile.TemporaryDirectory() as name:
-        for shape in shapes:
-            try:
-                rows, gaps = measure(shape, ways, given.genome.absolute(), Path(name))
-            except (subprocess.CalledProcessError, OSError) as error:
-                print(f"{shape.name}: {error}", flush=True)
+        folder = Path(name)
+        measure(runs, given.genome.absolute(), folder, given.minutes)
+        for run in runs:
+            if not (folder / f"{run.name}.json").exists():
+                print(f"{run.name}: not measured", flush=True)
                 continue
-            for row in rows:
-                print(*(f"{key} {value}" for key, value in row.items()), sep="  ", flush=True)
+            row, gaps = result(run, folder)
+            print(*(f"{key} {value}" for key, value in row.items()), sep="  ", flush=True)
             if given.gaps:
                 print(*(f"{share:7.3%} {times:5d} times  {a} -> {b}" for share, times, a, b in gaps), sep="\n")
-            found += [{**row, **where} for row in rows]
-            write_rows(found, given.out)
+            found.append({**row, **where})
+    if found:
+        write_rows(found, given.out)
 
 
 if __name__ == "__main__":
