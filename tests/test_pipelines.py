@@ -661,6 +661,14 @@ def test_sources_are_a_table(download):
         assert source["md5"] == "" or len(source["md5"]) == 32
 
 
+def test_a_foretold_peak_is_read_from_what_a_dry_run_prints():
+    from pretrain_step import foretold
+
+    said = "  estimate  2 s a step\n--recompute  none more than there is, cheap 30.4, all 12 GiB a device; this run …"
+    assert foretold(said) == {"cheap": 30.4, "all": 12.0}
+    assert foretold("  estimate  2 s a step\n") == {}
+
+
 def test_idle_time_is_what_no_work_covers(tmp_path):
     """Kernels that overlap count once, copies within the GPU as work, those from the host and to it not at all."""
     import observed_training
