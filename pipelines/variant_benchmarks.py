@@ -3,6 +3,7 @@
     python pipelines/variant_benchmarks.py quality --checkpoint DIR --data DNAMAMBA_TEST_DATA --out FOLDER
         [--sets brca1 clinvar bard1 kg1000] [--probe 512] [--limit N] [--context N] [--suffix N]
     python pipelines/variant_benchmarks.py speed [--checkpoint DIR] [--context 131072] [--variants 1000]
+    python pipelines/variant_benchmarks.py rates [--checkpoint DIR] [--contexts 512 16384] [--every 1000 100]
 
 `quality`: the sets of `variant_sets.py`: BRCA1 and BARD1 saturation editing, ClinVar 2017 (by gene) and 1000 Genomes,
 each over all, within each consequence, and between consequences. AUROC and AUPRC of −llr with 95 % intervals from
@@ -14,7 +15,8 @@ without scikit-learn. --limit takes every so-manyth variant, --without leaves co
 
 `speed`: a random genome with random variants (weights are random too without --checkpoint): bases that go through the
 model and seconds for all alleles by kept states, against four whole windows an allele (timed on a few alleles), with
-the scores to each tile's end to compare with. Everything in fp32 unless --precision says otherwise.
+the scores to each tile's end to compare with. Everything in fp32 unless --precision says otherwise. `rates` is the
+same without a comparison: variants an hour at several contexts and densities of variants, and the processor's seconds.
 
 Needs numpy, torch and scikit-learn (`scores` does not); a GPU is used if there is one.
 """
@@ -51,7 +53,7 @@ PROBED_AT_ONCE = 512
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["quality", "scores", "speed"])
+    parser.add_argument("what", choices=["quality", "scores", "speed", "rates"])
     parser.add_argument("--checkpoint", type=Path)
     parser.add_argument("--data", type=Path)
     parser.add_argument("--out", type=Path)
@@ -67,10 +69,14 @@ def main() -> None:
     parser.add_argument("--preset", default="7m", help="speed without a checkpoint: size of the random model")
     parser.add_argument("--variants", type=int, default=1000)
     parser.add_argument("--bases", type=int, default=1_000_000)
+    parser.add_argument("--contexts", type=int, nargs="+", default=[512, 2048, 16384, 131_072], help="rates: contexts")
+    parser.add_argument("--every", type=int, nargs="+", default=[1000], help="rates: bases a variant, of each genome")
     parser.add_argument("--full", type=int, default=8, help="speed: alleles timed by whole windows")
     arguments = parser.parse_args()
     if arguments.what == "speed":
         speed(arguments)
+    elif arguments.what == "rates":
+        rates(arguments)
     elif arguments.data is None or arguments.out is None:
         parser.error(f"{arguments.what} needs --data and --out")
     else:
@@ -252,6 +258,42 @@ def speed(arguments: argparse.Namespace) -> None:
         compare("--exact against whole windows", theirs[picked], windows)
         if inference.device.type == "cuda":
             print(f"{'memory':>10}  {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB at most")
+
+
+def rates(arguments: argparse.Namespace) -> None:
+    """A row a context and density."""
+    rows: list[dict[str, object]] = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if arguments.checkpoint is None:
+            torch.manual_seed(0)
+            save_checkpoint(LanguageModel(preset(arguments.preset)), folder / "model", {})
+        inference = load_for_inference(arguments.checkpoint or folder / "model", "auto", arguments.precision)
+        print("\n".join(f"{label:>10}  {text}" for label, text in inference.header()))
+        for every in arguments.every:
+            (folder / f"{every}").mkdir()
+            store, alleles = random_variants(folder / f"{every}", arguments.variants * every, arguments.variants)
+            for context in arguments.contexts:
+                arguments.context = context
+                plan = plan_of(arguments, inference)
+                assert isinstance(plan, ScorePlan), "rates are those of models that predict the next base"
+                plan = replace(plan, check=0)
+                few = some(alleles, np.arange(min(arguments.full, len(alleles))))
+                score_alleles(inference, store, few, plan)  # kernels get compiled
+                began = time.process_time()
+                scores, seconds = timed(inference, store, alleles, plan)
+                run = scores.tokens.tiles + scores.tokens.alleles
+                row: dict[str, object] = {"context": context, "bases_a_variant": every, "suffix": plan.tiling.suffix}
+                row |= {"state_every": plan.state_every, "precision": inference.precision, "variants": len(alleles)}
+                row |= {
+                    "variants_an_hour": round(len(alleles) / seconds * 3600),
+                    "bases_a_second": round(run / seconds),
+                }
+                row |= {"bases_run_a_variant": round(run / len(alleles)), "seconds": round(seconds, 3)}
+                rows.append(row | {"processor_seconds": round(time.process_time() - began, 3)})
+                print(", ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
+    if arguments.out is not None:
+        write_csv(arguments.out, rows)
 
 
 def random_variants(folder: Path, bases: int, count: int) -> tuple[TokenStore, Alleles]:
