@@ -1,4 +1,4 @@
-"""Caduceus on mamba-ssm's kernels, as its users have it, and the same weights in ours.
+"""Caduceus, and language models of Mamba and Mamba-2, on mamba-ssm's kernels, as their users have them.
 
 Importing this needs mamba-ssm and causal-conv1d, built for the torch at hand.
 """
@@ -39,6 +39,27 @@ def add_norm(x: Tensor, residual: Tensor | None, weight: Tensor) -> tuple[Tensor
     return layer_norm_fn(
         x, weight, None, residual=residual, prenorm=True, residual_in_fp32=True, eps=EPSILON, is_rms_norm=True
     )
+
+
+class MambaLM(nn.Module):
+    """Blocks of one of mamba-ssm's mixers, as its own language model has them; parameters have its names."""
+
+    def __init__(self, d_model: int, mixers: list[nn.Module]) -> None:
+        super().__init__()
+        layers = nn.ModuleList(nn.ModuleDict({"norm": Norm(d_model), "mixer": mixer}) for mixer in mixers)
+        embedding = nn.Embedding(ROWS, d_model)
+        nn.init.normal_(embedding.weight, std=0.02)
+        self.backbone = nn.ModuleDict({"embedding": embedding, "layers": layers, "norm_f": Norm(d_model)})
+        self.lm_head = nn.Linear(d_model, ROWS, bias=False)
+        self.lm_head.weight = embedding.weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """ids (batch, length) → logits (batch, length, ROWS)."""
+        x, residual = self.backbone["embedding"](ids), None
+        for layer in self.backbone["layers"]:
+            x, residual = layer["norm"](x, residual)
+            x = layer["mixer"](x)
+        return self.lm_head(self.backbone["norm_f"](x, residual)[0])
 
 
 class BiMamba(nn.Module):
@@ -155,7 +176,8 @@ class Caduceus(nn.Module):
         residual_first, residual_second = residual.chunk(2, dim=-1)
         first = norm(first, residual_first)[0]
         second = norm(rc(second), rc(residual_second))[0].flip(1)  # its channels as the head has them
-        return (F.linear(first, table) + F.linear(second, table[COMPLEMENT])).float()
+        complement = backbone["embeddings"].word_embeddings.complement_map
+        return (F.linear(first, table) + F.linear(second, table[complement])).float()
 
     def write(self, folder: Path) -> None:
         """config.json and model.safetensors as its users have them."""

@@ -5,7 +5,8 @@
 Needs mamba-ssm and causal-conv1d. Caduceus (`peers.py`) has the shape of the released 131k models, 16 layers of width
 256, and is a folder of random weights, which both read; Mamba-2 and Mamba have 8 layers of width 128. First both
 models' logits and gradients are compared in fp32: nothing is timed of one that differs. bf16 autocast, fused AdamW,
-inputs of exactly L tokens; medians of CUDA-event timings; the peak is that of a training step.
+inputs of exactly L tokens; medians of CUDA-event timings; the peak is that of a training step. "As graphs": the passes
+are recorded once and replayed.
 """
 
 import argparse
@@ -23,6 +24,7 @@ from torch import Tensor
 from training_step import median_seconds
 
 from dnamamba.alphabet import BASES, MASK
+from dnamamba.inference.graphs import record
 from dnamamba.model.config import ModelConfig
 from dnamamba.model.language_model import LanguageModel
 
@@ -72,10 +74,13 @@ def make(system: str, folder: Path) -> tuple[Side, Side]:
     torch.manual_seed(0)
     if system.startswith("caduceus"):
         return caduceus(system == "caduceus-ps", folder, "cuda")
+    from mamba_ssm import Mamba, Mamba2
+
     if system == "mamba":
-        return mamba({"layer": "Mamba1"}, {})
+        return causal([Mamba(128) for _ in range(8)], ModelConfig(d_model=128, n_layer=8), "cuda")
     state = int(system.removeprefix("mamba2-"))
-    return mamba({"layer": "Mamba2", "d_state": state, "headdim": 64}, {"mixer": "mamba2", "d_state": state})
+    mixers = [Mamba2(128, d_state=state, headdim=64) for _ in range(8)]
+    return causal(mixers, ModelConfig(d_model=128, n_layer=8, mixer="mamba2", d_state=state), "cuda")
 
 
 def caduceus(rcps: bool, folder: Path, device: str, **sizes: int) -> tuple[Side, Side]:
@@ -88,16 +93,14 @@ def caduceus(rcps: bool, folder: Path, device: str, **sizes: int) -> tuple[Side,
     return our_side(peer.ours(folder, device)), peer_side(peer, lambda tokens: peer(ids[tokens.long()]), rows)
 
 
-def mamba(layer: dict[str, Any], ours: dict[str, Any]) -> tuple[Side, Side]:
-    """Of mamba-ssm's own class of language models; ours takes its weights by their names."""
-    from mamba_ssm import MambaLMHeadModel
-    from mamba_ssm.models.config_mamba import MambaConfig
+def causal(mixers: list[nn.Module], config: ModelConfig, device: str) -> tuple[Side, Side]:
+    """Ours takes the weights by their names, which are mamba-ssm's."""
+    from peers import MambaLM
 
-    peer = MambaLMHeadModel(MambaConfig(d_model=128, n_layer=8, vocab_size=16, ssm_cfg=layer), device="cuda")
-    model = LanguageModel(ModelConfig(d_model=128, n_layer=8, **ours)).cuda()
+    peer, model = MambaLM(config.d_model, mixers).to(device), LanguageModel(config).to(device)
     model.load_state_dict(peer.state_dict())
-    rows = torch.arange(BASES, device="cuda")
-    return our_side(model), peer_side(peer, lambda tokens: peer(tokens.long()).logits, rows)
+    rows = torch.arange(BASES, device=device)
+    return our_side(model), peer_side(peer, lambda tokens: peer(tokens.long()), rows)
 
 
 def our_side(model: LanguageModel) -> Side:
@@ -145,27 +148,51 @@ def check(ours: Side, peer: Side, batch: int = CHECKED[0], length: int = CHECKED
     )
 
 
-def measure(side: Side, inputs: Tensor, targets: Tensor, decay: float = 0.1) -> tuple[float, float, float]:
-    """Mtoken/s of a forward pass and of a training step, and the step's peak in GiB."""
-    optimizer = torch.optim.AdamW(side.model.parameters(), lr=1e-4, weight_decay=decay, fused=True)
+def measure(side: Side, inputs: Tensor, targets: Tensor) -> dict[str, float]:
+    """Mtoken/s of a forward pass and of a training step, the step's peak in GiB, and Mtoken/s of both once their
+    passes are recorded as CUDA graphs: the GPU's work without Python's."""
+    parameters = list(side.model.parameters())
+    optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=True)
+    million = inputs.numel() / 1e6
 
-    @torch.inference_mode()
-    def forward() -> None:
-        with torch.autocast("cuda", torch.bfloat16):
+    def rate(function: Callable[[], None]) -> float:
+        return million / median_seconds(function, 5)[0]
+
+    # Casts of weights are cached within a pass, but not in a recording, which would keep them as they were.
+    def forward(cached: bool = True) -> None:
+        with torch.no_grad(), torch.autocast("cuda", torch.bfloat16, cache_enabled=cached):
             side.logits(inputs)
 
-    def step() -> None:
-        with torch.autocast("cuda", torch.bfloat16):
+    def gradients(cached: bool = True) -> None:
+        with torch.autocast("cuda", torch.bfloat16, cache_enabled=cached):
             loss = side.loss(inputs, targets)
         loss.backward()
+
+    def step() -> None:
+        gradients()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    million = inputs.numel() / 1e6
-    forward_rate = million / median_seconds(forward, 5)[0]
+    result = {"forward": rate(forward)}
     step()
     torch.cuda.reset_peak_memory_stats()
-    return forward_rate, million / median_seconds(step, 5)[0], torch.cuda.max_memory_allocated() / 2**30
+    result["step"] = rate(step)
+    result["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
+    try:
+        result["forward_graph"] = rate(record(lambda: forward(cached=False)))
+        for parameter in parameters:
+            parameter.grad = torch.zeros_like(parameter)
+        replay = record(lambda: gradients(cached=False))
+
+        def recorded_step() -> None:
+            optimizer.zero_grad(set_to_none=False)
+            replay()
+            optimizer.step()
+
+        result["step_graph"] = rate(recorded_step)
+    except RuntimeError as error:
+        print(f"not recorded: {str(error).partition(chr(10))[0]}", flush=True)
+    return result
 
 
 def compare(row: Row, folder: Path) -> dict[str, Any]:
@@ -180,7 +207,7 @@ def compare(row: Row, folder: Path) -> dict[str, Any]:
         torch.cuda.empty_cache()
         try:
             found = measure(side, inputs, targets)
-            result |= dict(zip((f"{name}_forward", f"{name}_step", f"{name}_peak_gib"), found, strict=True))
+            result |= {f"{name}_{key}": value for key, value in found.items()}
         except torch.cuda.OutOfMemoryError:
             print(f"{row.system} {row.batch} x {row.length}: {name} is out of memory", flush=True)
         del side, inputs, targets
@@ -190,6 +217,7 @@ def compare(row: Row, folder: Path) -> dict[str, Any]:
 COLUMNS = (
     "system", "batch", "length", "logits_error", "gradients_error", "ours_forward", "peer_forward", "forward_ratio",
     "ours_step", "peer_step", "step_ratio", "ours_peak_gib", "peer_peak_gib",
+    "ours_forward_graph", "peer_forward_graph", "ours_step_graph", "peer_step_graph",
 )  # fmt: skip
 
 
@@ -224,7 +252,9 @@ def main() -> None:
                 "{system:12} {batch} x {length:9,d}"
                 "  forward {ours_forward:6.2f} against {peer_forward:6.2f} Mtoken/s, {forward_ratio:.2f}x;"
                 "  step {ours_step:5.2f} against {peer_step:5.2f}, {step_ratio:.2f}x;"
-                "  peak {ours_peak_gib:.1f} and {peer_peak_gib:.1f} GiB".format(**result),
+                "  peak {ours_peak_gib:.1f} and {peer_peak_gib:.1f} GiB;"
+                "  as graphs {ours_forward_graph:.2f} against {peer_forward_graph:.2f},"
+                " {ours_step_graph:.2f} against {peer_step_graph:.2f}".format(**result),
                 flush=True,
             )
             if arguments.out:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from dnamamba.model.config import ModelConfig
 from dnamamba_kernels.compat import Mamba
 
 PIPELINES = Path(__file__).resolve().parent.parent / "pipelines"
@@ -44,6 +45,13 @@ def test_a_peer_is_the_model_that_its_folder_gives(side_by_side, tmp_path, rcps)
     assert 0 < (targets < 4).sum() < targets.numel() / 2, "some bases are to be predicted"
     # Over all rows of its vocabulary, of which twelve are never right, the peer's loss is the larger one.
     assert ours.loss(inputs, targets) < peer.loss(inputs, targets) < ours.loss(inputs, targets) + 1.5
+
+
+def test_ours_takes_the_weights_of_a_causal_peer_by_their_names(side_by_side):
+    torch.manual_seed(1)
+    config = ModelConfig(d_model=16, n_layer=2)
+    ours, peer = side_by_side.causal([Mamba(16), Mamba(16)], config, "cpu")
+    assert max(side_by_side.check(ours, peer, 2, 50)) < 1e-4
 
 
 def test_another_model_is_found_out(side_by_side, tmp_path):
