@@ -9,12 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dnamamba import verbs
 from dnamamba.alphabet import SOFT_MASK_BIT, TOKEN_BITS, N, reverse_complement
 from dnamamba.errors import InputError
 from dnamamba.genome.windows import Window, WindowPlan
+from dnamamba.model.settings import model_config
 from dnamamba.training.copies import BASES_A_COPY, LENGTHS, CopiedPlan, Draw, dense, hairpins, plant, scattered
 from dnamamba.training.prepare import prepare_data
-from dnamamba.training.resolve import resolve
+from dnamamba.training.resolve import dense_steps, last_copies, resolve, warmup_lengths
 from dnamamba.training.settings import PretrainSettings
 
 
@@ -134,6 +136,15 @@ def test_a_window_is_a_function_of_seed_epoch_and_index() -> None:
     assert np.array_equal(rows(1, 0, [5, 6, 7])[1:], rows(1, 0, [6, 7]))
     bare = RandomPlan(3000).batch(0, np.array([6]))[0]
     assert not np.array_equal(rows(1, 0, [6]) != bare, rows(2, 0, [6]) != bare)
+
+
+def test_the_recipe_is_a_run() -> None:
+    recipe = Path(__file__).resolve().parent.parent / "pipelines" / "recipes" / "copies.yaml"
+    given = verbs.parser("pretrain").parse(["--config", str(recipe), "--genome", "x.fa", "--accelerator", "cpu"])
+    parsed = resolve(given)
+    assert [n for n, mixer in enumerate(model_config(parsed.model).mixers) if mixer == "attention"] == [2]
+    assert (dense_steps(parsed), last_copies(parsed), parsed.max_steps) == (608, 2400, 3200)
+    assert warmup_lengths(parsed)[-1] == (1280, 16_384)
 
 
 def test_shares_of_more_than_all_steps_are_refused() -> None:
