@@ -14,6 +14,8 @@ import torch
 
 pytest.importorskip("triton")
 
+from triton_aot import unset_registers
+
 from dnamamba_kernels import causal_conv1d
 from dnamamba_kernels.conv.protocol import ConvArguments
 from dnamamba_kernels.conv.reference import BACKEND as REFERENCE_CONV
@@ -379,6 +381,27 @@ def test_in_the_interpreter():
     out = run_python("-m", "pytest", __file__, "-k", "cpu", "-p", "no:cacheprovider", TRITON_INTERPRET="1")
     assert "passed" in out
     assert "skipped" not in out
+
+
+def test_registers_that_were_never_set_are_seen():
+    """Lines as nvdisasm writes them; ptxas of CUDA 12.8 wrote the first of `wrong` where it should write the second."""
+    start = [
+        "/*0010*/  ULDC.64 UR8, c[0x0][0x264] ;",
+        "/*0020*/  USGXT.U32 UR44, UR8, 0xe ;",
+        "/*0030*/  UMOV UR43, 0x1 ;",
+    ]
+    wrong = ["/*0830*/  UIADD3 UR42, UP1, UR13, 0x40, URZ ;", "/*0830*/  UIADD3 UR42, UP1, UR44, 0x40, URZ ;"]
+    products = [
+        "/*4a20*/  HGMMA.64x32x16.F32.BF16 R24, R40, gdesc[UR40].tnspB, R24 ;",
+        "/*4a40*/  @P0 HGMMA.64x32x16.F32.BF16 R24, gdesc[UR42], R24, gsb0 ;",
+    ]
+    assert unset_registers([*start, wrong[0], products[0]]) == 1
+    assert unset_registers([*start, wrong[1], products[0]]) == 0
+    assert unset_registers([*start, wrong[1], products[1]]) == 1, "its second descriptor, UR44 and UR45"
+    assert unset_registers([*start, "/*0040*/  UIMAD.WIDE UR44, UR8, UR9, URZ ;", wrong[1], products[1]]) == 0
+    assert unset_registers([*start, products[0]]) == 1
+    assert unset_registers([*start, "/*13e0*/  UPRMT UR13, UR8, 0x7632, UR13 ;"]) == 0
+    assert unset_registers([*start, "/*13e0*/  UPRMT UR13, UR14, 0x7632, UR13 ;"]) == 1
 
 
 @pytest.mark.skipif(INTERPRETED, reason="the compiler is off in the interpreter's process")

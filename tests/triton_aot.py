@@ -193,25 +193,54 @@ def other_launches(dtype: torch.dtype, heads: int, head: int) -> list[Launch]:
     return record(call)
 
 
-def fused_exchanges(cubin: bytes) -> int:
-    """How often a product is fused with what another lane sends: a b + c there, c + a b here, are rounded differently.
-
-    Lanes that are to hold the same sum then do not (Triton's issue 7264).
-    """
+def machine_code(cubin: bytes) -> list[str]:
+    """Its instructions, one a line."""
     nvdisasm = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "nvdisasm"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        listing = subprocess.run([nvdisasm, file.name], capture_output=True, text=True, check=True).stdout
+        listing = subprocess.run([nvdisasm, "-c", file.name], capture_output=True, text=True, check=True).stdout
+    return listing.splitlines()
+
+
+def fused_exchanges(code: list[str]) -> int:
+    """How often a product is fused with what another lane sends: a b + c there, c + a b here, are rounded differently.
+
+    Lanes that are to hold the same sum then do not (Triton's issue 7264).
+    """
     received: set[str] = set()
     count = 0
-    for line in listing.splitlines():
+    for line in code:
         if match := re.search(r"SHFL\S* \w+, (R\d+),", line):
             received.add(match[1])
         elif match := re.search(r"(\w+)\S* (R\d+), (.*?);", line):
             read = received.intersection(re.findall(r"R\d+", match[3]))
             count += match[1] == "FFMA" and bool(read)
             received -= read | {match[2]}
+    return count
+
+
+def unset_registers(code: list[str]) -> int:
+    """How many of Hopper's instructions read a uniform register that none before them has set.
+
+    ptxas of CUDA 12.8 does so with addresses of tiles: the product is of any other memory, or the kernel faults.
+    """
+    known: set[int] = set()
+    count = 0
+    for line in code:
+        match = re.search(r"\*/ +(?:@!?U?P\w+ +)?([A-Z][\w.]+) +(?:UR(\d+)(?:, |(?= ;)))?(.*?) ?;", line)
+        if match is None:
+            continue
+        operation, target, sources = match.groups()
+        read = {int(number) for number in re.findall(r"(?<!gdesc\[)\bUR(\d+)", sources)}
+        for number in map(int, re.findall(r"gdesc\[UR(\d+)", sources)):
+            # A descriptor for each factor in shared memory; the first of them may be in registers.
+            read |= set(range(number + (2 if re.match(r"R\d+, R\d+, gdesc", sources) else 0), number + 4))
+        if operation == "UPRMT" and target is not None:
+            read.discard(int(target))  # it moves two bytes, and keeps others that nobody reads
+        count += not read <= known
+        if target is not None:
+            known |= {int(target), int(target) + (".64" in operation or "WIDE" in operation)}
     return count
 
 
@@ -222,7 +251,7 @@ def all_launches() -> list[Launch]:
     launches += scan_launches(torch.bfloat16, 512, 16, 1, False) + scan_launches(torch.float32, 33, 5, 3, True)
     launches += other_launches(torch.bfloat16, 4, 64) + other_launches(torch.float32, 1, 6)
     launches += ssd_launches(torch.bfloat16, 64, 16, 1, False) + ssd_launches(torch.bfloat16, 70, 100, 2, True)
-    launches += ssd_launches(torch.float32, 6, 5, 2, True)
+    launches += ssd_launches(torch.float32, 6, 5, 2, True) + ssd_launches(torch.bfloat16, 32, 128, 2, True)
     launches += step_launches(torch.bfloat16, 512, 16, False) + step_launches(torch.float32, 33, 5, True)
     return launches
 
@@ -232,8 +261,11 @@ def main(capabilities: list[int]) -> None:
         for launch in all_launches():
             compiled = launch.compile(capability)
             assert compiled.asm["cubin"]
-            fused = fused_exchanges(compiled.asm["cubin"])
-            print(f"sm_{capability} {launch.name} shared {compiled.metadata.shared} bytes, {fused} fused exchanges")
+            code = machine_code(compiled.asm["cubin"])
+            unset = unset_registers(code) if capability == 90 else 0
+            assert not unset, f"sm_{capability} {launch.name}: {unset} reads of registers that were never set"
+            shared, fused = compiled.metadata.shared, fused_exchanges(code)
+            print(f"sm_{capability} {launch.name} shared {shared} bytes, {fused} fused exchanges")
 
 
 if __name__ == "__main__":

@@ -78,14 +78,14 @@ class _Sizes:
         self.chunks = -(-length // self.chunk)
         self.tasks = self.batch * self.chunks
         self.numbers = length, self.chunks, self.heads, self.head, self.state, self.heads // groups
-        self.block_p, self.block_n = _block(self.head), _block(self.state)
+        self.block_p, self.block_n = _block(self.head, self.operand), _block(self.state, self.operand)
         self.p_blocks, self.n_blocks = -(-self.head // self.block_p), -(-self.state // self.block_n)
         self.flags: dict[str, Any] = {
             "HAS_IDS": a.sequence_ids is not None,
             "CHUNK": self.chunk,
             "OPERAND": tl.bfloat16 if bf16 else tl.float32,
             "PRECISION": _exact() if a.x.dtype == torch.float32 else "tf32",
-            "num_warps": 4 if bf16 else 8,  # with eight bf16 takes up to twice as long (H200)
+            "num_warps": 4,  # with eight bf16 takes up to twice as long (H200)
         }
 
     def entering(self, a: SSDArguments) -> tuple[Tensor, Tensor]:
@@ -139,9 +139,14 @@ def _hand_on(
     return final, final_left
 
 
-def _block(size: int) -> int:
-    """Of a matrix product: at most 64, and what the tensor cores take at least."""
-    return min(64, max(16, triton.next_power_of_2(size)))
+def _block(size: int, operand: torch.dtype) -> int:
+    """Of a matrix product: at most 64, and at least a row of 128 bytes, whatever is masked of it.
+
+    Tiles with shorter rows lie in Hopper's shared memory in another order. In a kernel with both kinds, ptxas of CUDA
+    12.8 (Triton 3.6 and 3.7) computes the address of a tile from registers that it has not set yet: products of any
+    other memory, or a fault. `tests/triton_aot.py` reads the machine code for that.
+    """
+    return min(64, max(128 // operand.itemsize, triton.next_power_of_2(size)))
 
 
 def _exact() -> str:
