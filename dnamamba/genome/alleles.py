@@ -21,7 +21,7 @@ REASONS = {
     "beyond_contig": "POS or REF reach beyond the contig",
     "ref_mismatch": "REF is not what the genome has there",
     "ref_not_acgt": "REF or the genome has N or another ambiguous base there",
-    "symbolic": "a symbolic allele whose bases are not given: other than <DEL>, <DUP>, <INV>, or without END and SVLEN",
+    "symbolic": "a symbolic allele such as <DEL>: its bases are not given",
     "spanning_deletion": "the allele * of a deletion that another record describes",
     "breakend": "a breakend",
     "alt_not_acgt": "ALT has other letters than A, C, G, T",
