@@ -8,9 +8,7 @@ written as they are.
 import base64
 import json
 import re
-from argparse import HelpFormatter
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -65,9 +63,17 @@ def flags() -> str:
     parts = ["# Flags\nWhat `python -m dnamamba.VERB --help` prints. A YAML file of `--config` takes the same names.\n"]
     for verb, what in verbs.VERBS.items():
         parser = verbs.parser(verb)
-        parser.formatter_class = partial(HelpFormatter, width=100)  # type: ignore[assignment]
-        parts.append(f"## {verb}\n{what.help[0].upper()}{what.help[1:]}.\n\n```text\n{parser.format_help()}```\n")
+        parts.append(f"## {verb}\n{_plain(what.help[0].upper() + what.help[1:])}. {_plain(parser.description or '')}\n")
+        for action in parser._actions[1:]:  # the first is --help
+            name = " ".join([*action.option_strings, action.metavar or ""] if action.option_strings else [action.dest])
+            parts.append(f"- `{name.strip()}` {_plain((action.help or '').replace('%%', '%'))}")
+        parts.append("")
     return "\n".join(parts)
+
+
+def _plain(text: str) -> str:
+    """Text in one line, in which no sign is Markdown's."""
+    return re.sub(r"([*_`<\[])", r"\\\1", " ".join(text.split()))
 
 
 def notebook(path: Path) -> tuple[str, dict[str, bytes]]:

@@ -174,7 +174,8 @@ def test_pages_that_are_made(tmp_path: Path) -> None:
     assert "best" in text.partition("```text\n")[2].partition("```")[0]
     flags = pages.flags()
     assert re.findall(r"^## (\w+)$", flags, re.MULTILINE) == list(verbs.VERBS)
-    assert "--recompute none|cheap|all" in flags
+    assert "- `--recompute none|cheap|all` What the backward pass" in flags and "- `--out OUT`" in flags
+    assert pages._plain("*.bed  of\nx_y <DEL> [1]") == r"\*.bed of x\_y \<DEL> \[1]"
     (tmp_path / "a.md").write_text("[b](b.md#x) [c](c.txt) ![d](../d.png) [e](https://e.org/b.md) [f](#f) [g](gone.md)")
     for name in ("b.md", "c.txt"):
         (tmp_path / name).touch()
