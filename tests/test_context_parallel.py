@@ -75,9 +75,15 @@ def batch_of(case: Case) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | Non
     return tokens[:, :-1], tokens[:, 1:], ids
 
 
-def gradients(case: Case, parts: tuple[int, ...], rank: int) -> tuple[float, dict[str, torch.Tensor]]:
-    """The loss and all gradients of one rank's part; of a chunk each rank has a share."""
-    model, (inputs, targets, ids) = model_of(case), batch_of(case)
+def gradients(
+    case: Case, parts: tuple[int, ...], rank: int, device: str = "cpu"
+) -> tuple[float, dict[str, torch.Tensor]]:
+    """The loss and all gradients of one rank's part; of a chunk each rank has a share. On a GPU in fp32."""
+    model, batch = model_of(case), batch_of(case)
+    if device == "cuda":
+        model.float().cuda()
+    inputs, targets, ids = (None if each is None else each.to(device) for each in batch)
+    assert inputs is not None and targets is not None
     length = case.chunk or LENGTH
     total = 0.0
 
@@ -120,6 +126,27 @@ def compare(rank: int) -> list[str]:
                 if not difference < 1e-10:
                     wrong.append(f"{name}, {size} ranks: gradient of {parameter} differs by {difference:.1e}")
     return wrong
+
+
+def compare_on_gpu(rank: int) -> list[float]:
+    """The largest difference of a gradient of each case, on two ranks that share a GPU, of rank 0."""
+    found = []
+    for case in CASES.values():
+        expected = gradients(case, (LENGTH,), 0, "cuda")[1]
+        with context_parallel(Ranks(torch.distributed.group.WORLD)):
+            parts = gradients(case, PARTS[2], rank, "cuda")[1]
+        found.append(0.0)
+        for name, gradient in parts.items():
+            whole = gradient.cpu()
+            torch.distributed.all_reduce(whole)
+            found[-1] = max(found[-1], float((whole - expected[name].cpu()).norm() / expected[name].cpu().norm()))
+    return found
+
+
+@pytest.mark.gpu
+def test_kernels_of_a_gpu_give_the_same() -> None:
+    differences = dict(zip(CASES, run_ranks(2, compare_on_gpu)[0], strict=True))
+    assert all(difference < 2e-3 for difference in differences.values()), differences
 
 
 @pytest.fixture(scope="module")
