@@ -6,7 +6,7 @@ A step's batch is given in bases. Its windows go to rows of GPUs; where there ar
 goes over several (`--context_parallel`). Of a GPU with P positions a step, in seconds:
 
     t = P · layers · (scan · channels · states / 16 + stream · d_model + 6 · weights of a layer / matrices)
-      + passes · layers · context(ranks)          two exchanges forward and two backward: latency, and states
+      + passes · layers · context(ranks)          two exchanges forward and three backward: latency, and states
       + sum(devices)                              of gradients (DDP), or weights twice and gradients (FSDP2)
 
 `MEASURED` are steps of one H200 that the coefficients have to give to 20 %; a test checks it. Nothing overlaps here:
@@ -111,15 +111,16 @@ class Plan:
     @property
     def context_seconds(self) -> float:
         """Of the states between the ranks of a window: of the scan in fp32, of the convolution in bf16, and the ΣΔ of
-        the scan, each gathered from all of them, forward and backward."""
+        the scan, each gathered from all of them, forward and backward; that of the convolution twice there."""
         if self.context == 1:
             return 0.0
         latency, bandwidth = self.machine.link(self.context)
         m, windows = self.model, max(self.at_once * self.context // self.length, 1)
-        state = windows * m.channels * (4 * (m.d_state + 1) + 2 * (m.d_conv - 1))
+        scan, conv = windows * m.channels * 4 * (m.d_state + 1), windows * m.channels * 2 * (m.d_conv - 1)
         passes = math.ceil(self.positions / self.at_once)
-        again = 2 if self.recompute == "all" else 1
-        return passes * m.n_layer * (1 + again) * (2 * latency + (self.context - 1) * state / bandwidth)
+        forward = 2 if self.recompute == "all" else 1
+        size = forward * (scan + conv) + scan + 2 * conv
+        return passes * m.n_layer * ((2 * forward + 3) * latency + (self.context - 1) * size / bandwidth)
 
     @property
     def sum_seconds(self) -> float:

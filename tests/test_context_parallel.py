@@ -103,8 +103,28 @@ def gradients(
     return total, {name: parameter.grad for name, parameter in model.named_parameters()}
 
 
-def compare(rank: int) -> list[str]:
-    """Each case on 2, 3 and 4 ranks with one: what differs, of rank 0."""
+class CountedRanks(Ranks):
+    """Counts the bytes that this rank sends."""
+
+    sent = 0
+
+    def gather(self, *tensors: torch.Tensor) -> list[torch.Tensor]:
+        self.sent += sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        return super().gather(*tensors)
+
+
+def sent_bytes(length: int, rank: int, group: Any) -> int:
+    """Of a training pass over one sequence of so many bases, on two ranks."""
+    model, ranks = model_of(Case({}, recompute="none")), CountedRanks(group)
+    tokens = torch.zeros(1, length // 2, dtype=torch.uint8)
+    with context_parallel(ranks):
+        model.loss(tokens, tokens).nll_sum.backward()
+    return ranks.sent
+
+
+def compare(rank: int) -> tuple[list[str], list[int]]:
+    """Each case on 2, 3 and 4 ranks with one: what differs, of rank 0. And the bytes sent for sequences of 64 and 256
+    bases."""
     wrong = []
     groups = {size: torch.distributed.new_group(range(size)) for size in PARTS}
     for name, case in CASES.items():
@@ -125,7 +145,7 @@ def compare(rank: int) -> list[str]:
                 difference = (gradient - expected[parameter]).norm() / expected[parameter].norm()
                 if not difference < 1e-10:
                     wrong.append(f"{name}, {size} ranks: gradient of {parameter} differs by {difference:.1e}")
-    return wrong
+    return wrong, [sent_bytes(length, rank, groups[2]) for length in (64, 256) if rank < 2]
 
 
 def compare_on_gpu(rank: int) -> list[float]:
@@ -150,9 +170,18 @@ def test_kernels_of_a_gpu_give_the_same() -> None:
 
 
 @pytest.fixture(scope="module")
-def differences() -> list[str]:
+def compared() -> tuple[list[str], list[int]]:
     return run_ranks(4, compare)[0]
 
 
-def test_losses_and_gradients_are_those_of_one_device(differences: list[str]) -> None:
+def test_losses_and_gradients_are_those_of_one_device(compared: tuple[list[str], list[int]]) -> None:
+    differences, _ = compared
     assert not differences, "\n".join(differences)
+
+
+def test_what_is_sent_does_not_depend_on_the_length(compared: tuple[list[str], list[int]]) -> None:
+    """Of a layer forward and backward: of the scan (1 + states) numbers a channel each way, of the convolution its
+    state, once more for the backward pass, which makes it anew."""
+    short, long = compared[1]
+    d_state, layers, channels, back = 4, 2, 32, 7
+    assert short == long == layers * 8 * channels * (2 * (1 + d_state) + 3 * back)
