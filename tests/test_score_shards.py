@@ -59,3 +59,26 @@ def test_shards_are_one_job_to_the_byte(arguments: list[str], tmp_path: Path, ca
     assert {path.name: path.read_bytes() for path in shared.iterdir()} == {
         path.name: path.read_bytes() for path in alone.iterdir()
     }
+
+
+@pytest.mark.parametrize("changed", ["vcf", "genome"])
+def test_shards_of_an_edited_file_are_refused(
+    changed: str, genome: dict[str, Path], arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Also where it is as long as before."""
+    own = tmp_path / genome[changed].name
+    text = genome[changed].read_text()
+    own.write_text(text)
+    command = [str(own) if each == str(genome[changed]) else each for each in arguments]
+    command += ["--out", str(tmp_path / "scores.tsv")]
+    assert cli.run(score.main, [*command, "--shard", "1/2"]) == 0
+    if changed == "vcf":
+        [*others, last] = text.splitlines()
+        columns = last.split("\t")
+        columns[1] = str(int(columns[1]) - 1)  # in another window
+        own.write_text("\n".join([*others, "\t".join(columns)]) + "\n")
+    else:
+        own.write_text(text[:-2] + "ACGT"["TGCA".index(text[-2])] + "\n")
+    assert own.stat().st_size == len(text)
+    assert cli.run(score.main, [*command, "--max_mismatches", "1"]) == 2
+    assert "of another model, genome, VCF or setting; remove" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 The reference allele is compared with the genome. What cannot be scored keeps a reason; nothing is dropped. numpy only.
 """
 
+import hashlib
 import sys
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -56,6 +57,14 @@ class Alleles:
 
     def __len__(self) -> int:
         return len(self.alt)
+
+    @property
+    def fingerprint(self) -> str:
+        """64 hexadecimal digits that change with any of them."""
+        content = hashlib.sha256(",".join(self.alt).encode())
+        for column in (self.first, self.contig, self.start, self.ref_length, self.reason):
+            content.update(column.tobytes())
+        return content.hexdigest()
 
     def alternate(self, allele: int, reverse: bool) -> np.ndarray:
         """(bases,) uint8 tokens of an alternate allele, on the other strand if `reverse`."""

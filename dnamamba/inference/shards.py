@@ -3,10 +3,14 @@
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from dnamamba import __version__
 from dnamamba.errors import InputError
+from dnamamba.genome.view import GenomeView
+from dnamamba.inference.load import Inference
 
 
 class Shard:
@@ -35,6 +39,19 @@ class Shard:
             if job == self.number - 1:
                 own.append(name)
         return own
+
+
+def made_with(inference: Inference, store: GenomeView, genome: Sequence[Path]) -> dict[str, Any]:
+    """What all values of a model on a genome depend on. Where the genome is read by its index, which knows no
+    fingerprint, its files' names, sizes and times of change stand for it."""
+    states = [(path.absolute(), path.stat()) for path in genome] if store.fingerprint is None else []
+    return {
+        "weights": inference.provenance.get("weights_sha256") or str(inference.checkpoint.absolute()),
+        "genome": store.fingerprint or [[str(path), state.st_size, state.st_mtime_ns] for path, state in states],
+        "precision": inference.precision,
+        "device": inference.device.type,
+        "version": __version__,
+    }
 
 
 def fingerprint_of(made_by: Mapping[str, Any]) -> str:

@@ -12,7 +12,6 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 
-from dnamamba import __version__
 from dnamamba.analysis.likelihood.compute import (
     BATCH_TOKENS,
     STRANDS,
@@ -38,7 +37,7 @@ from dnamamba.genome.view import GenomeView
 from dnamamba.inference.load import Inference, load_for_inference
 from dnamamba.inference.masked import mask_every_of
 from dnamamba.inference.provenance import result_provenance
-from dnamamba.inference.shards import Shard
+from dnamamba.inference.shards import Shard, made_with
 from dnamamba.model.abilities import Ability, require
 from dnamamba.outputs import provenance_file, refuse_existing, whole_files, write_provenance
 from dnamamba.runs.lines import Line, caution_lines, genome_line, print_lines
@@ -223,16 +222,12 @@ def _made_by(
 ) -> dict[str, Any]:
     """All that a contig's values depend on."""
     return {
-        "weights": inference.provenance.get("weights_sha256") or str(inference.checkpoint.absolute()),
-        "genome": store.fingerprint or [[str(path.absolute()), path.stat().st_size] for path in settings.genome],
+        **made_with(inference, store, settings.genome),
         "regions": {name: pairs.tolist() for name, pairs in wanted.items()},
         "tiling": [type(tiling).__name__, *tiling],
         "strands": choice.computed,
         "tracks": choice.tracks,
         "batch_tokens": batch_tokens,
-        "precision": inference.precision,
-        "device": inference.device.type,
-        "version": __version__,
     }
 
 

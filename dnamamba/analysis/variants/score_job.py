@@ -3,11 +3,9 @@
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from dnamamba import __version__
 from dnamamba.analysis.variants.neutral import neutral_scores
 from dnamamba.analysis.variants.plan import Plan, plan_for, scoring_provenance
 from dnamamba.analysis.variants.score_output import ScoreColumns, combine, scored_table, write_scored_vcf
@@ -21,7 +19,7 @@ from dnamamba.genome.alleles import Checked, check, refuse_mismatches
 from dnamamba.genome.indexed import open_for
 from dnamamba.genome.view import GenomeView
 from dnamamba.inference.load import Inference, load_for_inference
-from dnamamba.inference.shards import Shard
+from dnamamba.inference.shards import Shard, made_with
 from dnamamba.outputs import refuse_existing, table_files, write_table
 from dnamamba.runs.card import ranking_lines
 from dnamamba.runs.lines import Line, caution_lines, genome_line, print_lines
@@ -56,7 +54,8 @@ def score(settings: ScoreSettings) -> None:
     print_lines(_header(settings, inference, store, records, checked, plan))
     print_lines(("mismatch", line) for line in mismatches)
 
-    kept = KeptScores(settings.out, _made_by(settings, inference, store, plan))
+    made_by = {"alleles": checked.alleles.fingerprint, "plan": repr(plan)}
+    kept = KeptScores(settings.out, made_with(inference, store, settings.genome) | made_by)
 
     def of_shard(shard: Shard | None) -> Scores:
         with job_bar("scoring", "alleles, each strand counted") as progress:
@@ -87,20 +86,6 @@ def score(settings: ScoreSettings) -> None:
         )
     kept.remove()
     print_lines(_summary(settings.out, plan, columns, scores, seconds))
-
-
-def _made_by(settings: ScoreSettings, inference: Inference, store: GenomeView, plan: Plan) -> dict[str, Any]:
-    """All that scores depend on."""
-    files = [settings.vcf, *settings.genome]
-    return {
-        "weights": inference.provenance.get("weights_sha256") or str(inference.checkpoint.absolute()),
-        "genome": store.fingerprint,
-        "files": [[str(path.absolute()), path.stat().st_size] for path in files],
-        "plan": repr(plan),
-        "precision": inference.precision,
-        "device": inference.device.type,
-        "version": __version__,
-    }
 
 
 def _check_settings(settings: ScoreSettings) -> None:
