@@ -8,13 +8,15 @@ import polars as pl
 import pytest
 import torch
 
-from dnamamba import cli, score
+from dnamamba import bundled, cli, score
 from dnamamba.analysis.variants import neutral
-from dnamamba.analysis.variants.neutral import KINDS, LONGEST, Neutral, classes_of, random_alleles
+from dnamamba.analysis.variants.neutral import KINDS, LONGEST, Neutral, classes_of, neutral_scores, random_alleles
+from dnamamba.analysis.variants.plan import plan_for
 from dnamamba.errors import InputError
 from dnamamba.formats.checkpoint import save_checkpoint
 from dnamamba.genome.alleles import Alleles
 from dnamamba.genome.store import open_genome
+from dnamamba.inference.load import load_for_inference
 from dnamamba.model.config import ModelConfig
 from dnamamba.model.language_model import LanguageModel
 
@@ -114,3 +116,36 @@ def test_score_writes_them_and_keeps_the_random_scores(
         scores = np.array(kept["scores"][name])
         assert len(scores) == 4
         assert percentile[row] == pytest.approx(((scores < llr[row]).sum() + 0.5) / 5)
+
+
+def test_they_are_kept_with_the_weights_that_gave_them(
+    genome: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run's in its checkpoint, which changes when it is resumed; a bundled model's with it, wherever one works."""
+    monkeypatch.setattr(neutral, "DRAWS", 2)
+    monkeypatch.setattr(neutral, "LONGEST", (1,))
+    monkeypatch.chdir(tmp_path)
+    config = ModelConfig(d_model=8, n_layer=1, d_state=4)
+    best = tmp_path / "run" / "checkpoints" / "best"
+    bundled_folder = tmp_path / "package"
+    monkeypatch.setattr(bundled, "_FOLDER", bundled_folder)
+    save_checkpoint(LanguageModel(config), bundled_folder / "small", {})
+    store, found = open_genome(genome), []
+
+    def scores_of(checkpoint: Path) -> list[float]:
+        inference = load_for_inference(checkpoint, "cpu")
+        kept = neutral_scores(inference, store, plan_for(inference, context=256))
+        return kept.scores["deletion 1"].tolist()
+
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        save_checkpoint(LanguageModel(config), best, {}, overwrite=True)
+        if found:  # as if another run's had been copied there
+            (best / neutral.NAME).write_text(json.dumps(found[0]))
+        scores = scores_of(tmp_path / "run")
+        found.append(json.loads((best / neutral.NAME).read_text()))
+        assert scores == found[-1]["scores"]["deletion 1"]
+    assert found[0]["scores"] != found[1]["scores"]
+    scores_of(Path("small"))
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == []
+    assert (bundled_folder / "small" / neutral.NAME).is_file()

@@ -15,7 +15,7 @@ import numpy as np
 from dnamamba.alphabet import BASES, TOKEN_BITS, decode
 from dnamamba.analysis.variants.plan import Plan
 from dnamamba.errors import InputError, warn
-from dnamamba.formats.files import read_json
+from dnamamba.formats.files import checkpoint_folder, read_json
 from dnamamba.genome.alleles import Alleles
 from dnamamba.genome.view import GenomeView
 from dnamamba.inference.load import Inference
@@ -123,13 +123,14 @@ def facts_of(inference: Inference, store: GenomeView, plan: Plan) -> dict[str, A
     """What the scores depend on but the draws."""
     contigs = "\n".join(f"{contig.name} {contig.length}" for contig in store.contigs)
     genome = hashlib.sha256(contigs.encode()).hexdigest()
-    return {**plan.provenance(), "precision": inference.precision, "contigs": genome}
+    weights = inference.provenance.get("weights_sha256")
+    return {**plan.provenance(), "weights": weights, "precision": inference.precision, "contigs": genome}
 
 
 def neutral_scores(inference: Inference, store: GenomeView, plan: Plan) -> Neutral:
-    """Those in the checkpoint's folder, or if it has none of this genome and plan, measured now and kept there."""
-    folder = inference.checkpoint if inference.checkpoint.is_dir() else inference.checkpoint.parent
-    path, facts = folder / NAME, facts_of(inference, store, plan)
+    """Those in the checkpoint's folder, or if it has none of these weights, genome and plan, measured now and kept
+    there."""
+    path, facts = checkpoint_folder(inference.checkpoint) / NAME, facts_of(inference, store, plan)
     if path.is_file():
         kept = read_json(path)
         if kept.get("facts") == facts:
