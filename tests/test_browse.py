@@ -50,6 +50,7 @@ def files(tmp_path_factory):
     (folder / "scored.vcf").write_text(header + "\n".join(rows) + "\n")
     rng = np.random.default_rng(0)
     p = rng.dirichlet(np.ones(4) * 0.3, LENGTH)
+    p[1600:1900] = (0.3, 0.25, 0.25, 0.2)  # 0.015 bits: a region of which the model knows little
     columns = {f"mean_p_{base}": p[:, number] for number, base in enumerate("ACGT")}
     columns |= {f"{strand}_log_likelihood": np.log(p[:, 0] + 1e-3) for strand in ("mean", "forward", "reverse")}
     columns |= {"mean_entropy": -(p * np.log(p + 1e-9)).sum(1)}
@@ -187,6 +188,14 @@ class TestChromium:
         before = browser.evaluate("browser.referenceFrameList[0].bpPerPixel")
         browser.evaluate("browser.zoomIn()")
         assert browser.evaluate("browser.referenceFrameList[0].bpPerPixel") < before
+        # Letters are read where the model knows little, and the axis says how high they are.
+        top = "browser.trackViews.find(view => view.track.type === 'logo').track.top"
+        contig = json.dumps(page_name(CONTIG))
+        for first, bits in ((1701, 0.1), (1001, 2), (1701, 0.1)):
+            browser.evaluate(f"browser.search({contig} + ':{first}-{first + 60}')")
+            browser.wait_for(f"{top} === {bits}")
+        browser.evaluate(f"browser.search({contig} + ':501-2500')")
+        browser.wait_for(f"{top} === 2")
         assert browser.evaluate("document.title") == f"{CONTIG}:501-2,500, dnamamba"
         assert browser.console == []
         assert [url for url in browser.requests if not url.startswith(("file:", "data:", "blob:"))] == []

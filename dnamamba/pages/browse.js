@@ -7,6 +7,7 @@
   const BASES = "ACGT";
   const COLOURS = { A: "#109648", C: "#255C99", G: "#B57A00", T: "#D62839" };
   const LETTER_PIXELS = 3; // narrower letters are no letters
+  const STEPS = [0.1, 0.2, 0.5, 1, 2]; // where the axis of predicted bases may end, in bits
   const CLICK_PIXELS = 6;
 
   function axis(context, width, height, ticks, y) {
@@ -45,8 +46,9 @@
     init(config) {
       super.init(config);
       this.type = "logo";
+      this.autoscale = true;
       this.probabilities = bytes(config.probabilities);
-      this.top = config.top;
+      this.top = this.tallest = config.top;
       this.y = (bits) => 4 + (1 - Math.min(bits / this.top, 1)) * (this.height - 8);
     }
     at(position) {
@@ -82,6 +84,24 @@
           foot -= height;
         }
       }
+    }
+    // Called before each drawing: where letters are drawn, the axis ends above the tallest one that is seen, so that
+    // they are read where a model knows little, too.
+    doAutoscale() {
+      const { start, end, bpPerPixel } = this.browser.referenceFrameList[0];
+      let top = this.tallest;
+      if (1 / bpPerPixel >= LETTER_PIXELS) {
+        let bits = 0;
+        for (let position = Math.floor(start); position < end; position++) {
+          bits = Math.max(bits, this.at(position)?.bits || 0);
+        }
+        top = Math.min(STEPS.find((step) => step >= bits) || top, top);
+      }
+      if (top !== this.top) {
+        this.top = top;
+        this.trackView.paintAxis();
+      }
+      return { min: 0, max: top };
     }
     drawInformation(context, bpStart, bpPerPixel, pixelWidth) {
       context.fillStyle = "#8c8c8c";
