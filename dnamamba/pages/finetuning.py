@@ -122,8 +122,8 @@ def _curves(run: Finetuning) -> str:
     for row in run.metrics:
         name = f"seed {row['seed']}, rate {row['peak_learning_rate']}, both strands: {row['conjoin']}"
         trials.setdefault(name, []).append(row)
-    if not by or not any(row.get(f"dev_{by}") for row in run.metrics):
-        return ""
+    if not by or not any(row.get(f"dev_{by}") and float(row["epoch"]) > 1 for row in run.metrics):
+        return ""  # of a single epoch there is no curve
     label = f"{by} on dev, {'lower' if by == 'loss' else 'higher'} is better"
     return figure(
         lambda path: plot_run_curves(trials, path, column=f"dev_{by}", label=label, against="epoch"),

@@ -29,6 +29,7 @@ def plot_run_curves(
         from_zero: whether the axis begins at zero.
     """
     from matplotlib.figure import Figure  # not pyplot: no display is needed, no state is kept
+    from matplotlib.ticker import MaxNLocator
 
     unit, x_label = (1e6, "bases seen (millions)") if against == "tokens" else (1.0, "epoch")
     figure = Figure(figsize=(8, 4.2), layout="constrained")
@@ -41,6 +42,8 @@ def plot_run_curves(
             axes.plot(*zip(*points, strict=True), label=shortened(name, 40), markersize=marked, linewidth=1.2, **style)
     axes.set(title=title, xlabel=x_label, ylabel=label)
     axes.grid(alpha=0.3)
+    if against == "epoch":
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if from_zero:
         axes.set_ylim(bottom=0)
     if len(runs) > 1:
