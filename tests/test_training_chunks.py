@@ -401,3 +401,19 @@ def test_the_estimate_measures_some_chunks(fasta: Path, tmp_path: Path, capsys: 
     sizes = ["--length", 39_999, "--batch_tokens", 39_999, "--backprop", "chunked", "--chunk", 64]
     assert train("--genome", fasta, *QUICK, *splits, *sizes, "--dry_run", "true", "--out", tmp_path / "run") == 0
     assert "625 chunks of 64 bases" in (printed := capsys.readouterr().out) and "estimate" in printed
+
+
+def test_whole_windows_have_the_classes_of_their_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And on a device the host does not wait for it, as it would to cut them window by window."""
+    generator = torch.Generator().manual_seed(1)
+    tokens = torch.randint(0, 4, (3, 41), generator=generator, dtype=torch.uint8)
+    classes = torch.randint(0, 5, (3, 41), generator=generator, dtype=torch.uint8)
+    batch = WindowBatch(tokens, torch.tensor([False, True, False]), classes=classes)
+    parts = WindowParts(batch, model_of("mamba").objective, CPU)
+    chunks = [parts.chunk(first, min(first + 16, 40)) for first in (0, 16, 32)]
+    monkeypatch.setattr(WindowParts, "_cut", None)
+    prepared = parts.whole()
+    assert prepared.classes is not None
+    expected = torch.stack([classes[0, 1:], classes[1].flip(0)[1:], classes[2, 1:]])
+    assert prepared.classes.equal(expected)
+    assert torch.cat([part.classes for part in chunks if part.classes is not None], 1).equal(expected)

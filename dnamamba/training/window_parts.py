@@ -40,14 +40,16 @@ class WindowParts:
         """All positions."""
         batch = self.batch.on(self.device)
         tensors = batch.tokens, batch.reverse_complement, batch.sequence_ids, batch.keys
-        return self._classed(self.objective.prepare_batch(*tensors, training=self.training), 0, self.length)
+        prepared = self.objective.prepare_batch(*tensors, training=self.training)
+        return prepared if batch.classes is None else self._classed(prepared, batch.classes)
 
     def chunk(self, first: int, last: int) -> PreparedBatch:
         """Positions [first, last) of each window, with their targets; of an objective that predicts the next base."""
         if (first, last) == (0, self.length):
             return self.whole()
         prepared = self.objective.prepare_batch(*self.stored(first, last + 1), training=self.training)
-        return self._classed(prepared, first, last)
+        classes = self.batch.classes
+        return prepared if classes is None else self._classed(prepared, self._cut(classes, first, last + 1))
 
     def stored(self, first: int, last: int) -> tuple[Tensor, Tensor, Tensor | None]:
         """Tokens [first, last) of each window on the device, (windows, last − first) uint8, counted on the strand that
@@ -78,16 +80,14 @@ class WindowParts:
                 read += (part.inputs != PAD).sum()
         return torch.stack([counts.sum().double(), read.double(), weights.total(counts)])
 
-    def _classed(self, prepared: PreparedBatch, first: int, last: int) -> PreparedBatch:
-        """With the region classes of the targets of positions [first, last), if the windows have any."""
-        if self.batch.classes is None:
-            return prepared
-        classes = self._cut(self.batch.classes, first + 1, last + 1)
+    def _classed(self, prepared: PreparedBatch, classes: Tensor) -> PreparedBatch:
+        """With the classes of its targets, of those of its bases as they are stored, (windows, positions + 1)."""
         flags = self.batch.reverse_complement.to(self.device, non_blocking=True)
-        return prepared._replace(classes=torch.where(flags[:, None], classes.flip(1), classes))
+        return prepared._replace(classes=torch.where(flags[:, None], classes.flip(1), classes)[:, 1:])
 
     def _cut(self, values: Tensor, first: int, last: int, on_host: bool = False) -> Tensor:
-        """Window by window: slices of pinned memory are copied without making the host wait."""
+        """Window by window: slices of pinned memory are copied without making the host wait, which it would for windows
+        that are on the device."""
         width = values.shape[1]
         found = torch.empty(
             (len(values), last - first), dtype=values.dtype, device=values.device if on_host else self.device
