@@ -144,12 +144,18 @@ def test_a_mixture_has_regions_of_each_genome(genome: Path, tmp_path: Path, caps
     (["--regions", "BED", "--region_weights", "repeat=1"], "--region_weights: no region is a repeat"),
     (["--regions", "BED", "--region_shares", "box", "box=2"], "box stands there twice"),
     (["--regions", "BED", "--pack"], "--pack"),
+    (["--regions", "WHOLE_BED"], "--regions: a class is called genome"),
+    (["--regions", "EMPTY_BED", "--region_shares", "genome"], "--regions: the files have no region"),
     (["--regions", "BED", "--train", "chr2", "--validation", "chr1"], "the training split has no box region"),
 ])  # fmt: skip
 def test_bad_settings(
     flags: list[str], expected: str, genome: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = [str(genome.with_name("classes.bed")) if flag == "BED" else flag for flag in flags]
+    (tmp_path / "whole.bed").write_text("chr1\t0\t100\tgenome\n")
+    (tmp_path / "empty.bed").write_text("")
+    beds = {"BED": genome.with_name("classes.bed")}
+    beds |= {"WHOLE_BED": tmp_path / "whole.bed", "EMPTY_BED": tmp_path / "empty.bed"}
+    given = [str(beds.get(flag, flag)) for flag in flags]
     assert train("--genome", genome, *QUICK, *given, "--dry_run", "--out", tmp_path / "run") == 2
     message = capsys.readouterr().err
     assert expected in message and message.count("\n") == 1, message

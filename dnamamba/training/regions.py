@@ -117,8 +117,13 @@ def region_mixture(
 def shares_of(classes: RegionClasses, given: Sequence[str] | None) -> dict[str, float]:
     """The shares as the user gives them (`CDS`, `CDS=2`); by default all classes alike but those of `BACKGROUND`.
 
-    Raises `InputError` for classes that the genome's regions lack, and numbers that are not above 0.
+    Raises `InputError` for classes that the genome's regions lack, a class that is called `WHOLE`, and numbers that are
+    not above 0.
     """
+    if WHOLE in classes.names:
+        raise InputError(f"--regions: a class is called {WHOLE}, which means the whole training split; rename it")
+    if not classes.names:
+        raise InputError("--regions: the files have no region of this genome; give others, or leave them out")
     if given is None:
         shares = dict.fromkeys((name for name in classes.names if name not in BACKGROUND), 1.0)
         if not shares:
