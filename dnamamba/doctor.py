@@ -62,8 +62,9 @@ def doctor(settings: DoctorSettings) -> None:
     failed = 0
     for device in devices():
         print(f"\n{describe_device(device)}", flush=True)
-        failed += check_kernels(device)
-        if not failed:
+        wrong = check_kernels(device)
+        failed += wrong
+        if not wrong:
             show_speed(device)
     missing = describe_missing()
     print("\nmissing" if missing else "\nmissing       nothing")

@@ -133,6 +133,17 @@ def test_wrong_and_failing_kernels_end_with_exit_code_1(monkeypatch, capsys):
     assert out.endswith("1 kernels are wrong or do not run on this machine\n")
 
 
+def test_a_device_whose_kernels_are_right_is_timed_whatever_another_is_like(monkeypatch, capsys):
+    monkeypatch.setattr(doctor, "devices", lambda: ["cpu", "cuda:0"])
+    monkeypatch.setattr(doctor, "describe_device", str)
+    monkeypatch.setattr(doctor, "check_kernels", lambda device: int(device == "cpu"))
+    timed: list[str] = []
+    monkeypatch.setattr(doctor, "show_speed", timed.append)
+    with pytest.raises(SystemExit):
+        doctor.doctor(doctor.DoctorSettings())
+    assert timed == ["cuda:0"]
+
+
 def test_published_figures_are_those_of_the_documents():
     readme, guide = ((ROOT / name).read_text() for name in ("kernels/README.md", "docs/figures.md"))
     scan, conv, norm = speed.PUBLISHED["cuda"]
