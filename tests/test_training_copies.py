@@ -15,6 +15,7 @@ from dnamamba.errors import InputError
 from dnamamba.genome.windows import Window, WindowPlan
 from dnamamba.model.settings import model_config
 from dnamamba.training.copies import BASES_A_COPY, LENGTHS, CopiedPlan, Draw, dense, hairpins, plant, scattered
+from dnamamba.training.data import StepDataset
 from dnamamba.training.prepare import prepare_data
 from dnamamba.training.resolve import dense_steps, last_copies, resolve, warmup_lengths
 from dnamamba.training.settings import PretrainSettings
@@ -181,3 +182,6 @@ def test_a_run_has_dense_windows_first_and_scattered_copies_then(tmp_path: Path)
     assert [stage.first_step for stage in without] == [0, 5, 10]
     none = prepare_data(replace(parsed, copies=0.0)).data.stages
     assert all(isinstance(stage.plan, WindowPlan) for stage in none)
+    read, read_without = StepDataset(stages, 0, 1), StepDataset(none, 0, 1)
+    for step in range(20):  # what is planted changes nothing about which windows are read: none twice an epoch
+        assert read.windows(step) == read_without.windows(step), step

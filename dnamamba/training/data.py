@@ -96,6 +96,8 @@ class Stage(NamedTuple):
     plan: SamplePlan
     windows_per_step: int
     """Over all ranks."""
+    first_sample: int = 0
+    """Of the plan's samples, the first that is read: of windows that an earlier stage has begun to read, the next."""
 
 
 class StepDataset(Dataset[WindowBatch]):
@@ -114,7 +116,8 @@ class StepDataset(Dataset[WindowBatch]):
         number = bisect.bisect_right([stage.first_step for stage in self.stages], step) - 1
         stage = self.stages[number]
         share = stage.windows_per_step // self.world_size
-        return number, (step - stage.first_step) * stage.windows_per_step + self.rank * share, share
+        before = stage.first_sample + (step - stage.first_step) * stage.windows_per_step
+        return number, before + self.rank * share, share
 
     def __getitem__(self, step: int) -> WindowBatch:
         number, first, share = self._samples(step)

@@ -92,7 +92,8 @@ def prepare_data(settings: ResolvedPretrainSettings) -> Prepared:
         plan = plans[0] if len(plans) == 1 else MixturePlan(names, plans, shares)
         end = lengths[number + 1][0] if number + 1 < len(lengths) else settings.max_steps
         for start, planted in _with_copies(settings, plan, first, end):
-            stages.append(Stage(start, planted, settings.batch_tokens // length))
+            windows = settings.batch_tokens // length
+            stages.append(Stage(start, planted, windows, first_sample=(start - first) * windows))
     data = PretrainData(
         stages,
         _validation_sets(settings, genomes),
