@@ -1,5 +1,6 @@
 """A VCF's scores by several jobs: the bytes of one job, whatever was done before."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,13 @@ import pytest
 from tiny_models import random_bases, tiny_bimamba, tiny_model
 
 from dnamamba import cli, score
+from dnamamba.analysis.variants.plan import plan_for
 from dnamamba.formats.checkpoint import save_checkpoint
+from dnamamba.genome import vcf
+from dnamamba.genome.alleles import check
+from dnamamba.genome.store import open_genome
+from dnamamba.inference.load import load_for_inference
+from dnamamba.inference.shards import Shard
 
 
 @pytest.fixture(scope="module")
@@ -82,3 +89,16 @@ def test_shards_of_an_edited_file_are_refused(
     assert own.stat().st_size == len(text)
     assert cli.run(score.main, [*command, "--max_mismatches", "1"]) == 2
     assert "of another model, genome, VCF or setting; remove" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_progress_reaches_the_end_whatever_a_shard_leaves_out(
+    number: int, genome: dict[str, Path], arguments: list[str]
+) -> None:
+    inference = load_for_inference(Path(arguments[1]), "cpu")
+    plan = replace(plan_for(inference, state_every=16, batch_tokens=128), shard=Shard(f"{number}/2"))
+    store = open_genome(genome["genome"])
+    alleles = check(vcf.read_vcf(genome["vcf"]), store, longest=32).alleles
+    reported: list[tuple[int, int]] = []
+    plan.score(inference, store, alleles, lambda done, total: reported.append((done, total)))
+    assert reported == sorted(reported) and reported[-1] == (2 * len(alleles), 2 * len(alleles))

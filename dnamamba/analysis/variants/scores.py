@@ -11,7 +11,7 @@ that the reference is scored on. With r and a the two alleles, u the bases befor
     after = ln p(d | u a) − ln p(d | u r)
 
 Exact but for d, of which `suffix` bases are taken; how much the rest would have added is measured on a sample. The same
-on the reverse complement gives the other strand's scores. A deletion spares the model bases to predict and an insertion
+on the reverse complement gives the other strand's scores. A deletion saves the model bases to predict and an insertion
 adds some, so that `at` favours deletions; `after` compares the same bases in both, whatever the alleles' lengths.
 """
 
@@ -212,6 +212,7 @@ class _Strand:
             members = np.concatenate(group)
             if plan.shard is not None and not plan.shard.takes(number):
                 done += members.size
+                report(done)
                 continue
             tile = np.repeat(np.arange(len(group)), [part.size for part in group])
             tiles = [
