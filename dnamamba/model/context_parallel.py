@@ -19,5 +19,5 @@ def mixers_without_parts(config: ModelConfig, packed: bool) -> str:
         if packed and mixer.packs_on_host(config):
             return f"{name} cuts packed windows on the host"
         if config.rc_equivariant and mixer.reverse is Mixer.reverse and mixer is not GatedMLP:
-            return f"{name} reads the complement of a sequence by turning it around, which lies on several ranks"
+            return f"{name} reads the complement of a sequence in reverse order, and its positions lie on several ranks"
     return ""

@@ -6,7 +6,7 @@ One sequence as long as it takes, 512 channels (norm: d_model 512), bf16, forwar
 of width 4, RMSNorm, in mamba-ssm's layouts. Its first and last 65 536 positions, of all channels, are compared with the
 same positions of two short sequences: both ends with 8 192 positions more, which the states have forgotten by far.
 Errors are relative norms, the largest of y and the gradients. Each implementation runs in a process of its own, which
-goes on behind an operator that ended it. Needs a GPU with 90 GiB.
+continues with the next operator where one ended it. Needs a GPU with 90 GiB.
 """
 
 import argparse

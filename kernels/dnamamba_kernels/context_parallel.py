@@ -98,7 +98,7 @@ def edges(sequence_ids: Tensor | None) -> list[Tensor]:
 
 def joined(gathered: list[Tensor], like: Tensor) -> Tensor | None:
     """(ranks − 1, batch, 1, …) bool with as many dimensions as `like` (ranks, batch, …): whether the sequence at the
-    border after a rank's part goes on behind it. Of what came of `edges`; None where all do."""
+    border after a rank's part continues behind it. Of what came of `edges`; None where all do."""
     if not gathered:
         return None
     ids = gathered[0]

@@ -130,7 +130,7 @@ def _relative_error(found: Tensor, exact: Tensor) -> Tensor:
 def _ways(operator: str, where: str) -> tuple[str, ...]:
     if operator == "block":
         return WAYS_OF_A_BLOCK
-    # Plain PyTorch in fp32 has its own place in the tests; here it is what the others are compared with.
+    # Plain PyTorch in fp32 is for the tests; here the reference is what the others are compared with.
     return tuple(name for name in backends.of(operator, where) if name != "reference")
 
 

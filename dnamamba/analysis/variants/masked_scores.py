@@ -10,7 +10,7 @@ xᵢ), the base masked:
                             after = Σ ln q(w(a), i) − Σ ln q(w(r), i) over `flank` reference bases on each side
 
 A model that sees both sides of an indel says most of it at the bases around. Brandes et al. sum over a whole protein; a
-genome's window is cut to the bases near the variant. A deletion spares the model bases to predict and an insertion
+genome's window is cut to the bases near the variant. A deletion saves the model bases to predict and an insertion
 adds some, so that `at` favours deletions; `after` compares the same bases in both, whatever the alleles' lengths.
 
 A window holds the variant in its middle, with as many bases on both sides (shifted at a contig's ends): so a variant
@@ -85,7 +85,7 @@ class MaskedPlan:
 
     def describe_run(self, tokens: Tokens) -> str:
         """How many bases went through the model."""
-        return f"{si(tokens.tiles + tokens.alleles)}b in windows, a pass for each place that is masked"
+        return f"{si(tokens.tiles + tokens.alleles)}b in windows, a pass for each position that is masked"
 
     def provenance(self) -> dict[str, Any]:
         """What scores say of themselves."""

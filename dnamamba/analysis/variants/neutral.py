@@ -1,6 +1,6 @@
 """Where a score stands among those of random variants of the same kind and length: scores without their length bias.
 
-A deletion spares a model bases to predict and an insertion adds some, so that log-likelihood ratios drift with length,
+A deletion saves a model bases to predict and an insertion adds some, so that log-likelihood ratios drift with length,
 whatever a variant does. Random variants, nearly all of them neutral, drift alike: of each kind and length some are
 drawn from the genome and scored once a model, and an allele's percentile is the share of them that are less likely. The
 file `NAME` in the checkpoint's folder keeps their scores.
