@@ -23,8 +23,8 @@ from systems import collect_systems
 from dnamamba import cli
 from dnamamba.finetuning.metrics import bootstrap_by_group, bootstrap_matthews
 from dnamamba.outputs import write_atomically
-from dnamamba.report.accuracy_by_length import plot_accuracy_by_length
-from dnamamba.report.results_by_task import plot_results_by_task
+from dnamamba.pictures.accuracy_by_length import plot_accuracy_by_length
+from dnamamba.pictures.results_by_task import plot_results_by_task
 
 METRICS = ("accuracy", "mcc", "f1", "auroc", "auprc", "pearson", "spearman")
 COLUMNS = (

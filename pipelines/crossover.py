@@ -33,7 +33,7 @@ from dnamamba.model.language_model import LanguageModel
 from dnamamba.model.mixers.mamba import MambaMixer
 from dnamamba.model.parameters import parameter_count, parameter_groups
 from dnamamba.outputs import write_atomically
-from dnamamba.report.figures import save_png
+from dnamamba.pictures.figures import save_png
 
 TOKENS = 262_144
 """Bases a step."""

@@ -41,9 +41,9 @@ from dnamamba.genome.intervals import Interval, merge
 from dnamamba.genome.store import Contig, TokenStore, open_genome
 from dnamamba.genome.windows import hash_key
 from dnamamba.outputs import write_table
-from dnamamba.report.figures import save_png
-from dnamamba.report.locus import plot_locus
-from dnamamba.report.profiles import plot_profiles
+from dnamamba.pictures.figures import save_png
+from dnamamba.pictures.locus import plot_locus
+from dnamamba.pictures.profiles import plot_profiles
 from dnamamba.tables import read_table
 
 MARKS = {"donor": {0: "G", 1: "T"}, "acceptor": {-2: "A", -1: "G"}, "start codon": {0: "A", 1: "T", 2: "G"}}

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from dnamamba.model.mixers.long_convolution import causal_convolution
 from dnamamba.outputs import write_atomically
-from dnamamba.report.figures import save_png
+from dnamamba.pictures.figures import save_png
 from dnamamba_kernels import selective_scan
 
 DEVICE = "cuda"

@@ -64,7 +64,7 @@ def draw(rows: list[dict[str, object]], path: Path, title: str) -> None:
     """Medians and the middle 80 % against length: of the score, and of its percentile."""
     from matplotlib.figure import Figure
 
-    from dnamamba.report.figures import save_png
+    from dnamamba.pictures.figures import save_png
 
     figure = Figure(figsize=(12, 5), layout="constrained")
     figure.suptitle(f"random variants, {title}")

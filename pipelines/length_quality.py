@@ -39,7 +39,7 @@ from dnamamba.genome.windows import WindowPlan
 from dnamamba.inference.load import Inference, load_for_inference
 from dnamamba.model.language_model import LanguageModel
 from dnamamba.outputs import write_atomically
-from dnamamba.report.figures import save_png
+from dnamamba.pictures.figures import save_png
 from dnamamba.training.data import WindowBatch
 from dnamamba.training.window_parts import WindowParts
 

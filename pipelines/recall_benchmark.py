@@ -27,7 +27,7 @@ from dnamamba.genome.store import TokenStore, open_genome
 from dnamamba.inference.load import Inference, load_for_inference
 from dnamamba.model.language_model import LanguageModel
 from dnamamba.outputs import write_atomically
-from dnamamba.report.figures import save_png
+from dnamamba.pictures.figures import save_png
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "exact": {},

@@ -247,7 +247,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     """A panel zero shot and one of the probe: a point a run on each line of a measure, with its interval."""
     from matplotlib.figure import Figure
 
-    from dnamamba.report.figures import save_png
+    from dnamamba.pictures.figures import save_png
 
     figure = Figure(figsize=(15, 9), layout="constrained")
     panels = figure.subplots(1, len(SCORES), sharey=True)

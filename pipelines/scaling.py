@@ -10,7 +10,7 @@ import numpy as np
 from measured import Row, markdown
 from scipy import stats
 
-from dnamamba.report.figures import save_png
+from dnamamba.pictures.figures import save_png
 
 LEVEL = 0.95
 LEAST = 3

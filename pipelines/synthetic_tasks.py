@@ -36,7 +36,7 @@ from dnamamba.model.config import ModelConfig
 from dnamamba.model.language_model import LanguageModel
 from dnamamba.model.splitmix import shifted, splitmix64
 from dnamamba.outputs import write_atomically
-from dnamamba.report.figures import save_png
+from dnamamba.pictures.figures import save_png
 
 EVALUATION_SEED = 1 << 20
 """Beyond the seeds of training"""

@@ -26,7 +26,7 @@ from tiny_models import random_bases, tiny_model
 from dnamamba import cli, verbs
 from dnamamba.formats.checkpoint import save_checkpoint, save_classifier
 from dnamamba.model.classifier import HeadConfig, SequenceClassifier
-from dnamamba.report.learning_curve import plot_learning_curve
+from dnamamba.pictures.learning_curve import plot_learning_curve
 from dnamamba.runs.folder import RunFolder
 from dnamamba.training.checkpoints import TRAINER_STATE, CheckpointKeeper, TrainerStateIO
 

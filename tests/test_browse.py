@@ -16,7 +16,7 @@ from dnamamba.formats.checkpoint import save_checkpoint
 from dnamamba.genome.genes import Gene
 from dnamamba.pages import html
 from dnamamba.pages.browse import _tallest, exon_parts, igv_js, own_js, page_name
-from dnamamba.report.bigwig_reader import BigWig
+from dnamamba.pictures.bigwig_reader import BigWig
 
 CONTIG, LENGTH = "HLA:<b>1", 3000
 HOSTILE = "<img/src=x/onerror=document.title='injected'>"

@@ -21,7 +21,7 @@ from dnamamba.genome.intervals import Interval
 from dnamamba.genome.store import open_genome
 from dnamamba.inference.load import load_for_inference
 from dnamamba.model.classifier import HeadConfig, SequenceClassifier
-from dnamamba.report.mutagenesis import LETTERS_UP_TO, importance, plot_mutagenesis
+from dnamamba.pictures.mutagenesis import LETTERS_UP_TO, importance, plot_mutagenesis
 
 SUFFIX = 20
 

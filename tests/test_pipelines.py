@@ -31,8 +31,8 @@ from dnamamba.model.config import ModelConfig
 from dnamamba.model.language_model import LanguageModel
 from dnamamba.model.parameters import parameter_count, training_flops_per_token
 from dnamamba.model.settings import model_config
-from dnamamba.report.accuracy_by_length import plot_accuracy_by_length
-from dnamamba.report.results_by_task import plot_results_by_task
+from dnamamba.pictures.accuracy_by_length import plot_accuracy_by_length
+from dnamamba.pictures.results_by_task import plot_results_by_task
 from dnamamba.training.mixture_file import read_mixture
 
 PIPELINES = Path(__file__).resolve().parent.parent / "pipelines"

@@ -15,7 +15,7 @@ from dnamamba.pages.finetuning import _wilson
 from dnamamba.pages.html import page, table, text
 from dnamamba.pages.report import names
 from dnamamba.pages.scores import ScoreTable
-from dnamamba.report.split_map import plot_split_map
+from dnamamba.pictures.split_map import plot_split_map
 
 FIXTURES = Path(__file__).parent / "fixtures" / "formats-2026-11"
 PRETRAINED, FINETUNED = FIXTURES / "pretrain-finished", FIXTURES / "finetune-finished"

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from dnamamba.report import results_by_task, validation_by_class
-from dnamamba.report.accuracy_by_length import plot_accuracy_by_length
-from dnamamba.report.figures import shortened
-from dnamamba.report.run_tables import accuracy_rows, result_rows
+from dnamamba.pictures import results_by_task, validation_by_class
+from dnamamba.pictures.accuracy_by_length import plot_accuracy_by_length
+from dnamamba.pictures.figures import shortened
+from dnamamba.pictures.run_tables import accuracy_rows, result_rows
 
 
 def test_rows_of_runs(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from dnamamba.model.config import ModelConfig
 from dnamamba.model.language_model import LanguageModel
 from dnamamba.model.parameters import training_flops_per_token
 from dnamamba.model.tokens import on_strand
-from dnamamba.report.validation_by_class import plot_validation_by_class
+from dnamamba.pictures.validation_by_class import plot_validation_by_class
 from dnamamba.runs.folder import RunFolder
 from dnamamba.training.data import EvaluationSet, FixedWindows
 from dnamamba.training.mixture_file import read_mixture

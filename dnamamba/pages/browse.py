@@ -24,8 +24,8 @@ from dnamamba.outputs import refuse_existing, write_atomically
 from dnamamba.pages.html import as_data, data_uri, labelled, page, refuse_other_names, text
 from dnamamba.pages.settings import BrowseSettings
 from dnamamba.pages.variants import PageVariant, cut, read_variants, score_with
-from dnamamba.report.bigwig import BigWigWriter
-from dnamamba.report.bigwig_reader import BigWig
+from dnamamba.pictures.bigwig import BigWigWriter
+from dnamamba.pictures.bigwig_reader import BigWig
 
 LONGEST = 2_000_000
 """Bases of a region: its page has some 50 MB"""

@@ -11,11 +11,11 @@ import numpy as np
 from dnamamba.errors import InputError
 from dnamamba.formats import read_card
 from dnamamba.pages.html import figure, labelled, table, text
-from dnamamba.report.accuracy_by_length import plot_accuracy_by_length
-from dnamamba.report.confusion import plot_confusion
-from dnamamba.report.roc import plot_roc_and_calibration
-from dnamamba.report.run_curves import plot_run_curves
-from dnamamba.report.run_tables import accuracy_rows
+from dnamamba.pictures.accuracy_by_length import plot_accuracy_by_length
+from dnamamba.pictures.confusion import plot_confusion
+from dnamamba.pictures.roc import plot_roc_and_calibration
+from dnamamba.pictures.run_curves import plot_run_curves
+from dnamamba.pictures.run_tables import accuracy_rows
 from dnamamba.runs.card import card_lines
 from dnamamba.runs.folder import RunFolder
 from dnamamba.runs.summary import comparisons, summary_lines

@@ -12,10 +12,10 @@ from dnamamba.formats import read_card
 from dnamamba.formats.files import read_json
 from dnamamba.genome.store_format import read_index
 from dnamamba.pages.html import figure, labelled, table, text
-from dnamamba.report.learning_curve import plot_learning_curve
-from dnamamba.report.run_curves import plot_run_curves
-from dnamamba.report.split_map import SPLITS, plot_split_map
-from dnamamba.report.validation_by_class import plot_validation_by_class
+from dnamamba.pictures.learning_curve import plot_learning_curve
+from dnamamba.pictures.run_curves import plot_run_curves
+from dnamamba.pictures.split_map import SPLITS, plot_split_map
+from dnamamba.pictures.validation_by_class import plot_validation_by_class
 from dnamamba.runs.card import card_lines
 from dnamamba.runs.folder import RunFolder
 from dnamamba.runs.progress import clock, si

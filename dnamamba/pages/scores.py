@@ -10,7 +10,7 @@ from dnamamba.errors import InputError
 from dnamamba.genome.vcf import info_fields, info_numbers, is_vcf_name, open_vcf, variant_of
 from dnamamba.pages.html import figure, table, text
 from dnamamba.pages.variants import DEFAULT_SCORE, finite
-from dnamamba.report.score_distribution import plot_score_distribution
+from dnamamba.pictures.score_distribution import plot_score_distribution
 from dnamamba.tables import read_table
 from dnamamba.text_files import as_text
 

@@ -25,8 +25,8 @@ from dnamamba.model.abilities import WITHOUT_CHUNKS, Ability, abilities_of, requ
 from dnamamba.model.language_model import LanguageModel
 from dnamamba.model.settings import model_config
 from dnamamba.outputs import os_errors, write_atomically
-from dnamamba.report.learning_curve import plot_learning_curve
-from dnamamba.report.validation_by_class import plot_validation_by_class
+from dnamamba.pictures.learning_curve import plot_learning_curve
+from dnamamba.pictures.validation_by_class import plot_validation_by_class
 from dnamamba.runs.folder import RunFolder, environment
 from dnamamba.runs.lines import print_lines
 from dnamamba.runs.progress import clock, si

@@ -1,4 +1,4 @@
-"""Genes, repeats and likelihoods as the tables that the figures of `report/` take."""
+"""Genes, repeats and likelihoods as the tables that the figures of `pictures/` take."""
 
 import math
 from collections.abc import Iterable, Mapping

@@ -16,7 +16,7 @@ import numpy as np
 from dnamamba.alphabet import TOKEN_TO_ASCII
 from dnamamba.analysis.likelihood.contig_tracks import Column, ContigTracks
 from dnamamba.outputs import bgzip_file, refuse_missing_library, scratch_folder
-from dnamamba.report.bigwig import BigWigWriter
+from dnamamba.pictures.bigwig import BigWigWriter
 
 if TYPE_CHECKING:
     import polars

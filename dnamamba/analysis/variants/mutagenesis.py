@@ -27,7 +27,7 @@ from dnamamba.outputs import (
     write_provenance,
     write_table,
 )
-from dnamamba.report.mutagenesis import plot_mutagenesis
+from dnamamba.pictures.mutagenesis import plot_mutagenesis
 from dnamamba.runs.lines import Line, caution_lines, genome_line, print_lines
 from dnamamba.runs.progress import job_bar, si
 

@@ -1,4 +1,4 @@
-"""Scored variants as the tables that the figures of `report/` take: changes of a saturation, effects, probabilities."""
+"""Scored variants as the tables that `pictures/` takes: changes of a saturation, effects, probabilities."""
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
@@ -56,7 +56,7 @@ def is_transversion(variants: "polars.DataFrame") -> np.ndarray:
 def predictor_table(
     name: str, label: np.ndarray, score: np.ndarray, group: np.ndarray | None = None
 ) -> "polars.DataFrame":
-    """A row a variant for `report.roc`: predictor, label, score, probability.
+    """A row a variant for `pictures.roc`: predictor, label, score, probability.
 
     Probabilities come from a logistic regression of the label on the score alone. With `group` (genes, blocks) it is
     fitted on other groups than those it predicts for, in at most `FOLDS` parts; without, or where a part would see

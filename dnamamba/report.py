@@ -1,7 +1,7 @@
 """`python -m dnamamba.report`: runs on one page: curves, data, results by class, comparisons."""
 
 from dnamamba import verbs
-from dnamamba.report import main
 
+main = verbs.main("report")
 if __name__ == "__main__":
     verbs.run(main)

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dnamamba.report.figures import COLOURS, save_png, shortened
-from dnamamba.report.gene_models import ROW, draw_genes, pack_rows, position_axis
+from dnamamba.pictures.figures import COLOURS, save_png, shortened
+from dnamamba.pictures.gene_models import ROW, draw_genes, pack_rows, position_axis
 
 if TYPE_CHECKING:
     import polars
@@ -29,7 +29,7 @@ def plot_variant_landscape(
     Args:
         variants: contig (the same in all rows), start (0-based), the column `score`, and the column `group` if given.
             Rows without a score are left out.
-        genes: see `dnamamba.report.gene_models.draw_genes`.
+        genes: see `dnamamba.pictures.gene_models.draw_genes`.
         group: column of classes (effect, pathogenic or benign); None takes all as one.
         order: of the classes; those drawn last lie on top. Default: the largest first.
     """

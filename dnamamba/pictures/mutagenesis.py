@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dnamamba.report.figures import save_png
+from dnamamba.pictures.figures import save_png
 
 if TYPE_CHECKING:
     import polars

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dnamamba.report.figures import COLOURS, save_png
+from dnamamba.pictures.figures import COLOURS, save_png
 
 if TYPE_CHECKING:
     import polars

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dnamamba.report.figures import BASELINE, COLOURS, save_png
+from dnamamba.pictures.figures import BASELINE, COLOURS, save_png
 
 if TYPE_CHECKING:
     import polars

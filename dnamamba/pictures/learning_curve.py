@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dnamamba.report.figures import BASELINE, COLOURS, save_png
+from dnamamba.pictures.figures import BASELINE, COLOURS, save_png
 
 
 def plot_learning_curve(

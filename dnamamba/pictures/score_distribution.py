@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dnamamba.report.figures import COLOURS, save_png, shortened
+from dnamamba.pictures.figures import COLOURS, save_png, shortened
 
 MOST_CLASSES = 25
 """Classes shown at most: those with the most variants"""

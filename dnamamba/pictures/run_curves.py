@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from dnamamba.report.figures import COLOURS, save_png, shortened
+from dnamamba.pictures.figures import COLOURS, save_png, shortened
 
 MARKERS = "osD^v<>PX"
 

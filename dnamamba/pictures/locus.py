@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dnamamba.report.figures import BASELINE, COLOURS, save_png
-from dnamamba.report.gene_models import ROW, draw_genes, draw_repeats, pack_rows, position_axis, runs_of
+from dnamamba.pictures.figures import BASELINE, COLOURS, save_png
+from dnamamba.pictures.gene_models import ROW, draw_genes, draw_repeats, pack_rows, position_axis, runs_of
 
 if TYPE_CHECKING:
     import polars
@@ -32,7 +32,7 @@ def plot_locus(
     Args:
         track: as `dnamamba likelihood` writes it: contig (the same in all rows), position (0-based, ascending), and
             natural log-likelihoods, NaN or null where there are none (grey).
-        genes: gene, reverse, kind, start, end: see `dnamamba.report.gene_models.draw_genes`.
+        genes: gene, reverse, kind, start, end: see `dnamamba.pictures.gene_models.draw_genes`.
         columns: column of `track` -> what to call it; each is a line.
         repeats: start, end of the repeats; None draws no row for them.
         window: bases of the running mean.

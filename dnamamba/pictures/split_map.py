@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from dnamamba.report.figures import COLOURS, save_png, shortened
+from dnamamba.pictures.figures import COLOURS, save_png, shortened
 
 MOST_CONTIGS = 40
 """Contigs shown at most: the longest"""

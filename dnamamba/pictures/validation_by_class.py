@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dnamamba.report.figures import BASELINE, COLOURS, save_png, shortened
+from dnamamba.pictures.figures import BASELINE, COLOURS, save_png, shortened
 
 MOST_CONTIGS = 30
 """Contigs shown at most: those with the most bases."""

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def accuracy_rows(runs: Iterable[tuple[str, Path]]) -> list[dict[str, str]]:
-    """(what to call the model, run folder) → rows of `report.accuracy_by_length`: model, length, accuracy, low, high.
+    """(what to call the model, run folder) → rows of `pictures.accuracy_by_length`: model, length, accuracy, low, high.
 
     The accuracy on test, its mean over seeds, and its interval where the run has one; the simple models of the run (a
     k-mer regression, the composition; not the majority, which is chance) are rows, too, once for each length.

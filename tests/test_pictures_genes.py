@@ -18,13 +18,13 @@ from dnamamba.analysis.likelihood.gene_tables import (
 )
 from dnamamba.genome.genes import Gene
 from dnamamba.genome.intervals import Interval
-from dnamamba.report.embedding_map import plot_embedding_map, principal_components
-from dnamamba.report.figures import Picture, save_png
-from dnamamba.report.gene_models import pack_rows, runs_of
-from dnamamba.report.locus import plot_locus, running_mean
-from dnamamba.report.profiles import plot_profiles
-from dnamamba.report.roc import plot_roc_and_calibration
-from dnamamba.report.variant_landscape import plot_variant_landscape
+from dnamamba.pictures.embedding_map import plot_embedding_map, principal_components
+from dnamamba.pictures.figures import Picture, save_png
+from dnamamba.pictures.gene_models import pack_rows, runs_of
+from dnamamba.pictures.locus import plot_locus, running_mean
+from dnamamba.pictures.profiles import plot_profiles
+from dnamamba.pictures.roc import plot_roc_and_calibration
+from dnamamba.pictures.variant_landscape import plot_variant_landscape
 
 NONE = np.empty((0, 2), np.int64)
 

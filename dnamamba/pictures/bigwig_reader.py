@@ -1,6 +1,6 @@
 """Reads the values of a region from a bigWig: what `dnamamba likelihood` writes, and tracks of others (conservation).
 
-The format is that of `dnamamba.report.bigwig`, in either byte order. Only the tree nodes and blocks of the region are
+The format is that of `dnamamba.pictures.bigwig`, in either byte order. Only the tree nodes and blocks of the region are
 read, so that a track of a whole genome costs no more than one of the region.
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from dnamamba.errors import InputError
-from dnamamba.report.bigwig import CHROM_TREE_MAGIC, INDEX_MAGIC, MAGIC
+from dnamamba.pictures.bigwig import CHROM_TREE_MAGIC, INDEX_MAGIC, MAGIC
 
 _HEADER = "IHHQQQHHQQIQ"
 _DEEPEST = 32

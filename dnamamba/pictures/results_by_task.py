@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from dnamamba.report.figures import COLOURS, save_png
+from dnamamba.pictures.figures import COLOURS, save_png
 
 
 def plot_results_by_task(rows: Sequence[Mapping[str, str]], path: Path, *, title: str, metric: str) -> None:

@@ -5,8 +5,8 @@ from pathlib import Path
 import polars
 import pytest
 
-from dnamamba.report import training_curves
-from dnamamba.report.training_curves import plot_by_context, plot_training_curves
+from dnamamba.pictures import training_curves
+from dnamamba.pictures.training_curves import plot_by_context, plot_training_curves
 
 
 def metrics(rate: float, last: float) -> polars.DataFrame:

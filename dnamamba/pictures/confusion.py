@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dnamamba.report.figures import save_png, shortened
+from dnamamba.pictures.figures import save_png, shortened
 
 MOST_NUMBERS = 20
 """Classes up to which each cell has its numbers"""

@@ -5,8 +5,8 @@ import pybigtools
 import pyBigWig
 import pytest
 
-from dnamamba.report import bigwig
-from dnamamba.report.bigwig import BINS, BigWigWriter
+from dnamamba.pictures import bigwig
+from dnamamba.pictures.bigwig import BINS, BigWigWriter
 
 
 def write(path, lengths, data, step):
