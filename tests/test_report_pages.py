@@ -87,6 +87,17 @@ class TestFinetuning:
         assert "2-mer mcc 0.8601 0.4284 no" in words
         assert html.count("<img ") == 4  # trials, confusion, ROC and calibration, by length
 
+    def test_one_epoch_is_no_curve(self, tmp_path):
+        run = tmp_path / "run"
+        shutil.copytree(FINETUNED, run, symlinks=True)
+        header, *rows = (run / "metrics.csv").read_text().splitlines()
+        epoch = header.split(",").index("epoch")
+        first = [row for row in rows if row.split(",")[epoch] == "1"]
+        assert 0 < len(first) < len(rows)
+        (run / "metrics.csv").write_text("\n".join([header, *first]) + "\n")
+        html = make(tmp_path, run)
+        assert html.count("<img ") == 3 and "epoch by epoch" not in plain(html)
+
     def test_of_several_labels_and_of_numbers(self, tmp_path):
         for kind, header, rows in (
             ("labels", "label_a,label_b,p_a,p_b", ["1,0,0.9,0.2", "0,1,0.4,0.6", "1,1,0.7,0.1"]),
