@@ -6,7 +6,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
-from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, ParallelStrategy
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_optimizer_state_dict,
@@ -18,7 +18,24 @@ from dnamamba.training.parallel.agreement import refuse_disagreement
 from dnamamba.training.processes import PATIENCE
 
 
-class RanksStrategy(DDPStrategy):
+class _AgreedStrategy(ParallelStrategy):
+    """Before anything else all ranks compare their `settings`."""
+
+    settings: dict[str, Any]
+    """By dotted names, as `refuse_disagreement` takes them"""
+
+    def setup_environment(self) -> None:
+        super().setup_environment()
+        refuse_disagreement(self.settings)
+
+    def setup(self, trainer: L.Trainer) -> None:
+        """Without Lightning's own agreement on SIGTERM, in which the host waits for the device at every step:
+        `RunControl` takes the signals, and agrees now and then."""
+        super().setup(trainer)
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+
+
+class RanksStrategy(_AgreedStrategy, DDPStrategy):
     """Lightning's processes without torch's wrapper of the model, whose hooks in the backward pass a CUDA graph cannot
     hold: `PretrainModule` sums the gradients itself, in one operation a step. All begin with the first rank's weights.
     """
@@ -27,35 +44,19 @@ class RanksStrategy(DDPStrategy):
         super().__init__(timeout=PATIENCE)
         self.settings = settings
 
-    def setup_environment(self) -> None:
-        super().setup_environment()
-        refuse_disagreement(self.settings)
-
-    def setup(self, trainer: L.Trainer) -> None:
-        super().setup(trainer)
-        _agree_on_signals_ourselves(trainer)
-
     def configure_ddp(self) -> None:
         assert self.model is not None
         for tensor in self.model.state_dict().values():
             torch.distributed.broadcast(tensor, src=0)
 
 
-class ShardedStrategy(ModelParallelStrategy):
+class ShardedStrategy(_AgreedStrategy, ModelParallelStrategy):
     """FSDP2 over all ranks. What it saves is what one rank saves, in one file, and it loads that: runs continue on any
     number of ranks, with whole weights or parts of them."""
 
     def __init__(self, settings: dict[str, Any], devices: int) -> None:
         super().__init__(devices, 1, save_distributed_checkpoint=False, timeout=PATIENCE)
         self.settings = settings
-
-    def setup_environment(self) -> None:
-        super().setup_environment()
-        refuse_disagreement(self.settings)
-
-    def setup(self, trainer: L.Trainer) -> None:
-        super().setup(trainer)
-        _agree_on_signals_ourselves(trainer)
 
     def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
         """By numbers, as torch's own: those of the parameters in the order of the groups."""
@@ -89,9 +90,3 @@ def _renamed(state: Any, names: dict[Any, Any]) -> dict[str, Any]:
     """An optimiser's state with other names of its parameters."""
     groups = [group | {"params": [names[each] for each in group["params"]]} for group in state["param_groups"]]
     return {"state": {names[each]: values for each, values in state["state"].items()}, "param_groups": groups}
-
-
-def _agree_on_signals_ourselves(trainer: L.Trainer) -> None:
-    """Without Lightning's own agreement on SIGTERM, in which the host waits for the device at every step: `RunControl`
-    takes the signals, and agrees now and then."""
-    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
