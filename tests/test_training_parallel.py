@@ -12,7 +12,7 @@ from rank_group import run_ranks
 
 from dnamamba.errors import InputError
 from dnamamba.model.settings import ModelSettings
-from dnamamba.training.resolve import resolve
+from dnamamba.training.resolve import resolve, validation_windows_per_pass, windows_per_pass
 from dnamamba.training.run import pretrain
 from dnamamba.training.settings import PretrainSettings
 
@@ -148,3 +148,9 @@ def test_ranks_train_as_one(ranks: int, alone: Path, resumed: Path, tmp_path: Pa
 def test_what_ranks_cannot_share_is_refused(changes: dict[str, Any], words: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=words):
         resolve(settings_of(tmp_path / "run", **changes))
+
+
+def test_a_device_validates_on_no_more_windows_at_once_than_it_has_memory_for(tmp_path: Path) -> None:
+    """Windows that several devices share in training; validation windows are one device's each."""
+    shared = resolve(settings_of(tmp_path / "run", devices=2, context_parallel=2))
+    assert windows_per_pass(shared) == 4 and validation_windows_per_pass(shared) == 2

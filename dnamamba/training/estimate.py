@@ -23,7 +23,13 @@ from dnamamba.training.data import FixedWindows, WindowBatch
 from dnamamba.training.loss_weights import LossWeights
 from dnamamba.training.parallel.gradients import Gradients
 from dnamamba.training.prepare import Prepared
-from dnamamba.training.resolve import ON_CPU, validation_count, validation_length, why_no_graph, windows_per_pass
+from dnamamba.training.resolve import (
+    ON_CPU,
+    validation_count,
+    validation_windows_per_pass,
+    why_no_graph,
+    windows_per_pass,
+)
 from dnamamba.training.settings import ResolvedPretrainSettings
 from dnamamba.training.throughput import peak_memory_gib
 from dnamamba.training.validation import evaluate
@@ -84,7 +90,7 @@ def estimate(settings: ResolvedPretrainSettings, model: LanguageModel, prepared:
         captured.free()
     step = seconds * settings.batch_tokens / (windows * length) / settings.devices
     sample = prepared.data.validation[0]
-    at_once = windows_per_pass(settings, validation_length(settings))
+    at_once = validation_windows_per_pass(settings)
     few = sample._replace(indices=sample.indices[:at_once])
     began = time.perf_counter()
     with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):

@@ -23,7 +23,13 @@ from dnamamba.training.loss_weights import LossWeights
 from dnamamba.training.mixture import MixturePlan
 from dnamamba.training.mixture_file import GenomeSettings, read_mixture
 from dnamamba.training.regions import ClassedPlan, RegionMixture, Regions, numbers_of, region_mixture, shares_of
-from dnamamba.training.resolve import dense_steps, last_copies, validation_length, warmup_lengths, windows_per_pass
+from dnamamba.training.resolve import (
+    dense_steps,
+    last_copies,
+    validation_length,
+    validation_windows_per_pass,
+    warmup_lengths,
+)
 from dnamamba.training.settings import ResolvedPretrainSettings
 
 
@@ -98,7 +104,7 @@ def prepare_data(settings: ResolvedPretrainSettings) -> Prepared:
         stages,
         _validation_sets(settings, genomes),
         steps=settings.max_steps,
-        micro_batch=windows_per_pass(settings, validation_length(settings)),
+        micro_batch=validation_windows_per_pass(settings),
         bases_a_step=settings.batch_tokens,
         num_workers=settings.num_workers,
         seed=settings.seed,

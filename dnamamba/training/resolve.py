@@ -135,6 +135,11 @@ def validation_length(settings: ResolvedPretrainSettings) -> int:
     return settings.validation_length or settings.length
 
 
+def validation_windows_per_pass(settings: ResolvedPretrainSettings) -> int:
+    """Windows of the validation split in one forward pass: on one device, which has them whole."""
+    return windows_per_pass(replace(settings, context_parallel=1), validation_length(settings))
+
+
 def warmup_lengths(settings: ResolvedPretrainSettings) -> list[tuple[int, int]]:
     """(first step, window length) of each stage: the lengths double up to `settings.length`, tokens a step constant.
 
