@@ -29,6 +29,7 @@ from dnamamba.model.classifier import HeadConfig, SequenceClassifier
 from dnamamba.pictures.learning_curve import plot_learning_curve
 from dnamamba.runs.folder import RunFolder
 from dnamamba.training.checkpoints import TRAINER_STATE, CheckpointKeeper, TrainerStateIO
+from dnamamba.training.parallel.weights import WholeWeights
 
 KINDS = {"open": (1, 0), "write": (2, 0), "full": (2, 1), "fsync": (3, 0), "rename": (4, 0)}
 """Kind of fault → its number in faults.c, and whether all later calls fail too"""
@@ -82,8 +83,9 @@ def kept_checkpoint(out: Path) -> None:
         is_global_zero=True, save_checkpoint=lambda path: TrainerStateIO().save_checkpoint(state, path)
     )
     keeper = CheckpointKeeper(out, keep=1, provenance={})
+    module = types.SimpleNamespace(model=tiny_model(), weights=WholeWeights())
     for step in (1, 2):
-        keeper.save(trainer, types.SimpleNamespace(model=tiny_model()), step, 0, {}, best=True)  # type: ignore[arg-type]
+        keeper.save(trainer, module, step, 0, {}, best=True)  # type: ignore[arg-type]
         assert (out / "last" / TRAINER_STATE).is_file()
 
 

@@ -12,11 +12,11 @@ from dnamamba.model.objectives.next_base import NextBase
 
 def test_shift_and_soft_mask():
     window = torch.tensor([[0, 1 | SOFT_MASK_BIT, 4, 3 | SOFT_MASK_BIT, 5]], dtype=torch.uint8)
-    inputs, targets, soft_mask, _ = NextBase().prepare_batch(window)
-    assert inputs.tolist() == [[0, 1, 4, 3]]
-    assert targets.tolist() == [[1, 4, 3, 5]]
-    assert soft_mask.tolist() == [[True, False, True, False]]
-    assert inputs.dtype == targets.dtype == torch.uint8
+    found = NextBase().prepare_batch(window)
+    assert found.inputs.tolist() == [[0, 1, 4, 3]]
+    assert found.targets.tolist() == [[1, 4, 3, 5]]
+    assert found.soft_mask.tolist() == [[True, False, True, False]]
+    assert found.inputs.dtype == found.targets.dtype == torch.uint8
 
 
 @given(st.integers(1, 4), st.integers(1, 33), st.integers(0, 2**32 - 1))
