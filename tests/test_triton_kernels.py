@@ -405,6 +405,7 @@ def test_registers_that_were_never_set_are_seen():
 
 
 @pytest.mark.skipif(INTERPRETED, reason="the compiler is off in the interpreter's process")
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     "capability", ["90", pytest.param("80", marks=pytest.mark.slow), pytest.param("100", marks=pytest.mark.slow)]
 )
