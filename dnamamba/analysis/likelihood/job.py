@@ -67,6 +67,32 @@ class Choice(NamedTuple):
         return [Column(strand, track) for strand in self.strands for track in self.tracks]
 
 
+class Work(NamedTuple):
+    """What a job computes, and with what."""
+
+    settings: LikelihoodSettings
+    choice: Choice
+    inference: Inference
+    store: GenomeView
+    wanted: ByContig
+    """Of all jobs that share the work"""
+    tiling: Tiling
+    tiles: dict[str, list[Any]]
+    """By contig"""
+    batch_tokens: int
+
+    def made_by(self) -> dict[str, Any]:
+        """All that a contig's values depend on."""
+        return {
+            **made_with(self.inference, self.store, self.settings.genome),
+            "regions": {name: pairs.tolist() for name, pairs in self.wanted.items()},
+            "tiling": [type(self.tiling).__name__, *self.tiling],
+            "strands": self.choice.computed,
+            "tracks": self.choice.tracks,
+            "batch_tokens": self.batch_tokens,
+        }
+
+
 def run_likelihood(settings: LikelihoodSettings) -> None:
     """Computes and writes what the settings say. Raises `InputError` for whatever the user can fix."""
     choice = choose(settings)
@@ -92,44 +118,30 @@ def run_likelihood(settings: LikelihoodSettings) -> None:
     tiles: dict[str, list[Any]] = {
         name: tiling.tiles(choice.computed, pairs, lengths[name]) for name, pairs in wanted.items()
     }
-    kept = KeptContigs(settings.out, _made_by(settings, choice, inference, store, wanted, tiling, batch_tokens))
+    work = Work(settings, choice, inference, store, wanted, tiling, tiles, batch_tokens)
+    kept = KeptContigs(settings.out, work.made_by())
     sizes = {name: tiling.bases_read(tiles[name]) for name in wanted}
-    chosen = wanted if shard is None else shard.largest_first(sizes)
-    here = {name: pairs for name, pairs in wanted.items() if name in chosen}
+    here = list(wanted) if shard is None else shard.largest_first(sizes)
     there = {name for name in here if kept.holds(name)}
     to_read = sum(sizes[name] for name in here if name not in there)
-    print_lines(_header(settings, inference, store, here, tiling, to_read, shard))
+    print_lines(_header(work, here, to_read, shard))
     print_lines([("computed", f"{len(there)} of {len(here)} contigs before, in {kept.folder}" if there else "")])
 
-    sums = LikelihoodSums()
     if shard is not None:
         with job_bar("likelihood", "b") as report:
             advance = by_count(report, to_read)
-            for name, pairs in here.items():
-                if name not in there:
-                    with _computed(
-                        settings,
-                        choice,
-                        inference,
-                        store,
-                        name,
-                        pairs,
-                        tiling,
-                        tiles[name],
-                        batch_tokens,
-                        len(wanted),
-                        advance,
-                    ) as (tracks, own, _):
+            for name in wanted:
+                if name in here and name not in there:
+                    with _computed(work, name, advance) as (tracks, own, _):
                         kept.keep(tracks, own)
         print_lines([("written", f"{kept.folder}; when all shards are there, the same command without --shard")])
         return
+    sums = LikelihoodSums()
     files = open_files(settings.out, choice.formats, choice.columns, lengths)
     with whole_files([card, *planned], settings.overwrite) as (card_name, *partials):
         names = [(partial, open_it) for partial, (_, open_it) in zip(partials, files, strict=True)]
-        compute_seconds, write_seconds = _compute_and_write(
-            settings, choice, inference, store, wanted, tiling, tiles, names, batch_tokens, sums, kept
-        )
-        write_provenance(card_name, _card(settings, choice, tiling, inference, store, sums))
+        compute_seconds, write_seconds = _compute_and_write(work, names, sums, kept, to_read)
+        write_provenance(card_name, _card(work, sums))
     kept.remove()
     speed = f"{si(to_read)}b in {compute_seconds:.1f} s, {si(to_read / compute_seconds)}b/s{_peak_memory(inference)}"
     bits = ", ".join(f"{strand} {value:.4f}" for strand, value in sums.bits_per_base().items())
@@ -150,27 +162,19 @@ def _open(settings: LikelihoodSettings, progress: Callable[[int, int], None]) ->
 
 
 def _compute_and_write(
-    settings: LikelihoodSettings,
-    choice: Choice,
-    inference: Inference,
-    store: GenomeView,
-    wanted: ByContig,
-    tiling: Tiling,
-    tiles: dict[str, list[Any]],
+    work: Work,
     names: Sequence[tuple[Path, Callable[[Path], AbstractContextManager[Write]]]],
-    batch_tokens: int,
     sums: LikelihoodSums,
     kept: KeptContigs,
+    to_read: int,
 ) -> tuple[float, float]:
     """Contig by contig, those apart that are `kept`; seconds of computing and of writing."""
     compute_seconds = write_seconds = 0.0
-    to_read = sum(tiling.bases_read(tiles[name]) for name in wanted if not kept.holds(name))
     with contextlib.ExitStack() as writers, job_bar("likelihood", "b") as report:
         advance = by_count(report, to_read)
         writes = [writers.enter_context(open_it(name)) for name, open_it in names]
-        for name, pairs in wanted.items():
-            work = settings, choice, inference, store, name, pairs, tiling, tiles[name], batch_tokens
-            with _computed(*work, len(wanted), advance, kept) as (tracks, own, seconds):
+        for name in work.wanted:
+            with _computed(work, name, advance, kept) as (tracks, own, seconds):
                 sums.join(own)
                 began = time.perf_counter()
                 _write_all(tracks, writes)
@@ -182,53 +186,29 @@ def _compute_and_write(
 
 @contextlib.contextmanager
 def _computed(
-    settings: LikelihoodSettings,
-    choice: Choice,
-    inference: Inference,
-    store: GenomeView,
-    name: str,
-    pairs: np.ndarray,
-    tiling: Tiling,
-    tiles: list[Any],
-    batch_tokens: int,
-    contigs: int,
-    advance: Callable[[int], None],
-    kept: KeptContigs | None = None,
+    work: Work, name: str, advance: Callable[[int], None], kept: KeptContigs | None = None
 ) -> Iterator[tuple[ContigTracks, LikelihoodSums, float]]:
-    """The tracks of one of so many contigs, their sums, and the seconds that they took; those that are `kept` already
-    from there."""
+    """The tracks of a contig, their sums, and the seconds that they took; those that are `kept` already from there."""
     began = time.perf_counter()
     sums = LikelihoodSums()
-    tokens = store.read_sparse(name, spans_read(tiles, pairs, store.contig(name).length))
-    with ContigTracks(name, tokens, pairs, choice.computed, choice.tracks, settings.out.absolute().parent) as tracks:
+    choice, inference, tiling, tiles, pairs = (
+        work.choice,
+        work.inference,
+        work.tiling,
+        work.tiles[name],
+        work.wanted[name],
+    )
+    tokens = work.store.read_sparse(name, spans_read(tiles, pairs, work.store.contig(name).length))
+    folder = work.settings.out.absolute().parent
+    with ContigTracks(name, tokens, pairs, choice.computed, choice.tracks, folder) as tracks:
         if kept is not None and kept.holds(name):
             kept.restore(tracks, sums)
         else:
-            fill_tracks(inference, tracks, tokens, tiling, tiles, batch_tokens, sums, advance)
+            fill_tracks(inference, tracks, tokens, tiling, tiles, work.batch_tokens, sums, advance)
             if isinstance(tiling, MaskedTiling) and tiling.mask_every is not None:
-                share = -(-MASKING_SAMPLE // contigs)
+                share = -(-MASKING_SAMPLE // len(work.wanted))
                 sums.masking.append(masking_differences(inference, tokens, tiles, tiling.mask_every, share))
         yield tracks, sums, time.perf_counter() - began
-
-
-def _made_by(
-    settings: LikelihoodSettings,
-    choice: Choice,
-    inference: Inference,
-    store: GenomeView,
-    wanted: ByContig,
-    tiling: Tiling,
-    batch_tokens: int,
-) -> dict[str, Any]:
-    """All that a contig's values depend on."""
-    return {
-        **made_with(inference, store, settings.genome),
-        "regions": {name: pairs.tolist() for name, pairs in wanted.items()},
-        "tiling": [type(tiling).__name__, *tiling],
-        "strands": choice.computed,
-        "tracks": choice.tracks,
-        "batch_tokens": batch_tokens,
-    }
 
 
 def _write_all(tracks: ContigTracks, writes: Sequence[Write]) -> None:
@@ -308,25 +288,18 @@ def _among(flag: str, given: Sequence[str], known: Sequence[str]) -> tuple[str, 
     return tuple(name for name in known if name in names)
 
 
-def _header(
-    settings: LikelihoodSettings,
-    inference: Inference,
-    store: GenomeView,
-    wanted: ByContig,
-    tiling: Tiling,
-    to_read: int,
-    shard: Shard | None,
-) -> list[Line]:
-    regions = sum(map(len, wanted.values()))
-    bases = sum(map(bases_of, wanted.values()))
+def _header(work: Work, contigs: Sequence[str], to_read: int, shard: Shard | None) -> list[Line]:
+    """`contigs`: those of this job."""
+    wanted = [work.wanted[name] for name in contigs]
+    regions = f"{si(sum(map(bases_of, wanted)))}b in {sum(map(len, wanted)):,} on {len(wanted):,} contigs"
     return [
-        *inference.header(),
-        genome_line(settings.genome, store),
-        ("contigs", store.names.matched()),
-        ("regions", f"{si(bases)}b in {regions:,} on {len(wanted):,} contigs, {si(to_read)}b to read"),
-        ("context", _describe(tiling)),
+        *work.inference.header(),
+        genome_line(work.settings.genome, work.store),
+        ("contigs", work.store.names.matched()),
+        ("regions", f"{regions}, {si(to_read)}b to read"),
+        ("context", _describe(work.tiling)),
         ("shard", "" if shard is None else str(shard)),
-        *caution_lines(inference, store, tiling.context),
+        *caution_lines(work.inference, work.store, work.tiling.context),
     ]
 
 
@@ -345,17 +318,11 @@ def _peak_memory(inference: Inference) -> str:
     return f", {torch.cuda.max_memory_allocated(inference.device) / 2**30:.2f} GiB at most"
 
 
-def _card(
-    settings: LikelihoodSettings,
-    choice: Choice,
-    tiling: Tiling,
-    inference: Inference,
-    store: GenomeView,
-    sums: LikelihoodSums,
-) -> dict[str, Any]:
+def _card(work: Work, sums: LikelihoodSums) -> dict[str, Any]:
     """What the tracks are and where they come from: the formats themselves have no field for it."""
+    choice, inference, tiling = work.choice, work.inference, work.tiling
     return {
-        **result_provenance(inference, settings.genome, store),
+        **result_provenance(inference, work.settings.genome, work.store),
         "strands": choice.strands,
         "tracks": choice.tracks,
         "units": "log_likelihood and entropy in nats; probabilities in letters of the forward strand",
