@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,30 @@ class Shard:
         return own
 
 
+class Parts:
+    """The folder OUT.parts, in which jobs that computed the same leave their shares."""
+
+    subject: str
+    """What the values are of besides model and genome, in messages"""
+
+    def __init__(self, out: Path, made_by: Mapping[str, Any]) -> None:
+        """`made_by`: all that the values depend on, as JSON can hold it."""
+        self.folder = out.with_name(f"{out.name}.parts")
+        self.made_by = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()
+
+    def refuse_others(self, path: Path, made_by: str) -> None:
+        """Raises `InputError` for a part that says it was made by another computation."""
+        if made_by != self.made_by:
+            raise InputError(
+                f"{path}: of another model, genome, {self.subject} or setting; remove {self.folder}, or choose "
+                "another --out"
+            )
+
+    def remove(self) -> None:
+        """When the files of all are there."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
 def made_with(inference: Inference, store: GenomeView, genome: Sequence[Path]) -> dict[str, Any]:
     """What all values of a model on a genome depend on. Where the genome is read by its index, which knows no
     fingerprint, its files' names, sizes and times of change stand for it."""
@@ -52,8 +77,3 @@ def made_with(inference: Inference, store: GenomeView, genome: Sequence[Path]) -
         "device": inference.device.type,
         "version": __version__,
     }
-
-
-def fingerprint_of(made_by: Mapping[str, Any]) -> str:
-    """Of all that values depend on, as JSON can hold it."""
-    return hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()

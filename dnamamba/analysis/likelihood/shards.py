@@ -6,38 +6,28 @@ until then, each under a name that says it is whole; what lies there is not comp
 
 import hashlib
 import json
-import shutil
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from dnamamba.analysis.likelihood.compute import LikelihoodSums
 from dnamamba.analysis.likelihood.contig_tracks import ContigTracks
-from dnamamba.errors import InputError
 from dnamamba.formats.files import read_json
-from dnamamba.inference.shards import fingerprint_of
+from dnamamba.inference.shards import Parts
 from dnamamba.outputs import whole_file, write_atomically
 
 
-class KeptContigs:
-    """The values of contigs in PREFIX.parts, made by jobs that computed the same."""
+class KeptContigs(Parts):
+    """The values of contigs in PREFIX.parts."""
 
-    def __init__(self, out: Path, made_by: Mapping[str, Any]) -> None:
-        """`made_by`: all that the values depend on, as JSON can hold it."""
-        self.folder = out.with_name(f"{out.name}.parts")
-        self.made_by = fingerprint_of(made_by)
+    subject = "region"
 
     def holds(self, name: str) -> bool:
         """Raises `InputError` where it holds a contig's values of another computation."""
         said = self._path(name, ".json")
         if not said.is_file():
             return False
-        if read_json(said)["made_by"] != self.made_by:
-            raise InputError(
-                f"{said}: of another model, genome, region or setting; remove {self.folder}, or choose another --out"
-            )
+        self.refuse_others(said, read_json(said)["made_by"])
         return True
 
     def keep(self, tracks: ContigTracks, sums: LikelihoodSums) -> None:
@@ -56,10 +46,6 @@ class KeptContigs:
         for strand, nats, bases in said["sums"]:
             sums.add_sum(strand, nats, bases)
         sums.masking += [np.array(part) for part in said["masking"]]
-
-    def remove(self) -> None:
-        """When the files of all are there."""
-        shutil.rmtree(self.folder, ignore_errors=True)
 
     def _path(self, name: str, suffix: str) -> Path:
         """Contigs may be named as no file can be."""

@@ -74,10 +74,12 @@ def random_alleles(store: GenomeView, draws: int, seed: int) -> Alleles:
     chance = np.random.default_rng(seed)
     lengths = np.array([contig.length for contig in store.contigs], np.int64)
     usable = np.maximum(lengths - 2 * _MARGIN - LONGEST[-1], 0)
+    tries = _TRIES if usable.any() else 0
+    probability = usable / max(usable.sum(), 1)
 
     def interval(length: int) -> tuple[int, int, str]:
-        for _ in range(_TRIES if usable.any() else 0):
-            contig = int(chance.choice(len(usable), p=usable / usable.sum()))
+        for _ in range(tries):
+            contig = int(chance.choice(len(usable), p=probability))
             start = int(_MARGIN + chance.integers(usable[contig]))
             around = store.read(store.contigs[contig].name, start - _MARGIN, start + length + _MARGIN) & TOKEN_BITS
             if (around < BASES).all():

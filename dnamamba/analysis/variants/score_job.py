@@ -66,7 +66,7 @@ def score(settings: ScoreSettings) -> None:
         kept.scores(Shard(settings.shard), of_shard)
         print_lines([("written", f"{kept.folder}; when all shards are there, the same command without --shard")])
         return
-    shards = [Shard(f"{number}/{kept.count}") for number in range(1, kept.count + 1)]
+    shards = kept.shards()
     scores = joined([kept.scores(shard, of_shard) for shard in shards]) if shards else of_shard(None)
     seconds = time.perf_counter() - began
     columns = combine(checked.alleles, scores)

@@ -5,36 +5,31 @@ They lie in OUT.parts until the file is there.
 """
 
 import re
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dnamamba.analysis.variants.scores import Scores, StrandScores, Tokens, Truncation
 from dnamamba.errors import InputError
-from dnamamba.inference.shards import Shard, fingerprint_of
+from dnamamba.inference.shards import Parts, Shard
 from dnamamba.outputs import write_arrays
 
 
-class KeptScores:
-    """The scores of shards in OUT.parts, made by jobs that computed the same."""
+class KeptScores(Parts):
+    """The scores of shards in OUT.parts."""
 
-    def __init__(self, out: Path, made_by: Mapping[str, Any]) -> None:
-        """`made_by`: all that the scores depend on, as JSON can hold it."""
-        self.folder = out.with_name(f"{out.name}.parts")
-        self.made_by = fingerprint_of(made_by)
+    subject = "VCF"
 
-    @property
-    def count(self) -> int:
-        """Shards that there are to be; 0 if none has been computed. Raises `InputError` for parts of different
-        numbers of shards."""
+    def shards(self) -> list[Shard]:
+        """All that there are to be; none if none has been computed. Raises `InputError` for parts of different numbers
+        of shards."""
         found = {int(m[1]) for path in self.folder.glob("*.npz") if (m := re.fullmatch(r"\d+-of-(\d+)", path.stem))}
         if len(found) > 1:
             raise InputError(f"{self.folder}: parts of {' and of '.join(map(str, sorted(found)))} shards; remove some")
-        return max(found, default=0)
+        count = max(found, default=0)
+        return [Shard(f"{number}/{count}") for number in range(1, count + 1)]
 
     def scores(self, shard: Shard, compute: Callable[[Shard], Scores]) -> Scores:
         """Of a shard, computed unless they are there."""
@@ -42,19 +37,12 @@ class KeptScores:
         if path.is_file():
             with np.load(path) as stored:
                 arrays = dict(stored)
-            if str(arrays.pop("made_by")) != self.made_by:
-                raise InputError(
-                    f"{path}: of another model, genome, VCF or setting; remove {self.folder}, or choose another --out"
-                )
+            self.refuse_others(path, str(arrays.pop("made_by")))
             return _scores_of(arrays)
         scores = compute(shard)
         self.folder.mkdir(exist_ok=True)
         write_arrays({"made_by": np.array(self.made_by), **_arrays_of(scores)}, path, overwrite=True)
         return scores
-
-    def remove(self) -> None:
-        """When the file of all is there."""
-        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def joined(parts: list[Scores]) -> Scores:
