@@ -2,22 +2,19 @@
 
 import csv
 from collections.abc import Mapping
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dnamamba.errors import InputError
-from dnamamba.formats import read_card
 from dnamamba.pages.html import figure, labelled, table, text
+from dnamamba.pages.run import ReportedRun
 from dnamamba.pictures.accuracy_by_length import plot_accuracy_by_length
 from dnamamba.pictures.confusion import plot_confusion
 from dnamamba.pictures.roc import plot_roc_and_calibration
 from dnamamba.pictures.run_curves import plot_run_curves
 from dnamamba.pictures.run_tables import accuracy_rows
 from dnamamba.runs.card import card_lines
-from dnamamba.runs.folder import RunFolder
 from dnamamba.runs.summary import comparisons, summary_lines
 
 MOST_CURVES = 8
@@ -26,28 +23,18 @@ BINS = 6
 """Of test examples by length, with equal numbers in each"""
 
 
-class Finetuning:
+class Finetuning(ReportedRun):
     """What the run folder of a fine-tuning holds."""
 
     def __init__(self, path: Path, name: str) -> None:
-        self.path, self.name = path, name
-        self.summary = RunFolder(path).read_summary() or {}
-        metrics = RunFolder(path).metrics
-        self.metrics = RunFolder(path).read_metrics() if metrics.is_file() else []
+        super().__init__(path, name)
+        self.metrics = self.folder.read_metrics() if self.folder.metrics.is_file() else []
         predictions = path / "test_predictions.csv"
         self.rows: list[dict[str, str]] = []
         if predictions.is_file():
             with predictions.open(newline="", encoding="utf-8") as file:
                 rows = list(csv.DictReader(file))
             self.rows = [row for row in rows if row["seed"] == rows[0]["seed"]]
-
-    @cached_property
-    def card(self) -> dict[str, Any] | None:
-        """Of its best checkpoint; None of a run that is not finished."""
-        try:
-            return read_card(self.path)
-        except InputError:
-            return None
 
     @property
     def classes(self) -> list[str]:

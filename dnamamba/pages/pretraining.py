@@ -8,16 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from dnamamba.errors import InputError
-from dnamamba.formats import read_card
 from dnamamba.formats.files import read_json
 from dnamamba.genome.store_format import read_index
 from dnamamba.pages.html import figure, labelled, table, text
+from dnamamba.pages.run import ReportedRun
 from dnamamba.pictures.learning_curve import plot_learning_curve
 from dnamamba.pictures.run_curves import plot_run_curves
 from dnamamba.pictures.split_map import SPLITS, plot_split_map
 from dnamamba.pictures.validation_by_class import plot_validation_by_class
 from dnamamba.runs.card import card_lines
-from dnamamba.runs.folder import RunFolder
 from dnamamba.runs.progress import clock, si
 from dnamamba.runs.summary import summary_lines
 
@@ -26,25 +25,16 @@ EXTREMES = 3
 LOWER_IS_BETTER = "bits per base, lower is better (2 is guessing)"
 
 
-class Pretraining:
+class Pretraining(ReportedRun):
     """What the run folder of a pretraining holds."""
 
     def __init__(self, path: Path, name: str, config: Mapping[str, Any]) -> None:
-        self.path, self.name, self.config = path, name, config
-        self.folder = RunFolder(path)
+        super().__init__(path, name)
+        self.config = config
         if not self.folder.metrics.is_file():
             raise InputError(f"{path}: the run has no metrics.csv yet; wait until it has trained some steps")
         self.metrics = self.folder.read_metrics()
         self.by_class = self.folder.read_validation()
-        self.summary = self.folder.read_summary() or {}
-
-    @functools.cached_property
-    def card(self) -> dict[str, Any] | None:
-        """Of its best checkpoint; None before the first validation."""
-        try:
-            return read_card(self.path)
-        except InputError:
-            return None
 
     @property
     def bits(self) -> str:
