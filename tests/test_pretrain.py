@@ -23,6 +23,7 @@ from dnamamba.training.checkpoints import TRAINER_STATE
 from dnamamba.training.module import PretrainModule
 from dnamamba.training.resolve import resolve
 from dnamamba.training.settings import PretrainSettings
+from tests.full_disk import disk_is_full
 
 QUICK = ["--model.preset", "demo", "--model.n_layer", "1", "--model.d_model", "16", "--model.d_state", "4"]
 QUICK += ["--length", "256", "--batch_tokens", "1024", "--accelerator", "cpu", "--markov_order", "3"]
@@ -394,16 +395,7 @@ def test_windows_without_a_base_do_not_divide_by_zero(tmp_path: Path) -> None:
 def test_full_disk_keeps_the_last_checkpoint(
     fasta: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import lightning
-
-    save = lightning.Trainer.save_checkpoint
-
-    def full(self: lightning.Trainer, *arguments: object, **options: object) -> None:
-        if self.global_step >= 4:
-            raise OSError(28, "No space left on device")
-        save(self, *arguments, **options)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(lightning.Trainer, "save_checkpoint", full)
+    disk_is_full(monkeypatch, lambda step: step >= 4)
     out = tmp_path / "run"
     arguments = ["--genome", fasta, *QUICK, "--max_steps", 6, "--log_every", 1, "--save_every", 1, "--out", out]
     assert train(*arguments) == 2

@@ -25,6 +25,7 @@ from dnamamba.training.backprop.whole import whole
 from dnamamba.training.parallel.gradients import Gradients
 from dnamamba.training.resolve import why_no_graph
 from dnamamba.training.settings import ResolvedPretrainSettings
+from tests.full_disk import disk_is_full
 
 LENGTH = 2048
 MASKED = {"objective": "masked_base"}
@@ -157,20 +158,6 @@ def outcome(folder: Path) -> tuple[bytes, list[tuple[str, ...]]]:
     return (folder / "checkpoints" / "last" / "model.safetensors").read_bytes(), rows
 
 
-def stopped_after(patch: pytest.MonkeyPatch, last: int) -> None:
-    """The disk is full when a later checkpoint is written."""
-    import lightning
-
-    save = lightning.Trainer.save_checkpoint
-
-    def full(self: lightning.Trainer, *rest: Any, **options: Any) -> None:
-        if self.global_step > last:
-            raise OSError(28, "No space left on device")
-        save(self, *rest, **options)
-
-    patch.setattr(lightning.Trainer, "save_checkpoint", full)
-
-
 @pytest.fixture
 def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     """Runs on the CPU record, unless with --cuda_graph off."""
@@ -200,7 +187,7 @@ def test_a_recorded_run_is_resumed_in_either_way(
     way: str, fasta: Path, eager: Path, tmp_path: Path, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        stopped_after(patch, 7)
+        disk_is_full(patch, lambda step: step > 7)
         assert train(*flags(fasta, "cpu"), "--out", tmp_path / "run") == 2
     recorded = recorder.recorded
     assert train("--resume", "--out", tmp_path / "run", "--cuda_graph", way) == 0
@@ -281,7 +268,7 @@ def test_a_run_on_a_gpu_is_the_same_to_the_bit(
     assert "was not applied" in capsys.readouterr().out
     with monkeypatch.context() as patch:
         if way == "resumed":
-            stopped_after(patch, 7)
+            disk_is_full(patch, lambda step: step > 7)
         ends_with = 2 if way == "resumed" else 0
         assert train(*arguments, "--cuda_graph", "on", "--out", tmp_path / "run") == ends_with
     assert "CUDA graph  each micro-batch is replayed" in capsys.readouterr().out

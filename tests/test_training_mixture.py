@@ -16,6 +16,7 @@ from dnamamba.genome.windows import Window
 from dnamamba.training.data import Stage, StepDataset
 from dnamamba.training.mixture import PERIOD, MixturePlan, pattern, shares
 from dnamamba.training.mixture_file import read_mixture
+from tests.full_disk import disk_is_full
 
 QUICK = ["--model.preset", "demo", "--model.n_layer", "1", "--model.d_model", "16", "--model.d_state", "4"]
 QUICK += ["--length", "128", "--batch_tokens", "1024", "--accelerator", "cpu", "--markov_order", "3"]
@@ -125,17 +126,8 @@ def test_a_run_on_two_genomes_resumes_exactly(
         assert genomes["poor"][figure] != genomes["rich"][figure]
     assert {path.name for path in whole.glob("splits*")} == {"splits-poor.bed", "splits-rich.bed"}
 
-    import lightning
-
-    saved = lightning.Trainer.save_checkpoint
-
-    def full_at_4(self: lightning.Trainer, *rest: Any, **options: Any) -> None:
-        if self.global_step == 4:
-            raise OSError(28, "No space left on device")
-        saved(self, *rest, **options)
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lightning.Trainer, "save_checkpoint", full_at_4)
+        disk_is_full(patch, lambda step: step == 4)
         assert train(*arguments, "--save_every", 1, "--out", parts) == 2
     assert train("--resume", "--out", parts, "--num_workers", 1) == 0
     weights = [(run / "checkpoints" / "last" / "model.safetensors").read_bytes() for run in (whole, parts)]

@@ -17,6 +17,7 @@ from dnamamba.genome.windows import WindowPlan
 from dnamamba.model.config import preset
 from dnamamba.model.language_model import LanguageModel
 from dnamamba.model.objectives.next_base import NextBase
+from tests.full_disk import disk_is_full
 
 LENGTH = 128
 
@@ -90,17 +91,8 @@ def test_a_packed_run_resumes_exactly(
     if kind == "genome":
         assert "40 short sequences in" in capsys.readouterr().out
 
-    import lightning
-
-    saved = lightning.Trainer.save_checkpoint
-
-    def full_at_20(self: lightning.Trainer, *rest: Any, **options: Any) -> None:
-        if self.global_step == 20:
-            raise OSError(28, "No space left on device")
-        saved(self, *rest, **options)
-
     with monkeypatch.context() as patch:
-        patch.setattr(lightning.Trainer, "save_checkpoint", full_at_20)
+        disk_is_full(patch, lambda step: step == 20)
         assert train(*arguments, "--save_every", 5, "--out", parts) == 2
     assert train("--resume", "--out", parts, "--num_workers", 1) == 0
     weights = [(run / "checkpoints" / "last" / "model.safetensors").read_bytes() for run in (whole, parts)]

@@ -16,6 +16,7 @@ from dnamamba.genome.store import open_genome
 from dnamamba.genome.windows import WindowPlan
 from dnamamba.training.data import Stage, StepDataset
 from dnamamba.training.regions import ClassedPlan, Regions, numbers_of, region_mixture, shares_of
+from tests.full_disk import disk_is_full
 
 QUICK = ["--model.preset", "demo", "--model.n_layer", "1", "--model.d_model", "16", "--model.d_state", "4"]
 QUICK += ["--length", "128", "--batch_tokens", "1024", "--accelerator", "cpu", "--markov_order", "3"]
@@ -94,17 +95,8 @@ def test_a_run_by_classes_resumes_exactly(genome: Path, tmp_path: Path, capsys: 
     assert "box: 1.80 kb, 4.5% of the training split; drawn for 25.0% of the windows" in shown
     assert "drawn by class of region" in shown and "of bases in the loss: repeat=0.1, motif=2, others 1" in shown
 
-    import lightning
-
-    saved = lightning.Trainer.save_checkpoint
-
-    def full_at_4(self: lightning.Trainer, *rest: Any, **options: Any) -> None:
-        if self.global_step == 4:
-            raise OSError(28, "No space left on device")
-        saved(self, *rest, **options)
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lightning.Trainer, "save_checkpoint", full_at_4)
+        disk_is_full(patch, lambda step: step == 4)
         assert train(*flags, "--max_steps", 6, "--save_every", 1, "--out", parts) == 2
     assert train("--resume", "--out", parts, "--num_workers", 1) == 0
     assert weights_of(whole) == weights_of(parts)
