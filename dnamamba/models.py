@@ -22,7 +22,7 @@ def models(settings: ModelsSettings) -> None:
 
     for name in bundled.names():
         print(name)
-        for label, text in bundled_lines(read_card(name)):
+        for label, text in bundled_lines(read_card(bundled.FOLDER / name)):
             print(f"{label:>12}  {text}".rstrip())
         print()
     print("dnamamba info NAME prints the whole card; --checkpoint NAME uses it")

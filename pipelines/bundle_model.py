@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--licence", required=True, help="the data's names and licences")
     parser.add_argument("--results", type=Path, help="folder that variant_benchmarks.py quality wrote")
     options = parser.parse_args(arguments)
-    folder = bundled._FOLDER / options.name
+    folder = bundled.FOLDER / options.name
     model, provenance = load_checkpoint(options.checkpoint)
     said = {"about": options.about, "licence": options.licence}
     if options.results is not None:

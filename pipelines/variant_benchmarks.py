@@ -232,14 +232,19 @@ def write_csv(path: Path, rows: list[dict[str, object]]) -> None:
 # Speed.
 
 
+def timed_model(arguments: argparse.Namespace, folder: Path) -> Inference:
+    """The checkpoint; without one a random model, kept in the folder."""
+    if arguments.checkpoint is None:
+        torch.manual_seed(0)
+        save_checkpoint(LanguageModel(preset(arguments.preset)), folder / "model", {})
+    return load_for_inference(arguments.checkpoint or folder / "model", "auto", arguments.precision)
+
+
 def speed(arguments: argparse.Namespace) -> None:
     arguments.context = arguments.context or 131_072
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        if arguments.checkpoint is None:
-            torch.manual_seed(0)
-            save_checkpoint(LanguageModel(preset(arguments.preset)), folder / "model", {})
-        inference = load_for_inference(arguments.checkpoint or folder / "model", "auto", arguments.precision)
+        inference = timed_model(arguments, folder)
         plan = plan_of(arguments, inference)
         assert isinstance(plan, ScorePlan), "speed is that of models that predict the next base"
         plan = replace(plan, check=0)
@@ -265,10 +270,7 @@ def rates(arguments: argparse.Namespace) -> None:
     rows: list[dict[str, object]] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        if arguments.checkpoint is None:
-            torch.manual_seed(0)
-            save_checkpoint(LanguageModel(preset(arguments.preset)), folder / "model", {})
-        inference = load_for_inference(arguments.checkpoint or folder / "model", "auto", arguments.precision)
+        inference = timed_model(arguments, folder)
         print("\n".join(f"{label:>10}  {text}" for label, text in inference.header()))
         for every in arguments.every:
             (folder / f"{every}").mkdir()

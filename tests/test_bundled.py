@@ -22,7 +22,7 @@ PROVENANCE = {"about": "For tests.", "settings": {"length": 64}, "ranking": RANK
 
 @pytest.fixture
 def box(tmp_path, monkeypatch):
-    monkeypatch.setattr(bundled, "_FOLDER", tmp_path / "box")
+    monkeypatch.setattr(bundled, "FOLDER", tmp_path / "box")
     save_checkpoint(tiny_model(), tmp_path / "box" / "tiny", PROVENANCE, dtype="bf16")
     return tmp_path / "box"
 

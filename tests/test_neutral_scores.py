@@ -128,7 +128,7 @@ def test_they_are_kept_with_the_weights_that_gave_them(
     config = ModelConfig(d_model=8, n_layer=1, d_state=4)
     best = tmp_path / "run" / "checkpoints" / "best"
     bundled_folder = tmp_path / "package"
-    monkeypatch.setattr(bundled, "_FOLDER", bundled_folder)
+    monkeypatch.setattr(bundled, "FOLDER", bundled_folder)
     save_checkpoint(LanguageModel(config), bundled_folder / "small", {})
     store, found = open_genome(genome), []
 

@@ -7,14 +7,15 @@ predicts and ranks, and which licence its data have.
 from importlib.resources import files
 from pathlib import Path
 
-_FOLDER = Path(str(files(__package__)))  # a real folder: a wheel is unpacked when it is installed
+FOLDER = Path(str(files(__package__)))
+"""Of all of them: a real folder, as a wheel is unpacked when it is installed"""
 
 
 def names() -> list[str]:
     """What `--checkpoint` takes in place of a folder, sorted."""
-    return sorted(path.parent.name for path in _FOLDER.glob("*/config.json"))
+    return sorted(path.parent.name for path in FOLDER.glob("*/config.json"))
 
 
 def folder(name: str) -> Path | None:
     """The checkpoint folder of a bundled model, perhaps read-only; None where there is none of that name."""
-    return _FOLDER / name if name in names() else None
+    return FOLDER / name if name in names() else None

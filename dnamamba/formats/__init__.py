@@ -7,7 +7,7 @@ Whoever wants a language model calls `load_checkpoint`, whatever the format.
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from dnamamba.errors import InputError
 from dnamamba.formats.files import CONFIG, checkpoint_folder, read_json
@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     import torch
 
     from dnamamba.model.language_model import LanguageModel
+
+
+StoredDtype = Literal["fp32", "bf16"]
+"""Of matrices on disk"""
 
 
 class Reader(Protocol):
@@ -35,9 +39,11 @@ class Reader(Protocol):
 class Writer(Protocol):
     """A module that writes one format."""
 
-    def save_checkpoint(self, model: "LanguageModel", folder: Path, provenance: dict[str, Any], **stored: Any) -> None:
-        """Write the folder whole or not at all. Raises `InputError` where it exists, and for a model that the format
-        cannot hold."""
+    def save_checkpoint(
+        self, model: "LanguageModel", folder: Path, provenance: dict[str, Any], *, dtype: StoredDtype = "fp32"
+    ) -> None:
+        """Write the folder whole or not at all, matrices in `dtype`. Raises `InputError` where it exists, and for a
+        model or dtype that the format cannot hold."""
 
 
 def _is_state_spaces(config: dict[str, Any]) -> bool:

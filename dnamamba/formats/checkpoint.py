@@ -20,7 +20,7 @@ A run folder keeps its checkpoints as RUN/checkpoints/best (by validation) and R
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.nn as nn
@@ -30,6 +30,7 @@ from torch import Tensor
 from dnamamba import __version__
 from dnamamba.alphabet import TOKENS
 from dnamamba.errors import InputError, quoted
+from dnamamba.formats import StoredDtype
 from dnamamba.formats.fields import FORMAT_VERSION, format_needed, from_json, newer, to_json
 from dnamamba.formats.files import CONFIG, PROVENANCE, checkpoint_folder, read_json, sha256, write_json
 from dnamamba.formats.tensors import (
@@ -53,7 +54,6 @@ _DIGESTS = {SAFETENSORS: "weights_sha256", CONFIG: "config_sha256", CLASSIFIER: 
 """File → the key of its checksum in provenance.json; folders of format 1 have that of the weights alone."""
 
 Model = TypeVar("Model", bound=nn.Module)
-StoredDtype = Literal["fp32", "bf16"]
 
 
 def save_checkpoint(

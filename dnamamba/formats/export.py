@@ -29,12 +29,7 @@ def export(settings: ExportSettings) -> None:
     """Reads, writes and says what was written. Raises `InputError`."""
     if settings.out.exists():
         raise InputError(f"{settings.out}: exists already; choose another --out or remove it first")
-    if settings.dtype == "bf16" and settings.format != "dnamamba":
-        raise InputError(
-            f"--dtype bf16: --format {settings.format} stores fp32; add --format dnamamba, or leave it out"
-        )
     writer: Writer = import_module(WRITERS[settings.format])  # type: ignore[assignment]
     model, provenance = load_checkpoint(settings.checkpoint)
-    stored = {"dtype": settings.dtype} if settings.format == "dnamamba" else {}
-    writer.save_checkpoint(model, settings.out, provenance, **stored)
+    writer.save_checkpoint(model, settings.out, provenance, dtype=settings.dtype)
     print(f"{settings.out}: {', '.join(sorted(path.name for path in settings.out.iterdir()))}")

@@ -16,7 +16,7 @@ from torch import Tensor
 from dnamamba import __version__
 from dnamamba.alphabet import BASES, BOS, PAD
 from dnamamba.errors import InputError
-from dnamamba.formats import foreign
+from dnamamba.formats import StoredDtype, foreign
 from dnamamba.formats.files import CONFIG, PROVENANCE, sha256, write_json
 from dnamamba.formats.tensors import HEAD, SAFETENSORS
 from dnamamba.formats.vocabulary import TOKENIZER, tokenizer_config, tokenizer_json
@@ -72,12 +72,16 @@ def read_card(folder: Path | str) -> dict[str, Any]:
     return foreign.card(DIALECT, folder)
 
 
-def save_checkpoint(model: LanguageModel, folder: Path | str, provenance: dict[str, Any]) -> None:
+def save_checkpoint(
+    model: LanguageModel, folder: Path | str, provenance: dict[str, Any], *, dtype: StoredDtype = "fp32"
+) -> None:
     """A folder that transformers loads without remote code, model and tokenizer, and that this module reads; whole or
     not at all.
 
-    Raises `InputError` where the folder exists, and for a model that `MambaForCausalLM` cannot hold.
+    Raises `InputError` where the folder exists, for a model that `MambaForCausalLM` cannot hold, and for bf16.
     """
+    if dtype != "fp32":
+        raise InputError(f"--dtype {dtype}: --format hf stores fp32; add --format dnamamba, or leave it out")
     config = _written_config(model.config)
     with whole_folder(Path(folder)) as partial:
         save_file(_tensors(model), partial / SAFETENSORS, metadata={"format": "pt"})
