@@ -56,24 +56,26 @@ class RegionClasses(NamedTuple):
         content = "\n".join(self.names).encode() + self.edges.tobytes() + self.classes.tobytes()
         return hashlib.sha256(content).hexdigest()
 
+    def _met(self, start: int, end: int) -> tuple[int, int]:
+        """The runs [first, last) that have some of the store's bases [start, end)."""
+        first = int(np.searchsorted(self.edges, start, side="right")) - 1
+        return first, int(np.searchsorted(self.edges, end, side="left"))
+
     def at(self, start: int, end: int) -> np.ndarray:
         """(end − start,) uint8: the class of each of the store's bases [start, end)."""
-        first = int(np.searchsorted(self.edges, start, side="right")) - 1
-        last = int(np.searchsorted(self.edges, end, side="left"))
+        first, last = self._met(start, end)
         edges = np.clip(self.edges[first : last + 1], start, end)
         return np.repeat(self.classes[first:last], np.diff(edges))
 
     def runs(self, name: str, start: int, end: int) -> np.ndarray:
         """(k, 2) int64: the intervals of a class within the store's bases [start, end), ascending."""
-        first = int(np.searchsorted(self.edges, start, side="right")) - 1
-        last = int(np.searchsorted(self.edges, end, side="left"))
+        first, last = self._met(start, end)
         own = first + np.flatnonzero(self.classes[first:last] == self.names.index(name))
         return np.clip(np.column_stack((self.edges[own], self.edges[own + 1])), start, end)
 
     def bases(self, start: int, end: int) -> np.ndarray:
         """(classes + 1,) int64: how many of the store's bases [start, end) are of each class, at last of none."""
-        first = int(np.searchsorted(self.edges, start, side="right")) - 1
-        last = int(np.searchsorted(self.edges, end, side="left"))
+        first, last = self._met(start, end)
         lengths = np.diff(np.clip(self.edges[first : last + 1], start, end))
         return np.bincount(self.classes[first:last], lengths, minlength=self.none + 1).astype(np.int64)
 

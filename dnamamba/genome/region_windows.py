@@ -11,7 +11,7 @@ from dnamamba.errors import InputError
 from dnamamba.genome.intervals import Interval, subtract
 from dnamamba.genome.region_classes import RegionClasses
 from dnamamba.genome.store import TokenStore
-from dnamamba.genome.windows import Window, hash_bits, hash_key, permute
+from dnamamba.genome.windows import Window, drawn_flags, hash_bits, hash_key, permute, rows_at
 
 
 class RegionPlan:
@@ -70,16 +70,13 @@ class RegionPlan:
         """(windows,) int64: where in the store the windows at `indices` (windows,) of an epoch begin."""
         spans = permute(np.asarray(indices, np.int64), len(self._first), hash_key(self.key, epoch, 2))
         choices = (self._last[spans] - self._first[spans] + 1).astype(np.uint64)
-        return self._first[spans] + (self._bits(epoch, indices, 1) % choices).astype(np.int64)
+        drawn = hash_bits(np.asarray(indices).astype(np.uint64), self.key, epoch, 1)
+        return self._first[spans] + (drawn % choices).astype(np.int64)
 
     def batch(self, epoch: int, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(windows, length + 1) uint8 tokens as in the genome, and (windows,) bool reverse-complement flags."""
-        width = self.length + 1
-        tokens = np.empty((len(indices), width), np.uint8)
-        for row, start in enumerate(self.positions(epoch, indices).tolist()):
-            tokens[row] = self.store.tokens[start : start + width]
-        flags = self._bits(epoch, indices, 3) >> np.uint64(63) if self.reverse_complement else np.zeros(len(indices))
-        return tokens, flags.astype(bool)
+        tokens = rows_at(self.store.tokens, self.positions(epoch, indices), self.length + 1)
+        return tokens, self._flags(epoch, np.asarray(indices))
 
     def windows(self, epoch: int, index: int) -> list[Window]:
         """Where a window lies."""
@@ -87,10 +84,10 @@ class RegionPlan:
         position = int(self.positions(epoch, indices)[0])
         [contig] = [c for c in self.store.contigs if c.offset <= position < c.offset + c.length]
         start = position - contig.offset
-        return [Window(contig.name, start, start + self.length + 1, bool(self.batch(epoch, indices)[1][0]))]
+        return [Window(contig.name, start, start + self.length + 1, bool(self._flags(epoch, indices)[0]))]
 
-    def _bits(self, epoch: int, indices: np.ndarray, use: int) -> np.ndarray:
-        return hash_bits(np.asarray(indices).astype(np.uint64), self.key, epoch, use)
+    def _flags(self, epoch: int, indices: np.ndarray) -> np.ndarray:
+        return drawn_flags(indices, self.key, epoch) if self.reverse_complement else np.zeros(len(indices), bool)
 
 
 def cut(intervals: np.ndarray, most: int) -> np.ndarray:

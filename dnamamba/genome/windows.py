@@ -134,13 +134,7 @@ class WindowPlan:
         """(windows, length + 1) uint8 tokens as in the genome, and (windows,) bool reverse-complement flags."""
         indices = np.asarray(indices, np.int64)
         starts, _ = self._locate(epoch, indices)
-        tokens, width = self.store.tokens, self.length + 1
-        if width <= SHORT:
-            return np.lib.stride_tricks.sliding_window_view(tokens, width)[starts], self._flags(epoch, indices)
-        batch = np.empty((len(indices), width), np.uint8)
-        for row, start in enumerate(starts.tolist()):
-            batch[row] = tokens[start : start + width]
-        return batch, self._flags(epoch, indices)
+        return rows_at(self.store.tokens, starts, self.length + 1), self._flags(epoch, indices)
 
     def _tiles(self, epoch: int) -> _Epoch:
         key = epoch if self.random_phase else 0
@@ -189,9 +183,22 @@ class WindowPlan:
         return self._tile_starts(numbers, tiles.first, tiles.tile)
 
     def _flags(self, epoch: int, indices: np.ndarray) -> np.ndarray:
-        if not self.reverse_complement:
-            return np.zeros(len(indices), bool)
-        return (hash_bits(indices.astype(np.uint64), self.seed, epoch, 3) >> np.uint64(63)).astype(bool)
+        return drawn_flags(indices, self.seed, epoch) if self.reverse_complement else np.zeros(len(indices), bool)
+
+
+def rows_at(tokens: np.ndarray, starts: np.ndarray, width: int) -> np.ndarray:
+    """(windows, width) uint8: the tokens from each of `starts` (windows,) on, copied."""
+    if width <= SHORT:
+        return np.lib.stride_tricks.sliding_window_view(tokens, width)[starts]
+    rows = np.empty((len(starts), width), np.uint8)
+    for row, start in enumerate(starts.tolist()):
+        rows[row] = tokens[start : start + width]
+    return rows
+
+
+def drawn_flags(indices: np.ndarray, key: int, epoch: int) -> np.ndarray:
+    """(windows,) bool: which windows of an epoch are reverse-complemented, half of them."""
+    return (hash_bits(indices.astype(np.uint64), key, epoch, 3) >> np.uint64(63)).astype(bool)
 
 
 def _expand(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
