@@ -17,7 +17,7 @@ from dnamamba.errors import InputError
 from dnamamba.genome.contig_names import ContigNames
 from dnamamba.genome.genes import Gene, longest_transcripts, read_genes, repeats
 from dnamamba.genome.genome import Genome
-from dnamamba.genome.intervals import Interval
+from dnamamba.genome.intervals import Interval, subtract
 from dnamamba.genome.regions import parse_region
 from dnamamba.genome.view import GenomeView
 from dnamamba.outputs import refuse_existing, write_atomically
@@ -102,6 +102,7 @@ def browser_page(
     bases = TOKEN_TO_ASCII[tokens & TOKEN_BITS].tobytes()
     head = f">{contig}:{region.start + 1}-{region.end} @len={length}\n".encode()
     scores = np.array([v.score for v in variants if v.score is not None], np.float64)
+    logo = _logo_tracks(tracks.ours)
     data = {
         "contig": contig,
         "start": region.start,
@@ -115,8 +116,8 @@ def browser_page(
             {"type": "sequence", "order": -100},
             *_gene_tracks(contig, genes),
             *_repeat_tracks(contig, repeats(genome, region)),
-            *_value_tracks(tracks, contig, length, region),
-            *_logo_tracks(tracks.ours),
+            *_value_tracks(tracks, contig, length, region, with_entropy=not logo),
+            *logo,
             *_variant_tracks(variants, field, scores),
         ],
     }
@@ -240,14 +241,8 @@ def _gene_tracks(contig: str, genes: Iterable[Gene]) -> list[dict[str, Any]]:
 
 def exon_parts(gene: Gene) -> list[tuple[str, int, int]]:
     """("coding" or "utr", start, end): the exons of a transcript, cut where coding begins and ends; ascending."""
-    parts: list[tuple[str, int, int]] = [("coding", start, end) for start, end in gene.coding.tolist()]
-    for start, end in gene.exons.tolist():
-        at = start
-        for low, high in gene.coding.tolist():
-            if low < end and high > start:
-                parts += [("utr", at, low)] if low > at else []
-                at = max(at, high)
-        parts += [("utr", at, end)] if at < end else []
+    kinds = {"coding": gene.coding, "utr": subtract(gene.exons, gene.coding)}
+    parts = [(kind, start, end) for kind, pairs in kinds.items() for start, end in pairs.tolist()]
     return sorted(parts, key=lambda part: part[1])
 
 
@@ -259,7 +254,10 @@ def _repeat_tracks(contig: str, pairs: np.ndarray) -> list[dict[str, Any]]:
     return [{"type": "annotation", "name": "repeats (soft-masked)", "features": features, "order": 2, **shown}]
 
 
-def _value_tracks(tracks: Tracks, contig: str, length: int, region: Interval) -> list[dict[str, Any]]:
+def _value_tracks(
+    tracks: Tracks, contig: str, length: int, region: Interval, with_entropy: bool
+) -> list[dict[str, Any]]:
+    """`with_entropy`: unless there is a logo, whose bits are 2 minus the entropy."""
     found = []
     for number, name in enumerate(name for name in _ORDER if name in tracks.ours):
         strand, _, track = name.partition("_")
@@ -267,8 +265,8 @@ def _value_tracks(tracks: Tracks, contig: str, length: int, region: Interval) ->
         if track == "log_likelihood":
             values = 2 + values / np.log(2).astype(np.float32)
             shown: dict[str, Any] = {"name": f"bits above guessing, {_STRANDS[strand]}", "autoscaleGroup": "likelihood"}
-        elif _logo_tracks(tracks.ours):
-            continue  # its bits are 2 minus the entropy
+        elif not with_entropy:
+            continue
         else:
             shown = {"name": f"entropy, {_STRANDS[strand]} (nats)", "min": 0, "max": 1.39}
         shown |= {"color": colour, "altColor": "#767676", "order": 40 + number}
