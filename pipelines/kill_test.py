@@ -225,9 +225,9 @@ def differences(killed: Path, whole: Path) -> list[str]:
         for name in wanted.keys() - MEASURED:
             if row[name] != wanted[name]:
                 found.append(f"metrics.csv, step {wanted['step']}: {name} {row[name]} instead of {wanted[name]}")
-    classes = [(run / "validation_by_class.csv").read_bytes() for run in (killed, whole)]
-    if classes[0] != classes[1]:
-        found.append("validation_by_class.csv differs")
+    for name in ("validation_by_class.csv", "validation_windows.csv"):
+        if (killed / name).read_bytes() != (whole / name).read_bytes():
+            found.append(f"{name} differs")
     for name in ("best", "last"):
         folder, other = killed / "checkpoints" / name, whole / "checkpoints" / name
         if step_of(folder) != step_of(other):

@@ -77,6 +77,10 @@ def test_a_run_leaves_what_its_user_needs(whole_run: Path) -> None:
     by_class = rows(whole_run, "validation_by_class.csv")
     assert (by_class[0]["step"], by_class[0]["class"]) == ("12", "all")
     assert float(by_class[0]["bits_per_base"]) == pytest.approx(summary["validation_bits_per_base"], abs=1e-5)
+    windows = rows(whole_run, "validation_windows.csv")
+    assert sum(int(row["bases"]) for row in windows) == int(by_class[0]["bases"]) and windows[0]["step"] == "12"
+    mean = sum(float(row["bits_per_base"]) * int(row["bases"]) for row in windows) / int(by_class[0]["bases"])
+    assert mean == pytest.approx(summary["validation_bits_per_base"], abs=1e-5)
     assert (whole_run / "validation_by_class.png").read_bytes().startswith(b"\x89PNG")
     assert list((whole_run / "tensorboard").glob("events*"))
     assert yaml.safe_load((whole_run / "config.yaml").read_text())["learning_rate"] == 8e-3

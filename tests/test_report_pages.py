@@ -11,6 +11,7 @@ import pytest
 
 from dnamamba import report
 from dnamamba.errors import InputError
+from dnamamba.pages.extremes import window_extremes
 from dnamamba.pages.finetuning import _wilson
 from dnamamba.pages.html import page, table, text
 from dnamamba.pages.report import names
@@ -70,6 +71,40 @@ class TestPretraining:
             file.write("\n".join(rows) + "\n")
         words = plain(make(tmp_path, run))
         assert "chr0 1.0000 1,000 chr1 1.1000 2,000 chr2 1.2000 3,000 chr7 1.7000 8,000 chr8 1.8000 9,000" in words
+
+    def test_best_and_worst_windows(self, tmp_path):
+        """In the order of their bits, with what the run says of them, and a command that shows the worst."""
+        run = tmp_path / HOSTILE
+        shutil.copytree(PRETRAINED, run, symlinks=True)
+        assert "Not known: an earlier dnamamba, which kept no validation_windows.csv" in plain(make(tmp_path, run))
+        bits = [1.9, 1.1, 1.5, 1.2, 1.8, 1.3, 1.7, 1.4, 1.6, "nan", 0.1]
+        bases = [1024] * 10 + [100]
+        rows = [
+            f"300,,K-12-MG1655,{1000 * n},{1000 * n + 1025},{of},{many},0.0{n % 10},intron,0.75"
+            for n, (of, many) in enumerate(zip(bits, bases, strict=True))
+        ]
+        header = "step,genome,contig,start,end,bits_per_base,bases,soft_masked,region,region_share"
+        (run / "validation_windows.csv").write_text("\n".join([header, *rows]) + "\n")
+        html = make(tmp_path, run)
+        words = plain(html)
+        assert "Of the 11 windows of the validation after step 300" in words
+        first, last = "K-12-MG1655:1,001-2,025 1.1000 1,024 1%", "K-12-MG1655:1-1,025 1.9000 1,024 0%"
+        assert f"best {first} intron (75%)" in words and f"worst {last} intron (75%)" in words
+        shown = re.findall(r"(best|worst) K-12-MG1655:[\d,]+-[\d,]+ ([\d.]+)", words)
+        assert shown == [("best", f"1.{n}000") for n in (1, 2, 3, 4)] + [("worst", f"1.{n}000") for n in (9, 8, 7, 6)]
+        assert f"--checkpoint '{text(str(run))}'" in html.replace("&#x27;", "'")
+        command = re.search(r"dnamamba browse [^<]*", html)[0]
+        assert command.endswith("--region K-12-MG1655:1-1,025 --out window.html") and "ecoli.fa.gz" in command
+
+    def test_windows_of_a_mixture(self):
+        row = {"step": "4", "contig": "1", "start": "0", "end": "9", "bases": "8", "soft_masked": "0.5", "region": ""}
+        rows = [{**row, "genome": name, "bits_per_base": bits} for name, bits in (("a", "1.5"), ("b", "1.0"))]
+        genomes = [{"name": "a", "source": [{"path": "x y.fa"}]}, {"name": "b", "source": [{"path": "b.fa"}]}]
+        html = window_extremes(rows, Path("run"), {"annotation": None, "store": "s"}, genomes)
+        assert "best b 1:1-9 1.0000 8 50% worst a 1:1-9 1.5000 8 50%" in plain(html)
+        assert "--genome &#x27;x y.fa&#x27; --store s --region 1:1-9" in html and "most bases are" not in html
+        assert "browse" not in window_extremes(rows, Path("run"), {}, [])
+        assert not window_extremes(rows[:1], Path("run"), {}, genomes)
 
     def test_contigs_and_their_splits(self, tmp_path):
         lengths = {f"chr{number}": 3_000_000 - number for number in range(60)}

@@ -151,6 +151,8 @@ def test_the_recipe_is_a_run() -> None:
 def test_shares_of_more_than_all_steps_are_refused() -> None:
     with pytest.raises(InputError, match=r"--copies_cooldown: 0.6 and --copies_warmup 0.5 are more than all steps"):
         resolve(PretrainSettings(accelerator="cpu", copies=0.25, copies_warmup=0.5, copies_cooldown=0.6))
+    with pytest.raises(InputError, match=r"--copies_cooldown needs --copies"):
+        resolve(PretrainSettings(accelerator="cpu", copies_cooldown=0.25))
 
 
 def test_a_run_has_dense_windows_first_and_scattered_copies_then(tmp_path: Path) -> None:

@@ -131,6 +131,7 @@ def test_two_processes_are_one(starter: str, alone: Path, tmp_path: Path) -> Non
     for two, one in zip(*(rows(run, "validation_by_class.csv") for run in (out, alone)), strict=True):
         assert (two["group"], two["class"], two["bases"]) == (one["group"], one["class"], one["bases"])
         assert float(two["bits_per_base"]) == pytest.approx(float(one["bits_per_base"]), rel=1e-5)
+    assert rows(out, "validation_windows.csv") == rows(alone, "validation_windows.csv")
 
 
 def test_two_processes_in_chunks_are_one(tmp_path: Path) -> None:

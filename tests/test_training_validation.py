@@ -13,9 +13,10 @@ from torch import Tensor
 from dnamamba.alphabet import SOFT_MASK_BIT, TOKEN_BITS, decode
 from dnamamba.genome.annotation import Annotation, read_annotation
 from dnamamba.genome.intervals import Interval
+from dnamamba.genome.region_classes import read_region_classes
 from dnamamba.genome.store import TokenStore, open_genome
 from dnamamba.genome.windows import Window, WindowPlan
-from dnamamba.model.config import ModelConfig
+from dnamamba.model.config import ModelConfig, preset
 from dnamamba.model.language_model import LanguageModel
 from dnamamba.model.parameters import training_flops_per_token
 from dnamamba.model.tokens import on_strand
@@ -33,6 +34,7 @@ from dnamamba.training.validation import (
     position_bins,
     report_lines,
 )
+from dnamamba.training.validation_windows import WindowTable
 
 LENGTH = 45
 
@@ -122,7 +124,7 @@ def as_dict(scores: Sequence[ClassScore]) -> dict[tuple[str, str], tuple[float, 
 @torch.no_grad()
 def test_every_class_equals_a_plain_loop(store: TokenStore, annotation: Annotation, model: LanguageModel) -> None:
     plan = plan_of(store, "chr1", "chr2", "chr3")
-    scores = evaluate(model, [windows_of(plan, annotation)])
+    scores = evaluate(model, [windows_of(plan, annotation)]).classes
     expected = plain(model, plan, EXONS)
     found = as_dict(scores)
     assert found.keys() == expected.keys()
@@ -137,7 +139,7 @@ def test_every_class_equals_a_plain_loop(store: TokenStore, annotation: Annotati
 def test_the_classes_of_a_group_share_all_bases(
     store: TokenStore, annotation: Annotation, model: LanguageModel
 ) -> None:
-    scores = evaluate(model, [windows_of(plan_of(store, "chr1", "chr2", "chr3"), annotation)])
+    scores = evaluate(model, [windows_of(plan_of(store, "chr1", "chr2", "chr3"), annotation)]).classes
     for group in {score.group for score in scores}:
         parts = [score for score in scores if score.group == group]
         assert sum(score.bases for score in parts) == scores[0].bases, group
@@ -148,24 +150,86 @@ def test_the_classes_of_a_group_share_all_bases(
 def test_ranks_summed_equal_one(store: TokenStore, annotation: Annotation, model: LanguageModel, world: int) -> None:
     """The last has more ranks than windows: some have nothing to score."""
     plan = plan_of(store, "chr1", "chr3")
-    shares: list[Tensor] = []
+    shares: dict[torch.Size, list[Tensor]] = defaultdict(list)
 
     def gather(sums: Tensor) -> Tensor:
-        shares.append(sums.clone())
-        return torch.stack(shares).sum(0)
+        shares[sums.shape].append(sums.clone())
+        return torch.stack(shares[sums.shape]).sum(0)
 
     for rank in range(world):
         together = evaluate(model, [windows_of(plan, annotation, rank, world)], sum_over_ranks=gather)
     alone = evaluate(model, [windows_of(plan, annotation)])
-    assert [score[:2] for score in together] == [score[:2] for score in alone]
-    assert [score.bases for score in together] == [score.bases for score in alone]
-    assert [score.nll for score in together] == pytest.approx([score.nll for score in alone], rel=1e-6)
+    assert len(shares) == 2 and {len(each) for each in shares.values()} == {world}
+    assert [score[:2] for score in together.classes] == [score[:2] for score in alone.classes]
+    assert [score.bases for score in together.classes] == [score.bases for score in alone.classes]
+    nats = [score.nll for score in alone.classes]
+    assert [score.nll for score in together.classes] == pytest.approx(nats, rel=1e-6)
+    torch.testing.assert_close(together.windows, alone.windows, rtol=1e-6, atol=0)
+
+
+def one_by_one(model: LanguageModel, plan: WindowPlan) -> list[tuple[float, int]]:
+    """(nats, bases) of each window, scored alone, from its letters."""
+    found = []
+    for index in range(plan.epoch_size(0)):
+        letters = decode(plan.read(0, index) & TOKEN_BITS)
+        p = torch.softmax(model(torch.from_numpy(plan.read(0, index) & TOKEN_BITS)[None, :-1]).logits[0].double(), -1)
+        nats = [-math.log(p[at, "ACGT".index(base)]) for at, base in enumerate(letters[1:]) if base != "N"]
+        found.append((sum(nats), len(nats)))
+    return found
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("chunk", [None, 7])
+def test_windows_one_by_one(store: TokenStore, model: LanguageModel, tmp_path: Path, chunk: int | None) -> None:
+    """Each window's own sums, whatever its batch and chunks; and what the table says of where it lies."""
+    plans = [plan_of(store, "chr1", "chr2"), plan_of(store, "chr3")]
+    (tmp_path / "classes.bed").write_text("chr3\t0\t100\tfirst\nchr3\t100\t140\tsecond\n")
+    regions = read_region_classes([tmp_path / "classes.bed"], store)
+    some = np.arange(0, plans[0].epoch_size(0), 2)
+    evaluated = [
+        EvaluationSet("a", plans[0], some),
+        EvaluationSet("b", plans[1], np.arange(plans[1].epoch_size(0)), regions=regions),
+    ]
+    scores = evaluate(model, [FixedWindows(each, 4, 0, 1) for each in evaluated], chunk=chunk)
+    expected = [*(one_by_one(model, plans[0])[index] for index in some), *one_by_one(model, plans[1])]
+    assert [int(bases) for bases in scores.windows[:, 1]] == [bases for _, bases in expected]
+    assert scores.windows[:, 0].tolist() == pytest.approx([nats for nats, _ in expected], rel=1e-5)
+    assert scores.windows.sum(0).tolist() == pytest.approx([scores.classes[0].nll, scores.classes[0].bases])
+    folder = RunFolder(tmp_path)
+    assert folder.read_windows() == []
+    folder.write_windows(WindowTable(evaluated).rows(scores.windows, step=9))
+    rows = folder.read_windows()
+    assert [row["genome"] for row in rows] == ["a"] * len(some) + ["b"] * plans[1].epoch_size(0)
+    for row, (nats, bases) in zip(rows, expected, strict=True):
+        assert row["step"] == "9" and int(row["bases"]) == bases
+        assert float(row["bits_per_base"]) == pytest.approx(nats / bases / math.log(2), rel=1e-5)
+        tokens = store.read(row["contig"], int(row["start"]), int(row["end"]))
+        assert len(tokens) == LENGTH + 1
+        assert float(row["soft_masked"]) == pytest.approx((tokens >= SOFT_MASK_BIT).mean(), rel=1e-5)
+        if row["genome"] == "a":
+            assert row["region"] == row["region_share"] == ""
+            continue
+        start, end = int(row["start"]), int(row["end"])
+        count = {"first": max(0, min(end, 100) - start), "second": max(0, min(end, 140) - max(start, 100))}
+        count["no class"] = end - start - sum(count.values())
+        assert count[row["region"]] == max(count.values())
+        assert float(row["region_share"]) == pytest.approx(max(count.values()) / (end - start), rel=1e-5)
+    assert {"first", "no class"} <= {row["region"] for row in rows}
+
+
+@torch.no_grad()
+def test_windows_of_a_model_of_both_sides(store: TokenStore) -> None:
+    """Their sums are of the masked bases alone, and add up to all."""
+    masked = LanguageModel(preset("demo", d_model=8, n_layer=2, d_state=4, mixer="bimamba", objective="masked_base"))
+    scores = evaluate(masked.eval(), [windows_of(plan_of(store, "chr1", "chr3"))])
+    assert 0 < scores.windows[:, 1].sum() < 0.3 * len(scores.windows) * LENGTH
+    assert scores.windows.sum(0).tolist() == pytest.approx([scores.classes[0].nll, scores.classes[0].bases])
 
 
 def test_genomes_of_a_mixture_stay_apart(store: TokenStore, annotation: Annotation, model: LanguageModel) -> None:
     sets = [windows_of(plan_of(store, "chr1"), annotation, name="a"), windows_of(plan_of(store, "chr1"), name="b")]
-    found = as_dict(evaluate(model, sets))
-    alone = as_dict(evaluate(model, sets[:1]))
+    found = as_dict(evaluate(model, sets).classes)
+    alone = as_dict(evaluate(model, sets[:1]).classes)
     assert found["genome", "a"] == found["genome", "b"] == found["contig", "a:chr1"] == alone["all", "all"]
     assert found["all", "all"] == tuple(2 * value for value in alone["all", "all"])
     assert found["annotation", "exon"] == alone["annotation", "exon"], "the second genome has no annotation"
@@ -177,7 +241,7 @@ def test_a_broken_model_shows(store: TokenStore, model: LanguageModel) -> None:
     broken = LanguageModel(model.config)
     with torch.no_grad():
         broken.lm_head.weight.fill_(torch.nan)
-    scores = evaluate(broken, [windows_of(plan_of(store, "chr1"))])
+    scores = evaluate(broken, [windows_of(plan_of(store, "chr1"))]).classes
     assert math.isnan(scores[0].bits_per_base) and scores[0].bases > 0
 
 
@@ -210,7 +274,7 @@ def test_position_bins() -> None:
 @pytest.mark.parametrize("length", [2, 3, 8, 9, 16])
 def test_position_classes_are_called_what_they_hold(store: TokenStore, model: LanguageModel, length: int) -> None:
     plan = WindowPlan(store, (Interval("chr2", 120, 300),), length, seed=0)
-    scores = evaluate(model, [windows_of(plan)])
+    scores = evaluate(model, [windows_of(plan)]).classes
     for name, bases in [(score.name, score.bases) for score in scores if score.group == "position"]:
         first, _, last = name.partition("-")
         assert bases == plan.epoch_size(0) * (int(last or first) - int(first) + 1)
@@ -225,7 +289,7 @@ def test_each_genome_of_a_mixture_has_its_annotation(tmp_path: Path) -> None:
 def test_table_figure_and_lines(
     store: TokenStore, annotation: Annotation, model: LanguageModel, tmp_path: Path
 ) -> None:
-    scores = evaluate(model, [windows_of(plan_of(store, "chr1", "chr2", "chr3"), annotation)])
+    scores = evaluate(model, [windows_of(plan_of(store, "chr1", "chr2", "chr3"), annotation)]).classes
     folder = RunFolder(tmp_path)
     folder.write_validation(score.row(7) for score in [*scores, ClassScore("contig", "diverged", 1e9, 1)])
     rows = folder.read_validation()

@@ -14,7 +14,7 @@ import numpy as np
 
 from dnamamba.alphabet import TOKEN_BITS, TOKEN_TO_ASCII
 from dnamamba.errors import InputError
-from dnamamba.genome.contig_names import ContigNames
+from dnamamba.genome.contig_names import ContigNames, some
 from dnamamba.genome.genes import Gene, longest_transcripts, read_genes, repeats
 from dnamamba.genome.genome import Genome
 from dnamamba.genome.intervals import Interval, subtract
@@ -160,7 +160,7 @@ def _read_tracks(paths: list[Path], region: Interval) -> Tracks:
     for path in paths:
         with BigWig(path) as file:
             if (contig := ContigNames(file.contigs).find(region.contig)) is None:
-                raise InputError(f"{path}: has no contig {region.contig!r}; its contigs are {_some(file.contigs)}")
+                raise InputError(f"{path}: has no contig {region.contig!r}; its contigs are {some(list(file.contigs))}")
             values = file.values(contig, region.start, region.end)
         if np.isnan(values).all():
             raise InputError(f"{path}: has no value in {region}; choose another --region, or compute it there")
@@ -170,11 +170,6 @@ def _read_tracks(paths: list[Path], region: Interval) -> Tracks:
             raise InputError(f"{path}: there are two tracks {name}; give each once")
         into[name] = values
     return tracks
-
-
-def _some(names: Iterable[str]) -> str:
-    shown = list(names)
-    return ", ".join(shown[:4]) + (", …" if len(shown) > 4 else "")
 
 
 def _computed(

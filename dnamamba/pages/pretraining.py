@@ -1,7 +1,6 @@
 """The part of a report about pretrainings: what each learnt from, how it went, and where it is good."""
 
 import functools
-import math
 import statistics
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 from dnamamba.errors import InputError
 from dnamamba.formats.files import read_json
 from dnamamba.genome.store_format import read_index
+from dnamamba.pages.extremes import LOWER_IS_BETTER, contig_extremes, window_extremes
 from dnamamba.pages.html import figure, labelled, table, text
 from dnamamba.pages.run import ReportedRun
 from dnamamba.pictures.learning_curve import plot_learning_curve
@@ -19,10 +19,6 @@ from dnamamba.pictures.validation_by_class import plot_validation_by_class
 from dnamamba.runs.card import card_lines
 from dnamamba.runs.progress import clock, si
 from dnamamba.runs.summary import summary_lines
-
-EXTREMES = 3
-"""Contigs that are named as predicted best, and as worst"""
-LOWER_IS_BETTER = "bits per base, lower is better (2 is guessing)"
 
 
 class Pretraining(ReportedRun):
@@ -113,29 +109,17 @@ def pretraining_section(run: Pretraining) -> str:
                 "The last validation by context, class of region and contig.",
             )
         )
-    parts.append(_extremes(run))
-    if genomes := summary.get("genomes"):
+        genomes = (run.card or {}).get("provenance", {}).get("genomes") or []
+        parts.append(contig_extremes(run.by_class))
+        parts.append(window_extremes(run.folder.read_windows(), run.path, run.config, genomes))
+    if by_genome := summary.get("genomes"):
         rows = [
             (name, f"{of['validation_bits_per_base']:.4f}", f"{of.get('markov_bits_per_base') or float('nan'):.4f}")
-            for name, of in genomes.items()
+            for name, of in by_genome.items()
         ]
         parts += ["<h3>By genome</h3>", table(("genome", LOWER_IS_BETTER, "best Markov model"), rows)]
     parts += ["<h3>Data</h3>", _data(run)]
     return "\n".join(parts)
-
-
-def _extremes(run: Pretraining) -> str:
-    """The contigs that are predicted best and worst; none where there are few."""
-    contigs = [row for row in run.by_class if row["group"] == "contig" and math.isfinite(float(row["bits_per_base"]))]
-    contigs.sort(key=lambda row: float(row["bits_per_base"]))
-    if len(contigs) < 2 * EXTREMES:
-        return ""
-    rows = [
-        (row["class"], f"{float(row['bits_per_base']):.4f}", f"{int(row['bases']):,}")
-        for row in (*contigs[:EXTREMES], *contigs[-EXTREMES:])
-    ]
-    header = ("contig", LOWER_IS_BETTER, "bases validated on")
-    return f"<h3>The {EXTREMES} contigs predicted best, and the {EXTREMES} predicted worst</h3>{table(header, rows)}"
 
 
 def comparison(runs: list[Pretraining]) -> str:

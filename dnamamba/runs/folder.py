@@ -9,6 +9,7 @@ tensorboard/         the same, for TensorBoard
 checkpoints/         step-00000100/ …, and the links `last` and `best` (by validation)
 learning_curve.png   drawn from metrics.csv
 validation_by_class.csv, .png   the last validation by position in the window, region class and contig
+validation_windows.csv   the last validation window by window
 summary.json         the result, of a finished run alone
 summary.unfinished.json   of a run that a signal stopped: how far it came
 .lock                who writes the run now, see `dnamamba.runs.lock`
@@ -24,7 +25,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,22 @@ all that its process held.
 VALIDATION = ("step", "group", "class", "bits_per_base", "perplexity", "bases")
 """Columns of validation_by_class.csv; `bases` are the counted ones. Within a group the classes share all of them."""
 
+WINDOWS = (
+    "step",
+    "genome",
+    "contig",
+    "start",
+    "end",
+    "bits_per_base",
+    "bases",
+    "soft_masked",
+    "region",
+    "region_share",
+)
+"""Columns of validation_windows.csv, a row a window: its `genome` in a mixture; the bases that it reads, 0-based,
+half-open; `bases` are the counted ones. Of all that it reads, `soft_masked` is the share of repeats, and `region_share`
+that of `region`, the class that most are of; both empty without --regions."""
+
 _PACKAGES = ("torch", "triton", "numba", "lightning", "numpy", "safetensors")
 
 
@@ -77,6 +94,7 @@ class RunFolder:
         self.unfinished = path / "summary.unfinished.json"
         self.validation = path / "validation_by_class.csv"
         self.validation_plot = path / "validation_by_class.png"
+        self.windows = path / "validation_windows.csv"
         self.lock = RunLock(path)
 
     def refuse_existing(self) -> None:
@@ -167,18 +185,35 @@ class RunFolder:
 
     def write_validation(self, rows: Iterable[Mapping[str, str | float | int]]) -> None:
         """validation_by_class.csv anew: the rows of one validation."""
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(VALIDATION)
-        writer.writerows([_short(row[name]) for name in VALIDATION] for row in rows)
-        write_atomically(self.validation, text.getvalue())
+        _write_table(self.validation, VALIDATION, rows)
 
     def read_validation(self) -> list[dict[str, str]]:
         """The rows of validation_by_class.csv as text; none before the first validation."""
-        if not self.validation.exists():
-            return []
-        with self.validation.open(newline="") as file:
-            return list(csv.DictReader(file))
+        return _read_table(self.validation)
+
+    def write_windows(self, rows: Iterable[Mapping[str, str | float | int]]) -> None:
+        """validation_windows.csv anew: the rows of one validation."""
+        _write_table(self.windows, WINDOWS, rows)
+
+    def read_windows(self) -> list[dict[str, str]]:
+        """The rows of validation_windows.csv as text; none before the first validation, and in older runs."""
+        return _read_table(self.windows)
+
+
+def _write_table(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, str | float | int]]) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows([_short(row[name]) for name in columns] for row in rows)
+    write_atomically(path, text.getvalue())
+
+
+def _read_table(path: Path) -> list[dict[str, str]]:
+    """None where there is no file."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def _short(value: str | float | int) -> str:

@@ -21,6 +21,7 @@ from dnamamba.training.module import PretrainModule
 from dnamamba.training.pace import event_on
 from dnamamba.training.throughput import peak_bf16_flops, peak_memory_gib
 from dnamamba.training.validation import bits_per_base, evaluate
+from dnamamba.training.validation_windows import WindowTable
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 """Ctrl-C, a scheduler's end, and SLURM's warning before pre-emption: save, then stop."""
@@ -83,6 +84,7 @@ class RunControl(L.Callback):
         self.stopped_by: signal.Signals | None = None
         self._restored_sums, self._restored_seconds = [0.0, 0.0, 0.0], 0.0
         self._handlers: dict[signal.Signals, Any] = {}
+        self._window_table: WindowTable | None = None
 
     @property
     def bases_read(self) -> int:
@@ -258,16 +260,19 @@ class RunControl(L.Callback):
                     sum_over_ranks=module.sum_over_ranks,
                 )
             module.train()
-            bits = scores[0].bits_per_base
-            self.bits_by_genome = {score.name: score.bits_per_base for score in scores if score.group == "genome"}
+            overall = scores.classes[0]
+            bits = overall.bits_per_base
+            self.bits_by_genome = {each.name: each.bits_per_base for each in scores.classes if each.group == "genome"}
             if trainer.is_global_zero:
-                self.folder.write_validation(score.row(step) for score in scores)
+                self.folder.write_validation(score.row(step) for score in scores.classes)
+                self._window_table = self._window_table or WindowTable(data.validation)
+                self.folder.write_windows(self._window_table.rows(scores.windows, step))
             improved = bits < self.best_bits_per_base
             self.validations_since_best = 0 if improved else self.validations_since_best + 1
             self.validation_bits_per_base = bits
             if improved:
                 self.best_bits_per_base, self.best_step = bits, step
-            row |= {"validation_bits_per_base": bits, "validation_perplexity": scores[0].perplexity}
+            row |= {"validation_bits_per_base": bits, "validation_perplexity": overall.perplexity}
             validated_in = time.perf_counter() - now
         if trainer.is_global_zero:
             self.folder.add_metrics(row)

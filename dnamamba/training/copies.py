@@ -10,6 +10,9 @@ substitutions.
   scattered ones. First come inverted repeats alone (`hairpins`), which are harder and not found next to tandem repeats,
   then both (`dense`).
 
+A planted base has the soft mask of what it copies, and the region class of the position where it is planted: classes
+are those of the window's positions (`dnamamba.training.regions`), copies change tokens alone.
+
 What is planted is a function of (seed, epoch, index), as the window itself is.
 """
 

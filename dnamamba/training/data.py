@@ -169,6 +169,7 @@ class FixedWindows(Dataset[WindowBatch]):
         own = evaluated.indices[rank::world_size]
         self.name, self.plan = evaluated.name, evaluated.plan
         self.annotation, self.regions = evaluated.annotation, evaluated.regions
+        self.rank, self.world_size, self.of_all_ranks = rank, world_size, len(evaluated.indices)
         self.batches = [own[start : start + batch] for start in range(0, len(own), batch)]
 
     def __len__(self) -> int:
@@ -182,6 +183,12 @@ class FixedWindows(Dataset[WindowBatch]):
     def windows(self, item: int) -> list[Window]:
         """Where the windows of an item lie."""
         return [self.plan.window(0, int(index)) for index in self.batches[item]]
+
+    def numbers(self, item: int) -> slice:
+        """Which of `EvaluationSet.indices` the windows of an item are."""
+        before = sum(map(len, self.batches[:item]))
+        first = self.rank + before * self.world_size
+        return slice(first, first + len(self.batches[item]) * self.world_size, self.world_size)
 
 
 def window_keys(numbers: np.ndarray, *key: int) -> Tensor:

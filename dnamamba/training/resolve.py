@@ -233,6 +233,8 @@ def _check_together(settings: ResolvedPretrainSettings) -> None:
     if windows_per_step(settings) % (settings.devices // ranks):
         share = f"{settings.devices} devices" if ranks == 1 else f"{settings.devices} devices, {ranks} a window"
         raise InputError(f"--batch_tokens: its {windows_per_step(settings)} windows do not divide over {share}")
+    if settings.copies_cooldown and not settings.copies:
+        raise InputError("--copies_cooldown needs --copies, which says how many windows have copies before it")
     if dense_steps(settings) > last_copies(settings):
         raise InputError(
             f"--copies_cooldown: {settings.copies_cooldown} and --copies_warmup {settings.copies_warmup} are more than "

@@ -65,6 +65,16 @@ class ClassScore(NamedTuple):
         return named | {"bits_per_base": self.bits_per_base, "perplexity": self.perplexity, "bases": self.bases}
 
 
+class ValidationScores(NamedTuple):
+    """What `evaluate` finds, of all ranks' windows."""
+
+    classes: list[ClassScore]
+    """`all` first; those without a base anywhere are left out, except for genomes."""
+    windows: Tensor
+    """(windows, 2) fp64 on the CPU: Σ −ln p in nats and the counted bases of each window, in the order of
+    `EvaluationSet.indices`, set by set"""
+
+
 class _Tally:
     """The sums of every class on the device, (classes, 2) fp64: nats and bases."""
 
@@ -88,16 +98,14 @@ def evaluate(
     chunk: int | None = None,
     context: Callable[[], AbstractContextManager] = nullcontext,
     sum_over_ranks: Callable[[Tensor], Tensor] = lambda values: values,
-) -> list[ClassScore]:
-    """The scores of all ranks' windows together, `all` first.
-
-    Classes without a base anywhere are left out, except for genomes.
+) -> ValidationScores:
+    """The scores of all ranks' windows, by class and one by one.
 
     Args:
         sets: this rank's windows of each genome, all of one length; those with an annotation make the group of it.
         chunk: positions that go through the model at a time, the state handed on; None takes whole windows.
         context: entered around the forward passes (the trainer's precision).
-        sum_over_ranks: adds a tensor up over the ranks; called once.
+        sum_over_ranks: adds a tensor up over the ranks; called once for the classes, once for the windows.
     """
     device = model.lm_head.weight.device
     length = sets[0].plan.length
@@ -105,16 +113,18 @@ def evaluate(
     contigs, in_regions = _contig_numbers(sets), region_names(sets)
     tally = _Tally(_groups(sets, causal, contigs, in_regions), device)
     everywhere = torch.zeros((), dtype=torch.int64, device=device)
+    of_windows = [torch.zeros(fixed.of_all_ranks, 2, dtype=torch.float64, device=device) for fixed in sets]
     with context():
         for genome, fixed in enumerate(sets):
             for item in range(len(fixed)):
-                windows = fixed.windows(item)
+                windows, own = fixed.windows(item), of_windows[genome][fixed.numbers(item)]
                 numbers = [contigs[genome, window.contig] for window in windows]
                 of_row = torch.tensor(numbers, device=device)[:, None]
                 exons = None if fixed.annotation is None else annotation_labels(fixed.annotation, windows)
                 regions = None if fixed.regions is None else region_labels(fixed, windows, in_regions)
                 for scored in _scored(model, WindowParts(fixed[item], model.objective, device), chunk or length):
                     nll, counted = scored.nll, scored.counted
+                    own += torch.stack([torch.where(counted, nll, 0.0).sum(1), counted.sum(1)], 1)
                     tally.add("all", everywhere, (0,), nll, counted)
                     if len(sets) > 1:
                         tally.add("genome", everywhere + genome, (genome,), nll, counted)
@@ -132,7 +142,8 @@ def evaluate(
                     tally.add("contig", of_row, sorted(set(numbers)), nll, counted)
     sums = sum_over_ranks(tally.sums).tolist()
     scores = [ClassScore(*name, nats, int(bases)) for name, (nats, bases) in zip(tally.classes, sums, strict=True)]
-    return [score for score in scores if score.bases or score.group in ("all", "genome")]
+    shown = [score for score in scores if score.bases or score.group in ("all", "genome")]
+    return ValidationScores(shown, sum_over_ranks(torch.cat(of_windows)).cpu())
 
 
 def _groups(
