@@ -137,6 +137,12 @@ def test_what_counts_as_the_same_genome(folder, tmp_path):
     assert "it has no contig of the names NC_000913.3" in warning({"NC_000913.3": 4_641_652})
     assert "chr1 has 4,000 bases, in training 3,999" in warning({"chr1": 3999, "chrM": 500}, {"x": 3})
     assert genome_warning({"genomes": [{"name": ""}]}, open_genome(folder / "g.fa")) == ""  # an earlier version's
+    path = write_fasta(folder / "cut.fa", {"1:1001-1500": random_bases(500, 4)})  # of samtools faidx
+    assert warning(CONTIGS, store=path.name) == warning({"chr1": 1500}, store=path.name) == ""
+    assert "no contig of the names chr1" in warning({"chr1": 1499}, store=path.name)  # reaches over its end
+    assert "no contig of the names chr2" in warning({"chr2": 3000}, store=path.name)
+    write_fasta(path, {"chr1:1001-1400": random_bases(500, 4)})
+    assert "no contig of the names chr1" in warning({"chr1": 4000}, store=path.name)  # is not as long as it says
     classifier = {"genomes": [], "pretraining": {"genomes": [{"contigs": {"chr1": 9}, "source": SOURCE}]}}
     assert genome_warning(classifier, open_genome(folder / "g.fa"))
     assert trained_on({**classifier, "data": {"data": "v.tsv"}}) == ["v.tsv", f"/data/train.fa (sha256 {'ab' * 8})"]

@@ -1,6 +1,7 @@
 """Where a result comes from: which weights, of what training, on which genome; and whether that is the genome of the
 training."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from dnamamba.genome.contig_names import ContigNames
 from dnamamba.genome.view import ContigView, GenomeView
 from dnamamba.inference.load import Inference
 
+_CUT = re.compile(r"(?P<name>.+):(?P<start>[0-9]+)-(?P<end>[0-9]+)", re.ASCII)
 MOST_CONTIGS = 100
 """Contigs of a training genome that a checkpoint keeps, the longest: enough to know its assembly by."""
 
@@ -58,7 +60,8 @@ def genome_warning(provenance: Mapping[str, Any], store: GenomeView) -> str:
     for a model of an earlier version, which does not say.
 
     Contigs of a name (`ContigNames`) and a length are the same. A genome is known again if they hold most of the bases
-    of the contigs that both have; so a model trained on one chromosome knows the genome of it.
+    of the contigs that both have; so a model trained on one chromosome knows the genome of it. A contig called
+    `NAME:START-END`, as samtools faidx calls what it cuts out, is part of that contig, if its length says so too.
     """
     trained = [genome["contigs"] for genome in _training_genomes(provenance) if genome.get("contigs")]
     if not trained:
@@ -88,6 +91,8 @@ def _difference(contigs: Mapping[str, int], store: GenomeView) -> str | None:
             continue
         if found is not None:
             shared[name] = (length, lengths[found])
+    if not shared and any(_is_cut_from(contigs, name, length) for name, length in lengths.items()):
+        return None
     if not shared:
         return f"it has no contig of the names {', '.join(list(contigs)[:3])}"
     same = sum(there for there, here in shared.values() if there == here)
@@ -95,6 +100,18 @@ def _difference(contigs: Mapping[str, int], store: GenomeView) -> str | None:
         return None
     name, (there, here) = next((name, pair) for name, pair in shared.items() if pair[0] != pair[1])
     return f"{name} has {here:,} bases, in training {there:,}"
+
+
+def _is_cut_from(contigs: Mapping[str, int], name: str, length: int) -> bool:
+    """Whether a sequence of this name and length can be an interval of one of the contigs (name → bases)."""
+    if (cut := _CUT.fullmatch(name)) is None:
+        return False
+    try:
+        contig = ContigNames(contigs).find(cut["name"])
+    except InputError:
+        return False
+    start, end = int(cut["start"]), int(cut["end"])
+    return contig is not None and start > 0 and end - start + 1 == length and end <= contigs[contig]
 
 
 def _training_genomes(provenance: Mapping[str, Any]) -> list[dict[str, Any]]:
