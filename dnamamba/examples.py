@@ -1,8 +1,6 @@
-"""What the notebooks show where nothing else is given: a human locus where chromosome 20 is at hand, else a small model
-and three "species" made of the demo genome."""
+"""What the notebooks show where nothing else is given: a human locus, a small model, and three "species" made of the
+demo genome."""
 
-import gzip
-import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,12 +20,9 @@ ORDER = 3
 """Of the Markov chain that the third is drawn from"""
 LINE = 80
 HUMAN_CHECKPOINT = "human-chr20-1.4m"
-HUMAN_LOCUS = "20:34,203,001-34,222,000"
-"""SPAG4 and the coding part of CPNE1 on GRCh37: 27 coding exons, in the test split of the model above"""
-HUMAN_STARTS = "PDYN SNX5 MGME1 OVOL2 ERGIC3 RBM12 CTNNBL1 TTI1 RPRD1B TGM2 MAFB EYA2 ZNF217 TCFL5 DIDO1 GID8 SLC17A9"
-"""Other genes in that split"""
-AROUND_START = 100
-"""Bases on both sides of a start codon"""
+HUMAN_CONTIG = "20:34190001-34255000"
+HUMAN_LOCUS = f"{HUMAN_CONTIG}:13,001-32,000"
+"""SPAG4 and the coding part of CPNE1: 27 coding exons, in the test split of the model above"""
 
 
 class Locus(NamedTuple):
@@ -43,51 +38,10 @@ class Locus(NamedTuple):
     """Regions that have the sites to be averaged"""
 
 
-def locus(folder: Path) -> Locus:
-    """A human locus, the model of chromosome 20 that comes with the package, and its genes, if the environment variable
-    DNAMAMBA_TEST_DATA names a folder with chromosome 20 and its annotation; else the *E. coli* lac operon and a small
-    model. What has to be made is written to the folder."""
-    data = Path(os.environ.get("DNAMAMBA_TEST_DATA", "."))
-    source = data / "genomes" / "human_chr20_GRCh37.fa.gz"
-    coding = data / "annotation" / "chr20_GRCh37_cds_from_spliceai_orf.bed.gz"
-    repeats = data / "annotation" / "chr20_GRCh37_windowmasker_repeats.bed.gz"
-    folder.mkdir(parents=True, exist_ok=True)
-    if not all(path.is_file() for path in (source, coding, repeats)):
-        around = ["K-12-MG1655:340,001-420,000"]
-        region = "K-12-MG1655:359,001-370,000"
-        return Locus(demo_checkpoint(folder.parent / "demo"), demo.genome_path(), None, region, around)
-    genome, genes = folder / "chr20.fa", folder / "chr20.gff3"
-    if not genome.is_file():
-        write_masked(genome, source, repeats)
-    starts = write_genes(genes, coding)
-    others = (starts[name] for name in HUMAN_STARTS.split())
-    around = [f"20:{start - AROUND_START}-{start + AROUND_START}" for start in others]
-    return Locus(HUMAN_CHECKPOINT, genome, genes, HUMAN_LOCUS, [HUMAN_LOCUS, *around])
-
-
-def write_masked(path: Path, source: Path, repeats: Path) -> None:
-    """A FASTA of one contig with the intervals of a BED file in lower case."""
-    with gzip.open(source, "rb") as file:
-        header, *lines = file.read().split(b"\n")
-    bases = bytearray(b"".join(lines))
-    with gzip.open(repeats, "rt") as file:
-        for _, start, end, *_ in (line.split() for line in file):
-            bases[int(start) : int(end)] = bases[int(start) : int(end)].lower()
-    with whole_file(path, overwrite=True) as partial:
-        partial.write_bytes(b"\n".join([header, *(bases[at : at + LINE] for at in range(0, len(bases), LINE)), b""]))
-
-
-def write_genes(path: Path, coding: Path) -> dict[str, int]:
-    """A GFF3 of a BED file's coding exons (name in column 4, strand in column 6); gene → the first base of its start
-    codon, 1-based."""
-    lines, starts = ["##gff-version 3\n"], dict[str, int]()
-    with gzip.open(coding, "rt") as file:
-        for contig, start, end, name, _, strand, *_ in (line.split() for line in file if line[0] != "#"):
-            lines.append(f"{contig}\t.\tCDS\t{int(start) + 1}\t{end}\t.\t{strand}\t.\tParent={name};gene={name}\n")
-            starts[name] = max(int(end), starts.get(name, 0)) if strand == "-" else starts.get(name, int(start) + 1)
-    with whole_file(path, overwrite=True) as partial:
-        partial.write_text("".join(lines))
-    return starts
+def human_locus() -> Locus:
+    """The locus of human chromosome 20 and the model of that chromosome that come with the package. All of the locus is
+    in the model's test split."""
+    return Locus(HUMAN_CHECKPOINT, demo.locus_path(), demo.locus_genes_path(), HUMAN_LOCUS, [HUMAN_CONTIG])
 
 
 def demo_checkpoint(folder: Path) -> Path:

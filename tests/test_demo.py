@@ -2,15 +2,34 @@
 
 import gzip
 import hashlib
+import itertools
 import json
+import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from dnamamba import demo
+from dnamamba import demo, examples
+from dnamamba.alphabet import SOFT_MASK_BIT, TOKEN_BITS, decode
+from dnamamba.formats import read_card
+from dnamamba.genome.contigs import select_contigs
+from dnamamba.genome.genes import read_genes
+from dnamamba.genome.regions import parse_region
+from dnamamba.genome.splits import make_splits
+from dnamamba.genome.store import open_genome
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORD = json.loads((ROOT / "data" / "demo_genome.json").read_text())
+LOCUS = json.loads((ROOT / "data" / "human_locus.json").read_text())
+CODE = {
+    "".join(codon): amino
+    for codon, amino in zip(
+        itertools.product("TCAG", repeat=3),
+        "FFLLSSSSYY**CC*WLLLLPPPPHHQQRRRRIIIMTTTTNNKKSSRRVVVVAAAADDEEGGGG",
+        strict=True,
+    )
+}
 
 
 def test_the_shipped_file_is_the_recorded_one():
@@ -40,3 +59,61 @@ def test_an_installation_without_it_says_so(monkeypatch):
     monkeypatch.setattr(demo, "FILE_NAME", "lost.fa.gz")
     with pytest.raises(FileNotFoundError, match="reinstall dnamamba"):
         demo.genome_path()
+
+
+def test_the_human_locus_is_the_recorded_one():
+    """And data/README.md quotes where it comes from."""
+    fasta, genes = gzip.decompress(demo.locus_path().read_bytes()), demo.locus_genes_path().read_bytes()
+    assert hashlib.sha256(fasta).hexdigest() == LOCUS["fasta_sha256"]
+    assert hashlib.sha256(genes).hexdigest() == LOCUS["genes_sha256"]
+    assert demo.locus_path().stat().st_size < 40_000
+    reported = (ROOT / "data" / "README.md").read_text()
+    for key in ("deb_sha256", "wheel_sha256", "fasta_sha256", "genes_sha256", "member"):
+        assert LOCUS[key] in reported
+
+
+def test_its_genes_are_genes():
+    """Frames without a stop before their end, as long as the proteins; GT-AG introns; repeats in lower case."""
+    store = open_genome(demo.locus_path())
+    (contig,) = store.contigs
+    assert (contig.name, contig.length) == (examples.HUMAN_CONTIG, LOCUS["end"] - LOCUS["start"])
+    tokens = store.read(contig.name, 0, contig.length)
+    assert 0.2 < (tokens >= SOFT_MASK_BIT).mean() < 0.5
+    genes = {gene.name: gene for gene in read_genes(demo.locus_genes_path(), store)}
+    amino_acids = {name: count for name, _, count in LOCUS["genes"]}
+    assert genes.keys() == amino_acids.keys()
+
+    def spliced(gene, intervals):
+        parts = [decode(store.read(contig.name, start, end) & TOKEN_BITS) for start, end in intervals]
+        return reverse("".join(parts)) if gene.reverse else "".join(parts)
+
+    def reverse(letters):
+        return letters.translate(str.maketrans("ACGT", "TGCA"))[::-1]
+
+    ends = []
+    for name, gene in genes.items():
+        coding = spliced(gene, gene.coding.tolist())
+        protein = "".join(CODE[coding[at : at + 3]] for at in range(0, len(coding), 3))
+        assert protein.index("*") == len(protein) - 1 == amino_acids[name] and protein[0] == "M", name
+        for (_, start), (end, _) in itertools.pairwise(gene.exons.tolist()):
+            ends.append(tuple(spliced(gene, [pair]) for pair in ((start, start + 2), (end - 2, end))))
+            ends[-1] = ends[-1][::-1] if gene.reverse else ends[-1]
+    assert len(ends) > 25 and ends.count(("GT", "AG")) >= len(ends) - 1, ends
+    region = parse_region(examples.HUMAN_LOCUS, store)
+    inside = [pair for gene in genes.values() for pair in gene.coding.tolist() if region.start <= pair[0] < region.end]
+    assert len(inside) == 27 and "27 coding exons" in (ROOT / "dnamamba" / "examples.py").read_text()
+
+
+@pytest.mark.skipif("DNAMAMBA_TEST_DATA" not in os.environ, reason="DNAMAMBA_TEST_DATA names no folder of genomes")
+def test_the_human_locus_was_not_trained_on(tmp_path):
+    """It is what chromosome 20 has there, and lies in the test split of the model that comes with the package."""
+    path = Path(os.environ["DNAMAMBA_TEST_DATA"]) / "genomes" / "human_chr20_GRCh37.fa.gz"
+    store, locus = open_genome(path, store=tmp_path / "chr20.dnamamba"), open_genome(demo.locus_path())
+    start, end = LOCUS["start"], LOCUS["end"]
+    there, here = (each & TOKEN_BITS for each in (store.read("20", start, end), locus.tokens[: end - start]))
+    assert np.array_equal(there, here)
+    card = read_card(examples.HUMAN_CHECKPOINT)["provenance"]
+    length = card["settings"]["length"]
+    splits = make_splits(store, select_contigs(store, None), context_length=length, validation_length=length)
+    assert splits.fingerprint == card["splits"]
+    assert any(interval.start <= start and end <= interval.end for interval in splits.test)

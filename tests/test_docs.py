@@ -114,10 +114,17 @@ def test_the_tutorial_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capf
             ran.append(verb)
         else:
             subprocess.run(["bash", "-ec", statement], check=True)
-    assert ran == ["pretrain", "pretrain", "info", "likelihood", "score", "score", "mutagenesis"]
+    assert ran == ["pretrain", "pretrain", "info", "likelihood", "score", "score", "mutagenesis", "browse"]
     scope: dict = {}
     exec("\n".join(blocks(TUTORIAL, "python")), scope)
-    for name in ("runs/ecoli/learning_curve.png", "lac.mean_log_likelihood.bw", "lac.json", "lacA.png", "lacA.parquet"):
+    for name in (
+        "runs/ecoli/learning_curve.png",
+        "lac.mean_log_likelihood.bw",
+        "lac.json",
+        "lacA.png",
+        "lacA.parquet",
+        "locus.html",
+    ):
         assert Path(name).is_file(), name
     assert len(list(Path().glob("lac.*.bw"))) == 18
     scored = [line.split("\t") for line in Path("scored.vcf").read_text().splitlines() if line[0] != "#"]

@@ -2,7 +2,6 @@
 
 import ast
 import base64
-import gzip
 import json
 import os
 import subprocess
@@ -15,12 +14,7 @@ import pytest
 import torch
 
 import dnamamba
-from dnamamba import examples
-from dnamamba.alphabet import TOKEN_BITS, decode
 from dnamamba.formats.checkpoint import save_checkpoint
-from dnamamba.genome.genes import read_genes, repeats, sites
-from dnamamba.genome.regions import parse_region
-from dnamamba.genome.store import open_genome
 from dnamamba.model.config import preset
 from dnamamba.model.language_model import LanguageModel
 
@@ -107,30 +101,10 @@ def test_thin(name: str) -> None:
     assert source(cells[0]).count("Yours") == 1
 
 
-def test_human_example_from_files(tmp_path: Path) -> None:
-    """Repeats in lower case, and start codons on both strands where the bases are."""
-    with gzip.open(tmp_path / "one.fa.gz", "wt") as file:
-        file.write(">20 x\nACGTACGTAC\nATGCCCCATA\n")
-    with gzip.open(tmp_path / "repeats.bed.gz", "wt") as file:
-        file.write("20\t2\t5\n20\t9\t11\n")
-    with gzip.open(tmp_path / "coding.bed.gz", "wt") as file:
-        file.write("#x\n20\t10\t13\tUP\t1\t+\t0\t9\n20\t14\t15\tUP\t2\t+\t0\t9\n")
-        file.write("20\t2\t4\tDOWN\t2\t-\t0\t9\n20\t16\t19\tDOWN\t1\t-\t0\t9\n")
-    examples.write_masked(tmp_path / "one.fa", tmp_path / "one.fa.gz", tmp_path / "repeats.bed.gz")
-    starts = examples.write_genes(tmp_path / "genes.gff3", tmp_path / "coding.bed.gz")
-    store = open_genome(tmp_path / "one.fa")
-    assert repeats(store, parse_region("20", store)).tolist() == [[2, 5], [9, 11]]
-    genes = read_genes(tmp_path / "genes.gff3", store)
-    found = sites(genes, "start codon")
-    assert starts == {"UP": 11, "DOWN": 19} and (found.position + 1).tolist() == [11, 19]
-    assert decode(store.read("20", 10, 13) & TOKEN_BITS) == "ATG"
-    assert decode(store.read("20", 16, 19) & TOKEN_BITS) == "CAT"
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_as_they_stand(tmp_path: Path) -> None:
-    """Everything from nothing: the first trains the toy model, the others take it."""
+    """Everything from nothing: the second trains the toy model, the others take it."""
     for path in NOTEBOOKS:
         (tmp_path / path.name).write_bytes(path.read_bytes())
     execute(tmp_path, NAMES)
