@@ -135,7 +135,8 @@ def _systems(config: Mapping[str, Any], pretraining: Flags, needs: tuple[str, ..
     )
     for size, rate, (name, own) in grid:
         preset = {} if size is None else {"model.preset": size}
-        flags = _flags({**pretraining, **preset, **(own or {}), "learning_rate": rate})
+        own_rate = {} if rate is None else {"learning_rate": rate}
+        flags = _flags({**pretraining, **preset, **(own or {}), **own_rate})
         facts = {"system": name, "size": str(size or ""), "learning_rate": "" if rate is None else f"{float(rate):g}"}
         label = "-".join(filter(None, facts.values()))
         runs.append(Run(label, ("-m", "dnamamba.pretrain"), flags, needs, SUMMARY, facts))

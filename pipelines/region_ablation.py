@@ -12,7 +12,7 @@ transcripts from RefSeq (without strand, so that a promoter is 1 kb on both side
 from WindowMasker. Within the validation blocks, the first 10 Mb, coding bases are codon1, codon2 and codon3, and the
 introns' ends between them are donor and acceptor: each run's validation_by_class.csv has their bits. Of the other
 genomes in --data it makes a mixture with chr20: compact ones with their open reading frames of 100 codons as CDS, fly,
-worm and aligned vertebrates as they are.
+worm and aligned vertebrates as they are; chicken's aligned blocks become one record.
 
 `score` runs `variant_benchmarks.py` on each finished run, zero shot and a linear probe by gene. None of the variants
 lies on chr20, but ClinVar's records there, which are left out; all models read 512 bases. `table` writes results.csv,
@@ -55,6 +55,7 @@ WHOLE = {
     "chicken": "galGal3_aligned_to_hg19_chr4.fa.gz",
     **{name: f"vertebrate8_chr16/{name}.fa.gz" for name in ("rheMac3", "mm10", "rn6", "bosTau8", "canFam3", "monDom5")},
 }
+BLOCKS = ("chicken",)
 HUMAN_SHARE = 0.7
 SPLICE, PROMOTER = 20, 1000
 MEASURES = [
@@ -95,11 +96,11 @@ def prepare(options: argparse.Namespace) -> None:
     genomes = options.data / "genomes"
     others: dict[str, dict[str, Any]] = {}
     for name, file in (COMPACT | WHOLE).items():
-        path = (genomes / file).absolute()
+        path = genomes / file
         if not path.is_file():
             print(f"{name}: no {path}; left out")
             continue
-        others[name] = {"genome": str(path)}
+        others[name] = {"genome": str(joined(path, options.out / f"{name}.fa") if name in BLOCKS else path.absolute())}
         if name in COMPACT:
             bed = options.out / f"{name}.orfs.bed"
             if not bed.exists():
@@ -163,6 +164,14 @@ def rows_of(path: Path) -> list[list[str]]:
 
 def pairs_of(path: Path) -> np.ndarray:
     return merge(np.array([[int(row[1]), int(row[2])] for row in rows_of(path)], np.int64))
+
+
+def joined(path: Path, out: Path) -> Path:
+    """Aligned blocks, shorter than windows and with names that come twice, as one record: an N between two of them."""
+    with gzip.open(path, "rt") as file:
+        blocks = ["".join(record.split("\n")[1:]) for record in file.read().split(">")[1:]]
+    write_atomically(out, f">{out.stem}\n{'N'.join(blocks)}\n")
+    return out.absolute()
 
 
 def orfs(path: Path, folder: Path) -> str:
