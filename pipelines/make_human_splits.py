@@ -1,21 +1,22 @@
 """Human and ape sequence to pretrain on, with disease genes held out: what the variant benchmarks are measured with.
 
-    python pipelines/make_human_splits.py --data DATA --apes APES --out splits
+    python pipelines/make_human_splits.py --data DATA [--apes APES] --out splits
 
-DATA holds `genomes/human_chr20_GRCh37.fa.gz`, the LRG disease-gene regions and their intervals on GRCh37; APES is a
-folder that `make_species_splits.py --homologous` wrote. Written into --out, with paths relative to it: `mixture.yaml`
+DATA holds `genomes/human_chr20_GRCh37.fa.gz`, the LRG disease-gene regions and their intervals on GRCh37, and segments
+of chr22; APES is a folder that `make_species_splits.py --homologous` wrote, without which there is human alone. Written into --out, with paths relative to it: `mixture.yaml`
 for `python -m dnamamba.pretrain --mixture`, and BED files of the LRG records of each split.
 
 - chr20: 0-10 Mb validation (and the 1000 Genomes variants lie there), the rest training.
 - LRG: records that lie on chr20 or chr22 (the apes' loci) and those near BRCA1 are in no split. Of the others, those
   closer than --margin bases on GRCh37 go to one split together, drawn by a hash of the group's first record.
-- apes: their own splits.
+- apes: their own splits. Without them, human chr22: segments that begin beyond 42 Mb are validation, the rest training.
 """
 
 import argparse
 import hashlib
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,11 +24,12 @@ import yaml
 
 from dnamamba import cli
 from dnamamba.errors import InputError
-from dnamamba.genome.store import open_genome
+from dnamamba.genome.store import Contig, open_genome
 
 ELSEWHERE = ("20", "22")
 """Contigs of GRCh37 that other genomes of the mixture cover."""
 EXCLUDED_GENE = "BRCA1"
+CHR22_VALIDATION = 42_000_000
 
 
 class Record(NamedTuple):
@@ -61,14 +63,24 @@ def main(arguments: list[str] | None = None) -> None:
         (options.out / f"lrg.{split}.bed").write_text(lines, encoding="utf-8")
         print(f"{split:>10}  {len(chosen)} LRG records, {sum(contig.length for contig in chosen):,} bases")
     (options.out / "chr20.validation.bed").write_text("20\t0\t10000000\n", encoding="utf-8")
-    mixture = {
+    mixture: dict[str, dict[str, str]] = {
         "chr20": {"genome": relative(genomes / "human_chr20_GRCh37.fa.gz"), "validation": "chr20.validation.bed"},
         "lrg": {"genome": relative(fasta), "contigs": "LRG_*"} | {s: f"lrg.{s}.bed" for s in ("train", "validation")},
     }
-    for name in ("human", "chimp", "gorilla", "orangutan"):
+    if options.apes is None:
+        fasta = options.data / "great_apes_chr22" / "human.fa.gz"
+        (options.out / "chr22.validation.bed").write_text(beyond(open_genome([fasta]).contigs), encoding="utf-8")
+        mixture["chr22"] = {"genome": relative(fasta), "contigs": "*", "validation": "chr22.validation.bed"}
+    for name in () if options.apes is None else ("human", "chimp", "gorilla", "orangutan"):
         beds = {split: relative(options.apes / f"{name}.{split}.bed") for split in ("train", "validation", "test")}
         mixture[name] = {"genome": relative(options.apes / f"{name}.fa.gz")} | beds
     (options.out / "mixture.yaml").write_text(yaml.safe_dump(mixture, sort_keys=False), encoding="utf-8")
+
+
+def beyond(contigs: Sequence[Contig]) -> str:
+    """BED lines of the segments of chr22, called `hg19_chr22:FIRST-LAST`, that begin beyond `CHR22_VALIDATION`."""
+    held = [c for c in contigs if int(c.name.partition(":")[2].partition("-")[0]) > CHR22_VALIDATION]
+    return "".join(f"{contig.name}\t0\t{contig.length}\n" for contig in held)
 
 
 def read_records(path: Path) -> list[Record]:
@@ -110,7 +122,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--data", type=Path, required=True, help="folder with genomes/")
     parser.add_argument(
-        "--apes", type=Path, required=True, help="folder that make_species_splits.py --homologous wrote"
+        "--apes", type=Path, help="folder that make_species_splits.py --homologous wrote; else human alone"
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for the splits")
     parser.add_argument("--margin", type=int, default=131072, help="bases between groups of LRG records")

@@ -31,6 +31,8 @@ from typing import Any
 
 import numpy as np
 import yaml
+from annotated_variants import write_gtf
+from make_human_splits import group, read_records, split_groups
 
 from dnamamba import cli
 from dnamamba.errors import InputError
@@ -57,6 +59,8 @@ WHOLE = {
 }
 BLOCKS = ("chicken",)
 HUMAN_SHARE = 0.7
+MARGIN, HELD_OUT = 131_072, (0.04, 0.15)
+"""Bases between groups of disease genes; shares of the groups in validation and test"""
 SPLICE, PROMOTER = 20, 1000
 MEASURES = [
     ("brca1", "LOF against the rest"),
@@ -116,6 +120,24 @@ def prepare(options: argparse.Namespace) -> None:
     share = (1 - HUMAN_SHARE) / max(len(others), 1)
     mixture = {"chr20": human} | {name: each | {"weight": share} for name, each in others.items()}
     write_atomically(options.out / "species.yaml", yaml.safe_dump(mixture, sort_keys=False))
+    half = {"weight": HUMAN_SHARE / 2}
+    more = {"chr20": human | half, "genes": disease_genes(options.data, options.out) | half}
+    write_atomically(options.out / "genes.yaml", yaml.safe_dump(more | mixture | more, sort_keys=False))
+
+
+def disease_genes(data: Path, out: Path) -> dict[str, Any]:
+    """The LRG records of `make_human_splits`: what they train on, with the classes of their transcripts."""
+    genomes = data / "genomes"
+    fasta = (genomes / "human_LRG_disease_genes_GRCh37.fa.gz").absolute()
+    annotation = write_gtf(data, out / "genes.gtf")
+    split_of = split_groups(group(read_records(genomes / "human_LRG_intervals_GRCh37.bed"), MARGIN), *HELD_OUT)
+    found: dict[str, Any] = {"genome": str(fasta), "contigs": "LRG_*"}
+    store = open_genome([fasta])
+    for split in ("train", "validation", "test"):
+        own = [each for each in store.contigs if split_of.get(each.name.partition("|")[0]) == split]
+        write_atomically(out / f"genes.{split}.bed", "".join(f"{each.name}\t0\t{each.length}\n" for each in own))
+        found[split] = f"genes.{split}.bed"
+    return found | {"regions": annotation.name, "region_shares": ["CDS", "splice", "5UTR", "3UTR", "promoter"]}
 
 
 def chr20_regions(folder: Path) -> str:

@@ -63,7 +63,7 @@ def main() -> None:
     parser.add_argument("--without", nargs="+", default=[], metavar="CONTIG", help="leave its variants out")
     parser.add_argument("--context", type=int)
     parser.add_argument("--suffix", type=int)
-    parser.add_argument("--state_every", type=int, default=1024)
+    parser.add_argument("--state_every", type=int)
     parser.add_argument("--batch_tokens", type=int)
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--preset", default="7m", help="speed without a checkpoint: size of the random model")

@@ -135,9 +135,9 @@ CASES = {
         "--tracks p_A,p_T --out {out}/region"
     ),
     # score
-    "score/vcf": Case(f"{SCORE} --out {{out}}/scored.vcf --check 8", prints=True),
-    "score/exact": Case(f"{SCORE} --exact --out {{out}}/scored.vcf.gz"),
-    "score/distance": Case(f"{SCORE} --embedding_distance --check 0 --out {{out}}/scored.parquet"),
+    "score/vcf": Case(f"{SCORE} --state_every 1024 --out {{out}}/scored.vcf --check 8", prints=True),
+    "score/exact": Case(f"{SCORE} --state_every 1024 --exact --out {{out}}/scored.vcf.gz"),
+    "score/distance": Case(f"{SCORE} --state_every 1024 --embedding_distance --check 0 --out {{out}}/scored.parquet"),
     "score/table": Case(f"{SCORE} --context 512 --suffix 64 --state_every 128 --check 0 --out {{out}}/scored.tsv"),
     # mutagenesis
     "mutagenesis/files": Case(

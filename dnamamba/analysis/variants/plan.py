@@ -26,12 +26,18 @@ def default_suffix(context: int) -> int:
     return min(max(2048, context // 32), context // 2)
 
 
+def default_state_every(context: int) -> int:
+    """Bases between kept states. An allele is read from the last one on, so that at short contexts few bases between
+    them save much of the work, and at long ones many save memory."""
+    return min(max(context // 8, 64), 1024)
+
+
 def plan_for(
     inference: Inference,
     *,
     context: int | None = None,
     suffix: int | None = None,
-    state_every: int = 1024,
+    state_every: int | None = None,
     batch_tokens: int | None = None,
     check: int = 0,
     exact: bool = False,
@@ -39,8 +45,8 @@ def plan_for(
     flank: int | None = None,
     mask_every: int | Literal["alone"] | None = None,
 ) -> Plan:
-    """The plan for a model: `context` defaults to the length it was trained at, `suffix` to `default_suffix`, `flank`
-    to `FLANK`. No states are kept of a model whose state grows with each base: all alleles start from their tile's
+    """The plan for a model: `context` defaults to the length it was trained at, `suffix` to `default_suffix`,
+    `state_every` to `default_state_every`, `flank` to `FLANK`. No states are kept of a model whose state grows with each base: all alleles start from their tile's
     first one.
 
     Raises `InputError` for sizes that do not go together, and for settings of the other kind of model; `state_every`
@@ -66,6 +72,7 @@ def plan_for(
     suffix = default_suffix(context) if suffix is None else suffix
     if not 0 <= suffix <= context // 2:
         raise InputError(f"--suffix: {suffix} is not possible, expected 0 to {context // 2}, half of --context")
+    state_every = default_state_every(context) if state_every is None else state_every
     if state_every < 1:
         raise InputError(f"--state_every: {state_every} is not possible, expected at least 1 base")
     resumes = Ability.CONSTANT_STATE in inference.model.abilities
