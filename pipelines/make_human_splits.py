@@ -3,8 +3,9 @@
     python pipelines/make_human_splits.py --data DATA [--apes APES] --out splits
 
 DATA holds `genomes/human_chr20_GRCh37.fa.gz`, the LRG disease-gene regions and their intervals on GRCh37, and segments
-of chr22; APES is a folder that `make_species_splits.py --homologous` wrote, without which there is human alone. Written into --out, with paths relative to it: `mixture.yaml`
-for `python -m dnamamba.pretrain --mixture`, and BED files of the LRG records of each split.
+of chr22; APES is a folder that `make_species_splits.py --homologous` wrote: without it there is human alone. Written
+into --out, with paths relative to it: `mixture.yaml` for `python -m dnamamba.pretrain --mixture`, and BED files of the
+LRG records of each split.
 
 - chr20: 0-10 Mb validation (and the 1000 Genomes variants lie there), the rest training.
 - LRG: records that lie on chr20 or chr22 (the apes' loci) and those near BRCA1 are in no split. Of the others, those

@@ -460,6 +460,8 @@ def test_systems_are_pretrained_at_each_rate():
     assert " ".join(plan.runs[0].flags) == "--length 8 --model.preset demo --learning_rate 0.002"
     expected = "--length 9 --model.preset demo --model.pattern mamba:3,attention --learning_rate 1e-3"
     assert " ".join(plan.runs[3].flags) == expected
+    (run,) = plan_of("out: x\npretrain: {learning_rate: 0.004}\nsystems: {mamba: {length: 9}}").runs
+    assert " ".join(run.flags) == "--learning_rate 0.004 --length 9"
 
 
 def test_the_models_of_a_workflow_are_timed_as_it_trains_them():

@@ -101,3 +101,10 @@ def test_without_runs_it_says_so(command: str, tmp_path: Path) -> None:
 
     with pytest.raises(InputError, match="no finished run"):
         region_ablation.main([command, "--data", str(tmp_path), "--runs", str(tmp_path)])
+
+
+def test_aligned_blocks_become_one_record(tmp_path: Path) -> None:
+    with gzip.open(tmp_path / "blocks.fa.gz", "wt") as file:
+        file.write(">a one\nACGT\nAC\n>b\nGG\n>a one\nTT\n")
+    path = region_ablation.joined(tmp_path / "blocks.fa.gz", tmp_path / "hen.fa")
+    assert path.read_text() == ">hen\nACGTACNGGNTT\n"

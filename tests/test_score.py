@@ -175,6 +175,12 @@ def test_how_the_work_is_cut_changes_nothing(inference, store, records):
             np.testing.assert_allclose(getattr(other, strand).after, getattr(expected, strand).after, atol=1e-4)
 
 
+@pytest.mark.parametrize(("context", "every"), [(4, 4), (512, 64), (2048, 256), (16_384, 1024), (131_072, 1024)])
+def test_states_are_kept_more_often_at_short_contexts(inference, context, every):
+    assert plan_for(inference, context=context).state_every == every
+    assert plan_for(inference, context=context, state_every=3).state_every == 3
+
+
 def test_a_score_does_not_depend_on_the_other_records(inference, store, folder, contigs):
     many = some_records(contigs)
     alone = read_vcf(write_vcf(folder / "one.vcf", many[7:8]))

@@ -46,8 +46,8 @@ def plan_for(
     mask_every: int | Literal["alone"] | None = None,
 ) -> Plan:
     """The plan for a model: `context` defaults to the length it was trained at, `suffix` to `default_suffix`,
-    `state_every` to `default_state_every`, `flank` to `FLANK`. No states are kept of a model whose state grows with each base: all alleles start from their tile's
-    first one.
+    `state_every` to `default_state_every`, `flank` to `FLANK`. No states are kept of a model whose state grows with
+    each base: all alleles start from their tile's first one.
 
     Raises `InputError` for sizes that do not go together, and for settings of the other kind of model; `state_every`
     and `check`, which change no score, are left out of account by a model that predicts masked bases.

@@ -96,9 +96,10 @@ def _before_activation(padded: Tensor, run: Tensor | None, weight: Tensor, bias:
     s = torch.zeros_like(padded[:, :length])
     if bias is not None:
         s = s + bias if is_transformed() else s.add_(bias)
+    taps = weight.t().to(s.dtype).contiguous()  # next to each other: twice as fast
     for tap in range(width):
         rows = padded[:, tap : tap + length]
         if run is not None:
             rows = torch.where((run[:, tap : tap + length] == run[:, width - 1 :])[..., None], rows, 0)
-        s = add(s, rows, weight[:, tap].to(s.dtype))
+        s = add(s, rows, taps[tap])
     return s
