@@ -8,6 +8,8 @@ from torch import Tensor
 
 from dnamamba_kernels import backends
 from dnamamba_kernels.block import slices
+from dnamamba_kernels.block.slices import Slice
+from dnamamba_kernels.checks import compute_dtype
 from dnamamba_kernels.context_parallel import current_ranks
 from dnamamba_kernels.conv.protocol import ConvArguments, ConvBackend
 from dnamamba_kernels.norm.protocol import NormBackend
@@ -59,12 +61,10 @@ class BlockOptions(NamedTuple):
 
 
 class Values(NamedTuple):
-    """What lies between a block's first and last product and is kept or computed again."""
+    """What lies between in_proj's output and the scan, and is kept or computed again."""
 
     columns: Tensor
     """x_proj's output (sequences, positions, columns)"""
-    xz: Tensor | None = None
-    """in_proj's output (sequences, positions, 2 · channels)"""
     x: Tensor | None = None
     """The convolution's output (sequences, positions, channels)"""
     dt: Tensor | None = None
@@ -72,7 +72,7 @@ class Values(NamedTuple):
 
 
 class Inner(NamedTuple):
-    """A batch, or a slice of one, between a block's first and last product."""
+    """A batch, or a slice of one, between in_proj's output and out_proj's input."""
 
     values: Values
     conv: ConvArguments
@@ -101,20 +101,60 @@ class Computation:
             self.most = sys.maxsize
         self.norm: NormBackend = backends.choose("norm", self.requested["norm"], rows)
 
+    def add_norm(self, hidden: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """The norm's output in the options' dtype and the residual stream, (batch, length, d_model) as both inputs, and
+        rstd (positions,)."""
+        before = None if residual is None else residual.flatten(0, 1)
+        rows, dtype = hidden.flatten(0, 1), hidden.dtype if residual is None else residual.dtype
+        dtype = compute_dtype(rows) if self.options.residual_in_fp32 else dtype
+        u, stream, rstd = self.norm.forward(rows, self.w.norm, before, self.options.eps, dtype)
+        return u.to(self.options.dtype).view(hidden.shape), stream.view(hidden.shape), rstd
+
+    def normalised(self, stream: Tensor, rstd: Tensor, each: Slice) -> Tensor:
+        """What `add_norm` gave of a slice."""
+        rows = each.rows(rstd.view(stream.shape[:2]))
+        u = self.norm.normalised(each.rows(stream), self.w.norm, rows, self.options.dtype)
+        return u.view(each.of(stream).shape)
+
+    def norm_gradients(
+        self,
+        stream: Tensor,
+        rstd: Tensor,
+        du: Tensor,
+        dstream: Tensor | None,
+        dtypes: tuple[torch.dtype, torch.dtype | None],
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        """The gradients of both inputs of `add_norm`, whose dtypes are given, and of its weight, from those of its
+        outputs."""
+        dtype, residual_dtype = dtypes
+        passed = None if dstream is None else dstream.flatten(0, 1)
+        # Both inputs have the same gradient: one tensor, unless their dtypes differ.
+        second = None if residual_dtype == dtype else residual_dtype
+        rows, du = stream.flatten(0, 1), du.flatten(0, 1)
+        dhidden, dresidual, dweight = self.norm.backward(du, passed, rows, self.w.norm, rstd, dtype, second)
+        dhidden = dhidden.view(stream.shape)
+        if residual_dtype is None:
+            return dhidden, None, dweight
+        return dhidden, dhidden if dresidual is None else dresidual.view(stream.shape), dweight
+
+    def project(self, u: Tensor) -> Tensor:
+        """in_proj's output (sequences, positions, 2 · channels) of the norm's (sequences, positions, d_model)."""
+        return (u.flatten(0, 1) @ self.w.in_proj.t()).view(*u.shape[:2], -1)
+
     def inner(
         self,
-        u: Tensor,
+        xz: Tensor,
         conv_state: Tensor | None,
         ssm_state: Tensor | None,
         sequence_ids: Tensor | None,
         known: Values | None = None,
+        reverse: bool = False,
     ) -> Inner:
-        """From the norm's output (sequences, positions, d_model), and what of the others is `known`."""
-        w, shape = self.w, u.shape[:2]
-        columns, xz, x, dt = (None,) * 4 if known is None else known
-        if xz is None:
-            xz = (u.flatten(0, 1) @ w.in_proj.t()).view(*shape, -1)
-        conv = ConvArguments(xz[..., : self.channels], w.conv, w.conv_bias, conv_state, sequence_ids, "silu", False)
+        """From in_proj's output (sequences, positions, 2 · channels), and what of the others is `known`. `reverse`
+        reads from the last position to the first."""
+        w, shape = self.w, xz.shape[:2]
+        columns, x, dt = (None,) * 3 if known is None else known
+        conv = ConvArguments(xz[..., : self.channels], w.conv, w.conv_bias, conv_state, sequence_ids, "silu", reverse)
         after = None
         if x is None:
             x, after = self.conv(conv.x).forward(conv)
@@ -124,8 +164,10 @@ class Computation:
             dt = (columns[..., : self.rank].flatten(0, 1) @ w.dt_proj.t()).view(*shape, -1)
         B, C = self._maps(columns)
         z, kind = xz[..., self.channels :], self.options.discretization
-        scan = scan_arguments(x, dt, w.A, B, C, w.D, z, w.dt_bias, ssm_state, sequence_ids, discretization=kind)
-        return Inner(Values(columns, xz, x, dt), conv, after, scan)
+        scan = scan_arguments(
+            x, dt, w.A, B, C, w.D, z, w.dt_bias, ssm_state, sequence_ids, reverse=reverse, discretization=kind
+        )
+        return Inner(Values(columns, x, dt), conv, after, scan)
 
     def _maps(self, columns: Tensor) -> tuple[Tensor, Tensor]:
         """B and C of x_proj's output, those that vary as views."""

@@ -52,24 +52,19 @@ class Kept(NamedTuple):
         conv = before[number : number + 1] if each.start else each.sequences(self.conv_state)
         if self.chunk:
             y, states, *values = others
-            inputs = self._norm(each) if len(values) == 1 else each.of(values.pop())
-            inner = block.inner(inputs, conv, None, ids, Values(*map(each.of, values)))
+            inputs = each.of(values.pop()) if len(values) > 1 else block.normalised(self.stream, self.rstd, each)
+            xz = each.of(values.pop()) if len(values) > 1 else block.project(inputs)
+            inner = block.inner(xz, conv, None, ids, Values(*map(each.of, values)))
             first, last = each.start // self.chunk, -(-each.stop // self.chunk)
             states = states[each.first : each.last, first:last].contiguous()
             return Again(inputs.flatten(0, 1), inner, states, self.chunk), each.rows(y)
         ssm = others[0][number : number + 1] if each.start else each.sequences(self.ssm_state)
-        inputs = self._norm(each)
-        inner = block.inner(inputs, conv, ssm, ids)
+        inputs = block.normalised(self.stream, self.rstd, each)
+        inner = block.inner(block.project(inputs), conv, ssm, ids)
         scan, chunk = block.scan(inner.scan)
         y, _, found = scan.forward(inner.scan, chunk, True)
         assert found is not None
         return Again(inputs.flatten(0, 1), inner, found, chunk), y.flatten(0, 1)
-
-    def _norm(self, each: Slice) -> Tensor:
-        """u (sequences, positions, d_model)."""
-        block, rstd = self.block, each.rows(self.rstd.view(self.stream.shape[:2]))
-        u = block.norm.normalised(each.rows(self.stream), block.w.norm, rstd, block.options.dtype)
-        return u.view(each.last - each.first, each.stop - each.start, -1)
 
 
 class Sums(dict[str, Tensor]):
@@ -87,7 +82,7 @@ class Sums(dict[str, Tensor]):
 def gradients(
     kept: Kept, dout: Tensor, dconv_final: Tensor | None, dssm_final: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Sums]:
-    """The gradients of u (positions, d_model), of both states before the first position, and of all weights but the
+    """The gradients of u (batch, length, d_model), of both states before the first position, and of all weights but the
     norm's, by the names of `BlockWeights`.
 
     Slices come from the last to the first; within a sequence each hands the gradients of its initial states on.
@@ -106,24 +101,32 @@ def gradients(
         again, y = kept.again(number)
         sums.add("out_proj", each.rows(dout).t() @ y)
         del y
-        dx, dz, dconv, dssm = _of_slice(again, block, each.rows(dout), dconv, dssm, sums)
-        del again
-        torch.mm(dx, block.w.in_proj[: block.channels], out=each.rows(du)).addmm_(dz, block.w.in_proj[block.channels :])
+        u, inner, states, chunk = again
+        dy = (each.rows(dout) @ block.w.out_proj).view(inner.scan.x.shape)
+        dx, dz, dconv, dssm = through_scan(block, inner, dy, dconv, dssm, states, chunk, sums)
+        del again, inner, states, dy
+        through_in_proj(block, u, dx, dz, each.rows(du), sums)
         if each.start:
             same = joined(kept.sequence_ids, each, block.back)
             dconv, dssm = only(same, dconv), only(None if same is None else same[:, -1], dssm)
         else:
             dconv_first[each.first : each.last], dssm_first[each.first : each.last] = dconv, dssm
-    return du.flatten(0, 1), dconv_first, dssm_first, sums
+    return du, dconv_first, dssm_first, sums
 
 
-def _of_slice(
-    again: Again, block: Computation, dout: Tensor, dconv_state: Tensor | None, dssm_state: Tensor | None, sums: Sums
+def through_scan(
+    block: Computation,
+    inner: Inner,
+    dy: Tensor,
+    dconv_state: Tensor | None,
+    dssm_state: Tensor | None,
+    states: Tensor,
+    chunk: int,
+    sums: Sums,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The gradients of in_proj's halves (positions, channels) and of the slice's initial states; adds to `sums`."""
-    u, inner, states, chunk = again
+    """The gradients of in_proj's halves (positions, channels) and of a slice's initial states, from that of y; adds to
+    `sums`. `states` are the scan's, `chunk` positions apart."""
     scan, _ = block.scan(inner.scan)
-    dy = (dout @ block.w.out_proj).view(inner.scan.x.shape)
     dstate = None if dssm_state is None else dssm_state.contiguous()
     found, dssm_state = scan.backward(inner.scan._replace(initial_state=None), dy, dstate, states, chunk)
     assert found.z is not None
@@ -131,9 +134,13 @@ def _of_slice(
     dx, dtaps, dbias, dconv_state = block.conv(dx).backward(inner.conv, dx, dconv_state)
     sums.add("conv", dtaps)
     sums.add("conv_bias", dbias)
-    dx, dz = dx.flatten(0, 1), found.z.flatten(0, 1)
+    return dx.flatten(0, 1), found.z.flatten(0, 1), dconv_state, dssm_state
+
+
+def through_in_proj(block: Computation, u: Tensor, dx: Tensor, dz: Tensor, du: Tensor, sums: Sums) -> None:
+    """Writes the gradient of u (positions, d_model), from those of in_proj's halves; adds to `sums`."""
     sums.add("in_proj", torch.cat((dx.t() @ u, dz.t() @ u)))
-    return dx, dz, dconv_state, dssm_state
+    torch.mm(dx, block.w.in_proj[: block.channels], out=du).addmm_(dz, block.w.in_proj[block.channels :])
 
 
 def _through_maps(block: Computation, inner: Inner, found: ScanGradients, sums: Sums) -> Tensor:

@@ -21,7 +21,7 @@ from torch.autograd.function import once_differentiable
 from dnamamba_kernels.block.computation import BlockOptions, BlockWeights, Computation
 from dnamamba_kernels.block.gradients import Kept, gradients
 from dnamamba_kernels.block.slices import Slice, borders, cut, joined, only
-from dnamamba_kernels.checks import check_sequence_ids, compute_dtype
+from dnamamba_kernels.checks import check_sequence_ids
 
 LEAST = 16
 """Positions of a slice within a sequence, at least: more than the convolution's state holds"""
@@ -72,19 +72,13 @@ class _Block(torch.autograd.Function):
         *parameters: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         weights = BlockWeights(*parameters)  # type: ignore[arg-type]
-        rows = hidden.flatten(0, 1)
-        block = Computation(weights, options, rows)
-        dtype = hidden.dtype if residual is None else residual.dtype
-        dtype = compute_dtype(rows) if options.residual_in_fp32 else dtype
-        before = None if residual is None else residual.flatten(0, 1)
-        u, stream, rstd = block.norm.forward(rows, weights.norm, before, options.eps, dtype)
-        u = u.to(options.dtype).view(hidden.shape)
+        block = Computation(weights, options, hidden.flatten(0, 1))
+        u, stream, rstd = block.add_norm(hidden, residual)
         run = _in_slices if options.recompute == "all" else _whole
         out, states, ctx.slices, ctx.chunk, kept = run(block, u, conv_state, ssm_state, sequence_ids)
         ctx.options, ctx.requested = options, block.requested
         ctx.dtypes = hidden.dtype, None if residual is None else residual.dtype
         ctx.set_materialize_grads(False)
-        stream = stream.view(hidden.shape)
         ctx.save_for_backward(stream, rstd, sequence_ids, conv_state, ssm_state, *block.w, *kept)
         return out, stream, *states
 
@@ -93,21 +87,14 @@ class _Block(torch.autograd.Function):
     def backward(ctx: Any, dout: Tensor | None, dstream: Tensor | None, *dstates: Tensor | None) -> Any:
         stream, rstd, ids, conv_state, ssm_state, *saved = ctx.saved_tensors
         weights, values = BlockWeights(*saved[: len(BlockWeights._fields)]), saved[len(BlockWeights._fields) :]
-        rows, (hidden_dtype, residual_dtype) = stream.flatten(0, 1), ctx.dtypes
-        block = Computation(weights, ctx.options, rows, ctx.requested)
+        block = Computation(weights, ctx.options, stream.flatten(0, 1), ctx.requested)
         kept = Kept(block, stream, rstd, ids, conv_state, ssm_state, values, ctx.slices, ctx.chunk)
         dout = stream.new_zeros(stream.shape, dtype=ctx.options.dtype) if dout is None else dout.contiguous()
         du, dconv_state, dssm_state, sums = gradients(kept, dout, *dstates)
-        passed = None if dstream is None else dstream.flatten(0, 1)
-        # hidden and residual have the same gradient: one tensor, unless their dtypes differ.
-        second = None if residual_dtype == hidden_dtype else residual_dtype
-        dhidden, dresidual, sums["norm"] = block.norm.backward(
-            du, passed, rows, weights.norm, rstd, hidden_dtype, second
-        )
-        dresidual = dhidden if dresidual is None else dresidual
+        dhidden, dresidual, sums["norm"] = block.norm_gradients(stream, rstd, du, dstream, ctx.dtypes)
         return (
-            dhidden.view(stream.shape),
-            None if residual_dtype is None else dresidual.view(stream.shape),
+            dhidden,
+            dresidual,
             None if conv_state is None else dconv_state,
             None if ssm_state is None else dssm_state,
             *(None, None),
@@ -125,7 +112,8 @@ def _whole(
 ) -> Forward:
     """Kept: the convolution's inputs before each border, y, the scan's states, x_proj's output and, unless that is
     recomputed, all other values."""
-    inner = block.inner(u, conv_state, ssm_state, ids)
+    xz = block.project(u)
+    inner = block.inner(xz, conv_state, ssm_state, ids)
     scan, chunk = block.scan(inner.scan)
     y, final, states = scan.forward(inner.scan, chunk, True)
     assert states is not None
@@ -138,9 +126,9 @@ def _whole(
         before[number] = only(same, x[border.first : border.last, border.start - block.back : border.start])[0]
         entering = states[border.first : border.last, border.start // chunk]
         entering.copy_(only(None if same is None else same[:, -1], entering))
-    values = (inner.values.columns,) if block.options.recompute == "cheap" else (*inner.values, u)
+    values = (inner.values.columns,) if block.options.recompute == "cheap" else (*inner.values, xz, u)
     after = inner.conv_state, final
-    del inner, x  # what is not kept makes room for the output
+    del inner, x, xz  # what is not kept makes room for the output
     out = (y.flatten(0, 1) @ block.w.out_proj.t()).view(u.shape)
     return out, after, slices, chunk, [before, y, states, *values]  # type: ignore[list-item]
 
@@ -162,7 +150,7 @@ def _in_slices(
             conv = only(same, conv_final[each.first : each.last])
             ssm = only(None if same is None else same[:, -1], ssm_final[each.first : each.last])
             conv_before[number], ssm_before[number] = conv[0], ssm[0]
-        inner = block.inner(each.of(u), conv, ssm, None if ids is None else each.of(ids))
+        inner = block.inner(block.project(each.of(u)), conv, ssm, None if ids is None else each.of(ids))
         scan, chunk = block.scan(inner.scan)
         y, final, _ = scan.forward(inner.scan, chunk, False)
         assert inner.conv_state is not None
