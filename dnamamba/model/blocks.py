@@ -42,12 +42,13 @@ class Block(nn.Module):
 
         `recompute` says what the backward pass, if there is to be one, computes again (see `Backbone.recompute`).
         """
-        if recompute is not None and torch.is_grad_enabled():
+        if recompute is not None:
             inputs = hidden, residual, state, sequence_ids
-            found = None if self.reads_both_strands else self.mixer.recomputing(self.norm, *inputs, recompute)
+            found = self.mixer.recomputing(self.norm, *inputs, recompute, self.reads_both_strands)
             if found is not None:
                 return found
-            if recompute == "all" and not is_transformed():  # torch.func takes no hooks of saved tensors
+            is_kept = torch.is_grad_enabled() and not is_transformed()  # torch.func takes no hooks of saved tensors
+            if recompute == "all" and is_kept:
                 # No dropout here, so no random state to replay.
                 return checkpoint(self, *inputs, use_reentrant=False, preserve_rng_state=False)
         hidden, residual = self.norm(hidden, residual)

@@ -30,5 +30,6 @@ def choose_recompute(
 
 
 def kept_bytes(backbone: Backbone, recompute: Recompute) -> int:
-    """A position, on a GPU and in bf16, of all blocks whose mixers know it."""
-    return sum(block.mixer.kept_bytes(recompute, 2) for block in backbone.layers)
+    """A position, on a GPU and in bf16, of all blocks whose mixers know it; of both strands where they are read."""
+    of_a_strand = sum(block.mixer.kept_bytes(recompute, 2) for block in backbone.layers)
+    return (1 + backbone.reads_both_strands) * of_a_strand

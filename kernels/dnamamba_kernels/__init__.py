@@ -2,6 +2,7 @@
 states."""
 
 from dnamamba_kernels.backends import describe
+from dnamamba_kernels.block.both_ways import mamba_block_both_ways
 from dnamamba_kernels.block.computation import BlockOptions, BlockWeights
 from dnamamba_kernels.block.mamba_block import mamba_block
 from dnamamba_kernels.context_parallel import Ranks, before_part, context_parallel, current_ranks, enter
@@ -26,6 +27,7 @@ __all__ = [
     "enter",
     "gated_rms_norm",
     "mamba_block",
+    "mamba_block_both_ways",
     "phases",
     "rms_norm",
     "rotary",

@@ -11,9 +11,10 @@ from collections.abc import Iterable
 
 from torch import Tensor
 
-from dnamamba.model.config import ModelConfig
-from dnamamba.model.mixers.mamba import MambaMixer
+from dnamamba.model.config import ModelConfig, Recompute
+from dnamamba.model.mixers.mamba import MambaMixer, both_ways
 from dnamamba.model.mixers.mixer import Mixer
+from dnamamba.model.norm import RMSNorm
 
 
 class BiMambaMixer(Mixer):
@@ -56,6 +57,22 @@ class BiMambaMixer(Mixer):
         out_fwd, out_rev = fwd.out_proj(y_fwd), (fwd if self.is_tied else rev).out_proj(y_rev)
         return out_fwd * out_rev if self.multiplies else out_fwd + out_rev
 
+    def recomputing(
+        self,
+        norm: RMSNorm,
+        hidden: Tensor,
+        residual: Tensor | None,
+        state: None,
+        sequence_ids: Tensor | None,
+        recompute: Recompute,
+        both_strands: bool,
+    ) -> tuple[Tensor, Tensor, None] | None:
+        if self.multiplies or not self.is_tied:
+            return None
+        directions = [self.mamba_fwd, self.mamba_rev]
+        found = both_ways(directions, norm, hidden, residual, sequence_ids, recompute, both_strands)
+        return None if found is None else (*found, None)
+
     def output_weights(self) -> Iterable[Tensor]:
         return [each.out_proj.weight for each in self._with_projections()]
 
@@ -64,6 +81,17 @@ class BiMambaMixer(Mixer):
 
     def castable_parameters(self) -> Iterable[Tensor]:
         return [*self.mamba_fwd.castable_parameters(), *self.mamba_rev.castable_parameters()]
+
+    def kept_bytes(self, recompute: Recompute, width: int) -> int:
+        """See `dnamamba_kernels.block.both_ways`: the stream and y once, what else Mamba keeps for each direction."""
+        if self.multiplies or not self.is_tied:
+            return 0
+        first = self.mamba_fwd
+        stream, channels = first.kept_bytes("all", width), len(first.D)
+        if recompute == "all":
+            return stream
+        cheap = 2 * first.kept_bytes("cheap", width) - stream - width * channels
+        return cheap if recompute == "cheap" else cheap + width * (first.in_proj.in_features + 6 * channels)
 
     def flops_per_token(self, length: int) -> int:
         """Of both directions, tied projections once; a product needs out_proj's output of each."""

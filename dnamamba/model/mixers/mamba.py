@@ -17,7 +17,7 @@ the input.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -30,7 +30,14 @@ from dnamamba.model.mixers.mixer import Mixer
 from dnamamba.model.mixers.short_convolution import ShortConvolution
 from dnamamba.model.norm import RMSNorm
 from dnamamba.model.precision import data_dtype, full_precision
-from dnamamba_kernels import BlockOptions, BlockWeights, mamba_block, selective_scan, selective_scan_step
+from dnamamba_kernels import (
+    BlockOptions,
+    BlockWeights,
+    mamba_block,
+    mamba_block_both_ways,
+    selective_scan,
+    selective_scan_step,
+)
 from dnamamba_kernels.eager import traced
 
 
@@ -170,32 +177,50 @@ class MambaMixer(Mixer):
         state: MambaState | None,
         sequence_ids: Tensor | None,
         recompute: Recompute,
-    ) -> tuple[Tensor, Tensor, MambaState] | None:
-        step = self.dt_proj.weight
-        if step is None or self.x_proj is None:
+        both_strands: bool,
+    ) -> tuple[Tensor, Tensor, MambaState | None] | None:
+        if both_strands:
+            found = both_ways([self], norm, hidden, residual, sequence_ids, recompute, both_strands)
+            return None if found is None else (*found, None)
+        if not self.is_block or not torch.is_grad_enabled():
             return None
-        dtype = torch.float64 if step.dtype == torch.float64 else data_dtype(step)
-        conv_state, ssm_state = (None, None) if state is None else (state.conv_state.to(dtype), state.ssm_state)
-        weights = BlockWeights(
+        weights, options = self.block_weights(norm, self), self.block_options(norm, recompute)
+        conv_state, ssm_state = (None, None) if state is None else (state.conv_state.to(options.dtype), state.ssm_state)
+        if traced(hidden, residual, conv_state, ssm_state, *weights):
+            return None
+        states = {"conv_state": conv_state, "ssm_state": ssm_state, "sequence_ids": sequence_ids}
+        hidden, residual, *after = mamba_block(hidden, residual, weights, options, **states)
+        return hidden, residual, MambaState(*after)
+
+    @property
+    def is_block(self) -> bool:
+        """Whether `dnamamba_kernels` has a whole block for it: the step is selective, of a rank of its own."""
+        return self.dt_proj.weight is not None
+
+    def block_weights(self, norm: RMSNorm, projections: "MambaMixer") -> BlockWeights:
+        """Those of a whole block."""
+        step, x_proj = self.dt_proj.weight, self.x_proj
+        assert step is not None
+        assert x_proj is not None
+        return BlockWeights(
             norm.weight,
-            self.in_proj.weight,
+            projections.in_proj.weight,
             self.conv1d.taps,
             self.conv1d.bias,
-            self.x_proj.weight,
+            x_proj.weight,
             step,
             self.dt_proj.bias,
             self.A,
             self.B,
             self.C,
             self.D,
-            self.out_proj.weight,
+            projections.out_proj.weight,
         )
-        if traced(hidden, residual, conv_state, ssm_state, *weights):
-            return None
-        options = BlockOptions(recompute, dtype, norm.epsilon, norm.residual_in_fp32, self.discretization)
-        states = {"conv_state": conv_state, "ssm_state": ssm_state, "sequence_ids": sequence_ids}
-        hidden, residual, *after = mamba_block(hidden, residual, weights, options, **states)
-        return hidden, residual, MambaState(*after)
+
+    def block_options(self, norm: RMSNorm, recompute: Recompute) -> BlockOptions:
+        weight = self.conv1d.weight
+        dtype = torch.float64 if weight.dtype == torch.float64 else data_dtype(weight)
+        return BlockOptions(recompute, dtype, norm.epsilon, norm.residual_in_fp32, self.discretization)
 
     def step(self, x: Tensor, state: MambaState) -> tuple[Tensor, MambaState]:
         """One position: x (batch, d_model) → y (batch, d_model) and the state after it."""
@@ -248,3 +273,26 @@ class MambaMixer(Mixer):
         multiply and add; D, the step's softplus and the gate are left out)."""
         of_the_scan = sum(each.numel() for each in (self.A_log, self.B, self.C) if each is not None)
         return super().flops_per_token(length) - 2 * of_the_scan + 7 * self.A_log.numel()
+
+
+def both_ways(
+    directions: Sequence[MambaMixer],
+    norm: RMSNorm,
+    hidden: Tensor,
+    residual: Tensor | None,
+    sequence_ids: Tensor | None,
+    recompute: Recompute,
+    both_strands: bool,
+) -> tuple[Tensor, Tensor] | None:
+    """A block of mixers that read in both directions, with the projections of the first, or of one: as
+    `Mixer.recomputing`."""
+    first = directions[0]
+    if not first.is_block:
+        return None
+    weights = [mixer.block_weights(norm, first) for mixer in directions]
+    if traced(hidden, residual, *weights[0], *weights[-1]):
+        return None
+    options = first.block_options(norm, recompute)
+    return mamba_block_both_ways(
+        hidden, residual, weights, options, sequence_ids=sequence_ids, both_strands=both_strands
+    )

@@ -77,10 +77,12 @@ class Mixer(nn.Module):
         state: Any,
         sequence_ids: Tensor | None,
         recompute: Recompute,
+        both_strands: bool,
     ) -> tuple[Tensor, Tensor, Any] | None:
         """A block's add, norm and this mixer, if they can be computed together so that less is kept for the backward
-        pass than autograd keeps: hidden, residual and state as of `Block.forward`. None where they cannot, be it for
-        the mixer, its options or what is to see inside (torch.compile, torch.func)."""
+        pass than autograd keeps: hidden, residual and state as of `Block.forward`, of `both_strands` as of
+        `both_strands` above. None where they cannot, be it for the mixer, its options or what is to see inside
+        (torch.compile, torch.func)."""
         return None
 
     def step(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
