@@ -43,6 +43,7 @@ from dnamamba.genome.view import GenomeView
 from dnamamba.inference.device import Accelerator, Precision
 from dnamamba.inference.load import Inference, load_classifier_for_inference, load_for_inference
 from dnamamba.inference.provenance import genome_warning
+from dnamamba.inference.recorded_passes import record_no_passes
 from dnamamba.inference.sampling import Generator, Sampling
 from dnamamba.model.abilities import require
 
@@ -97,7 +98,9 @@ class Model:
 
     @property
     def module(self) -> "nn.Module":
-        """The `torch.nn.Module`, in evaluation mode, its parameters without gradients."""
+        """The `torch.nn.Module`, in evaluation mode, its parameters without gradients. Hooks may be added, and weights
+        changed: from then on this model does without recorded passes."""
+        record_no_passes(self._loaded.model.backbone)
         return self._loaded.model
 
     @property

@@ -11,6 +11,7 @@ import torch
 from dnamamba.formats import load_checkpoint
 from dnamamba.formats.checkpoint import load_classifier
 from dnamamba.inference.device import Accelerator, Compute, Precision, choose_compute
+from dnamamba.inference.recorded_passes import record_passes
 from dnamamba.model.classifier import SequenceClassifier
 from dnamamba.model.kernels import describe_kernels
 from dnamamba.model.language_model import LanguageModel
@@ -87,4 +88,6 @@ def _load(
 ) -> Inference[AnyModel]:
     model, provenance = load(checkpoint, compute.device)
     model.eval().requires_grad_(False)
+    if compute.device.type == "cuda":
+        record_passes(model)
     return Inference(model, compute, provenance, Path(checkpoint))
