@@ -86,7 +86,7 @@ def _check_task(settings: ResolvedFinetuneSettings) -> None:
     """Flags of the other task are refused rather than ignored."""
     defaults = {field.name: field.default for field in dataclasses.fields(FinetuneSettings)}
     of_sequences = ("data", "sequence_column", "subset", "kind", "dev_fraction", "refuse_overlap")
-    of_species = ("species", "intervals_by_name", "examples", "evaluation_examples", "length_warmup")
+    of_species = ("species", "intervals_by_name", "examples", "fixed_windows", "evaluation_examples", "length_warmup")
     of_variants = ("variants", "genome", "split_by", "effect_column", "effects", "annotation")
     if settings.task == "variants" and settings.pooling != "last":  # which stands for none in config.yaml
         raise InputError("--pooling: not a flag of --task variants")

@@ -57,6 +57,8 @@ class FinetuneSettings(
     locus."""
     examples: int | None = setting(None, at_least=1)
     """species: windows an epoch. Default: 16384, fewer where they would exceed 33 Mbases, at least 256."""
+    fixed_windows: bool = False
+    """species: show the same windows in every epoch, rather than new ones: can a model memorise them at least?"""
     evaluation_examples: int | None = setting(None, at_least=1)
     """species: windows of each species in dev and in test. Default: as many as there are positions a quarter of
     --length apart, at most 1024, and at most 16 (dev) and 64 (test) Mbases in all."""

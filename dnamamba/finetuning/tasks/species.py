@@ -73,11 +73,12 @@ def build(settings: ResolvedFinetuneSettings) -> Task:
         most = min(EVALUATION_EXAMPLES, max(bases // (length * len(names)), 1))
         evaluation[split] = spread_windows(splits[split], length, settings.evaluation_examples or most)
     compositions = [composition(row.name, store) for row, store in zip(rows, stores, strict=True)]
+    drawn = "in all, the same each epoch" if settings.fixed_windows else "an epoch"
     notes = [
         ("species", f"{len(names)}, chance {1 / len(names):.3f}"),
         *(("", found.describe()) for found in compositions),
         *notes,
-        ("windows", f"{length:,} bases, no N, no case, uniform over species, contig, position: {size:,} an epoch"),
+        ("windows", f"{length:,} bases, no N, no case, uniform over species, contig, position: {size:,} {drawn}"),
     ]
     for split, examples in evaluation.items():
         groups = len({origin.group for origin in examples.origins})
@@ -95,11 +96,11 @@ def build(settings: ResolvedFinetuneSettings) -> Task:
         },
         "intervals_by_name": settings.intervals_by_name,
         "splits": {
-            "train": {"examples": f"{size} windows an epoch", "fingerprint": _fingerprint(splits["train"])},
+            "train": {"examples": f"{size} windows {drawn}", "fingerprint": _fingerprint(splits["train"])},
             **{s: {"examples": len(e), "fingerprint": _fingerprint(splits[s])} for s, e in evaluation.items()},
         },
     }
-    train = SpeciesWindows(splits["train"], length, size)
+    train = SpeciesWindows(splits["train"], length, size, settings.fixed_windows)
     target = Target("multiclass", names)
     return Task(target, train, evaluation["dev"], HeldOut(evaluation["test"]), length, notes, facts)
 

@@ -81,6 +81,8 @@ class SpeciesWindows:
     length: int
     size: int
     """Windows an epoch."""
+    is_fixed: bool = False
+    """All epochs have the windows of the first."""
     _starts: dict[int, list[Starts]] = field(default_factory=dict)
 
     def starts(self, length: int) -> list[Starts]:
@@ -92,6 +94,7 @@ class SpeciesWindows:
     def batch(self, seed: int, epoch: int, indices: np.ndarray, length: int | None = None) -> ExampleBatch:
         """Windows of `length` (default: the full one); classes take turns, so every batch is balanced."""
         length = length or self.length
+        epoch = 0 if self.is_fixed else epoch
         indices = np.asarray(indices, np.int64)
         labels = indices % len(self.species)
         numbers = indices.astype(np.uint64)
