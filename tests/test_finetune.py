@@ -359,6 +359,20 @@ def test_species_from_genomes_to_summary(tmp_path, two_species, capsys):
         assert start <= int(row["start"]) and int(row["end"]) <= end and int(row["end"]) - int(row["start"]) == 64
 
 
+def test_fixed_windows_can_be_memorised(tmp_path, two_species):
+    """Of two names for one genome, whose windows nothing else distinguishes: new windows teach nothing."""
+    one = tmp_path / "one.tsv"
+    one.write_text("name\tfasta\nfirst\tlow.fa\nsecond\tlow.fa\n")
+    flags = ["--task", "species", "--species", str(one), *SCRATCH, "--length", "64", "--examples", "32"]
+    flags += ["--batch_size", "32", "--epochs", "36", "--learning_rate", "0.01", "--evaluation_examples", "8"]
+    losses = {}
+    for name, more in (("new", []), ("fixed", ["--fixed_windows"])):
+        finetuned(tmp_path / name, *flags, *more)
+        with (tmp_path / name / "metrics.csv").open() as file:
+            losses[name] = [float(row["train_loss"]) for row in csv.DictReader(file)][-10:]
+    assert max(losses["fixed"]) < 0.5 and min(losses["new"]) > 0.6
+
+
 def test_given_splits_of_species_are_kept(tmp_path, two_species):
     for split, start, end in (("train", 0, 20_000), ("validation", 20_000, 25_000), ("test", 25_000, 30_000)):
         (tmp_path / f"{split}.bed").write_text(f"chr1\t{start}\t{end}\n")

@@ -5,6 +5,7 @@ import gzip
 import json
 import os
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -233,6 +234,9 @@ def test_a_window_is_a_function_of_seed_epoch_and_index(two_species):
     assert np.bincount(whole.labels).tolist() == [32, 32]
     assert (whole.tokens < alphabet.BASES).all()  # neither N nor case
     assert plan.batch(3, 2, np.arange(8), length=45).tokens.shape == (8, 45)
+    fixed = replace(plan, is_fixed=True)
+    assert np.array_equal(fixed.batch(3, 2, np.arange(64)).tokens, plan.batch(3, 0, np.arange(64)).tokens)
+    assert np.array_equal(fixed.batch(3, 2, np.arange(64)).tokens, fixed.batch(3, 7, np.arange(64)).tokens)
 
 
 def test_scored_windows_are_as_many_of_each_species_and_in_every_interval(two_species):
