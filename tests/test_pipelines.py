@@ -462,6 +462,8 @@ def test_systems_are_pretrained_at_each_rate():
     assert " ".join(plan.runs[3].flags) == expected
     (run,) = plan_of("out: x\npretrain: {learning_rate: 0.004}\nsystems: {mamba: {length: 9}}").runs
     assert " ".join(run.flags) == "--learning_rate 0.004 --length 9"
+    own = plan_of("out: x\npretrain: {learning_rate: 0.004}\nsystems: {mamba: {}, s4d: {learning_rate: 0.002}}")
+    assert [run.flags[-1] for run in own.runs] == ["0.004", "0.002"]
 
 
 def test_the_models_of_a_workflow_are_timed_as_it_trains_them():
