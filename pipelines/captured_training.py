@@ -1,13 +1,14 @@
 """Trains many small models at once: each step is a captured CUDA graph, and each model has a stream of its own.
 
 A step of a small model is some hundred kernels of microseconds each, which Python queues ten times slower than the GPU
-runs them. Captured once and replayed, they wait for nothing; graphs on several streams fill the GPU. What a step reads
-is made on the device from (seed, step), so a replay needs nothing of the host and a resumed run sees the same data. On
-a CPU the same steps run one after the other.
+runs them. Captured once and replayed, they wait for nothing; graphs on several streams fill the GPU, each at its own
+pace. What steps read is made on the device from (seed, step), for all steps of a graph at once, so a replay needs
+nothing of the host and a resumed run sees the same data. On a CPU the same steps run one after the other.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -23,9 +24,13 @@ UNROLLED = 10
 """Steps of a graph: launching one costs the host as much as some steps take the GPU. A model's turn is as long."""
 WARM_UP = 3
 """Steps run before the capture: kernels are compiled and chosen in them"""
+QUEUED = 2
+"""Graphs that wait for the GPU, at most: enough that it never waits for the host"""
+SAVED_EVERY = 60
+"""Seconds"""
 
-Loss = Callable[[nn.Module, Tensor], Tensor]
-"""A model and the step's number, () int64 → the loss to be minimised"""
+Losses = Callable[[nn.Module, Tensor], Iterable[Tensor]]
+"""A model and the numbers of steps, (steps,) int64 → the loss of each, computed when it is its turn"""
 
 
 class Training:
@@ -34,26 +39,35 @@ class Training:
     Args:
         name: of its file in the folder of checkpoints.
         model: on its device.
-        loss: reads no state but its arguments; what it returns is recorded.
+        losses: reads no state but its arguments; what it returns is recorded.
         steps: of the whole training.
     """
 
     def __init__(
-        self, name: str, model: nn.Module, loss: Loss, *, steps: int, learning_rate: float, warmup: int = 1
+        self,
+        name: str,
+        model: nn.Module,
+        losses: Losses,
+        *,
+        steps: int,
+        learning_rate: float,
+        warmup: int = 1,
+        betas: tuple[float, float] = BETAS,
     ) -> None:
-        self.name, self.model, self.loss, self.steps = name, model, loss, steps
+        self.name, self.model, self.losses, self.steps = name, model, losses, steps
         self.learning_rate, self.warmup = learning_rate, warmup
         device = next(model.parameters()).device
         self.captured = device.type == "cuda"
         # In a tensor, a captured step can change it.
         self.rate: Tensor = torch.tensor(learning_rate, device=device)
         self.optimizer = torch.optim.Adam(
-            model.parameters(), lr=self.rate, betas=BETAS, fused=True, capturable=self.captured
+            model.parameters(), lr=self.rate, betas=betas, fused=True, capturable=self.captured
         )
         self.position = torch.zeros((), dtype=torch.int64, device=device)
         self.curve = torch.zeros(-(-steps // EVERY), device=device)
         self.done = 0
         self._graph: torch.cuda.CUDAGraph | None = None
+        self._queued: deque[torch.cuda.Event] = deque()
         if self.captured:
             self.stream = torch.cuda.Stream()
 
@@ -61,53 +75,61 @@ class Training:
     def finished(self) -> bool:
         return self.done >= self.steps
 
-    def step(self) -> None:
-        """One step, or its capture: nothing here makes the host wait."""
-        self.rate.copy_(self.learning_rate * ((self.position + 1) / self.warmup).clamp(max=1))
-        self.optimizer.zero_grad(set_to_none=True)
-        loss = self.loss(self.model, self.position)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0, foreach=True)
-        self.optimizer.step()
-        self.curve.index_add_(0, (self.position // EVERY)[None], loss.detach()[None] / EVERY)
-        self.position += 1
+    @property
+    def busy(self) -> bool:
+        """Whether the GPU has enough of this training to do."""
+        return len(self._queued) == QUEUED and not self._queued[0].query()
+
+    def run(self, steps: int) -> None:
+        """So many steps, or their capture: nothing here makes the host wait."""
+        for loss in self.losses(self.model, self.position + torch.arange(steps, device=self.position.device)):
+            self.rate.copy_(self.learning_rate * ((self.position + 1) / self.warmup).clamp(max=1))
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0, foreach=True)
+            self.optimizer.step()
+            self.curve.index_add_(0, (self.position // EVERY)[None], loss.detach()[None] / EVERY)
+            self.position += 1
 
     def advance(self, steps: int) -> None:
         """Queues so many more steps, or those that are left."""
         steps = min(steps, self.steps - self.done)
         if self.captured:
             steps = self._replay(steps)
+            self._queued.append(self.stream.record_event())
+            if len(self._queued) > QUEUED:
+                self._queued.popleft()
         else:
-            for _ in range(steps):
-                self.step()
+            self.run(steps)
         self.done += steps
 
     def _replay(self, steps: int) -> int:
         if self._graph is None:
             steps = min(WARM_UP, steps)
             self.stream.wait_stream(torch.cuda.current_stream())
-            self._run(steps)
+            self._run_uncaptured(steps)
             torch.cuda.synchronize()
             self.optimizer.zero_grad(set_to_none=True)
             self._graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(self._graph, stream=self.stream):
-                for _ in range(UNROLLED):
-                    self.step()
+                self.run(UNROLLED)
             return steps
         with torch.cuda.stream(self.stream):
             for _ in range(steps // UNROLLED):
                 self._graph.replay()
-        self._run(steps % UNROLLED)
+        self._run_uncaptured(steps % UNROLLED)
         return steps
 
-    def _run(self, steps: int) -> None:
-        """Uncaptured, where fewer are wanted than a graph has."""
-        with torch.cuda.stream(self.stream):
-            for _ in range(steps):
-                self.step()
+    def _run_uncaptured(self, steps: int) -> None:
+        """Where fewer are wanted than a graph has."""
+        if steps:
+            with torch.cuda.stream(self.stream):
+                self.run(steps)
 
     def save(self, folder: Path) -> None:
         """All that a resumed training needs, in FOLDER/NAME.pt."""
+        if self.captured:
+            self.stream.synchronize()
         folder.mkdir(parents=True, exist_ok=True)
         with whole_file(folder / f"{self.name}.pt", overwrite=True) as partial:
             torch.save(
@@ -139,19 +161,21 @@ def train_together(trainings: Sequence[Training], folder: Path, minutes: float) 
     """Trains until all are finished or the time is over; saves each, and returns whether all are finished."""
     for training in trainings:
         training.load(folder)
-    ends, shown = time.monotonic() + 60 * minutes, time.monotonic()
+    saved = time.monotonic()
+    ends = saved + 60 * minutes
     unfinished = [training for training in trainings if not training.finished]
     while unfinished and time.monotonic() < ends:
-        for training in unfinished:
+        idle = [training for training in unfinished if not training.busy]
+        for training in idle:
             training.advance(UNROLLED)
-        if unfinished[0].captured:
-            unfinished[0].stream.synchronize()  # the queue stays short
-        if time.monotonic() > shown + 20:
-            shown = time.monotonic()
+        if not idle:
+            time.sleep(1e-4)
+        if time.monotonic() > saved + SAVED_EVERY:
+            for training in trainings:
+                training.save(folder)
+            saved = time.monotonic()
             print("  ".join(f"{each.name} {each.done:,}" for each in unfinished), flush=True)
         unfinished = [training for training in unfinished if not training.finished]
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
     for training in trainings:
         training.save(folder)
     return not unfinished

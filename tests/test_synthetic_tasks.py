@@ -10,7 +10,7 @@ import torch
 from dnamamba.genome.windows import _mix
 
 PIPELINES = Path(__file__).resolve().parent.parent / "pipelines"
-STEP = torch.tensor(7)
+STEP = torch.tensor([7])
 
 
 @pytest.fixture(autouse=True)
@@ -28,12 +28,21 @@ def test_random_bits_are_those_of_splitmix(tasks):
     values = np.array([0, 1, 12345, 2**63 - 1, -5], np.int64)
     expected = _mix(values.view(np.uint64))
     assert np.array_equal(tasks.splitmix64(torch.from_numpy(values)).numpy().view(np.uint64), expected)
-    bits = tasks.random_bits((200, 500), 0, STEP, 1)
+    bits = tasks.random_bits(200, 500, 0, STEP, 1)
     assert bits.min() >= 0
     shares = torch.bincount((bits % 16).flatten(), minlength=16) / bits.numel()
     torch.testing.assert_close(shares, torch.full((16,), 1 / 16), atol=0.004, rtol=0)
-    others = [tasks.random_bits((200, 500), *key) for key in ((1, STEP, 1), (0, STEP + 1, 1), (0, STEP, 2))]
+    others = [tasks.random_bits(200, 500, *key) for key in ((1, STEP, 1), (0, STEP + 1, 1), (0, STEP, 2))]
     assert all((bits != other).float().mean() > 0.999 for other in others)
+
+
+@pytest.mark.parametrize("name", ["induction_heads", "selective_copying", "base_copies", "hairpins_and_repeats"])
+def test_sequences_of_several_steps_are_those_of_each(tasks, name):
+    task = tasks.EXPERIMENTS[name].task
+    together = task.sample(4, 300, 1, torch.arange(5, 8))
+    alone = [task.sample(4, 300, 1, torch.tensor([step])) for step in (5, 6, 7)]
+    assert torch.equal(together.inputs, torch.cat([each.inputs for each in alone]))
+    assert torch.equal(together.targets, torch.cat([each.targets for each in alone]))
 
 
 def test_induction_heads_ask_for_the_token_after_the_first_special_one(tasks):
