@@ -113,6 +113,33 @@ def test_training_resumes_exactly(tasks, name, tmp_path):
         assert torch.equal(left, right)
 
 
+@pytest.mark.gpu
+def test_captured_trainings_are_those_step_by_step(tasks, tmp_path):
+    """Two at once, each in graphs on a stream of its own, stopped in between, and one without a graph."""
+    experiment = tasks.EXPERIMENTS["induction_heads"]._replace(batch=2, length=64)
+    wanted = [tasks.Wanted("mamba", 0), tasks.Wanted("transformer", 0)]
+
+    def trainings():
+        return [tasks.training_of(experiment, each, 57, "cuda") for each in wanted]
+
+    stopped = trainings()
+    for training in stopped:
+        for steps in (10, 10, 10):
+            training.advance(steps)
+        assert training.done == 23
+        training.save(tmp_path)
+    captured = trainings()
+    assert tasks.train_together(captured, tmp_path, 1.0)
+    for training, single in zip(captured, trainings(), strict=True):
+        for _ in range(57):
+            single.run(1)
+        torch.cuda.synchronize()
+        assert training.done == 57
+        torch.testing.assert_close(training.curve, single.curve, rtol=1e-3, atol=0)
+        for left, right in zip(training.model.parameters(), single.model.parameters(), strict=True):
+            torch.testing.assert_close(left, right, rtol=0.02, atol=5e-3)
+
+
 def test_a_small_transformer_learns_short_copies(tasks):
     """The whole way from task to measure: from ln 4 to nearly nothing."""
     task = tasks.BaseCopies(8, 16, unknown=8)
