@@ -1,5 +1,7 @@
 """What a position's embedding adds of the bases before it, so that words of several bases are known from block one."""
 
+import math
+
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -9,6 +11,9 @@ from dnamamba.alphabet import BASES, PAD
 from dnamamba.model.mixers.mixer import segment_numbers
 from dnamamba.model.precision import data_dtype
 from dnamamba_kernels import before_part, current_ranks
+
+WORD = 12
+"""Bases of a word that starts out the same on both strands; the table's other bases are those that followed it there"""
 
 
 class ContextEmbedding(nn.Module):
@@ -24,6 +29,16 @@ class ContextEmbedding(nn.Module):
         self.before = kmer - 1
         self.weight = nn.Parameter(torch.empty(d_model, self.before * BASES))
         """(d_model, (kmer − 1) · 4), the farthest base first"""
+
+    @torch.no_grad()
+    def start_with_words(self) -> None:
+        """Draws tables ten times as large as embeddings, in half of the channels the same for the `WORD` bases before
+        a position and for their reverse complement: a mixer that compares positions by content, and no more, then finds
+        both copies of a word."""
+        nn.init.normal_(self.weight, std=0.2)
+        tables = self.weight.view(len(self.weight), self.before, BASES)
+        word = tables[::2, -WORD:]
+        word.copy_((word + word.flip(1, 2)) / math.sqrt(2))  # farthest first; A, C, G, T reversed is the complement
 
     def init_state(self, batch: int) -> Tensor:
         """(batch, kmer − 1) uint8: nothing, before the first position."""

@@ -27,6 +27,7 @@ from dnamamba.model.blocks import Block
 from dnamamba.model.config import ModelConfig, Recompute
 from dnamamba.model.context import ContextEmbedding
 from dnamamba.model.embedding import Embedding
+from dnamamba.model.mixers.attention import AttentionMixer
 from dnamamba.model.norm import RMSNorm
 from dnamamba.model.objectives import objective_class
 from dnamamba.model.objectives.objective import LossSums, Objective
@@ -151,6 +152,17 @@ class LanguageModel(nn.Module):
         for block in self.backbone.layers:
             for weight in block.mixer.output_weights():
                 weight.div_(math.sqrt(self.config.n_layer))
+        self._start_with_copies()
+
+    def _start_with_copies(self) -> None:
+        """Attention without positions that compares k-mers starts out looking for a word on both strands: training finds
+        repeats from any start, but reverse complements only from some."""
+        attentions = [block.mixer for block in self.backbone.layers if isinstance(block.mixer, AttentionMixer)]
+        if self.backbone.context is None or self.config.rope or not attentions:
+            return
+        self.backbone.context.start_with_words()
+        for attention in attentions:
+            attention.start_with_equals()
 
     def tie_weights(self) -> None:
         """Make the head share the embedding's weight, if the configuration says so."""
