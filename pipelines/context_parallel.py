@@ -16,7 +16,9 @@ Sequences are random bases. Each result is written as soon as it is there; what 
 """
 
 import argparse
+import faulthandler
 import json
+import math
 import os
 import time
 import traceback
@@ -24,11 +26,13 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from dnamamba.alphabet import BASES
 from dnamamba.model.config import ModelConfig, preset
@@ -36,22 +40,36 @@ from dnamamba.model.language_model import LanguageModel
 from dnamamba.model.parameters import parameter_groups
 from dnamamba.training.backprop.choose import window_gradient
 from dnamamba.training.data import WindowBatch
+from dnamamba.training.loss_weights import EQUAL
 from dnamamba.training.parallel.context import SequenceParts
 from dnamamba.training.parallel.weights import ShardedWeights, WholeWeights
 from dnamamba.training.window_parts import WindowParts
 
 TINY = {"n_layer": 2, "d_model": 16}
-CHECKED: dict[str, tuple[dict[str, Any], str | None, int | None]] = {
-    "mamba, none": ({}, "none", None),
-    "mamba, cheap": ({}, "cheap", None),
-    "mamba, all": ({}, "all", None),
-    "mamba, in chunks": ({}, "cheap", 16_384),
-    "mamba2": ({"mixer": "mamba2"}, None, None),
-    "s4d": ({"mixer": "s4d"}, None, None),
-    "bimamba": ({"mixer": "bimamba", "objective": "masked_base"}, None, None),
-    "Caduceus-PS": ({"mixer": "bimamba", "objective": "masked_base", "rc_equivariant": True}, None, None),
+
+
+class Checked(NamedTuple):
+    """A row of `check`: a model of four blocks, and how it is trained."""
+
+    options: dict[str, Any]
+    recompute: Any = None
+    chunk: int | None = None
+    way: str = "context"
+
+
+BOTH_SIDES = {"mixer": "bimamba", "objective": "masked_base"}
+CHECKED = {
+    "mamba, in chunks, the last one odd": Checked({}, "cheap", 20_000),
+    "DDP": Checked({}, "none", way="data"),
+    "FSDP2": Checked({}, "none", way="fsdp"),
+    "mamba, none": Checked({}, "none"),
+    "mamba, cheap": Checked({}, "cheap"),
+    "mamba, all": Checked({}, "all"),
+    "mamba2": Checked({"mixer": "mamba2"}),
+    "s4d": Checked({"mixer": "s4d"}),
+    "bimamba": Checked(BOTH_SIDES),
+    "Caduceus-PS": Checked(BOTH_SIDES | {"rc_equivariant": True}),
 }
-"""Name → options of a model of four blocks, what it computes again, bases of a chunk"""
 
 
 @dataclass
@@ -81,8 +99,8 @@ LONGEST = [(1 << 20) * millions for millions in (2, 4, 8, 12, 16, 24)]
 class Bench:
     """The ranks, their device and the results, which the first rank writes."""
 
-    def __init__(self, out: Path, on_gpu: bool) -> None:
-        self.on_gpu, self.out = on_gpu, out
+    def __init__(self, out: Path, on_gpu: bool, only: list[str]) -> None:
+        self.on_gpu, self.out, self.only = on_gpu, out, only
         self.rank = int(os.environ["RANK"])
         shared = on_gpu and torch.cuda.device_count() == 1
         self.device = (
@@ -103,7 +121,9 @@ class Bench:
         self.results["machine"] = {"devices": f"{self.ranks} x {name}", "torch": torch.__version__}
 
     def keep(self, part: str, name: str, measure: Callable[[], dict[str, Any]]) -> bool:
-        """Whether there was a result; all ranks call this."""
+        """Whether nothing failed; all ranks call this."""
+        if self.only and not any(text in name for text in self.only):
+            return True
         known = self.results.setdefault(part, {})
         if name in known and "error" not in known[name]:
             return True
@@ -139,7 +159,14 @@ class Trainer:
     """A model, its optimiser, and steps as `dnamamba.training.module.PretrainModule` makes them."""
 
     def __init__(
-        self, bench: Bench, config: ModelConfig, recompute: Any, chunk: int | None, way: str, precision: str = "bf16"
+        self,
+        bench: Bench,
+        config: ModelConfig,
+        recompute: Any,
+        chunk: int | None,
+        way: str,
+        precision: str = "bf16",
+        clip: float = 1.0,
     ) -> None:
         torch.manual_seed(0)
         self.bench, self.way, self.precision = bench, way, precision
@@ -149,53 +176,58 @@ class Trainer:
         weights.place(self.model)
         self.gradients = weights.gradients(self.model.parameters())
         self.optimizer = torch.optim.AdamW(parameter_groups(self.model, 0.1), lr=1e-4, fused=True)
-        settings: Any = SimpleNamespace(soft_mask_weight=1.0, chunk=chunk, backprop="chunked")
-        self.gradient = window_gradient(settings, parts=bench.parts if way == "context" else None)
+        self.scale = torch.tensor(self.gradients.scale, device=bench.device)
+        self.clip = clip
+        settings: Any = SimpleNamespace(chunk=chunk, backprop="chunked")
+        self.gradient = window_gradient(settings, EQUAL, parts=bench.parts if way == "context" else None)
 
     def backward(self, windows: WindowParts) -> torch.Tensor:
         """Bits a base () over all ranks' windows; the gradients of their mean are in the parameters."""
         together = self.way != "alone"
-        counted = windows.counts()[:2].sum().double()
-        if together:
-            torch.distributed.all_reduce(counted)
-            counted = counted / (self.bench.ranks if self.way == "context" else 1)
         self.gradients.zero()
         with torch.autocast(self.bench.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            nll = self.gradient(self.model, windows, (self.gradients.scale / counted).float()).double()
+            nll = self.gradient(self.model, windows, self.scale).double()
+        sums = torch.cat((nll[None], windows.counts()))
         if together:
-            self.gradients.sum_over_ranks()
-            torch.distributed.all_reduce(nll)
-        return nll / counted / 0.6931471805599453
+            sums = self.gradients.sum_over_ranks(sums)
+        counted = sums[1] / (self.bench.ranks if self.way == "context" else 1)
+        self.norm = self.gradients.clip(counted.reciprocal().float(), self.clip)
+        return sums[0] / counted / math.log(2)
 
     def step(self, windows: WindowParts) -> torch.Tensor:
         bits = self.backward(windows)
-        self.gradients.clip(1.0)
         self.optimizer.step()
         return bits
 
 
 def check(bench: Bench) -> None:
-    length = 65_536 if bench.on_gpu else 301
-    for name, (options, recompute, chunk) in CHECKED.items():
-        sizes = {"d_model": 256, "n_layer": 4} if bench.on_gpu else TINY
-        config = ModelConfig(**sizes, **options)
-        chunk = chunk if bench.on_gpu or chunk is None else 120
+    for name, case in CHECKED.items():
+        bench.keep("check", name, partial(compare, bench, case))
 
-        def compared(config: ModelConfig = config, recompute: Any = recompute, chunk: Any = chunk) -> dict[str, Any]:
-            found = {}
-            for precision in ("fp32", "bf16") if bench.on_gpu else ("fp32",):
-                for way in ("alone", "context"):
-                    trainer = Trainer(bench, config, recompute, chunk, way, precision)
-                    bits = trainer.backward(bench.windows(trainer.model, length)).item()
-                    found[precision, way] = bits, [p.grad.double().cpu() for p in trainer.model.parameters()]
-            result: dict[str, Any] = {}
-            for precision in {key[0] for key in found}:
-                result[precision] = difference(found[precision, "context"], found[precision, "alone"])
-            if bench.on_gpu:
-                result["bf16 against fp32, one device"] = difference(found["bf16", "alone"], found["fp32", "alone"])
-            return result
 
-        bench.keep("check", name, compared)
+def compare(bench: Bench, case: Checked) -> dict[str, Any]:
+    """Of one step's loss and gradients, over all ranks against one."""
+    sizes = {"d_model": 256, "n_layer": 4} if bench.on_gpu else TINY
+    config, length, chunk = ModelConfig(**sizes, **case.options), 65_537 if bench.on_gpu else 301, case.chunk
+    if chunk is not None and not bench.on_gpu:
+        chunk = 120
+    found = {}
+    for precision in ("fp32", "bf16") if bench.on_gpu else ("fp32",):
+        for way in ("alone", case.way):
+            trainer = Trainer(bench, config, case.recompute, chunk, way, precision, clip=math.inf)
+            windows = bench.windows(trainer.model, length, 1 if case.way == "context" else bench.ranks)
+            if way in ("data", "fsdp"):
+                windows = list(windows.split(1))[bench.rank]
+            bits = trainer.backward(windows).item()
+            gradients = [cast(Any, p.grad) for p in trainer.model.parameters()]
+            whole = [g.full_tensor() if isinstance(g, DTensor) else g for g in gradients]
+            found[precision, way] = bits, [gradient.double().cpu() for gradient in whole]
+    result: dict[str, Any] = {}
+    for precision in dict.fromkeys(key[0] for key in found):
+        result[precision] = difference(found[precision, case.way], found[precision, "alone"])
+    if bench.on_gpu:
+        result["bf16 against fp32, one device"] = difference(found["bf16", "alone"], found["fp32", "alone"])
+    return result
 
 
 def difference(one: Any, other: Any) -> dict[str, float]:
@@ -211,7 +243,7 @@ def steps(bench: Bench) -> None:
         for way in work.ways:
             chunks = f", chunks of {work.chunk}" if work.chunk else ""
             name = f"{work.preset}, {work.windows} x {work.length}{chunks}, {way}"
-            bench.keep("steps", name, lambda work=work, way=way: rate(bench, work, way))  # type: ignore[misc]
+            bench.keep("steps", name, partial(rate, bench, work, way))
 
 
 def rate(bench: Bench, work: Work, way: str) -> dict[str, Any]:
@@ -251,7 +283,7 @@ def rate(bench: Bench, work: Work, way: str) -> dict[str, Any]:
 def longest(bench: Bench) -> None:
     for length in LONGEST if bench.on_gpu else [1024, 2048]:
         work = Work("7m" if bench.on_gpu else "demo", length, 1, ("context",), "all")
-        if not bench.keep("longest", f"{work.preset}, {length}, whole", lambda work=work: once(bench, work)):  # type: ignore[misc]
+        if not bench.keep("longest", f"{work.preset}, {length}, whole", partial(once, bench, work)):
             break
 
 
@@ -277,9 +309,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("context_parallel.json"))
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--accelerator", choices=("gpu", "cpu"), default="gpu")
+    parser.add_argument("--only", nargs="+", default=[], help="rows whose names have one of these in them")
+    parser.add_argument("--stacks", type=float, default=0.0, help="print all threads' stacks every so many seconds")
     arguments = parser.parse_args()
+    if arguments.stacks:
+        faulthandler.dump_traceback_later(arguments.stacks, repeat=True)
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
-    bench = Bench(arguments.out, arguments.accelerator == "gpu")
+    bench = Bench(arguments.out, arguments.accelerator == "gpu", arguments.only)
     for part in arguments.parts:
         PARTS[part](bench)
     torch.distributed.destroy_process_group()

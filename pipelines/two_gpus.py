@@ -12,13 +12,16 @@ equality  20 steps on two GPUs and on one: losses, windows and gradients, in fp3
 kill      a rank gets SIGKILL or raises, under `--devices 2` and under torchrun: seconds until no process is left, exit
           code, last words, checkpoints. Then one GPU continues (`--resume`), and every step's windows (coordinates,
           strand, CRC-32 of the tokens) and losses are compared with a run on one GPU that was left in peace.
-scaling   bases a second: 262,144 bases a step and GPU (weak), 524,288 a step on one or two GPUs (strong).
+scaling   bases a second: 262,144 bases a step and GPU, or one window (weak); as many a step on both (strong), where
+          that is one window by context parallelism.
 
+--devices 1 and --devices 2 do the runs on one and on both: give both commands the same --scratch, which is then kept.
 Prints tables in Markdown. About five minutes on two H100; --accelerator cpu tries it all on gloo with a tiny model.
 """
 
 import argparse
 import json
+import math
 import os
 import re
 import shutil
@@ -41,8 +44,8 @@ ROOT = Path(__file__).resolve().parent.parent
 WORKER = ROOT / "pipelines" / "observed_training.py"
 GPU_VARIABLES = {"NCCL_NVLS_ENABLE": "0", "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1", "NVSHMEM_DISABLE_NVLS": "1"}
 """NVLink multicast stays off."""
-RATES = {"1.4m": 3.3e6, "7m": 1.0e6}
-"""Bases a second to expect of one H100, for the number of steps."""
+RATES = {"1.4m": 5e6, "7m": 2e6, "41m": 0.6e6}
+"""Bases a second to expect of one H200, for the number of steps."""
 RATE = "mbases_per_second"
 VALIDATION = "K-12-MG1655\t4340000\t4639675\n"
 
@@ -65,7 +68,9 @@ class Sizes(NamedTuple):
 
 
 TINY = {"preset": "demo", "n_layer": 1, "d_model": 16, "d_state": 4}
-ON_GPU = Sizes({"preset": "1.4m"}, 8192, 16, ("1.4m", "7m"), (8192, 131_072), 262_144, ("fp32", "bf16"), 60, 25, 10)
+ON_GPU = Sizes(
+    {"preset": "1.4m"}, 8192, 16, ("1.4m", "7m", "41m"), (8192, 131_072, 1 << 20), 262_144, ("fp32", "bf16"), 60, 25, 10
+)
 ON_CPU = Sizes(TINY, 256, 4, ("demo",), (1024,), 8192, ("fp32",), 40, 15, 5)
 
 
@@ -123,6 +128,7 @@ class Bench:
         )
         self.results = json.loads(self.out.read_text()) if self.out.exists() else {}
         (scratch / "validation.bed").write_text(VALIDATION)
+        self.devices = arguments.devices
         self.jobs = 0
         self.lock = threading.Lock()
 
@@ -158,7 +164,7 @@ class Bench:
             "validation_tokens": 1,
             "markov_order": 0,
             "accelerator": self.accelerator,
-            "out": str(self.scratch / f"run-{number}"),
+            "out": str(self.scratch / f"run-{os.getpid()}-{number}"),
         }
         return {"settings": common | settings}
 
@@ -166,7 +172,7 @@ class Bench:
         """Processes for the jobs: one on one device, `own` as `--devices 2` starts them, or `torchrun`'s two."""
         with self.lock:
             self.jobs += 1
-            file = self.scratch / f"jobs-{self.jobs}.json"
+            file = self.scratch / f"jobs-{os.getpid()}-{self.jobs}.json"
         file.write_text(json.dumps(jobs))
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
         command = [sys.executable, *(launcher if starter == "torchrun" else []), str(WORKER), str(file)]
@@ -190,10 +196,11 @@ class Bench:
         if code:
             raise RuntimeError(f"exit code {code}: {group.errors()}")
 
-    def observing(self, name: str) -> str:
+    def observing(self, name: str, clear: bool = True) -> str:
         folder = self.scratch / f"observed-{name}"
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
+        if clear:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
         return str(folder)
 
 
@@ -218,17 +225,19 @@ def equality(bench: Bench) -> None:
     folders: dict[tuple[str, object], str] = {}
     on_two = {kind: ways[kind[1]][0] | {"devices": 2} for kind in kinds}
     on_one = {(kind[0], ways[kind[1]][1]): {"micro_tokens": ways[kind[1]][1], "devices": 1} for kind in kinds}
-    for starter, wanted in (("torchrun", on_two), ("one", on_one)):
+    for devices, starter, wanted in ((2, "torchrun", on_two), (1, "one", on_one)):
         jobs = []
         for number, (kind, settings) in enumerate(wanted.items()):
             # Gradients as they come, not clipped.
             job = bench.job(max_steps=steps, log_every=steps, precision=kind[0], gradient_clip=1e9, **settings)
-            folders[kind] = bench.observing(f"{starter}-{number}")
+            folders[kind] = bench.observing(f"{starter}-{number}", clear=devices in bench.devices)
             jobs.append(job | {"observe": folders[kind], "gradients": [0, steps - 1]})
-        bench.run(jobs, starter)
-    for kind, name in names.items():
-        two, one = folders[kind], folders[kind[0], ways[kind[1]][1]]
-        bench.measure("equality", name, partial(compare_runs, two, one, (0, steps - 1)))
+        if devices in bench.devices:
+            bench.run(jobs, starter)
+    if all((Path(folder) / f"gradients-0-{steps - 1}.pt").exists() for folder in folders.values()):
+        for kind, name in names.items():
+            two, one = folders[kind], folders[kind[0], ways[kind[1]][1]]
+            bench.measure("equality", name, partial(compare_runs, two, one, (0, steps - 1)))
 
 
 # --- kill ------------------------------------------------------------------------------------------------------------
@@ -322,43 +331,56 @@ def wait(seconds: float, condition: Callable[[], bool], process: subprocess.Pope
 
 
 def scaling(bench: Bench) -> None:
-    """Four rates for each preset and length. All runs on two devices share two processes, those on one another."""
-    batch = bench.sizes.batch_tokens
+    """Three rates for each preset and length. All runs on two devices share two processes, those on one another."""
     wanted = [
-        (f"{preset}, length {length}, {devices} x {tokens // devices}", preset, length, devices, tokens)
-        for length in bench.sizes.lengths
-        for preset in bench.sizes.presets
-        for devices, tokens in ((2, 2 * batch), (1, batch), (1, 2 * batch))
+        row for length in bench.sizes.lengths for preset in bench.sizes.presets for row in rates(bench, preset, length)
     ]
     for starter, devices in (("torchrun", 2), ("one", 1)):
-        missing = [
-            row
-            for row in wanted
-            if row[3] == devices and "error" in bench.results.get("scaling", {}).get(row[0], {"error": ""})
-        ]
-        if not missing:
+        known = bench.results.get("scaling", {})
+        missing = [row for row in wanted if row.devices == devices and "error" in known.get(row.name, {"error": ""})]
+        if not missing or devices not in bench.devices:
             continue
         jobs = []
-        for _, preset, length, _, tokens in missing:
-            expected = RATES.get(preset, 5e4) * devices
-            steps = max(round(bench.seconds * expected / tokens), 10)
-            model = {"preset": preset} if bench.accelerator == "gpu" else bench.sizes.model
+        for row in missing:
+            steps = max(round(bench.seconds * RATES.get(row.preset, 5e4) * devices / row.tokens), 10)
             jobs.append(
                 bench.job(
-                    model=model,
-                    length=length,
-                    batch_tokens=tokens,
+                    model={"preset": row.preset} if bench.accelerator == "gpu" else bench.sizes.model,
+                    length=row.length,
+                    validation_length=min(row.length, 131_072),
+                    batch_tokens=row.tokens,
                     max_steps=steps,
                     log_every=max(steps // 10, 1),
                     devices=devices,
+                    context_parallel=devices if row.tokens < devices * row.length else 1,
                 )
             )
         try:
             bench.run(jobs, starter)
         except Exception as error:  # the runs before the one that failed count all the same
             print(f"[scaling] {error}", file=sys.stderr)
-        for (name, *_), job in zip(missing, jobs, strict=True):
-            bench.measure("scaling", name, partial(rate, job))
+        for row, job in zip(missing, jobs, strict=True):
+            bench.measure("scaling", row.name, partial(rate, job))
+
+
+class Rate(NamedTuple):
+    """A row of `scaling`."""
+
+    preset: str
+    length: int
+    devices: int
+    tokens: int
+    """A step, of all devices"""
+
+    @property
+    def name(self) -> str:
+        return f"{self.preset}, length {self.length}, {self.devices} x {self.tokens // self.devices}"
+
+
+def rates(bench: Bench, preset: str, length: int) -> list[Rate]:
+    """Weak, strong, and what both are compared with."""
+    batch = max(bench.sizes.batch_tokens, length)
+    return [Rate(preset, length, devices, tokens) for devices, tokens in ((2, 2 * batch), (2, batch), (1, batch))]
 
 
 def rate(job: dict[str, Any]) -> dict[str, Any]:
@@ -415,16 +437,18 @@ def tables(bench: Bench) -> Iterator[str]:
                     "those of the run left in peace"
                 )
     if found := without_errors(bench, "scaling"):
-        yield from head("Mbases/s", "1 device", "2 devices", "weak efficiency", "strong efficiency", "GiB a device")
-        batch = bench.sizes.batch_tokens
-        for name, row in found.items():
-            prefix, _, shape = name.rpartition(", ")
-            if not shape.startswith("2 x"):
-                continue
-            alone = [found.get(f"{prefix}, 1 x {tokens}", {}).get(RATE, float("nan")) for tokens in (batch, 2 * batch)]
-            efficiencies = [f"{row[RATE] / 2 / one:.3f}" for one in alone]
-            memory = "-" if row["peak_memory_gib"] is None else f"{row['peak_memory_gib']:.1f}"
-            yield cells_of(prefix, f"{alone[0]:.2f}", f"{row[RATE]:.2f}", *efficiencies, memory)
+        yield from head("Mbases/s", "1 GPU", "2 GPUs, weak", "efficiency", "strong", "efficiency", "GiB a GPU")
+        for length in bench.sizes.lengths:
+            for preset in bench.sizes.presets:
+                rows = [found.get(row.name, {}) for row in rates(bench, preset, length)]
+                weak, strong, one = (row.get(RATE, math.nan) for row in rows)
+                if all(map(math.isnan, (weak, strong, one))):
+                    continue
+                cells = [f"{one:.2f}"]
+                for two in (weak, strong):
+                    cells += [f"{two:.2f}", f"{two / 2 / one:.3f}"]
+                memory = ", ".join(f"{row['peak_memory_gib']:.1f}" for row in rows if row.get("peak_memory_gib"))
+                yield cells_of(f"{preset}, {length:,}", *cells, memory or "-")
     for part in PARTS:
         for name, row in bench.results.get(part, {}).items():
             if "error" in row:
@@ -474,10 +498,12 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=8.0, help="of training a rate of `scaling`")
     parser.add_argument("--presets", nargs="+", help="of `scaling`")
     parser.add_argument("--lengths", type=int, nargs="+", help="of `scaling`")
-    parser.add_argument("--scratch", type=Path, help="folder for the runs (default: the system's temporary one)")
+    parser.add_argument("--devices", type=int, nargs="+", default=[1, 2], help="runs of `equality` and `scaling` to do")
+    parser.add_argument("--scratch", type=Path, help="folder for the runs, kept (default: a temporary one)")
     arguments = parser.parse_args()
     began = time.monotonic()
-    scratch = Path(tempfile.mkdtemp(prefix="two-gpus-", dir=arguments.scratch))
+    scratch = arguments.scratch or Path(tempfile.mkdtemp(prefix="two-gpus-"))
+    scratch.mkdir(parents=True, exist_ok=True)
     bench = Bench(arguments, scratch)
     bench.results["machine"] = describe_machine(arguments.accelerator)
     for part in arguments.parts:
@@ -495,7 +521,8 @@ def main() -> int:
     if "FAILED" in report:
         print(f"runs and their words are kept in {scratch}", file=sys.stderr)
         return 1
-    shutil.rmtree(scratch, ignore_errors=True)
+    if arguments.scratch is None:
+        shutil.rmtree(scratch, ignore_errors=True)
     return 0
 
 

@@ -98,6 +98,7 @@ class PretrainModule(L.LightningModule):
     def on_fit_start(self) -> None:
         self.parts.begin(self.device.type)
         self.gradients = self.weights.gradients(self.model.parameters())
+        self.loss_scale = torch.tensor(self.gradients.scale, device=self.device)
         self.pace = Pace()
         self.first_fault = torch.tensor(-1, device=self.device)
         self.first_fault_norm = torch.tensor(0.0, device=self.device)
@@ -121,22 +122,24 @@ class PretrainModule(L.LightningModule):
             group["lr"] = self.learning_rate(step)
 
         windows = WindowParts(batch, self.model.objective, self.device, training=True)
-        sums = self.sum_over_ranks(windows.counts(self.loss_weights))
-        counted, read, weight = (sums / self.parts.ranks).unbind()  # a window's ranks count it all
-        scale = (self.gradients.scale / torch.where(weight > 0, weight, 1.0)).float()
         nll = torch.zeros((), dtype=torch.float64, device=self.device)
         self.gradients.zero()
         for together in windows.split(self.windows_per_pass(windows.length)):
-            nll += self.gradient(self.model, together, scale)
+            nll += self.gradient(self.model, together, self.loss_scale)
+        sums = torch.cat((nll[None], windows.counts(self.loss_weights)))
         if self.trainer.world_size > 1:
-            self.gradients.sum_over_ranks()
+            sums = self.gradients.sum_over_ranks(sums)
+        sums[1:] /= self.parts.ranks  # a window's ranks count it all
+        weight = sums[3]
 
-        self.gradient_norm = self.gradients.clip(self.gradient_clip)
+        # By the bases of all ranks only now: so a step has one sum over ranks, and not another one before its passes.
+        mean = torch.where(weight > 0, weight, 1.0).reciprocal().float()
+        self.gradient_norm = self.gradients.clip(mean, self.gradient_clip)
         fault = self._judge_gradient(step)
         # The fused kernel skips the update where this is 1: torch's own contract with its GradScaler.
         optimizer.optimizer.found_inf = fault.float()  # type: ignore[attr-defined]
         optimizer.step()
-        self.step_sums = torch.stack([self.sum_over_ranks(nll), counted, read])
+        self.step_sums = sums[:3]
         self.pace.step_queued(self.device)
 
     def take_fault(self) -> Tensor:

@@ -8,10 +8,16 @@ from torch import Tensor
 
 _ALIGNMENT = 64
 """Numbers: 256 bytes, as torch's allocator aligns tensors."""
+_BASE = 4096.0
+_DIGITS = tuple(_BASE**power for power in (2, 1, 0, -1, -2, -3))
+"""What a digit of a sum counts"""
+_SUMS = 4
+"""Sums of a step that go with the gradients"""
 
 
 class Gradients:
-    """`values` holds the gradients of all parameters, each `.grad` a part of it: summed over ranks in one operation.
+    """`values` holds the gradients of all parameters, each `.grad` a part of it: summed over ranks in one operation,
+    and a step's sums with them.
 
     Their addresses stay, as a CUDA graph that adds to them needs.
     """
@@ -24,7 +30,10 @@ class Gradients:
         first = self.parameters[0]
         assert all((each.dtype, each.device) == (first.dtype, first.device) for each in self.parameters)
         sizes = [-(-each.numel() // _ALIGNMENT) * _ALIGNMENT for each in self.parameters]
-        self.values = torch.zeros(sum(sizes), dtype=first.dtype, device=first.device)
+        # Behind the gradients the digits of sums, of which all ranks together must add up exactly in fp32.
+        self._sent = torch.zeros(sum(sizes) + _SUMS * len(_DIGITS), dtype=first.dtype, device=first.device)
+        self.values, self._tail = self._sent.split([sum(sizes), _SUMS * len(_DIGITS)])
+        self._units = torch.tensor(_DIGITS, dtype=torch.float64, device=first.device)
         parts = zip(self.parameters, self.values.split(sizes), strict=True)
         self.views = [part[: each.numel()].view_as(each) for each, part in parts]
 
@@ -34,10 +43,33 @@ class Gradients:
         for parameter, view in zip(self.parameters, self.views, strict=True):
             parameter.grad = view
 
-    def sum_over_ranks(self) -> None:
-        """After the last pass of a step, where there are several ranks."""
-        torch.distributed.all_reduce(self.values)
+    def sum_over_ranks(self, sums: Tensor) -> Tensor:
+        """After the last pass of a step, where there are several ranks.
 
-    def clip(self, most: float) -> Tensor:
-        """Scales them so that their norm is at most that; () their norm before."""
-        return torch.nn.utils.clip_grad_norm_(self.parameters, most)
+        Args:
+            sums: (4,) fp64 of this rank, below 2⁴⁸.
+
+        Returns:
+            (4,) fp64: over all ranks, exact to 2⁻³⁶.
+        """
+        self._tail.copy_(digits(sums, self._units).flatten())
+        torch.distributed.all_reduce(self._sent)
+        return (self._tail.view(_SUMS, -1).double() * self._units).sum(1)
+
+    def clip(self, scale: Tensor, most: float) -> Tensor:
+        """Multiplies them by `scale` (), and then so that their norm is at most `most`; () their norm in between."""
+        norm = torch.linalg.vector_norm(self.values) * scale
+        self.values.mul_(scale * at_most(norm, most))
+        return norm
+
+
+def at_most(norm: Tensor, most: float) -> Tensor:
+    """() the factor that makes a norm at most that, as of `torch.nn.utils.clip_grad_norm_`."""
+    return (most / (norm + 1e-6)).clamp(max=1.0)
+
+
+def digits(numbers: Tensor, units: Tensor) -> Tensor:
+    """(n,) fp64 → (n, digits): whole numbers below 4,096 but for the first, so that fp32 adds up those of 4,096 ranks
+    without rounding. What is not finite stays so."""
+    wholes = (numbers[:, None] / units).floor()
+    return wholes - _BASE * torch.nn.functional.pad(wholes[:, :-1], (1, 0))

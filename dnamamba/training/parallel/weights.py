@@ -9,9 +9,10 @@ import torch.nn as nn
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
 
 from dnamamba.model.language_model import LanguageModel
-from dnamamba.training.parallel.gradients import Gradients
+from dnamamba.training.parallel.gradients import Gradients, at_most
 
 
 class WholeWeights:
@@ -76,9 +77,15 @@ class ShardedGradients(Gradients):
         for parameter in self.parameters:
             parameter.grad = None
 
-    def sum_over_ranks(self) -> None:
-        pass
+    def sum_over_ranks(self, sums: Tensor) -> Tensor:
+        sums = sums.clone()
+        torch.distributed.all_reduce(sums)
+        return sums
 
-    def clip(self, most: float) -> Tensor:
-        norm: Any = super().clip(most)
-        return norm.full_tensor()
+    def clip(self, scale: Tensor, most: float) -> Tensor:
+        gradients = [each.grad for each in self.parameters if each.grad is not None]
+        whole: Any = torch.nn.utils.get_total_norm(gradients)
+        norm = whole.full_tensor() * scale
+        parts = [cast(DTensor, each).to_local() for each in gradients]
+        torch._foreach_mul_(parts, scale * at_most(norm, most))
+        return norm
