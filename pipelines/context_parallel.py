@@ -91,7 +91,7 @@ STEPS = [
     Work("7m", 1 << 17, 2, ("alone", "context", "data", "fsdp")),
     Work("1.4m", 1 << 20, 1, ("alone", "context")),
     Work("7m", 1 << 23, 1, ("alone", "context"), "cheap", 1 << 19),
-    Work("41m", 1 << 20, 1, ("alone", "context"), "cheap"),
+    Work("41m", 1 << 20, 1, ("alone", "context"), "all"),
 ]
 LONGEST = [(1 << 20) * millions for millions in (2, 4, 8, 12, 16, 24)]
 
