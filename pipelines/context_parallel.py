@@ -84,6 +84,11 @@ class Work:
     recompute: str = "none"
     chunk: int | None = None
 
+    @property
+    def name(self) -> str:
+        chunks = f", chunks of {self.chunk}" if self.chunk else ""
+        return f"{self.preset}, {self.windows} x {self.length}{chunks}"
+
 
 STEPS = [
     Work("7m", 1 << 20, 1, ("alone", "context"), "cheap"),
@@ -93,7 +98,12 @@ STEPS = [
     Work("7m", 1 << 23, 1, ("alone", "context"), "cheap", 1 << 19),
     Work("41m", 1 << 20, 1, ("alone", "context"), "all"),
 ]
-LONGEST = [(1 << 20) * millions for millions in (2, 4, 8, 12, 16, 24)]
+LONGEST = [
+    [Work("7m", 1 << 26, 1, ("context",), "cheap", 1 << 21)],
+    [Work("1.4m", 1 << 28, 1, ("context",), "cheap", 1 << 22)],
+    [Work("7m", length << 20, 1, ("context",), "all") for length in (8, 9, 10, 12)],
+]
+"""In chunks, and whole until one does not fit: a rank that is out of memory leaves the others waiting, so it is last"""
 
 
 class Bench:
@@ -241,9 +251,7 @@ def difference(one: Any, other: Any) -> dict[str, float]:
 def steps(bench: Bench) -> None:
     for work in STEPS if bench.on_gpu else [Work("demo", 512, 2, ("alone", "data", "fsdp", "context"))]:
         for way in work.ways:
-            chunks = f", chunks of {work.chunk}" if work.chunk else ""
-            name = f"{work.preset}, {work.windows} x {work.length}{chunks}, {way}"
-            bench.keep("steps", name, partial(rate, bench, work, way))
+            bench.keep("steps", f"{work.name}, {way}", partial(rate, bench, work, way))
 
 
 def rate(bench: Bench, work: Work, way: str) -> dict[str, Any]:
@@ -281,15 +289,18 @@ def rate(bench: Bench, work: Work, way: str) -> dict[str, Any]:
 
 
 def longest(bench: Bench) -> None:
-    for length in LONGEST if bench.on_gpu else [1024, 2048]:
-        work = Work("7m" if bench.on_gpu else "demo", length, 1, ("context",), "all")
-        if not bench.keep("longest", f"{work.preset}, {length}, whole", partial(once, bench, work)):
-            break
+    small = [[Work("demo", 1024, 1, ("context",), "all")], [Work("demo", 2048, 1, ("context",), "cheap", 300)]]
+    for ever_longer in LONGEST if bench.on_gpu else small:
+        for work in ever_longer:
+            if not bench.keep("longest", f"{work.name}, {work.recompute}", partial(once, bench, work)):
+                break
 
 
 def once(bench: Bench, work: Work) -> dict[str, Any]:
     """One step."""
-    trainer = Trainer(bench, preset(work.preset, **({} if bench.on_gpu else TINY)), work.recompute, None, "context")
+    trainer = Trainer(
+        bench, preset(work.preset, **({} if bench.on_gpu else TINY)), work.recompute, work.chunk, "context"
+    )
     windows = bench.windows(trainer.model, work.length)
     if bench.on_gpu:
         torch.cuda.reset_peak_memory_stats()

@@ -1,6 +1,7 @@
 """Runs on several ranks, with whole weights or parts of them, windows of their own or shared ones: all as on one."""
 
 import csv
+import math
 import os
 import shutil
 from dataclasses import replace
@@ -8,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from rank_group import run_ranks
 
 from dnamamba.errors import InputError
 from dnamamba.model.settings import ModelSettings
+from dnamamba.training.module import PretrainModule
+from dnamamba.training.parallel.gradients import Gradients
 from dnamamba.training.resolve import resolve, validation_windows_per_pass, windows_per_pass
 from dnamamba.training.run import pretrain
 from dnamamba.training.settings import PretrainSettings
@@ -148,6 +152,62 @@ def test_ranks_train_as_one(ranks: int, alone: Path, resumed: Path, tmp_path: Pa
 def test_what_ranks_cannot_share_is_refused(changes: dict[str, Any], words: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=words):
         resolve(settings_of(tmp_path / "run", **changes))
+
+
+COLLECTIVES = ("all_reduce", "all_gather", "all_gather_into_tensor", "all_gather_object", "barrier", "broadcast",
+               "broadcast_object_list", "gather", "reduce", "reduce_scatter_tensor")  # fmt: skip
+
+
+def collectives_of_steps(rank: int, out: Path) -> list[int]:
+    """How many each step of a run takes."""
+    found: list[int] = []
+
+    def counted(collective: Any) -> Any:
+        def call(*arguments: Any, **options: Any) -> Any:
+            found[-1] += 1
+            return collective(*arguments, **options)
+
+        return call
+
+    def step(module: PretrainModule, *arguments: Any) -> None:
+        found.append(0)
+        with pytest.MonkeyPatch.context() as patch:
+            for name in COLLECTIVES:
+                patch.setattr(torch.distributed, name, counted(getattr(torch.distributed, name)))
+            original(module, *arguments)
+
+    original = PretrainModule.training_step
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PretrainModule, "training_step", step)
+        pretrain(settings_of(out))
+    return found
+
+
+def test_a_step_has_one_sum_over_ranks(tmp_path: Path) -> None:
+    """Of gradients, losses and counts together, in however many passes."""
+    assert run_ranks(2, collectives_of_steps, tmp_path / "run") == 2 * [STEPS * [1]]
+
+
+SUMS = [[2.0**40 + rank, 1e7 / (3 + rank), 0.1 * rank, math.nan if rank == 2 else 1.0] for rank in range(4)]
+
+
+def summed(rank: int) -> tuple[list[float], list[float]]:
+    """Sums, and one gradient, over ranks."""
+    parameter = torch.nn.Parameter(torch.zeros(3))
+    gradients = Gradients([parameter])
+    gradients.zero()
+    assert parameter.grad is not None
+    parameter.grad += rank
+    sums = gradients.sum_over_ranks(torch.tensor(SUMS[rank], dtype=torch.float64))
+    return sums.tolist(), parameter.grad.tolist()
+
+
+def test_sums_that_go_with_gradients_are_those_of_fp64() -> None:
+    for sums, gradient in run_ranks(4, summed):
+        *exact, broken = sums
+        for found, each in zip(exact, zip(*SUMS, strict=True), strict=False):
+            assert found == pytest.approx(math.fsum(each), rel=2**-52, abs=4 * 2**-36)
+        assert math.isnan(broken) and gradient == [6.0] * 3
 
 
 def test_a_device_validates_on_no_more_windows_at_once_than_it_has_memory_for(tmp_path: Path) -> None:
