@@ -1,10 +1,11 @@
 """One sequence over several GPUs: gradients compared with one GPU's, steps a second, the longest sequence.
 
     torchrun --nproc-per-node 2 pipelines/context_parallel.py --out context_parallel.json
-        [--parts check steps longest] [--accelerator cpu]
+        [--parts check steps longest] [--only TEXT …] [--accelerator cpu]
 
 check    losses and gradients of one sequence over all ranks, of each mixer and way to the gradient, against the same
-         sequence on one: in fp32 and bf16; the difference of one device's bf16 from its fp32 next to it.
+         sequence on one; of a sequence a rank with whole weights (DDP) or parts of them (FSDP2), against all of them on
+         one: in fp32 and bf16; the difference of one device's bf16 from its fp32 next to it.
 steps    Mbases/s of whole steps (counts, gradients, their sum, clipping, fused AdamW): every rank by itself, which is
          one device's rate; windows of their own with their gradients summed (`data`), whole weights (DDP) or parts of
          them (FSDP2); one window over all ranks (`context`), whole and in chunks.
@@ -109,10 +110,11 @@ LONGEST = [
 class Bench:
     """The ranks, their device and the results, which the first rank writes."""
 
-    def __init__(self, out: Path, on_gpu: bool, only: list[str]) -> None:
-        self.on_gpu, self.out, self.only = on_gpu, out, only
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.on_gpu, self.out = on_gpu, out = arguments.accelerator == "gpu", arguments.out
+        self.only, self.seconds = arguments.only, arguments.seconds
         self.rank = int(os.environ["RANK"])
-        shared = on_gpu and torch.cuda.device_count() == 1
+        shared = on_gpu and torch.cuda.device_count() < int(os.environ["WORLD_SIZE"])
         self.device = (
             torch.device("cuda", 0 if shared else int(os.environ["LOCAL_RANK"])) if on_gpu else torch.device("cpu")
         )
@@ -255,14 +257,14 @@ def steps(bench: Bench) -> None:
 
 
 def rate(bench: Bench, work: Work, way: str) -> dict[str, Any]:
-    """Of the median step of about three seconds of them; all ranks take as many."""
+    """Of the median step of some seconds of them; all ranks take as many."""
     config = preset(work.preset, **({} if bench.on_gpu else TINY))
     trainer = Trainer(bench, config, work.recompute, work.chunk, way)
     windows = bench.windows(trainer.model, work.length, work.windows, seed=0 if way == "context" else bench.rank)
     seconds: list[float] = []
     if bench.on_gpu:
         torch.cuda.reset_peak_memory_stats()
-    total, count = 0.0, 3
+    count = 3
     while len(seconds) < count:
         torch.distributed.barrier()
         began = time.perf_counter()
@@ -270,16 +272,15 @@ def rate(bench: Bench, work: Work, way: str) -> dict[str, Any]:
         bench.synchronise()
         seconds.append(time.perf_counter() - began)
         if len(seconds) == 2:  # the first compiles kernels
-            count = max(3, min(30, 2 + int(3 / seconds[1])))
+            count = max(3, min(30, 2 + int(bench.seconds / seconds[1])))
             agreed = torch.tensor(count, device=bench.device)
             torch.distributed.all_reduce(agreed, torch.distributed.ReduceOp.MIN)
             count = int(agreed)
     ordered = sorted(seconds[2:] if count > 3 else seconds[1:])
     middle = ordered[len(ordered) // 2]
     bases = work.length * work.windows * (bench.ranks if way in ("data", "fsdp") else 1)
-    total = bases / middle / 1e6
     return {
-        "mbases_per_second": round(total, 4),
+        "mbases_per_second": round(bases / middle / 1e6, 4),
         "step_seconds": middle,
         "fastest": ordered[0],
         "slowest": ordered[-1],
@@ -321,12 +322,13 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--accelerator", choices=("gpu", "cpu"), default="gpu")
     parser.add_argument("--only", nargs="+", default=[], help="rows whose names have one of these in them")
+    parser.add_argument("--seconds", type=float, default=3.0, help="of a row of `steps`")
     parser.add_argument("--stacks", type=float, default=0.0, help="print all threads' stacks every so many seconds")
     arguments = parser.parse_args()
     if arguments.stacks:
         faulthandler.dump_traceback_later(arguments.stacks, repeat=True)
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
-    bench = Bench(arguments.out, arguments.accelerator == "gpu", arguments.only)
+    bench = Bench(arguments)
     for part in arguments.parts:
         PARTS[part](bench)
     torch.distributed.destroy_process_group()

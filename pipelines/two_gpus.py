@@ -1,6 +1,6 @@
 """Measures pretraining on two GPUs of one machine: equality with one GPU, scaling, and what happens when a rank dies.
 
-    python pipelines/two_gpus.py --out two_gpus.json [--parts equality kill scaling] [--accelerator cpu]
+    python pipelines/two_gpus.py --out two_gpus.json [--parts equality kill resume scaling] [--accelerator cpu]
 
 Every figure comes from `dnamamba.training.run.pretrain`, what `python -m dnamamba.pretrain` calls, on the bundled
 E. coli (its last 300 kb for validation). What is in --out already is not measured again, and each result is written as
@@ -10,12 +10,13 @@ equality  20 steps on two GPUs and on one: losses, windows and gradients, in fp3
           batch on one GPU as two GPUs do, so that only the all-reduce differs; "one pass" does not. FSDP2, context
           parallelism (`context_parallel.py` measures it), and both.
 kill      a rank gets SIGKILL or raises, under `--devices 2` and under torchrun: seconds until no process is left, exit
-          code, last words, checkpoints. Then one GPU continues (`--resume`), and every step's windows (coordinates,
-          strand, CRC-32 of the tokens) and losses are compared with a run on one GPU that was left in peace.
+          code, last words, checkpoints.
+resume    one GPU continues from the first of these deaths, and every step's windows (coordinates, strand, CRC-32 of the
+          tokens) and losses are compared with a run on one GPU that was left in peace.
 scaling   bases a second: 262,144 bases a step and GPU, or one window (weak); as many a step on both (strong), where
           that is one window by context parallelism.
 
---devices 1 and --devices 2 do the runs on one and on both: give both commands the same --scratch, which is then kept.
+--devices 1 and --devices 2 do the runs on one and on both; with --scratch, which is kept, `resume` may follow later.
 Prints tables in Markdown. About five minutes on two H100; --accelerator cpu tries it all on gloo with a tiny model.
 """
 
@@ -26,182 +27,22 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
-import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from observed_training import compare_resumed, compare_runs
+from rank_jobs import Bench, alive, describe_machine, wait
 
-ROOT = Path(__file__).resolve().parent.parent
-WORKER = ROOT / "pipelines" / "observed_training.py"
-GPU_VARIABLES = {"NCCL_NVLS_ENABLE": "0", "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1", "NVSHMEM_DISABLE_NVLS": "1"}
-"""NVLink multicast stays off."""
 RATES = {"1.4m": 5e6, "7m": 2e6, "41m": 0.6e6}
 """Bases a second to expect of one H200, for the number of steps."""
 RATE = "mbases_per_second"
-VALIDATION = "K-12-MG1655\t4340000\t4639675\n"
-
-
-class Sizes(NamedTuple):
-    """What the parts train; a small one for the CPU."""
-
-    model: dict[str, Any]
-    length: int
-    windows: int
-    """A step of `equality` and `kill`, over all devices."""
-    presets: tuple[str, ...]
-    lengths: tuple[int, ...]
-    batch_tokens: int
-    """A step and device of `scaling`, weak."""
-    precisions: tuple[str, ...]
-    kill_steps: int
-    kill_after: int
-    save_every: int
-
-
-TINY = {"preset": "demo", "n_layer": 1, "d_model": 16, "d_state": 4}
-ON_GPU = Sizes(
-    {"preset": "1.4m"}, 8192, 16, ("1.4m", "7m", "41m"), (8192, 131_072, 1 << 20), 262_144, ("fp32", "bf16"), 60, 25, 10
-)
-ON_CPU = Sizes(TINY, 256, 4, ("demo",), (1024,), 8192, ("fp32",), 40, 15, 5)
-
-
-# --- what starts them ------------------------------------------------------------------------------------------------
-
-
-class Group(NamedTuple):
-    """The processes that train together, and the file of their jobs."""
-
-    process: subprocess.Popen[bytes]
-    """torchrun's agent, the first rank, or the only one."""
-    jobs: Path
-
-    def words(self) -> str:
-        """What they have said."""
-        return self.jobs.with_suffix(".txt").read_text()
-
-    def errors(self) -> str:
-        """Their messages and the last lines of their tracebacks, torchrun's own aside."""
-        found = re.findall(r"^(?:\[rank\d+\]: )?(?:error:|\w*Error\b).*", self.words(), re.MULTILINE)
-        return "; ".join(found[:3]) or self.words()[-1500:]
-
-    def ranks(self) -> list[int]:
-        """The processes that train now, by rank: those that work on these jobs, but for torchrun's agent."""
-        found = {}
-        for entry in Path("/proc").glob("[0-9]*"):
-            try:
-                command = (entry / "cmdline").read_bytes()
-                variables = (entry / "environ").read_bytes().split(b"\0")
-            except OSError:
-                continue  # it has just ended, or is not ours
-            if str(self.jobs).encode() in command and b"torch.distributed.run" not in command:
-                [rank] = [item[11:] for item in variables if item.startswith(b"LOCAL_RANK=")] or [b"0"]
-                found[int(rank)] = int(entry.name)
-        return [found[rank] for rank in sorted(found)]
-
-    def end(self) -> None:
-        """Whatever has not ended by itself."""
-        for pid in self.ranks():
-            os.kill(pid, signal.SIGKILL)
-        self.process.kill()
-        self.process.wait()
-
-
-class Bench:
-    """The measurements of one command: where they go, and how jobs are run."""
-
-    def __init__(self, arguments: argparse.Namespace, scratch: Path) -> None:
-        self.out, self.scratch = arguments.out, scratch
-        self.accelerator, self.seconds = arguments.accelerator, arguments.seconds
-        self.sizes = ON_GPU if arguments.accelerator == "gpu" else ON_CPU
-        self.sizes = self.sizes._replace(
-            presets=tuple(arguments.presets or self.sizes.presets),
-            lengths=tuple(arguments.lengths or self.sizes.lengths),
-        )
-        self.results = json.loads(self.out.read_text()) if self.out.exists() else {}
-        (scratch / "validation.bed").write_text(VALIDATION)
-        self.devices = arguments.devices
-        self.jobs = 0
-        self.lock = threading.Lock()
-
-    def measure(self, part: str, name: str, how: Callable[[], dict[str, Any]]) -> None:
-        """One result, unless it is there already; an error is a result too, but is tried again the next time."""
-        known = self.results.setdefault(part, {})
-        if name in known and "error" not in known[name]:
-            return
-        began = time.monotonic()
-        try:
-            result = how()
-        except Exception as error:
-            traceback.print_exc()
-            result = {"error": f"{type(error).__name__}: {error}"[:2000]}
-        result["wall_seconds"] = round(time.monotonic() - began, 1)
-        with self.lock:
-            known[name] = result
-            print(f"[{part}] {name}: {json.dumps(result)}", file=sys.stderr, flush=True)
-            self.out.write_text(json.dumps(self.results, indent=1) + "\n")
-
-    def job(self, **settings: Any) -> dict[str, Any]:
-        """A job with the settings that all share; `observe` and the like are added by the caller."""
-        with self.lock:
-            self.jobs += 1
-            number = self.jobs
-        common = {
-            "validation": [str(self.scratch / "validation.bed")],
-            "store": str(self.scratch / "ecoli.dnamamba"),
-            "model": self.sizes.model,
-            "length": self.sizes.length,
-            "batch_tokens": self.sizes.windows * self.sizes.length,
-            "validation_every": 1_000_000,
-            "validation_tokens": 1,
-            "markov_order": 0,
-            "accelerator": self.accelerator,
-            "out": str(self.scratch / f"run-{os.getpid()}-{number}"),
-        }
-        return {"settings": common | settings}
-
-    def start(self, jobs: list[dict[str, Any]], starter: str) -> Group:
-        """Processes for the jobs: one on one device, `own` as `--devices 2` starts them, or `torchrun`'s two."""
-        with self.lock:
-            self.jobs += 1
-            file = self.scratch / f"jobs-{os.getpid()}-{self.jobs}.json"
-        file.write_text(json.dumps(jobs))
-        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-        command = [sys.executable, *(launcher if starter == "torchrun" else []), str(WORKER), str(file)]
-        folders = os.pathsep.join([str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")])
-        environment = os.environ | GPU_VARIABLES | {"PYTHONPATH": folders}
-        if starter == "one":
-            environment["CUDA_VISIBLE_DEVICES"] = "0"
-        if self.accelerator == "cpu":
-            environment["OMP_NUM_THREADS"] = "1"
-        with file.with_suffix(".txt").open("w") as words:
-            process = subprocess.Popen(command, env=environment, stdout=words, stderr=subprocess.STDOUT)
-        return Group(process, file)
-
-    def run(self, jobs: list[dict[str, Any]], starter: str) -> None:
-        """To the end; raises when they fail or take too long."""
-        group = self.start(jobs, starter)
-        try:
-            code = group.process.wait(timeout=300)
-        finally:
-            group.end()
-        if code:
-            raise RuntimeError(f"exit code {code}: {group.errors()}")
-
-    def observing(self, name: str, clear: bool = True) -> str:
-        folder = self.scratch / f"observed-{name}"
-        if clear:
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir()
-        return str(folder)
 
 
 # --- equality --------------------------------------------------------------------------------------------------------
@@ -244,29 +85,42 @@ def equality(bench: Bench) -> None:
 
 
 def kill(bench: Bench) -> None:
-    """The first death is resumed from and compared; the others show how fast and with which words a run ends.
+    """The first death is what `resume` continues from; the others show how fast and with which words a run ends.
 
     All at once, to save time: they share the devices.
     """
     cases = (
-        ("--devices 2, rank 1 gets SIGKILL", "own", 1, True),
-        ("torchrun, rank 1 gets SIGKILL", "torchrun", 1, False),
-        ("--devices 2, rank 0 gets SIGKILL", "own", 0, False),
-        ("--devices 2, rank 1 raises", "own", None, False),
-        ("torchrun, rank 1 raises", "torchrun", None, False),
+        ("--devices 2, rank 1 gets SIGKILL", "own", 1),
+        ("torchrun, rank 1 gets SIGKILL", "torchrun", 1),
+        ("--devices 2, rank 0 gets SIGKILL", "own", 0),
+        ("--devices 2, rank 1 raises", "own", None),
+        ("torchrun, rank 1 raises", "torchrun", None),
     )
     with ThreadPoolExecutor(len(cases) if bench.accelerator == "gpu" else 1) as pool:
-        for number, (name, starter, victim, resumed) in enumerate(cases):
-            how = partial(die, bench, number, starter, victim, resumed)
-            pool.submit(bench.measure, "kill", name, how)
+        for number, (name, starter, victim) in enumerate(cases):
+            pool.submit(bench.measure, "kill", name, partial(die, bench, number, starter, victim))
 
 
-def die(bench: Bench, number: int, starter: str, victim: int | None, resumed: bool) -> dict[str, Any]:
-    """One death. `victim` None means that rank 1 raises by itself."""
+def killed_job(bench: Bench, out: Path, devices: int) -> dict[str, Any]:
+    """What dies on two devices, and is left in peace on one."""
     sizes = bench.sizes
     half = sizes.windows * sizes.length // 2
-    job = bench.job(max_steps=sizes.kill_steps, log_every=5, save_every=sizes.save_every, micro_tokens=half, devices=2)
-    job["observe"] = folder = bench.observing(f"kill-{number}")
+    shutil.rmtree(out, ignore_errors=True)
+    return bench.job(
+        out=str(out),
+        devices=devices,
+        max_steps=sizes.kill_steps,
+        log_every=5,
+        save_every=sizes.save_every,
+        micro_tokens=half,
+    )
+
+
+def die(bench: Bench, number: int, starter: str, victim: int | None) -> dict[str, Any]:
+    """One death. `victim` None means that rank 1 raises by itself."""
+    sizes = bench.sizes
+    job = killed_job(bench, bench.scratch / f"killed-{number}", 2)
+    job["observe"] = folder = bench.observing(f"killed-{number}")
     job["pause"] = 0.1
     if victim is None:
         job["raise_at"] = [1, sizes.kill_after]
@@ -289,7 +143,7 @@ def die(bench: Bench, number: int, starter: str, victim: int | None, resumed: bo
     run = Path(job["settings"]["out"])
     last = (run / "checkpoints" / "last").resolve()
     said = [line for line in group.words().splitlines() if re.search(r"^error:|^ +exitcode|on purpose$", line)]
-    result: dict[str, Any] = {
+    return {
         "seconds_to_exit": round(ended, 2),
         "seconds_until_no_process": round(gone, 2),
         "exit_code": code,
@@ -298,33 +152,20 @@ def die(bench: Bench, number: int, starter: str, victim: int | None, resumed: bo
         "checkpoint_whole": {path.name for path in last.iterdir()} >= {"model.safetensors", "trainer.ckpt"},
         "half_written": [path.name for path in (run / "checkpoints").glob(".*")],
     }
-    if resumed:
-        again = {"settings": {"resume": True, "out": str(run), "devices": 1}, "observe": bench.observing("resumed")}
-        whole = bench.job(
-            max_steps=sizes.kill_steps, log_every=5, save_every=sizes.save_every, micro_tokens=half, devices=1
-        )
-        whole["observe"] = bench.observing("whole")
-        bench.run([again, whole], "one")
-        result |= compare_resumed(folder, again["observe"], whole["observe"], run, Path(whole["settings"]["out"]))
-    return result
 
 
-def alive(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return False
-    return state != "Z"
+def resume(bench: Bench) -> None:
+    """On one device, from the first death on; and all of it there."""
+    bench.measure("resume", "on one device", partial(resumed, bench))
 
 
-def wait(seconds: float, condition: Callable[[], bool], process: subprocess.Popen[bytes] | None = None) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"not within {seconds} s")
-        if process is not None and process.poll() is not None:
-            raise RuntimeError(f"ended too early, with exit code {process.poll()}")
-        time.sleep(0.005)
+def resumed(bench: Bench) -> dict[str, Any]:
+    run, whole = bench.scratch / "killed-0", killed_job(bench, bench.scratch / "whole", 1)
+    again = {"settings": {"resume": True, "out": str(run), "devices": 1}, "observe": bench.observing("resumed")}
+    whole["observe"] = bench.observing("whole")
+    bench.run([again, whole], "one")
+    killed = bench.observing("killed-0", clear=False)
+    return compare_resumed(killed, again["observe"], whole["observe"], run, Path(whole["settings"]["out"]))
 
 
 # --- scaling ---------------------------------------------------------------------------------------------------------
@@ -427,15 +268,14 @@ def tables(bench: Bench) -> Iterator[str]:
             yield cells_of(
                 name, f"{row['seconds_until_no_process']} s", row["exit_code"], row["last_checkpoint"] + whole
             )
-        for row in found.values():
-            if "resumed_at_step" in row:
-                windows = "the same, in the same order" if row["same_windows_in_same_order"] else "DIFFERENT"
-                weights = "bit-equal" if row["weights_bit_equal"] else "not bit-equal"
-                yield (
-                    f"\nResumed on one device at step {row['resumed_at_step']}: {row['windows_compared']} windows "
-                    f"{windows}; losses within {row['max_relative_loss_difference']:.1e}; last weights {weights} to "
-                    "those of the run left in peace"
-                )
+    for row in without_errors(bench, "resume").values():
+        windows = "the same, in the same order" if row["same_windows_in_same_order"] else "DIFFERENT"
+        weights = "bit-equal" if row["weights_bit_equal"] else "not bit-equal"
+        yield (
+            f"\nResumed on one device at step {row['resumed_at_step']}: {row['windows_compared']} windows "
+            f"{windows}; losses within {row['max_relative_loss_difference']:.1e}; last weights {weights} to "
+            "those of the run left in peace"
+        )
     if found := without_errors(bench, "scaling"):
         yield from head("Mbases/s", "1 GPU", "2 GPUs, weak", "efficiency", "strong", "efficiency", "GiB a GPU")
         for length in bench.sizes.lengths:
@@ -469,25 +309,7 @@ def without_errors(bench: Bench, part: str) -> dict[str, dict[str, Any]]:
     return {name: row for name, row in bench.results.get(part, {}).items() if "error" not in row}
 
 
-def describe_machine(accelerator: str) -> dict[str, Any]:
-    import torch
-
-    from dnamamba.runs.folder import environment
-
-    names = (
-        [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if accelerator == "gpu" else ["CPU"]
-    )
-    environment_now = environment(names)
-    return {
-        "devices": f"{len(names)} x {names[0]}",
-        "torch": torch.__version__,
-        "commit": environment_now["git_commit"],
-        "date": time.strftime("%Y-%m-%d"),
-        "versions": environment_now["versions"],
-    }
-
-
-PARTS = {"equality": equality, "kill": kill, "scaling": scaling}
+PARTS = {"equality": equality, "kill": kill, "resume": resume, "scaling": scaling}
 
 
 def main() -> int:

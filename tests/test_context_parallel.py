@@ -1,6 +1,11 @@
 """A sequence over several ranks: losses and all gradients are those of one device, for every mixer with a state."""
 
+import json
+import os
+import subprocess
+import sys
 from itertools import accumulate
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -187,3 +192,17 @@ def test_what_is_sent_does_not_depend_on_the_length(compared: tuple[list[str], l
     short, long = compared[1]
     d_state, layers, channels, back = 4, 2, 32, 7
     assert short == long == layers * 8 * channels * (2 * (1 + d_state) + 3 * back)
+
+
+def test_the_measurements_of_several_gpus_run_on_the_cpu(tmp_path: Path) -> None:
+    """`pipelines/context_parallel.py` with a tiny model on gloo: a device session is not where to find its faults."""
+    out, script = tmp_path / "measured.json", Path(__file__).parents[1] / "pipelines" / "context_parallel.py"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    options = ["--accelerator", "cpu", "--seconds", "0.1", "--out", str(out)]
+    subprocess.run([*command, *options], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=200)
+    found = json.loads(out.read_text())
+    assert {"DDP", "FSDP2", "mamba, in chunks, the last one odd"} < found["check"].keys()
+    for name, row in found["check"].items():
+        assert row["fp32"]["loss"] < 1e-6 and row["fp32"]["gradient"] < 2e-6, name
+    assert len(found["steps"]) == 4 and len(found["longest"]) == 2
+    assert all("error" not in row for part in ("steps", "longest") for row in found[part].values())
