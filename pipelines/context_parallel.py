@@ -203,7 +203,7 @@ class Trainer:
         if together:
             sums = self.gradients.sum_over_ranks(sums)
         counted = sums[1] / (self.bench.ranks if self.way == "context" else 1)
-        self.norm = self.gradients.clip(counted.reciprocal().float(), self.clip)
+        self.norm = self.gradients.clip(self.clip, counted.reciprocal().float())
         return sums[0] / counted / math.log(2)
 
     def step(self, windows: WindowParts) -> torch.Tensor:

@@ -199,6 +199,7 @@ def summed(rank: int) -> tuple[list[float], list[float]]:
     assert parameter.grad is not None
     parameter.grad += rank
     sums = gradients.sum_over_ranks(torch.tensor(SUMS[rank], dtype=torch.float64))
+    assert len(Gradients([parameter]).sum_over_ranks()) == 0
     return sums.tolist(), parameter.grad.tolist()
 
 

@@ -134,7 +134,7 @@ class PretrainModule(L.LightningModule):
 
         # By the bases of all ranks only now: so a step has one sum over ranks, and not another one before its passes.
         mean = torch.where(weight > 0, weight, 1.0).reciprocal().float()
-        self.gradient_norm = self.gradients.clip(mean, self.gradient_clip)
+        self.gradient_norm = self.gradients.clip(self.gradient_clip, mean)
         fault = self._judge_gradient(step)
         # The fused kernel skips the update where this is 1: torch's own contract with its GradScaler.
         optimizer.optimizer.found_inf = fault.float()  # type: ignore[attr-defined]

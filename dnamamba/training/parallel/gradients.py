@@ -12,7 +12,7 @@ _BASE = 4096.0
 _DIGITS = tuple(_BASE**power for power in (2, 1, 0, -1, -2, -3))
 """What a digit of a sum counts"""
 _SUMS = 4
-"""Sums of a step that go with the gradients"""
+"""As many may go with the gradients, behind them, as digits that fp32 adds up without rounding"""
 
 
 class Gradients:
@@ -30,9 +30,8 @@ class Gradients:
         first = self.parameters[0]
         assert all((each.dtype, each.device) == (first.dtype, first.device) for each in self.parameters)
         sizes = [-(-each.numel() // _ALIGNMENT) * _ALIGNMENT for each in self.parameters]
-        # Behind the gradients the digits of sums, of which all ranks together must add up exactly in fp32.
         self._sent = torch.zeros(sum(sizes) + _SUMS * len(_DIGITS), dtype=first.dtype, device=first.device)
-        self.values, self._tail = self._sent.split([sum(sizes), _SUMS * len(_DIGITS)])
+        self.values = self._sent[: sum(sizes)]
         self._units = torch.tensor(_DIGITS, dtype=torch.float64, device=first.device)
         parts = zip(self.parameters, self.values.split(sizes), strict=True)
         self.views = [part[: each.numel()].view_as(each) for each, part in parts]
@@ -43,20 +42,24 @@ class Gradients:
         for parameter, view in zip(self.parameters, self.views, strict=True):
             parameter.grad = view
 
-    def sum_over_ranks(self, sums: Tensor) -> Tensor:
+    def sum_over_ranks(self, sums: Tensor | None = None) -> Tensor:
         """After the last pass of a step, where there are several ranks.
 
         Args:
-            sums: (4,) fp64 of this rank, below 2⁴⁸.
+            sums: (up to 4,) fp64 of this rank, below 2⁴⁸.
 
         Returns:
-            (4,) fp64: over all ranks, exact to 2⁻³⁶.
+            The same over all ranks, exact to 2⁻³⁶.
         """
-        self._tail.copy_(digits(sums, self._units).flatten())
-        torch.distributed.all_reduce(self._sent)
-        return (self._tail.view(_SUMS, -1).double() * self._units).sum(1)
+        numbers = self._units.new_empty(0) if sums is None else sums
+        first, width = len(self.values), len(self._units)
+        sent = self._sent[: first + width * len(numbers)]
+        tail = sent[first:].view(-1, width)
+        tail.copy_(digits(numbers, self._units))
+        torch.distributed.all_reduce(sent)
+        return (tail.double() * self._units).sum(1)
 
-    def clip(self, scale: Tensor, most: float) -> Tensor:
+    def clip(self, most: float, scale: Tensor | float = 1.0) -> Tensor:
         """Multiplies them by `scale` (), and then so that their norm is at most `most`; () their norm in between."""
         norm = torch.linalg.vector_norm(self.values) * scale
         self.values.mul_(scale * at_most(norm, most))

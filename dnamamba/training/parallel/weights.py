@@ -77,12 +77,14 @@ class ShardedGradients(Gradients):
         for parameter in self.parameters:
             parameter.grad = None
 
-    def sum_over_ranks(self, sums: Tensor) -> Tensor:
+    def sum_over_ranks(self, sums: Tensor | None = None) -> Tensor:
+        if sums is None:
+            return torch.empty(0)
         sums = sums.clone()
         torch.distributed.all_reduce(sums)
         return sums
 
-    def clip(self, scale: Tensor, most: float) -> Tensor:
+    def clip(self, most: float, scale: Tensor | float = 1.0) -> Tensor:
         gradients = [each.grad for each in self.parameters if each.grad is not None]
         whole: Any = torch.nn.utils.get_total_norm(gradients)
         norm = whole.full_tensor() * scale
