@@ -11,7 +11,8 @@ steps    Mbases/s of whole steps (counts, gradients, their sum, clipping, fused 
          them (FSDP2); one window over all ranks (`context`), whole and in chunks.
 longest  one step on ever longer sequences over all ranks: seconds and GiB a device.
 
-With one GPU the ranks share it, and gloo passes what they send through the host: good for `check` alone.
+With one GPU the ranks share it, and gloo passes what they send through the host: good for `check`, and with --shorter
+to compile all kernels beforehand, which takes a minute a process.
 
 Sequences are random bases. Each result is written as soon as it is there; what --out holds is not measured again.
 """
@@ -25,7 +26,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -100,11 +101,11 @@ STEPS = [
     Work("41m", 1 << 20, 1, ("alone", "context"), "all"),
 ]
 LONGEST = [
-    [Work("7m", 1 << 26, 1, ("context",), "cheap", 1 << 21)],
+    [Work("7m", 1 << 25, 1, ("context",), "cheap", 1 << 21)],
     [Work("1.4m", 1 << 28, 1, ("context",), "cheap", 1 << 22)],
-    [Work("7m", length << 20, 1, ("context",), "all") for length in (8, 9, 10, 12)],
+    [Work("7m", length << 20, 1, ("context",), "all") for length in (8, 9, 10, 11, 12)],
 ]
-"""In chunks, and whole until one does not fit: a rank that is out of memory leaves the others waiting, so it is last"""
+"""In chunks, and whole as long as the next one should fit: a rank that is out of memory leaves the others waiting"""
 
 
 class Bench:
@@ -112,14 +113,16 @@ class Bench:
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.on_gpu, self.out = on_gpu, out = arguments.accelerator == "gpu", arguments.out
-        self.only, self.seconds = arguments.only, arguments.seconds
+        self.only, self.seconds, self.divisor = arguments.only, arguments.seconds, arguments.shorter
         self.rank = int(os.environ["RANK"])
         shared = on_gpu and torch.cuda.device_count() < int(os.environ["WORLD_SIZE"])
         self.device = (
             torch.device("cuda", 0 if shared else int(os.environ["LOCAL_RANK"])) if on_gpu else torch.device("cpu")
         )
+        self.memory = math.inf
         if on_gpu:
             torch.cuda.set_device(self.device)
+            self.memory = torch.cuda.get_device_properties(self.device).total_memory
         torch.distributed.init_process_group(
             "nccl" if on_gpu and not shared else "gloo",
             timeout=timedelta(seconds=90),
@@ -153,6 +156,11 @@ class Bench:
             print(f"[{part}] {name}: {json.dumps(found)}", flush=True)
             self.out.write_text(json.dumps(self.results, indent=1) + "\n")
         return "error" not in found
+
+    def shorter(self, work: Work) -> Work:
+        """Of lengths divided as the command says."""
+        chunk = work.chunk and work.chunk // self.divisor
+        return replace(work, length=work.length // self.divisor, chunk=chunk)
 
     def windows(self, model: LanguageModel, length: int, count: int = 1, seed: int = 0) -> WindowParts:
         own = torch.Generator().manual_seed(seed)
@@ -251,7 +259,8 @@ def difference(one: Any, other: Any) -> dict[str, float]:
 
 
 def steps(bench: Bench) -> None:
-    for work in STEPS if bench.on_gpu else [Work("demo", 512, 2, ("alone", "data", "fsdp", "context"))]:
+    small = [Work("demo", 512, 2, ("alone", "data", "fsdp", "context"))]
+    for work in map(bench.shorter, STEPS if bench.on_gpu else small):
         for way in work.ways:
             bench.keep("steps", f"{work.name}, {way}", partial(rate, bench, work, way))
 
@@ -292,9 +301,15 @@ def rate(bench: Bench, work: Work, way: str) -> dict[str, Any]:
 def longest(bench: Bench) -> None:
     small = [[Work("demo", 1024, 1, ("context",), "all")], [Work("demo", 2048, 1, ("context",), "cheap", 300)]]
     for ever_longer in LONGEST if bench.on_gpu else small:
-        for work in ever_longer:
-            if not bench.keep("longest", f"{work.name}, {work.recompute}", partial(once, bench, work)):
+        bytes_a_base = 0.0
+        for work in map(bench.shorter, ever_longer):
+            name = f"{work.name}, {work.recompute}"
+            if bytes_a_base * work.length > 0.97 * bench.memory or not bench.keep(
+                "longest", name, partial(once, bench, work)
+            ):
                 break
+            found = bench.results["longest"].get(name, {})
+            bytes_a_base = (found.get("peak_gib") or 0.0) * 2**30 / work.length
 
 
 def once(bench: Bench, work: Work) -> dict[str, Any]:
@@ -309,7 +324,11 @@ def once(bench: Bench, work: Work) -> dict[str, Any]:
     bits = trainer.step(windows).item()
     bench.synchronise()
     seconds = time.perf_counter() - began
-    peak = torch.cuda.max_memory_allocated() / 2**30 if bench.on_gpu else None
+    peak = None
+    if bench.on_gpu:
+        most = torch.tensor(torch.cuda.max_memory_allocated(), device=bench.device)
+        torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
+        peak = most.item() / 2**30
     return {"seconds": seconds, "peak_gib": peak, "bits": bits}
 
 
@@ -323,6 +342,7 @@ def main() -> None:
     parser.add_argument("--accelerator", choices=("gpu", "cpu"), default="gpu")
     parser.add_argument("--only", nargs="+", default=[], help="rows whose names have one of these in them")
     parser.add_argument("--seconds", type=float, default=3.0, help="of a row of `steps`")
+    parser.add_argument("--shorter", type=int, default=1, help="divides lengths, to compile kernels beforehand")
     parser.add_argument("--stacks", type=float, default=0.0, help="print all threads' stacks every so many seconds")
     arguments = parser.parse_args()
     if arguments.stacks:

@@ -21,11 +21,11 @@ def test_the_host_waits_for_all_but_the_last_steps(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(pace, "event_on", lambda device: next(events))
     steps = Pace()
     for number in range(10):
-        steps.step_queued(torch.device("cuda"))
+        arrived = steps.step_queued(torch.tensor([float(number), 7.0]))
         assert waited == list(range(number + 1 - STEPS_AHEAD))
+        assert arrived == ([number - STEPS_AHEAD, 7.0] if number >= STEPS_AHEAD else None)
 
 
 def test_a_cpu_is_not_waited_for() -> None:
     steps = Pace()
-    for _ in range(5):
-        steps.step_queued(torch.device("cpu"))
+    assert [steps.step_queued(torch.tensor([number])) for number in range(5)] == [None, None, [0], [1], [2]]

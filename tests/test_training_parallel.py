@@ -179,13 +179,15 @@ def collectives_of_steps(rank: int, out: Path) -> list[int]:
     original = PretrainModule.training_step
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(PretrainModule, "training_step", step)
-        pretrain(settings_of(out))
+        pretrain(settings_of(out, max_steps=8, validation_every=8, save_minutes=1e-6, keep=9))
     return found
 
 
 def test_a_step_has_one_sum_over_ranks(tmp_path: Path) -> None:
-    """Of gradients, losses and counts together, in however many passes."""
-    assert run_ranks(2, collectives_of_steps, tmp_path / "run") == 2 * [STEPS * [1]]
+    """Of gradients, losses and counts together, in however many passes; by it they agree to save, two steps later."""
+    assert run_ranks(2, collectives_of_steps, tmp_path / "run") == 2 * [8 * [1]]
+    saved = {path.name for path in (tmp_path / "run" / "checkpoints").glob("step-*")}
+    assert saved == {f"step-{step:08}" for step in (3, 6, 8)}
 
 
 SUMS = [[2.0**40 + rank, 1e7 / (3 + rank), 0.1 * rank, math.nan if rank == 2 else 1.0] for rank in range(4)]

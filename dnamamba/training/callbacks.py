@@ -18,15 +18,13 @@ from dnamamba.runs.progress import TrainingProgress
 from dnamamba.training.checkpoints import CheckpointKeeper
 from dnamamba.training.data import PretrainData, WindowBatch
 from dnamamba.training.module import PretrainModule
-from dnamamba.training.pace import event_on
+from dnamamba.training.pace import STEPS_AHEAD, event_on
 from dnamamba.training.throughput import peak_bf16_flops, peak_memory_gib
 from dnamamba.training.validation import bits_per_base, evaluate
 from dnamamba.training.validation_windows import WindowTable
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 """Ctrl-C, a scheduler's end, and SLURM's warning before pre-emption: save, then stop."""
-_AGREE_EVERY = 10
-"""Steps between the ranks' agreements on stopping: a synchronisation each."""
 
 
 class _Row(NamedTuple):
@@ -152,7 +150,9 @@ class RunControl(L.Callback):
         self.stopped_by = signal.Signals(number)
 
     def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+        assert isinstance(module, PretrainModule)
         self._wait += time.perf_counter() - self._step_ended
+        module.votes = float(self.stopped_by is not None), float(trainer.is_global_zero and self._save_is_overdue)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: WindowBatch, batch_idx: int
@@ -167,11 +167,9 @@ class RunControl(L.Callback):
             self._row = self._take_row(module, step, length=batch.tokens.shape[1] - 1)
         if earlier is not None:
             self._log(trainer, module, earlier)  # while the device, which has its step behind it, does this one
-        stop = self._stop_agreed(trainer, step)
+        stop, overdue = self._decided(trainer, module)
         due_save = self.save_every is not None and step % self.save_every == 0
-        # Ranks must save together; only rank 0's clock decides, and only where they agree anyway.
-        overdue = time.perf_counter() - self._last_save > 60 * self.save_minutes
-        due_save = due_save or (step % self.log_every == 0 and self._decide(trainer, overdue))
+        due_save = due_save or (step % self.log_every == 0 and overdue)
         if self._row is not None and (due_validation or due_save or stop):
             self._log(trainer, module, self._row, due_validation)
             self._row = None
@@ -194,15 +192,17 @@ class RunControl(L.Callback):
         self._wait = 0.0
         return row
 
-    def _decide(self, trainer: L.Trainer, rank_zero_says: bool) -> bool:
-        return bool(trainer.strategy.broadcast(rank_zero_says)) if trainer.world_size > 1 else rank_zero_says
+    @property
+    def _save_is_overdue(self) -> bool:
+        return time.perf_counter() - self._last_save > 60 * self.save_minutes
 
-    def _stop_agreed(self, trainer: L.Trainer, step: int) -> bool:
+    def _decided(self, trainer: L.Trainer, module: PretrainModule) -> tuple[bool, bool]:
+        """Whether to stop, and to save: of several ranks if any voted so some steps ago, rank 0 alone on saving. Its
+        votes from before the last checkpoint count no more."""
         if trainer.world_size == 1:
-            return self.stopped_by is not None
-        if step % _AGREE_EVERY:
-            return False
-        return trainer.strategy.reduce_boolean_decision(self.stopped_by is not None, all=False)
+            return self.stopped_by is not None, self._save_is_overdue
+        stop, save = module.votes_of_all or (0.0, 0.0)
+        return stop > 0, save > 0 and self.step - STEPS_AHEAD > (self.keeper.saved_step or 0)
 
     def _refuse_faults(self, trainer: L.Trainer, found: Sequence[float]) -> None:
         """Of `PretrainModule.take_fault`."""

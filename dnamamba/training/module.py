@@ -45,6 +45,10 @@ class PretrainModule(L.LightningModule):
         weights: what of the model is.
     """
 
+    votes = 0.0, 0.0
+    """This rank's, to stop and to save: summed over ranks with what a step sums anyway"""
+    votes_of_all: list[float] | None = None
+    """Over all ranks, of the step that `STEPS_AHEAD` come after: all ranks see the same, and none waits for it"""
     step_sums: Tensor
     """(3,) fp64 on the device, over all ranks: the last step's negative log-likelihood (nats), the bases that it is the
     sum of, and the bases read (N too, padding not)."""
@@ -126,10 +130,11 @@ class PretrainModule(L.LightningModule):
         self.gradients.zero()
         for together in windows.split(self.windows_per_pass(windows.length)):
             nll += self.gradient(self.model, together, self.loss_scale)
-        sums = torch.cat((nll[None], windows.counts(self.loss_weights)))
+        votes = [torch.full((1,), vote, dtype=torch.float64, device=self.device) for vote in self.votes]
+        sums = torch.cat((nll[None], windows.counts(self.loss_weights), *votes))
         if self.trainer.world_size > 1:
             sums = self.gradients.sum_over_ranks(sums)
-        sums[1:] /= self.parts.ranks  # a window's ranks count it all
+        sums[1:4] /= self.parts.ranks  # a window's ranks count it all
         weight = sums[3]
 
         # By the bases of all ranks only now: so a step has one sum over ranks, and not another one before its passes.
@@ -140,7 +145,7 @@ class PretrainModule(L.LightningModule):
         optimizer.optimizer.found_inf = fault.float()  # type: ignore[attr-defined]
         optimizer.step()
         self.step_sums = sums[:3]
-        self.pace.step_queued(self.device)
+        self.votes_of_all = self.pace.step_queued(sums[4:])
 
     def take_fault(self) -> Tensor:
         """(3,) fp64: `first_fault`, its norm, `norm_average`; from here on another fault is the first."""

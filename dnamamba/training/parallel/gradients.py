@@ -11,7 +11,7 @@ _ALIGNMENT = 64
 _BASE = 4096.0
 _DIGITS = tuple(_BASE**power for power in (2, 1, 0, -1, -2, -3))
 """What a digit of a sum counts"""
-_SUMS = 4
+_SUMS = 6
 """As many may go with the gradients, behind them, as digits that fp32 adds up without rounding"""
 
 
@@ -46,7 +46,7 @@ class Gradients:
         """After the last pass of a step, where there are several ranks.
 
         Args:
-            sums: (up to 4,) fp64 of this rank, below 2⁴⁸.
+            sums: (up to 6,) fp64 of this rank, below 2⁴⁸.
 
         Returns:
             The same over all ranks, exact to 2⁻³⁶.
@@ -67,7 +67,7 @@ class Gradients:
 
 
 def at_most(norm: Tensor, most: float) -> Tensor:
-    """() the factor that makes a norm at most that, as of `torch.nn.utils.clip_grad_norm_`."""
+    """() the factor that makes a norm at most that, as torch clips it."""
     return (most / (norm + 1e-6)).clamp(max=1.0)
 
 

@@ -30,7 +30,7 @@ class _AgreedStrategy(ParallelStrategy):
 
     def setup(self, trainer: L.Trainer) -> None:
         """Without Lightning's own agreement on SIGTERM, in which the host waits for the device at every step:
-        `RunControl` takes the signals, and agrees now and then."""
+        `RunControl` takes the signals, and ranks vote in what a step sums anyway."""
         super().setup(trainer)
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
 
