@@ -25,7 +25,7 @@ import os
 import time
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
@@ -111,9 +111,12 @@ LONGEST = [
 class Bench:
     """The ranks, their device and the results, which the first rank writes."""
 
-    def __init__(self, arguments: argparse.Namespace) -> None:
-        self.on_gpu, self.out = on_gpu, out = arguments.accelerator == "gpu", arguments.out
-        self.only, self.seconds, self.divisor = arguments.only, arguments.seconds, arguments.shorter
+    def __init__(
+        self, out: Path, on_gpu: bool, only: Sequence[str] = (), seconds: float = 3.0, divisor: int = 1
+    ) -> None:
+        """The options are those of the command."""
+        self.on_gpu, self.out = on_gpu, out
+        self.only, self.seconds, self.divisor = only, seconds, divisor
         self.rank = int(os.environ["RANK"])
         shared = on_gpu and torch.cuda.device_count() < int(os.environ["WORLD_SIZE"])
         self.device = (
@@ -348,7 +351,8 @@ def main() -> None:
     if arguments.stacks:
         faulthandler.dump_traceback_later(arguments.stacks, repeat=True)
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
-    bench = Bench(arguments)
+    on_gpu = arguments.accelerator == "gpu"
+    bench = Bench(arguments.out, on_gpu, arguments.only, arguments.seconds, arguments.shorter)
     for part in arguments.parts:
         PARTS[part](bench)
     torch.distributed.destroy_process_group()
