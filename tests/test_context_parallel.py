@@ -55,8 +55,8 @@ CASES = {
     "mamba and MLP": Case({"pattern": "mamba,gated_mlp"}),
 }
 LENGTH = 131
-PARTS = {2: (121, 10), 3: (40, 8, 83), 4: (32, 33, 33, 33)}
-"""Ranks → positions of each"""
+PARTS = {1: (131,), 2: (121, 10), 3: (40, 8, 83), 4: (32, 33, 33, 33)}
+"""Ranks → positions of each; one rank takes the same path, and has nobody to hear from"""
 
 
 def model_of(case: Case) -> Any:

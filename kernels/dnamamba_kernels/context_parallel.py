@@ -75,10 +75,10 @@ _ranks: Ranks | None = None
 
 @contextmanager
 def context_parallel(ranks: Ranks | None) -> Iterator[None]:
-    """Within it the operators take their sequences for parts of longer ones, in forward and in backward passes. None,
-    and a single rank, change nothing."""
+    """Within it the operators take their sequences for parts of longer ones, in forward and in backward passes. None
+    changes nothing."""
     global _ranks
-    earlier, _ranks = _ranks, None if ranks is None or ranks.size == 1 else ranks
+    earlier, _ranks = _ranks, ranks
     try:
         yield
     finally:
