@@ -40,11 +40,11 @@ from dnamamba.alphabet import BASES
 from dnamamba.model.config import ModelConfig, preset
 from dnamamba.model.language_model import LanguageModel
 from dnamamba.model.parameters import parameter_groups
+from dnamamba.parallel.context import SequenceParts
+from dnamamba.parallel.weights import ShardedWeights, WholeWeights
 from dnamamba.training.backprop.choose import window_gradient
 from dnamamba.training.data import WindowBatch
 from dnamamba.training.loss_weights import EQUAL
-from dnamamba.training.parallel.context import SequenceParts
-from dnamamba.training.parallel.weights import ShardedWeights, WholeWeights
 from dnamamba.training.window_parts import WindowParts
 
 TINY = {"n_layer": 2, "d_model": 16}

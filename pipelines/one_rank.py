@@ -21,7 +21,7 @@ import torch
 from context_parallel import Bench, Work, rate
 
 from dnamamba.model.context_parallel import Ranks
-from dnamamba.training.parallel.context import SequenceParts
+from dnamamba.parallel.context import SequenceParts
 
 WAYS = ("alone", "data", "fsdp", "context")
 ON_GPU = [Work("1.4m", 8192, 32, WAYS), Work("7m", 1 << 20, 1, WAYS, "cheap"), Work("7m", 1 << 17, 2, WAYS)]

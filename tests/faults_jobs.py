@@ -26,10 +26,10 @@ from tiny_models import random_bases, tiny_model
 from dnamamba import cli, verbs
 from dnamamba.formats.checkpoint import save_checkpoint, save_classifier
 from dnamamba.model.classifier import HeadConfig, SequenceClassifier
+from dnamamba.parallel.weights import WholeWeights
 from dnamamba.pictures.learning_curve import plot_learning_curve
 from dnamamba.runs.folder import RunFolder
 from dnamamba.training.checkpoints import TRAINER_STATE, CheckpointKeeper, TrainerStateIO
-from dnamamba.training.parallel.weights import WholeWeights
 
 KINDS = {"open": (1, 0), "write": (2, 0), "full": (2, 1), "fsync": (3, 0), "rename": (4, 0)}
 """Kind of fault → its number in faults.c, and whether all later calls fail too"""

@@ -15,9 +15,9 @@ import pytest
 from dnamamba.formats.checkpoint import load_checkpoint
 from dnamamba.model.config import preset
 from dnamamba.model.language_model import LanguageModel
+from dnamamba.parallel.weights import WholeWeights
 from dnamamba.runs.folder import RunFolder
 from dnamamba.training.checkpoints import TRAINER_STATE, CheckpointKeeper
-from dnamamba.training.parallel.weights import WholeWeights
 
 ROOT = Path(__file__).resolve().parent.parent
 IMPROVED = (True, True, False, True)

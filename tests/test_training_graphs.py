@@ -18,11 +18,11 @@ from dnamamba.model.config import ModelConfig, preset
 from dnamamba.model.language_model import LanguageModel
 from dnamamba.model.mixers import MIXERS, mixer_class
 from dnamamba.model.settings import ModelSettings
+from dnamamba.parallel.gradients import Gradients
 from dnamamba.training import estimate, run
 from dnamamba.training.backprop import MicroBatch
 from dnamamba.training.backprop.captured import Captured
 from dnamamba.training.backprop.whole import whole
-from dnamamba.training.parallel.gradients import Gradients
 from dnamamba.training.resolve import why_no_graph
 from dnamamba.training.settings import ResolvedPretrainSettings
 from tests.full_disk import disk_is_full

@@ -14,8 +14,8 @@ from rank_group import run_ranks
 
 from dnamamba.errors import InputError
 from dnamamba.model.settings import ModelSettings
+from dnamamba.parallel.gradients import Gradients
 from dnamamba.training.module import PretrainModule
-from dnamamba.training.parallel.gradients import Gradients
 from dnamamba.training.resolve import resolve, validation_windows_per_pass, windows_per_pass
 from dnamamba.training.run import pretrain
 from dnamamba.training.settings import PretrainSettings

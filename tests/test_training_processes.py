@@ -13,7 +13,7 @@ import pytest
 
 from dnamamba import cli, pretrain
 from dnamamba.errors import InputError
-from dnamamba.training.processes import process_rank
+from dnamamba.parallel.processes import process_rank
 from dnamamba.training.resolve import resolve
 from dnamamba.training.settings import PretrainSettings
 

@@ -15,13 +15,13 @@ from dnamamba.model.chunked_backward import bytes_on_device
 from dnamamba.model.config import Recompute, preset
 from dnamamba.model.language_model import LanguageModel
 from dnamamba.model.parameters import training_flops_per_token
+from dnamamba.parallel.gradients import Gradients
 from dnamamba.runs.progress import clock, si
 from dnamamba.training.backprop.captured import Captured
 from dnamamba.training.backprop.choose import WindowGradient, window_gradient
 from dnamamba.training.backprop.whole import whole
 from dnamamba.training.data import FixedWindows, WindowBatch
 from dnamamba.training.loss_weights import LossWeights
-from dnamamba.training.parallel.gradients import Gradients
 from dnamamba.training.prepare import Prepared
 from dnamamba.training.resolve import (
     ON_CPU,

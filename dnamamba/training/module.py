@@ -9,12 +9,12 @@ from torch import Tensor
 
 from dnamamba.model.language_model import LanguageModel
 from dnamamba.model.parameters import parameter_groups
+from dnamamba.parallel.context import SequenceParts
+from dnamamba.parallel.weights import WholeWeights
 from dnamamba.training.backprop.choose import WindowGradient
 from dnamamba.training.data import WindowBatch
 from dnamamba.training.loss_weights import EQUAL, LossWeights
 from dnamamba.training.pace import Pace
-from dnamamba.training.parallel.context import SequenceParts
-from dnamamba.training.parallel.weights import WholeWeights
 from dnamamba.training.window_parts import WindowParts
 
 BETAS = (0.9, 0.95)

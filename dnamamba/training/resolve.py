@@ -16,9 +16,9 @@ from dnamamba.inference.device import choose_compute, chunk_length
 from dnamamba.model.abilities import Ability, abilities_of
 from dnamamba.model.mixers import mixer_class
 from dnamamba.model.settings import ModelSettings, changes, model_config, model_name
+from dnamamba.parallel.context import refuse_parts
+from dnamamba.parallel.processes import ProcessRank, process_rank
 from dnamamba.training.mixture_file import bed_or_pattern
-from dnamamba.training.parallel.context import refuse_parts
-from dnamamba.training.processes import ProcessRank, process_rank
 from dnamamba.training.settings import PretrainSettings, ResolvedPretrainSettings
 
 

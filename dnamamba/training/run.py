@@ -25,6 +25,10 @@ from dnamamba.model.abilities import WITHOUT_CHUNKS, Ability, abilities_of, requ
 from dnamamba.model.language_model import LanguageModel
 from dnamamba.model.settings import model_config
 from dnamamba.outputs import os_errors, write_atomically
+from dnamamba.parallel.context import SequenceParts
+from dnamamba.parallel.processes import process_rank, together
+from dnamamba.parallel.strategies import RanksStrategy, ShardedStrategy
+from dnamamba.parallel.weights import ShardedWeights, WholeWeights
 from dnamamba.pictures.learning_curve import plot_learning_curve
 from dnamamba.pictures.validation_by_class import plot_validation_by_class
 from dnamamba.runs.folder import RunFolder, environment
@@ -51,11 +55,7 @@ from dnamamba.training.checkpoints import TRAINER_STATE, CheckpointKeeper, Train
 from dnamamba.training.estimate import advice, estimate, is_worth_measuring, memory_of_each
 from dnamamba.training.header import print_header
 from dnamamba.training.module import PretrainModule
-from dnamamba.training.parallel.context import SequenceParts
-from dnamamba.training.parallel.strategies import RanksStrategy, ShardedStrategy
-from dnamamba.training.parallel.weights import ShardedWeights, WholeWeights
 from dnamamba.training.prepare import Prepared, prepare_data
-from dnamamba.training.processes import process_rank, together
 from dnamamba.training.resolve import (
     RUN_FOLDER_VARIABLE,
     dense_steps,

@@ -5,13 +5,13 @@ from collections.abc import Callable
 from torch import Tensor
 
 from dnamamba.model.language_model import LanguageModel
+from dnamamba.parallel.context import SequenceParts
 from dnamamba.training.backprop import Gradient, micro_batch
 from dnamamba.training.backprop.chunked import chunked
 from dnamamba.training.backprop.chunks import Chunks
 from dnamamba.training.backprop.truncated import truncated
 from dnamamba.training.backprop.whole import whole
 from dnamamba.training.loss_weights import LossWeights
-from dnamamba.training.parallel.context import SequenceParts
 from dnamamba.training.settings import ResolvedPretrainSettings
 from dnamamba.training.window_parts import WindowParts
 

@@ -14,8 +14,8 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from dnamamba.training.parallel.agreement import refuse_disagreement
-from dnamamba.training.processes import PATIENCE
+from dnamamba.parallel.agreement import refuse_disagreement
+from dnamamba.parallel.processes import PATIENCE
 
 
 class _AgreedStrategy(ParallelStrategy):

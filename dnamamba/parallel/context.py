@@ -6,6 +6,7 @@ have without. A part's last base is predicted for the next part's first one, as 
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, TypeVar, cast
 
 import torch
 from torch.distributed.device_mesh import init_device_mesh
@@ -13,7 +14,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from dnamamba.errors import InputError
 from dnamamba.model.config import ModelConfig
 from dnamamba.model.context_parallel import LEAST, Ranks, context_parallel, mixers_without_parts
-from dnamamba.training.backprop import MicroBatch
+
+Batch = TypeVar("Batch", bound=tuple[Any, ...])
+"""A named tuple of tensors (batch, length) or None"""
 
 
 class SequenceParts:
@@ -36,13 +39,14 @@ class SequenceParts:
         with context_parallel(self._ranks):
             yield
 
-    def of(self, batch: MicroBatch) -> MicroBatch:
-        """The positions of this rank: those of all ranks are about equally many."""
+    def of(self, batch: Batch) -> Batch:
+        """The positions of this rank, of windows that begin with their inputs: those of all ranks are about equally
+        many."""
         if self._ranks is None:
             return batch
-        length, rank = batch.inputs.shape[1], self._ranks.rank
+        length, rank = batch[0].shape[1], self._ranks.rank
         here = slice(length * rank // self.ranks, length * (rank + 1) // self.ranks)
-        return MicroBatch._make(None if field is None else field[:, here].contiguous() for field in batch)
+        return cast(Any, type(batch))._make(None if field is None else field[:, here].contiguous() for field in batch)
 
 
 def refuse_parts(config: ModelConfig, ranks: int, devices: int, lengths: list[int], packed: bool) -> None:

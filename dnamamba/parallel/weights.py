@@ -12,7 +12,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
 from dnamamba.model.language_model import LanguageModel
-from dnamamba.training.parallel.gradients import Gradients, at_most
+from dnamamba.parallel.gradients import Gradients, at_most
 
 
 class WholeWeights:
