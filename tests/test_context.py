@@ -76,3 +76,33 @@ def test_bounds(kmer):
 def test_no_equivariant_model_embeds_k_mers():
     with pytest.raises(InputError, match=r"model\.kmer: 4 is not possible with rc_equivariant"):
         ModelConfig(kmer=4, rc_equivariant=True)
+
+
+def test_attention_by_content_starts_with_words_of_both_strands():
+    """Keys are queries, and in half of the channels a word has the sum of its reverse complement."""
+    torch.manual_seed(0)
+    config = ModelConfig(pattern="mamba,attention", n_layer=2, d_model=64, kmer=16, rope=False, head_dim=32)
+    backbone = LanguageModel(config).backbone
+    query, key, value = backbone.layers[1].mixer.in_proj.weight.chunk(3)
+    assert torch.equal(query, key)
+    assert not torch.equal(query, value)
+    word = torch.randint(BASES, (12,), dtype=torch.uint8)
+    # Three bases before a word, the base whose embedding it is, and the same of the other strand.
+    window, other = (torch.randint(BASES, (1, 16), dtype=torch.uint8) for _ in range(2))
+    window[0, 3:15], other[0, 3:15] = word, (3 - word).flip(0)
+    other[0, :3] = window[0, :3]
+    (seen, _), (reverse, _) = (backbone.context(tokens, None, None) for tokens in (window, other))
+    torch.testing.assert_close(seen[0, -1, ::2], reverse[0, -1, ::2])
+    assert (seen[0, -1, 1::2] - reverse[0, -1, 1::2]).abs().mean() > 0.2
+
+
+@pytest.mark.parametrize("changed", [{"rope": True}, {"kmer": 1}, {"pattern": "mamba"}])
+def test_other_models_are_drawn_as_they_were(changed):
+    fields = {"pattern": "mamba,attention", "n_layer": 2, "d_model": 64, "kmer": 16, "rope": False, "head_dim": 32}
+    model = LanguageModel(ModelConfig(**fields | changed))
+    for block in model.backbone.layers:
+        if hasattr(block.mixer, "start_with_equals"):
+            query, key, _ = block.mixer.in_proj.weight.chunk(3)
+            assert not torch.equal(query, key)
+    context = model.backbone.context
+    assert context is None or abs(float(context.weight.detach().std()) - 0.02) < 0.002

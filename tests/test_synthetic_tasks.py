@@ -157,6 +157,16 @@ def test_a_small_transformer_learns_short_copies(tasks):
     assert after["accuracy"] > 0.9
 
 
+@pytest.mark.slow
+def test_reverse_complements_are_found_soon(tasks):
+    """As attention starts out: from any other start it takes this model some 400 steps."""
+    experiment = tasks.EXPERIMENTS["hairpins"]
+    training = tasks.training_of(experiment, tasks.Wanted(next(iter(experiment.systems)), 0), 200, "cpu")
+    training.advance(200)
+    assert training.curve[0] > 1.0
+    assert training.curve[1] < 0.2
+
+
 def test_results_are_written(tasks, tmp_path, monkeypatch):
     monkeypatch.setattr(tasks, "MOST_SEQUENCES", 4)
     experiment = tasks.EXPERIMENTS["induction_heads"]

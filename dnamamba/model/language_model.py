@@ -155,8 +155,8 @@ class LanguageModel(nn.Module):
         self._start_with_copies()
 
     def _start_with_copies(self) -> None:
-        """Attention without positions that compares k-mers starts out looking for a word on both strands: training finds
-        repeats from any start, but reverse complements only from some."""
+        """Attention without positions that compares k-mers starts out looking for a word on both strands: training
+        finds repeats from any start, but reverse complements only from some."""
         attentions = [block.mixer for block in self.backbone.layers if isinstance(block.mixer, AttentionMixer)]
         if self.backbone.context is None or self.config.rope or not attentions:
             return
