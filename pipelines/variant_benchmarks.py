@@ -5,13 +5,14 @@
     python pipelines/variant_benchmarks.py speed [--checkpoint DIR] [--context 131072] [--variants 1000]
     python pipelines/variant_benchmarks.py rates [--checkpoint DIR] [--contexts 512 16384] [--every 1000 100]
 
-`quality`: the sets of `variant_sets.py`: BRCA1 and BARD1 saturation editing, ClinVar 2017 (by gene) and 1000 Genomes,
-each over all, within each consequence, and between consequences. AUROC and AUPRC of −llr with 95 % intervals from
-resampling whole positions, genes or 10-kb blocks. Nothing is fitted: the direction is given beforehand (a less likely
-allele is the more harmful one) and no threshold is chosen. --probe adds a linear probe (`variant_probe.py`), fitted on
-other genes. Leaves scores-SET.npz, results.csv and deciles.csv (share of positives by tenth of the score: its
-calibration). Scores that are there are not computed again; `scores` computes them and nothing else, as on a machine
-without scikit-learn. --limit takes every so-manyth variant, --without leaves contigs out that a model was trained on.
+`quality`: the sets of `variant_sets.py`: BRCA1 and BARD1 saturation editing, ClinVar 2017 (by gene), 1000 Genomes and
+changes of yeast's reading frames, each over all, within each consequence, and between consequences. AUROC and AUPRC of
+−llr with 95 % intervals from resampling whole positions, genes or 10-kb blocks. Nothing is fitted: the direction is
+given beforehand (a less likely allele is the more harmful one) and no threshold is chosen. --probe adds a linear probe
+(`variant_probe.py`), fitted on other genes. Leaves scores-SET.npz, results.csv and deciles.csv (share of positives by
+tenth of the score: its calibration). Scores that are there are not computed again; `scores` computes them and nothing
+else, as on a machine without scikit-learn. --limit takes every so-manyth variant; --without leaves out contigs that a
+model was trained on, --inside what is not in a BED file.
 
 `speed`: a random genome with random variants (weights are random too without --checkpoint): bases that go through the
 model and seconds for all alleles by kept states, against four whole windows an allele (timed on a few alleles), with
@@ -61,6 +62,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, help="variants of each set, spread evenly")
     parser.add_argument("--probe", type=int, metavar="BASES", help="also a linear probe, of windows so long")
     parser.add_argument("--without", nargs="+", default=[], metavar="CONTIG", help="leave its variants out")
+    parser.add_argument("--inside", type=Path, metavar="BED", help="leave variants outside of these intervals out")
     parser.add_argument("--context", type=int)
     parser.add_argument("--suffix", type=int)
     parser.add_argument("--state_every", type=int)
@@ -89,7 +91,10 @@ def main() -> None:
 def quality(arguments: argparse.Namespace) -> None:
     """Scores the sets that --out has no scores of, then writes the tables."""
     arguments.out.mkdir(parents=True, exist_ok=True)
-    sets = {name: chosen(SETS[name](arguments.data), arguments.limit, arguments.without) for name in arguments.sets}
+    sets = {
+        name: chosen(SETS[name](arguments.data), arguments.limit, arguments.without, arguments.inside)
+        for name in arguments.sets
+    }
     if any(not scores_of(arguments.out, name).exists() for name in sets):
         if arguments.checkpoint is None:
             raise SystemExit(f"{arguments.out}: not all sets have scores yet; give --checkpoint")

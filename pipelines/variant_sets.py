@@ -1,4 +1,5 @@
-"""Variants with known answers, for `variant_benchmarks.py`: saturation editing, ClinVar, 1000 Genomes.
+"""Variants with known answers, for `variant_benchmarks.py`: saturation editing, ClinVar, 1000 Genomes, and random
+changes of yeast's long open reading frames, whose answer is what they do to the protein.
 
 Each set says which of its variants are compared with which. `Contrast`s within a consequence (missense alone, introns
 alone) cannot be won by knowing the consequence; those between consequences show that a model has learnt it.
@@ -12,6 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
+from dnamamba.alphabet import TOKEN_BITS, decode
+from dnamamba.genome.effects import EFFECTS, changes_of_transcript
+from dnamamba.genome.genes import open_reading_frames
+from dnamamba.genome.intervals import Interval
+from dnamamba.genome.store import open_genome
 from dnamamba.genome.vcf import Records
 
 
@@ -185,13 +191,58 @@ def kg1000(data: Path) -> VariantSet:
     )
 
 
-SETS = {"brca1": brca1, "clinvar": clinvar, "bard1": bard1, "kg1000": kg1000}
+YEAST_CHANGES = 30
 
 
-def chosen(variants: VariantSet, limit: int | None, without: Sequence[str] = ()) -> VariantSet:
-    """Those on other contigs than `without`, and of these `limit`, spread evenly."""
+def yeast(data: Path) -> VariantSet:
+    """Random changes in open reading frames of 300 codons and more, `YEAST_CHANGES` in each."""
+    genome = data / "genomes" / "yeast_sacCer3.fa.gz"
+    store = open_genome([genome])
+    rng = np.random.default_rng(0)
+    contigs: list[str] = []
+    start: list[int] = []
+    alt: list[int] = []
+    effect: list[int] = []
+    for contig in store.contigs:
+        for gene in open_reading_frames(store, Interval(contig.name, 0, contig.length), least=900):
+            there = np.sort(rng.choice(np.arange(gene.start, gene.end), YEAST_CHANGES, replace=False))
+            tokens = store.read(contig.name, gene.start, gene.end)[there - gene.start] & TOKEN_BITS
+            changed = ((tokens + rng.integers(1, 4, there.size)) % 4).astype(np.uint8)
+            contigs += [contig.name] * there.size
+            start += there.tolist()
+            alt += changed.tolist()
+            effect += changes_of_transcript(store, gene, there, changed).effect.tolist()
+    ref = [decode(store.read(name, at, at + 1) & TOKEN_BITS) for name, at in zip(contigs, start, strict=True)]
+    consequence = np.array(EFFECTS)[effect]
+    everything = np.ones(len(start), bool)
+    return VariantSet(
+        "yeast",
+        [genome],
+        records_of(contigs, start, ref, ["ACGT"[base] for base in alt]),
+        [
+            between(f"{kind} against synonymous", everything, consequence, kind, "synonymous")
+            for kind in ("nonsense", "missense")
+        ],
+        np.repeat(np.arange(len(start) // YEAST_CHANGES), YEAST_CHANGES).astype(str),
+        consequence=consequence,
+    )
+
+
+SETS = {"brca1": brca1, "clinvar": clinvar, "bard1": bard1, "kg1000": kg1000, "yeast": yeast}
+
+
+def chosen(
+    variants: VariantSet, limit: int | None, without: Sequence[str] = (), inside: Path | None = None
+) -> VariantSet:
+    """Those on other contigs than `without`, in intervals of the BED file, and of these `limit`, spread evenly."""
     names = np.array(variants.records.contigs)[variants.records.contig]
-    rows = np.flatnonzero(~np.isin(names, without))
+    wanted = ~np.isin(names, without)
+    if inside is not None:
+        there = np.zeros_like(wanted)
+        for contig, first, end, *_ in (line.split("\t") for line in inside.read_text().splitlines()):
+            there |= (names == contig) & (variants.records.start >= int(first)) & (variants.records.start < int(end))
+        wanted &= there
+    rows = np.flatnonzero(wanted)
     if limit is not None and limit < len(rows):
         rows = rows[np.linspace(0, len(rows) - 1, limit).round().astype(np.int64)]
     if len(rows) == len(names):
