@@ -1,10 +1,11 @@
 """Make a trained model one that comes with the package.
 
-    python pipelines/bundle_model.py --checkpoint RUN --name NAME --about TEXT --licence TEXT [--results FOLDER]
+    python pipelines/bundle_model.py --checkpoint RUN --name NAME --about TEXT --licence TEXT \\
+        [--results FOLDER ... --context N]
 
 Writes `dnamamba/bundled/NAME`: matrices in bf16, at most 16 MB. Its card is the run's own, without folders of the
 machine that it was trained on, and with what `variant_benchmarks.py quality` left in --results: how well the zero-shot
-scores of this model rank variants.
+scores of this model rank variants in windows of --context bases, over all and by consequence.
 """
 
 import argparse
@@ -12,6 +13,8 @@ import csv
 import sys
 from pathlib import Path
 from typing import Any
+
+from region_ablation import MEASURES
 
 from dnamamba import bundled, cli
 from dnamamba.errors import InputError
@@ -23,7 +26,12 @@ SCORE = "-llr"
 """The score of `variant_benchmarks.py` whose ranking a card reports"""
 NUMBERS = {"auroc": "auroc", "low": "auroc_low", "high": "auroc_high"}
 """In a card → in results.csv"""
-SETS = {"brca1": "BRCA1 saturation editing", "clinvar": "ClinVar 2017", "kg1000": "1000 Genomes", "bard1": "BARD1"}
+SETS = {
+    "brca1": "BRCA1 saturation editing",
+    "clinvar": "ClinVar 2017",
+    "bard1": "BARD1 saturation editing",
+    "yeast": "changes of yeast's reading frames",
+}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -32,13 +40,16 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--name", required=True)
     parser.add_argument("--about", required=True, help="one sentence: what it is for")
     parser.add_argument("--licence", required=True, help="the data's names and licences")
-    parser.add_argument("--results", type=Path, help="folder that variant_benchmarks.py quality wrote")
+    parser.add_argument("--results", type=Path, nargs="+", help="folders that variant_benchmarks.py quality wrote")
+    parser.add_argument("--context", type=int, help="that the variants of --results were scored with")
     options = parser.parse_args(arguments)
     folder = bundled.FOLDER / options.name
     model, provenance = load_checkpoint(options.checkpoint)
-    said = {"about": options.about, "licence": options.licence}
+    said: dict[str, Any] = {"about": options.about, "licence": options.licence}
     if options.results is not None:
-        said["ranking"] = ranking(options.results / "results.csv")
+        each = (ranking(folder / "results.csv") for folder in options.results)
+        said |= {"ranking": {data: found for sets in each for data, found in sets.items()}}
+        said |= {"ranking_context": options.context} if options.context else {}
     save_checkpoint(model, folder, without_folders(provenance) | said, dtype="bf16")
     size = sum(path.stat().st_size for path in folder.iterdir())
     print(f"{folder}: {size:,} bytes")
@@ -51,7 +62,8 @@ def ranking(path: Path) -> dict[str, list[dict[str, Any]]]:
     found: dict[str, list[dict[str, Any]]] = {}
     with path.open(newline="") as file:
         for row in csv.DictReader(file):
-            if row["score"] == SCORE and row["auroc"]:
+            is_shown = (row["set"], row["contrast"]) in MEASURES or row["set"] == "yeast"
+            if row["score"] == SCORE and row["auroc"] and is_shown:
                 numbers = {name: round(float(row[key]), 4) for name, key in NUMBERS.items()}
                 counts = {name: int(row[name]) for name in ("positives", "negatives")}
                 found.setdefault(SETS.get(row["set"], row["set"]), []).append(

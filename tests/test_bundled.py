@@ -1,6 +1,8 @@
 """Models that come with the package: found by name, listed, stored in bf16, and honest about what they rank."""
 
 import json
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,11 +14,14 @@ from dnamamba.errors import InputError
 from dnamamba.formats import load_checkpoint
 from dnamamba.formats.checkpoint import save_checkpoint
 from dnamamba.runs.card import ranking_lines
-from pipelines import bundle_model
 from tests.tiny_models import random_bases, tiny_model
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "pipelines"))
+import bundle_model
 
 RANKED = {"Set": [{"variants": name, "auroc": value, "low": value - 0.02, "high": value + 0.02}
                   for name, value in (("nonsense", 0.8), ("missense", 0.51), ("intron", 0.4))]}  # fmt: skip
+MISSENSE = "pathogenic against benign, missense"
 PROVENANCE = {"about": "For tests.", "settings": {"length": 64}, "ranking": RANKED}
 
 
@@ -90,19 +95,22 @@ def test_a_run_becomes_a_bundled_model_without_its_folders(box, tmp_path, capsys
     (tmp_path / "results").mkdir()
     header = "set,contrast,score,auroc,auroc_low,auroc_high,positives,negatives\n"
     rows = (
-        "clinvar,missense,-llr,0.6,0.55,0.65,10,20\nclinvar,missense,|llr|,0.5,0.4,0.6,10,20\nbrca1,all,-llr,,,,0,9\n"
+        f'clinvar,"{MISSENSE}",-llr,0.6,0.55,0.65,10,20\nclinvar,"{MISSENSE}",|llr|,0.5,0.4,0.6,10,20\n'
+        "clinvar,unknown,-llr,0.6,0.55,0.65,10,20\nbrca1,LOF against the rest,-llr,,,,0,9\n"
     )
     (tmp_path / "results" / "results.csv").write_text(header + rows)
     flags = ["--checkpoint", str(tmp_path / "run"), "--name", "new", "--about", "One.", "--licence", "Two."]
     (box / "__init__.py").touch()
-    assert cli.run(bundle_model.main, [*flags, "--results", str(tmp_path / "results")]) == 0
+    assert cli.run(bundle_model.main, [*flags, "--results", str(tmp_path / "results"), "--context", "64"]) == 0
     written = json.loads((box / "new" / "provenance.json").read_text())
     assert written["genomes"][0]["source"][0]["path"] == "a.fa" and written["command"] == ["python"]
     assert written["ranking"] == {
         "ClinVar 2017": [
-            {"variants": "missense", "auroc": 0.6, "low": 0.55, "high": 0.65, "positives": 10, "negatives": 20}
+            {"variants": MISSENSE, "auroc": 0.6, "low": 0.55, "high": 0.65, "positives": 10, "negatives": 20}
         ]
     }
+    [(_, text)] = ranking_lines(written)
+    assert text == f"ClinVar 2017 (context 64): {MISSENSE} above chance (0.60 [0.55, 0.65])"
     assert bundled.names() == ["new", "tiny"]
 
 

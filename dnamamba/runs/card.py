@@ -139,13 +139,15 @@ def ranking_lines(provenance: dict[str, Any]) -> Lines:
 
 @_as_far_as_it_goes
 def _ranking_lines(provenance: _Said) -> Iterator[Line]:
+    context = provenance.get("ranking_context")
+    at = f" (context {context.number():,})" if context else ""
     for data, found in provenance["ranking"].items():
         ranked = []
         for each in found.each():
             value, low, high = (each[name].number() for name in ("auroc", "low", "high"))
             level = "above chance" if low > 0.5 else "below chance" if high < 0.5 else "at chance"
             ranked.append(f"{each['variants']} {level} ({value:.2f} [{low:.2f}, {high:.2f}])")
-        yield "ranks", f"{data}: {', '.join(ranked)}"
+        yield "ranks", f"{data}{at}: {', '.join(ranked)}"
 
 
 def _model_lines(config: dict[str, Any]) -> Lines:
