@@ -16,7 +16,7 @@ worm and aligned vertebrates as they are; chicken's aligned blocks become one re
 
 `score` runs `variant_benchmarks.py` on each finished run, zero shot and a linear probe by gene. None of the variants
 lies on chr20, but ClinVar's records there, which are left out; all models read 512 bases. `table` writes results.csv,
-results.md and results.png.
+a row a run, and results.md and results.png, which join the seeds of a system.
 """
 
 import argparse
@@ -27,6 +27,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import numpy as np
@@ -224,7 +225,7 @@ def finished(runs: Path) -> list[Path]:
 
 
 def table(options: argparse.Namespace) -> None:
-    """A row a run; and the picture."""
+    """The table and the picture."""
     rows = []
     for run in finished(options.runs):
         row: dict[str, Any] = {"run": run.name, "tokens": json.loads((run / "summary.json").read_text())["tokens"]}
@@ -246,13 +247,28 @@ def table(options: argparse.Namespace) -> None:
         writer = csv.DictWriter(file, names)
         writer.writeheader()
         writer.writerows(rows)
-    write_atomically(options.runs / "results.md", markdown(rows))
-    draw(rows, options.runs / "results.png")
+    systems = by_system(rows)
+    write_atomically(options.runs / "results.md", markdown(systems))
+    draw(systems, options.runs / "results.png")
     print(f"written to {options.runs / 'results.csv'}, results.md and results.png")
 
 
+def by_system(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Runs that differ in the seed, the number at their names' ends, as one row: means, and the widest interval."""
+    found = []
+    for system in dict.fromkeys(row["run"].rpartition("-")[0] for row in rows):
+        own = [row for row in rows if row["run"].rpartition("-")[0] == system]
+        row: dict[str, Any] = {"run": f"{system} ({len(own)})"}
+        for name in dict.fromkeys(name for each in own for name in each if name != "run"):
+            values = [each[name] for each in own if name in each]
+            of_seeds = min if name.endswith("_low") else max if name.endswith("_high") else mean
+            row[name] = of_seeds(values)
+        found.append(row)
+    return found
+
+
 def markdown(rows: list[dict[str, Any]]) -> str:
-    """AUROC with interval and AUPRC, zero shot and probe, a line a measure and a column a run."""
+    """AUROC with interval and AUPRC, zero shot and probe, a line a measure and a column a system."""
     runs = [row["run"] for row in rows]
     lines = ["| measure | " + " | ".join(runs) + " |", "|---|" + "---|" * len(runs)]
     for name in CLASSES:
@@ -275,7 +291,7 @@ def cell(row: dict[str, Any], key: str) -> str:
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
-    """A panel zero shot and one of the probe: a point a run on each line of a measure, with its interval."""
+    """A panel zero shot and one of the probe: a point a system on each line of a measure, with its interval."""
     from matplotlib.figure import Figure
 
     from dnamamba.pictures.figures import save_png

@@ -108,3 +108,16 @@ def test_aligned_blocks_become_one_record(tmp_path: Path) -> None:
         file.write(">a one\nACGT\nAC\n>b\nGG\n>a one\nTT\n")
     path = region_ablation.joined(tmp_path / "blocks.fa.gz", tmp_path / "hen.fa")
     assert path.read_text() == ">hen\nACGTACNGGNTT\n"
+
+
+def test_seeds_of_a_system_are_one_column_with_the_widest_interval() -> None:
+    rows = [
+        {"run": "whole-8192-0", "tokens": 1, "a, auroc": 0.5, "a, auroc_low": 0.4, "a, auroc_high": 0.6},
+        {"run": "whole-8192-1", "tokens": 1, "a, auroc": 0.7, "a, auroc_low": 0.6, "a, auroc_high": 0.8},
+        {"run": "whole-0", "tokens": 1},
+    ]
+    first, second = region_ablation.by_system(rows)
+    assert first == {
+        "run": "whole-8192 (2)", "tokens": 1, "a, auroc": 0.6, "a, auroc_low": 0.4, "a, auroc_high": 0.8
+    }  # fmt: skip
+    assert second == {"run": "whole (1)", "tokens": 1}
