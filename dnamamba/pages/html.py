@@ -38,8 +38,9 @@ a { color: #0b57d0; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1rem; margin: .5rem 0; }
 dt { color: #595959; } dd { margin: 0; overflow-wrap: anywhere; }
 footer { margin-top: 2.5rem; color: #595959; font-size: 13px; }
-@media print { body { margin: 0; max-width: none; }
-  h2, figure, table { break-inside: avoid; } h2 { break-after: avoid; } }
+@media print { body { margin: 0; max-width: none; font-size: 12px; } code, pre { font-size: 10px; }
+  h2, h3, figure, table { break-inside: avoid; } h2, h3, p:has(+ table), p:has(+ pre) { break-after: avoid; }
+  figure img { max-height: 10cm; } }
 """
 
 

@@ -156,11 +156,13 @@ def comparison(runs: list[Pretraining]) -> str:
         for row in run.by_class
         if row["group"] not in ("position", "contig")
     )
+    groups = list(dict.fromkeys(group for group, _ in classes))
+    keys = sorted(classes, key=lambda key: groups.index(key[0]))
     by_run = [{(row["group"], row["class"]): float(row["bits_per_base"]) for row in run.by_class} for run in runs]
-    shown = [(f"{group}: {name}" if group != name else name) for group, name in classes]
+    shown = [(f"{group}: {name}" if group != name else name) for group, name in keys]
     cells = [
         (label, *(f"{of[key]:.4f}" if key in of else "–" for of in by_run))
-        for label, key in zip(shown, classes, strict=True)
+        for label, key in zip(shown, keys, strict=True)
     ]
     parts += ["<h3>By class, bits per base</h3>", table(("class", *(run.name for run in runs)), cells)]
     return "\n".join(parts)

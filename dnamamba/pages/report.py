@@ -49,7 +49,7 @@ def report_page(found: list[Pretraining | Finetuning | ScoreTable]) -> str:
     finetunings = [each for each in found if isinstance(each, Finetuning)]
     tables = [each for each in found if isinstance(each, ScoreTable)]
     title = ", ".join(each.name for each in found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
-    parts = [f"<h1>{text(title)}</h1>"]
+    parts = [f"<h1>{text(title) if len(found) > 1 else 'Report'}</h1>"]
     parts += [pretraining.comparison(pretrainings), finetuning.comparison(finetunings), scores.comparison(tables)]
     for each in found:
         if isinstance(each, Pretraining):

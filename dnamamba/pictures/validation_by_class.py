@@ -41,10 +41,10 @@ def plot_validation_by_class(
     small = {label: groups.get(group, []) for group, label in _SMALL_GROUPS.items()}
     regions = [(label, row) for label, classes in small.items() for row in classes if len(classes) > 1]
     total = sum(float(row["bases"]) for row in groups.get("all", [])) or 1.0
-    labels = [f"{label}: {row['class']}\n{float(row['bases']) / total:.1%} of the bases" for label, row in regions]
+    labels = [f"{label}: {row['class']}, {float(row['bases']) / total:.1%}" for label, row in regions]
     contigs = sorted(groups.get("contig", []), key=lambda row: -float(row["bases"]))
     shown = [row for row in groups.get("contig", []) if row in contigs[:MOST_CONTIGS]]
-    figure = Figure(figsize=(15, 5 + 0.2 * max(len(shown) - 15, 0)), layout="constrained")
+    figure = Figure(figsize=(15, 5 + 0.2 * max(len(shown) - 15, len(regions) - 15, 0)), layout="constrained")
     panels = figure.subplots(1, 3, width_ratios=(1.2, 1, 1))
     figure.suptitle(title)
 
@@ -64,7 +64,7 @@ def plot_validation_by_class(
 
     lines = [*overall, *([] if markov is None else [markov])]
     _points(panels[1], labels, [row for _, row in regions], COLOURS[0], lines)
-    panels[1].set_title("by region class")
+    panels[1].set_title("by region class (share of the bases)")
 
     _points(panels[2], [shortened(row["class"]) for row in shown], shown, COLOURS[2], lines)
     more = f", {MOST_CONTIGS} largest of {len(contigs)}" if len(contigs) > MOST_CONTIGS else ""
