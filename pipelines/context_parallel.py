@@ -24,7 +24,6 @@ import math
 import os
 import time
 import traceback
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -350,7 +349,6 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.stacks:
         faulthandler.dump_traceback_later(arguments.stacks, repeat=True)
-    warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
     on_gpu = arguments.accelerator == "gpu"
     bench = Bench(arguments.out, on_gpu, arguments.only, arguments.seconds, arguments.shorter)
     for part in arguments.parts:

@@ -13,7 +13,6 @@ median step over that of `alone`. Steps are as in `context_parallel.py`, without
 import argparse
 import os
 import statistics
-import warnings
 from functools import partial
 from pathlib import Path
 
@@ -41,7 +40,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--accelerator", choices=("gpu", "cpu"), default="gpu")
     arguments = parser.parse_args()
-    warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
     alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29511"}
     os.environ.update(alone)
     bench = Bench(arguments.out, arguments.accelerator == "gpu")

@@ -16,6 +16,7 @@ from dnamamba.inference.pooling import head_features
 from dnamamba.model.classifier import SequenceClassifier
 from dnamamba.model.config import Strands
 from dnamamba.model.tokens import reverse_complement
+from dnamamba.parallel.group import ALONE, Group
 
 
 class Sequences(Protocol):
@@ -33,13 +34,19 @@ class Sequences(Protocol):
 
 @torch.no_grad()
 def predict_logits(
-    model: SequenceClassifier, examples: Sequences, compute: Compute, progress: OnProgress | None = None
+    model: SequenceClassifier,
+    examples: Sequences,
+    compute: Compute,
+    progress: OnProgress | None = None,
+    group: Group = ALONE,
 ) -> Tensor:
-    """(examples, outputs) fp32 on the device, in the order of the examples, whatever the batches."""
-    logits = torch.empty(len(examples), len(model.head_config.names), device=compute.device)
-    for rows, features in pool_all(model, examples, compute, model.head_config.strands, progress=progress):
+    """(examples, outputs) fp32 on the device, in the order of the examples, whatever the batches. Ranks share the
+    batches, and each gets all logits."""
+    logits = torch.zeros(len(examples), len(model.head_config.names), device=compute.device)
+    strands = model.head_config.strands
+    for rows, features in pool_all(model, examples, compute, strands, progress=progress, group=group):
         logits[rows] = model.logits(features)
-    return logits
+    return group.sum(logits)
 
 
 def pool_all(
@@ -50,13 +57,15 @@ def pool_all(
     *,
     reverse_complemented: bool = False,
     progress: OnProgress | None = None,
+    group: Group = ALONE,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """(rows, their features fp32 as `head_features` gives them) until every example was there once; with
-    `reverse_complemented` of their reverse complements."""
+    """(rows, their features fp32 as `head_features` gives them) until every example was there once, on one of the ranks
+    of the `group`; with `reverse_complemented` of their reverse complements."""
     was_training = model.training
     model.eval()
-    done = 0
-    for rows in batches_by_length(examples.lengths, compute.micro_tokens):
+    batches = group.share(list(batches_by_length(examples.lengths, compute.micro_tokens)))
+    done, total = 0, sum(map(len, batches))
+    for rows in batches:
         tokens, lengths = map(compute.put, examples.padded(rows))
         if reverse_complemented:
             tokens = reverse_complement(tokens, lengths)
@@ -65,7 +74,7 @@ def pool_all(
         yield compute.put(rows), features
         done += len(rows)
         if progress is not None:
-            progress(done, len(examples))
+            progress(done, total)
     model.train(was_training)
 
 

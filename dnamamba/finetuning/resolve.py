@@ -14,6 +14,7 @@ from dnamamba.inference.device import Compute, choose_compute
 from dnamamba.model.abilities import Ability, abilities_of, require_last_state
 from dnamamba.model.config import ModelConfig
 from dnamamba.model.settings import ModelSettings, model_config
+from dnamamba.parallel.processes import chosen_devices, chosen_folder
 
 FROM_SCRATCH = "none"
 
@@ -49,6 +50,7 @@ def resolve(settings: FinetuneSettings) -> ResolvedFinetuneSettings:
         micro_tokens=compute.micro_tokens,
         learning_rate=settings.learning_rate or [1e-2 if settings.mode == "probe" else 1e-3],
         kmer=(0 if is_variants else 6 if is_species else 5) if settings.kmer is None else settings.kmer,
+        devices=chosen_devices(settings.devices, compute.accelerator, resumed=settings.resume),
         accelerator=compute.accelerator,
         precision=compute.precision,
     )
@@ -58,7 +60,7 @@ def resolve(settings: FinetuneSettings) -> ResolvedFinetuneSettings:
     _check(resolved)
     if resolved.pooling == "last" and not is_variants:
         require_last_state(abilities, "--pooling last", "--pooling mean")
-    resolved.out = _run_folder(settings.out, resolved).absolute()
+    resolved.out = chosen_folder(settings.out, lambda: _usual_folder(resolved))
     return resolved
 
 
@@ -104,9 +106,7 @@ def _check_task(settings: ResolvedFinetuneSettings) -> None:
         )
 
 
-def _run_folder(wanted: Path | None, settings: ResolvedFinetuneSettings) -> Path:
-    if wanted is not None:
-        return wanted
+def _usual_folder(settings: ResolvedFinetuneSettings) -> Path:
     source = settings.species or settings.data or settings.variants or Path("data")
     length = [str(settings.length)] if settings.length else []
     return Path("runs", "-".join([settings.task, source.stem, *length, time.strftime("%Y%m%d-%H%M%S")]))

@@ -13,8 +13,6 @@ RUN/
     summary.json                     the result
 """
 
-import csv
-import io
 import json
 import math
 import signal
@@ -22,7 +20,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -33,13 +31,13 @@ from dnamamba.errors import InputError
 from dnamamba.finetuning.baselines.simple import simple_models
 from dnamamba.finetuning.card import classifier_card
 from dnamamba.finetuning.metrics import SELECT_BY, bootstrap_by_group, evaluate, over_seeds
+from dnamamba.finetuning.output import print_header, print_result, write_metrics, write_predictions
 from dnamamba.finetuning.predictions import predict_logits
 from dnamamba.finetuning.resolve import FROM_SCRATCH, compute_of, resolve
 from dnamamba.finetuning.settings import FinetuneSettings, ResolvedFinetuneSettings
 from dnamamba.finetuning.tasks import sequences, species, variants
 from dnamamba.finetuning.tasks.examples import Examples, FixedSet, Target, Task, canonical
 from dnamamba.finetuning.trial import (
-    STRAND_USES,
     Candidate,
     Diverged,
     EpochRow,
@@ -56,18 +54,17 @@ from dnamamba.inference.device import Compute, chunk_length, device_name, torch_
 from dnamamba.model.abilities import WITHOUT_CHUNKS, Ability, abilities_of, require
 from dnamamba.model.classifier import HeadConfig, SequenceClassifier
 from dnamamba.model.config import ModelConfig
-from dnamamba.model.kernels import describe_kernels
 from dnamamba.model.language_model import Backbone, LanguageModel
 from dnamamba.model.parameters import parameter_count
 from dnamamba.model.settings import model_config, model_name
 from dnamamba.outputs import replace_link, write_atomically
+from dnamamba.parallel.group import Group, joined
+from dnamamba.parallel.processes import own_device, process_rank, together
 from dnamamba.runs.folder import RunFolder
-from dnamamba.runs.lines import print_lines
 from dnamamba.runs.progress import clock, job_bar
 from dnamamba.runs.recompute import choose_recompute
 from dnamamba.runs.resume import DATA, kept_with_truncation, refuse_changes
-from dnamamba.runs.summary import comparison_lines, figures, variant_lines
-from dnamamba.settings.fields import as_plain
+from dnamamba.settings.fields import as_plain, flat, named_fields
 
 TASKS: dict[str, Callable[[ResolvedFinetuneSettings], Task]] = {
     "species": species.build,
@@ -88,8 +85,10 @@ def finetune(requested: FinetuneSettings) -> Path:
 
 
 def _finetune(requested: FinetuneSettings, settings: ResolvedFinetuneSettings, folder: RunFolder) -> Path:
+    is_first = process_rank().rank == 0
+    own_device(settings.accelerator)
     if settings.resume:
-        if not settings.dry_run:
+        if is_first and not settings.dry_run:
             folder.lock.take()
         test_was_read = (folder.path / TEST_READ).exists()
         recorded = _recorded_data(folder)
@@ -101,7 +100,7 @@ def _finetune(requested: FinetuneSettings, settings: ResolvedFinetuneSettings, f
         refuse_changes(requested, settings, folder.config, kept=kept, files=recorded is None)
         if folder.summary.exists():
             raise InputError(f"{folder.path}: this run is finished, see {folder.summary}; nothing is left to resume")
-    elif not settings.dry_run:
+    elif is_first and not settings.dry_run:
         folder.refuse_existing()
     start = _Start(settings)
     task = TASKS[settings.task](settings)
@@ -112,23 +111,35 @@ def _finetune(requested: FinetuneSettings, settings: ResolvedFinetuneSettings, f
     if settings.backprop != "whole":
         require(start, f"finetune --backprop {settings.backprop}", f"; or {WITHOUT_CHUNKS}")
         settings.chunk = settings.chunk or min(chunk_length(compute, start.config), settings.micro_tokens)
-    _print_header(settings, start, task, compute)
+    if is_first:
+        print_header(settings, start.first_model(task), task, compute)
     if settings.dry_run:
         return folder.path
-    config_text = yaml.safe_dump(as_plain(replace(settings, resume=False)), sort_keys=False)
-    if settings.resume:
-        folder.clean_up()
-        write_atomically(folder.config, config_text)
-    else:
-        folder.create(config_text)
-    folder.write_json(DATA, data)
-    folder.write_environment([device_name(compute.device)])
+    if is_first:
+        config_text = yaml.safe_dump(as_plain(replace(settings, resume=False)), sort_keys=False)
+        if settings.resume:
+            folder.clean_up()
+            write_atomically(folder.config, config_text)
+        else:
+            folder.create(config_text)
+        folder.write_json(DATA, data)
+        folder.write_environment(_devices(settings, compute))
+    continued = f"continue from the last finished epoch with {folder.resume_command('finetune')}"
+    agreed = flat(as_plain(settings), named_fields(type(settings)))
     try:
-        chosen = _train(settings, task, start, compute, folder)
-        _finish(settings, task, start, compute, folder, chosen)
+        with (
+            together(settings.devices, folder.path, continued),
+            joined(settings.devices, compute.accelerator == "gpu", agreed) as group,
+        ):
+            chosen = _train(settings, task, start, compute, folder, group)
+            predicted = _predict(task, start, compute, folder, chosen, group)
+        if is_first:
+            _finish(settings, task, start, compute, folder, chosen, predicted)
     except (KeyboardInterrupt, Ended) as stopped:
+        if not is_first:
+            raise SystemExit(0) from None  # or torchrun and srun would take this for a crash
         _write_unfinished(settings, task, folder, stopped)
-        print(f"   stopped  continue from the last finished epoch with {folder.resume_command('finetune')}", flush=True)
+        print(f"   stopped  {continued}", flush=True)
         raise
     except torch.OutOfMemoryError:
         raise InputError(
@@ -136,6 +147,11 @@ def _finetune(requested: FinetuneSettings, settings: ResolvedFinetuneSettings, f
             f"--recompute all; continue with {folder.resume_command('finetune')}"
         ) from None
     return folder.path
+
+
+def _devices(settings: ResolvedFinetuneSettings, compute: Compute) -> list[str]:
+    """What each process trains on."""
+    return [device_name(compute.device)] * settings.devices
 
 
 def _recorded_data(folder: RunFolder) -> dict[str, Any] | None:
@@ -209,24 +225,37 @@ class _Start:
         backbone.recompute = choose_recompute(backbone, self.settings.recompute, self.settings.model, positions, device)
         return SequenceClassifier(self.config, head, backbone)
 
+    def first_model(self, task: Task) -> SequenceClassifier:
+        """That of the first trial."""
+        return self.model(task, Candidate(self.settings.learning_rate[0], self.settings.conjoin[0]), self.settings.seed)
+
+    def best(self, task: Task, result: TrialResult) -> SequenceClassifier:
+        """The model of a finished trial."""
+        model = self.model(task, result.candidate, result.seed)
+        model.load_state_dict(best_weights(result.folder, torch.device("cpu")))
+        return model
+
 
 def _train(
-    settings: ResolvedFinetuneSettings, task: Task, start: _Start, compute: Compute, folder: RunFolder
+    settings: ResolvedFinetuneSettings, task: Task, start: _Start, compute: Compute, folder: RunFolder, group: Group
 ) -> list[TrialResult]:
-    """One result a seed. Of several candidates the first seed tries all, and dev decides."""
+    """One result a seed. Of several candidates the first seed tries all, and dev decides. The first rank of the `group`
+    writes and prints."""
     metric = SELECT_BY[task.target.kind]
     finished: list[TrialResult] = []
 
     def run(seed: int, candidate: Candidate) -> TrialResult:
-        trial = Trial(task, settings, compute, seed, candidate, folder.path / "trials")
+        trial = Trial(task, settings, compute, seed, candidate, folder.path / "trials", group)
 
         def report(rows: list[EpochRow]) -> None:
-            _write_metrics(folder, [*(row for done in finished for row in done.rows), *rows])
+            write_metrics(folder, [*(row for done in finished for row in done.rows), *rows])
             _report(rows[-1], trial.epochs, metric)
 
         result = trial.run(lambda: start.model(task, candidate, seed), report)
         finished.append(result)
-        _write_metrics(folder, [row for done in finished for row in done.rows])
+        if not group.is_first:
+            return result
+        write_metrics(folder, [row for done in finished for row in done.rows])
         label = f"seed {seed}, learning rate {candidate.rate}, {candidate.strands.description}"
         value = result.dev[metric] if math.isfinite(result.dev[metric]) else result.dev["loss"]
         best = f"best {selected_by([result], metric)} {value:.4f} at epoch {result.epoch}"
@@ -241,7 +270,8 @@ def _train(
         except Diverged as error:
             if candidate == candidates[-1] and not first:
                 raise
-            print(f"{error}: left out", flush=True)
+            if group.is_first:
+                print(f"{error}: left out", flush=True)
     best = max(first, key=lambda result: result.rank(metric))
     rest = range(settings.seed + 1, settings.seed + settings.seeds)
     return [best] + [run(seed, best.candidate) for seed in rest]
@@ -280,6 +310,47 @@ def _report(row: EpochRow, epochs: int, metric: str) -> None:
     )
 
 
+class _Predicted(NamedTuple):
+    """What the selected models say of dev and test."""
+
+    selection: dict[str, Any]
+    read_at: str
+    """When the test split was read first"""
+    test: Examples
+    on_test: list[np.ndarray]
+    """(examples, outputs) of each seed"""
+    on_dev: list[np.ndarray]
+    """The same of dev, where the task measures something by it"""
+
+
+def _predict(
+    task: Task, start: _Start, compute: Compute, folder: RunFolder, chosen: list[TrialResult], group: Group
+) -> _Predicted:
+    """The test split is read here and nowhere else, after everything has been selected."""
+    selection = {
+        "by": selected_by(chosen, SELECT_BY[task.target.kind]),
+        **chosen[0].candidate._asdict(),
+        "epochs": {str(result.seed): result.epoch for result in chosen},
+    }
+    record = folder.path / TEST_READ
+    if group.is_first:
+        if record.exists() and read_json(record)["selection"] != selection:
+            raise InputError(f"{record}: the test split was read for another selection; begin a new run")
+        if not record.exists():
+            folder.write_json(TEST_READ, {"read_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "selection": selection})
+    read_at = group.as_first(read_json(record)["read_at"] if group.is_first else "")
+    found = _Predicted(selection, read_at, task.test.read(selection), [], [])
+    for result in chosen:
+        model = start.best(task, result).to(compute.device)
+        with job_bar(f"predicting test, seed {result.seed}", "examples", group.is_first) as progress:
+            logits = predict_logits(model, found.test, compute, progress, group)
+        found.on_test.append(model.predictions(logits).cpu().numpy())
+        if task.measure:
+            logits = predict_logits(model, task.dev, compute, group=group)
+            found.on_dev.append(model.predictions(logits).cpu().numpy())
+    return found
+
+
 def _finish(
     settings: ResolvedFinetuneSettings,
     task: Task,
@@ -287,38 +358,20 @@ def _finish(
     compute: Compute,
     folder: RunFolder,
     chosen: list[TrialResult],
+    predicted: _Predicted,
 ) -> None:
-    """The test split is read here and nowhere else, after everything has been selected."""
+    """Baselines, checkpoints, tables and the summary."""
     metric = SELECT_BY[task.target.kind]
-    selection = {
-        "by": selected_by(chosen, metric),
-        **chosen[0].candidate._asdict(),
-        "epochs": {str(result.seed): result.epoch for result in chosen},
-    }
-    record = folder.path / TEST_READ
-    if record.exists() and read_json(record)["selection"] != selection:
-        raise InputError(f"{record}: the test split was read for another selection; begin a new run")
-    if not record.exists():
-        folder.write_json(TEST_READ, {"read_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "selection": selection})
-    test = task.test.read(selection)
+    test, predictions = predicted.test, predicted.on_test
     baselines = simple_models(task, test, settings.kmer)
-
-    scores, predictions, on_dev = [], [], []
-    for result in chosen:
-        model = start.model(task, result.candidate, result.seed).to(compute.device)
-        model.load_state_dict(best_weights(result.folder, compute.device))
-        with job_bar(f"predicting test, seed {result.seed}", "examples") as progress:
-            values = model.predictions(predict_logits(model, test, compute, progress)).cpu().numpy()
-        predictions.append(values)
-        if task.measure:
-            on_dev.append(model.predictions(predict_logits(model, task.dev, compute)).cpu().numpy())
-        scores.append(evaluate(values, test.labels, task.target))
-        devices = [device_name(compute.device)]
-        card = classifier_card(settings, task, start.pretraining, result, scores[-1], baselines, devices)
-        save_classifier(model, folder.path / f"seed-{result.seed}" / "checkpoint", card, overwrite=True)
+    scores = [evaluate(values, test.labels, task.target) for values in predictions]
+    for result, score in zip(chosen, scores, strict=True):
+        card = classifier_card(settings, task, start.pretraining, result, score, baselines, _devices(settings, compute))
+        checkpoint = folder.path / f"seed-{result.seed}" / "checkpoint"
+        save_classifier(start.best(task, result), checkpoint, card, overwrite=True)
     best = max(chosen, key=lambda result: result.rank(metric))
     replace_link(folder.checkpoints / "best", Path("..", f"seed-{best.seed}", "checkpoint"))
-    _write_predictions(folder.path / "test_predictions.csv", task.target, test, chosen, predictions)
+    write_predictions(folder.path / "test_predictions.csv", task.target, test, chosen, predictions)
 
     summary: dict[str, Any] = {
         "task": settings.task,
@@ -330,21 +383,21 @@ def _finish(
         "parameters": parameter_count(start.model(task, chosen[0].candidate, 0)),
         "length": task.length,
         "seeds": [result.seed for result in chosen],
-        "selection": selection,
+        "selection": predicted.selection,
         "dev": over_seeds([result.dev for result in chosen]),
         "test": over_seeds(scores),
         "test_intervals": _intervals(task.target, test, predictions),
         "test_without_overlap": _without_overlap(task, test, predictions),
         "baselines": baselines,
         "seconds": sum(result.seconds for result in chosen),
-        "test_read_at": read_json(record)["read_at"],
+        "test_read_at": predicted.read_at,
         **task.facts,
-        **(task.measure(test, predictions, on_dev) if task.measure else {}),
+        **(task.measure(test, predictions, predicted.on_dev) if task.measure else {}),
     }
     if task.keep:
         task.keep(folder.path)
     folder.write_summary(summary)
-    _print_result(summary, folder, best)
+    print_result(summary, folder, best)
 
 
 def _intervals(target: Target, test: Examples, predictions: list[np.ndarray]) -> dict[str, Any]:
@@ -365,83 +418,3 @@ def _without_overlap(task: Task, test: Examples, predictions: list[np.ndarray]) 
         return None
     found = over_seeds([evaluate(values[new], test.labels[new], task.target) for values in predictions])
     return {"examples": int(new.sum()), **found}
-
-
-def _write_predictions(
-    path: Path, target: Target, test: Examples, chosen: list[TrialResult], predictions: list[np.ndarray]
-) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    outputs = [f"{'value' if target.kind == 'regression' else 'p'}_{name}" for name in target.names]
-    truth = ["label"] if target.kind == "multiclass" else [f"label_{name}" for name in target.names]
-    predicted = ["predicted"] if target.kind == "multiclass" else []
-    variant = ["id", "ref", "alt"] if any(origin.variant for origin in test.origins) else []
-    writer.writerow(["seed", "contig", "start", "end", *variant, "group", *truth, *predicted, *outputs])
-    for result, values in zip(chosen, predictions, strict=True):
-        for origin, label, row in zip(test.origins, test.labels, values, strict=True):
-            if target.kind == "multiclass":
-                known = [target.names[label], target.names[int(row.argmax())]]
-            else:
-                known = [f"{number:g}" for number in label]
-            where = [origin.contig, origin.start, origin.end, *(origin.variant or ()), origin.group]
-            writer.writerow([result.seed, *where, *known, *(f"{number:.6g}" for number in row)])
-    write_atomically(path, text.getvalue())
-
-
-def _write_metrics(folder: RunFolder, rows: list[EpochRow]) -> None:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        rate = Candidate(float(row["peak_learning_rate"]), str(row["conjoin"])).rate
-        short = {name: f"{value:.6g}" if isinstance(value, float) else value for name, value in row.items()}
-        writer.writerow(short | {"peak_learning_rate": rate})
-    write_atomically(folder.metrics, text.getvalue())
-
-
-def _print_header(settings: ResolvedFinetuneSettings, start: _Start, task: Task, compute: Compute) -> None:
-    model = start.model(task, Candidate(settings.learning_rate[0], settings.conjoin[0]), settings.seed)
-    source = "from scratch" if settings.checkpoint == FROM_SCRATCH else f"from {settings.checkpoint}"
-    steps_per_epoch = math.ceil(task.train.size / settings.batch_size)
-    steps = settings.steps or settings.epochs * steps_per_epoch
-    rates = ", ".join(Candidate(rate, settings.conjoin[0]).rate for rate in settings.learning_rate)
-    uses = " or ".join(STRAND_USES[use].description for use in settings.conjoin)
-    lines = [
-        ("task", f"{settings.task}, {settings.mode}"),
-        *task.notes,
-        (
-            "model",
-            f"{start.config.n_layer} blocks x {start.config.d_model}, {parameter_count(model):,} parameters, {source}; "
-            f"{'both alleles' if settings.task == 'variants' else f'{settings.pooling} state'}",
-        ),
-        ("device", f"{device_name(compute.device)}, {compute.precision}"),
-        ("gradients", "" if settings.chunk is None else f"{settings.backprop}, {settings.chunk:,} bases a chunk"),
-        ("kernels", describe_kernels(compute.device)),
-        (
-            "training",
-            f"{settings.seeds} seed{'s' if settings.seeds > 1 else ''}, {steps:,} steps of {settings.batch_size} "
-            f"examples ({steps / steps_per_epoch:.3g} epochs), learning rate {rates}, {uses}",
-        ),
-        ("run folder", str(settings.out)),
-    ]
-    print_lines(lines)
-
-
-def _print_result(summary: dict[str, Any], folder: RunFolder, best: TrialResult) -> None:
-    for split in ("dev", "test"):
-        print(f"{split:>10}  {figures(summary[split])}")
-    if unseen := summary["test_without_overlap"]:
-        metrics = {name: found for name, found in unseen.items() if name != "examples"}
-        print(f"{'':>10}  {figures(metrics)} on the {unseen['examples']:,} that are not in train")
-    if accuracy := summary["test_intervals"].get("accuracy"):
-        print(
-            f"  interval  accuracy {accuracy['value']:.4f} [{accuracy['low']:.4f}, {accuracy['high']:.4f}], "
-            f"95 % from resampling {accuracy['groups']:,} groups"
-        )
-    print_lines(variant_lines(summary))
-    for name, found in summary["baselines"].items():
-        shown = "GC, N and length alone" if name == "composition" else name
-        print(f"  baseline  {shown}: {', '.join(f'{key} {value:.4f}' for key, value in found.items())}")
-    print_lines(comparison_lines(summary))
-    print(f"   results  {folder.summary}, {folder.path / 'test_predictions.csv'}")
-    print(f"checkpoint  {folder.path / f'seed-{best.seed}' / 'checkpoint'}")

@@ -13,6 +13,7 @@ from dnamamba.settings.fields import setting
 from dnamamba.settings.options import (
     BackpropOptions,
     ComputeOptions,
+    DevicesOptions,
     MicroTokensOptions,
     OptimiserOptions,
     OverwriteOptions,
@@ -23,7 +24,13 @@ from dnamamba.settings.options import (
 
 @dataclass(kw_only=True)
 class FinetuneSettings(
-    ComputeOptions, RecomputeOptions, BackpropOptions, MicroTokensOptions, OptimiserOptions, RunOptions
+    DevicesOptions,
+    ComputeOptions,
+    RecomputeOptions,
+    BackpropOptions,
+    MicroTokensOptions,
+    OptimiserOptions,
+    RunOptions,
 ):
     """Trains a classifier (or a regression) on top of a pretrained model, or from scratch to compare with."""
 
@@ -144,6 +151,7 @@ class ResolvedFinetuneSettings(FinetuneSettings):
     micro_tokens: int = 0
     learning_rate: list[float] = field(default_factory=list)
     kmer: int = 0
+    devices: int = 1
     out: Path = Path()
 
 

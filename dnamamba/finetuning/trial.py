@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from dnamamba.alphabet import PAD
 from dnamamba.errors import InputError
 from dnamamba.finetuning.chunks import ChunkedFeatures
 from dnamamba.finetuning.metrics import SELECT_BY, evaluate
@@ -32,6 +33,8 @@ from dnamamba.model.config import Strands
 from dnamamba.model.parameters import parameter_groups
 from dnamamba.model.tokens import reverse_complement
 from dnamamba.outputs import os_errors, whole_file, write_atomically
+from dnamamba.parallel.group import ALONE, Group
+from dnamamba.parallel.weights import ShardedWeights, WholeWeights, is_finite
 from dnamamba.runs.progress import LINE_EVERY, job_bar
 from dnamamba.runs.schedule import learning_rate
 
@@ -122,8 +125,11 @@ class Trial:
         seed: int,
         candidate: Candidate,
         trials: Path,
+        group: Group = ALONE,
     ) -> None:
         self.task, self.settings, self.compute, self.seed, self.candidate = task, settings, compute, seed, candidate
+        self.group = group
+        self.weights = ShardedWeights() if settings.is_sharded else WholeWeights()
         self.folder = trials / f"seed-{seed}-{candidate}"
         self.strands = candidate.strands.training
         wanted = settings.reverse_complement
@@ -137,23 +143,28 @@ class Trial:
     def run(
         self, make_model: Callable[[], SequenceClassifier], report: Callable[[list[EpochRow]], None]
     ) -> TrialResult:
-        """Trains unless the folder holds the result already. `make_model` gives the model before training."""
-        if (self.folder / RESULT).is_file():
+        """Trains unless the folder holds the result already. `make_model` gives the model before training. All ranks
+        call this; `report` is called on the first."""
+        if self.group.as_first((self.folder / RESULT).is_file()):
             return self._stored()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for left_over in (*self.folder.glob(".*.partial*"), *self.folder.glob(".tmp*")):  # of a save that was killed
-            left_over.unlink()
-        model = make_model().to(self.compute.device)
+        if self.group.is_first:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for left_over in (*self.folder.glob(".*.partial*"), *self.folder.glob(".tmp*")):  # of a save killed
+                left_over.unlink()
+        model = make_model()
         if self.settings.mode == "probe":
             model.backbone.requires_grad_(False)
+        self.weights.place(model)
+        model.to(self.compute.device)
         optimizer = torch.optim.AdamW(
             parameter_groups(model, self.settings.weight_decay),
             lr=self.candidate.learning_rate,
             betas=BETAS,
             fused=True,
         )
+        self.gradients = self.weights.gradients(each for each in model.parameters() if each.requires_grad)
         state = _State()
-        if (self.folder / LAST).is_file():
+        if self.group.as_first((self.folder / LAST).is_file()):
             state = self._load(model, optimizer)
         step_features = self._features(model)
         labels = self.task.dev.labels
@@ -161,13 +172,16 @@ class Trial:
             began = time.perf_counter()
             loss, seen = self._train_epoch(model, optimizer, state, step_features)
             trained = time.perf_counter()
-            if not math.isfinite(loss) or not all(map(_is_finite, model.parameters())):
+            broken = torch.tensor(float(not (math.isfinite(loss) and is_finite(model))), device=self.compute.device)
+            if self.group.sum(broken) > 0:
                 self._report_divergence(state)
                 break
-            logits = predict_logits(model, self.task.dev, self.compute)
+            with self.weights.gathered(model):
+                logits = predict_logits(model, self.task.dev, self.compute, group=self.group)
             shown = self._labels(labels)
             dev = {"loss": float(loss_sum(logits, shown, self.task.target)) / len(labels)}
             dev |= evaluate(model.predictions(logits).cpu().numpy(), labels, self.task.target)
+            dev = self.group.as_first(dev)  # what is selected by it must be the same on machines that round otherwise
             state.seconds += time.perf_counter() - began
             state.epoch += 1
             row: EpochRow = {
@@ -184,9 +198,10 @@ class Trial:
             state.rows.append(row)
             if state.best is None or _rank(dev, self.metric) > _rank(state.best, self.metric):
                 state.best, state.best_epoch = dev, state.epoch
-                state.weights = {name: value.detach().clone() for name, value in model.state_dict().items()}
+                state.weights = {name: value.detach().clone() for name, value in self._tensors(model).items()}
             self._save(model, optimizer, state)
-            report(state.rows)
+            if self.group.is_first:
+                report(state.rows)
         return self._finish(state)
 
     def _report_divergence(self, state: "_State") -> None:
@@ -194,7 +209,8 @@ class Trial:
         what = f"seed {self.seed}, learning rate {self.candidate.rate}: numbers are no longer finite"
         if state.best is None:
             raise Diverged(f"{what} in the first epoch; begin a new run with a lower --learning_rate")
-        print(f"{what} in epoch {state.epoch + 1}: stopped, epoch {state.best_epoch} was the best", flush=True)
+        if self.group.is_first:
+            print(f"{what} in epoch {state.epoch + 1}: stopped, epoch {state.best_epoch} was the best", flush=True)
 
     def window_length(self, step: int) -> int | None:
         """Of the examples of a step during the length warm-up; None is the full length."""
@@ -222,6 +238,9 @@ class Trial:
             tokens, lengths = self.compute.put(batch.tokens), self.compute.put(batch.lengths)
             tokens = reverse_complement(tokens, lengths, flags)
             is_full, chunk = self.settings.mode == "full", self.settings.chunk
+            if chunk is not None:  # ranks that share weights run as many chunks
+                width = self.group.most(tokens.shape[1], tokens.device)
+                tokens = torch.nn.functional.pad(tokens, (0, width - tokens.shape[1]), value=PAD)
             if is_full and chunk is not None:
                 is_truncated = self.settings.backprop == "truncated"
                 chunked = ChunkedFeatures(
@@ -240,8 +259,11 @@ class Trial:
         return compute
 
     def _pooled(self, model: SequenceClassifier, fixed: FixedSet, reverse: bool) -> Tensor:
-        features = torch.empty(fixed.size, model.head.in_features, device=self.compute.device)
-        with job_bar("features of the frozen model", "examples") as progress:
+        features = torch.zeros(fixed.size, model.head.in_features, device=self.compute.device)
+        with (
+            self.weights.gathered(model),
+            job_bar("features of the frozen model", "examples", self.group.is_first) as progress,
+        ):
             for rows, part in pool_all(
                 model,
                 fixed.examples,
@@ -249,9 +271,10 @@ class Trial:
                 self.strands,
                 reverse_complemented=reverse,
                 progress=progress,
+                group=self.group,
             ):
                 features[rows] = part
-        return features
+        return self.group.sum(features)
 
     def _train_epoch(
         self, model: SequenceClassifier, optimizer: torch.optim.Optimizer, state: "_State", features: Features
@@ -264,7 +287,7 @@ class Trial:
         last = min(first + self.steps_per_epoch, self.steps)
         line = time.perf_counter()
         for step in range(first, last):
-            if time.perf_counter() - line > LINE_EVERY:
+            if self.group.is_first and time.perf_counter() - line > LINE_EVERY:
                 line = time.perf_counter()
                 done = f"epoch {state.epoch + 1}/{self.epochs}, step {step - first}/{last - first}"
                 print(f"seed {self.seed}  {done}", flush=True)
@@ -280,7 +303,7 @@ class Trial:
             indices = np.arange(low, min(low + self.settings.batch_size, self.task.train.size))
             total += self._step(model, optimizer, state.epoch, indices, self.window_length(step), features)
             seen += len(indices)
-        return float(total) / seen, seen
+        return float(self.group.sum(total)) / seen, seen
 
     def _step(
         self,
@@ -291,22 +314,32 @@ class Trial:
         length: int | None,
         features: Features,
     ) -> Tensor:
-        """One optimiser step on the examples `indices`; their summed loss, still on the device."""
+        """One optimiser step on the examples `indices`; the summed loss of this rank's, still on the device.
+
+        Every rank takes as many passes, as ranks that share weights must: one that has fewer examples repeats some,
+        which do not count."""
+        own = self.group.share(indices)
+        counted, count = len(own), math.ceil(len(indices) / self.group.size)
+        own = np.resize(own if counted else indices, count)
         total = torch.zeros((), device=self.compute.device)
         width = min(length or self.task.length, self.settings.chunk or self.task.length)
         passes = 1 if self.strands == "one" else 2
         rows = max(self.compute.micro_tokens // (width * passes), 1)
-        for micro in np.array_split(indices, math.ceil(len(indices) / rows)):
+        self.gradients.zero()
+        for micro in np.array_split(own, math.ceil(count / rows)):
             batch = self.task.train.batch(self.seed, epoch, micro, length)
             flags = strand_flags(self.seed, epoch, micro) & self.shows_both_strands
             seen, reached = features(batch, self.compute.put(flags), micro, epoch)
-            loss = loss_sum(model.logits(seen), self._labels(batch.labels), self.task.target)
-            (loss / len(indices)).backward()
+            here = min(len(micro), counted)
+            counted -= here
+            loss = loss_sum(model.logits(seen)[:here], self._labels(batch.labels)[:here], self.task.target)
+            (loss * self.gradients.scale / len(indices)).backward()
             reached()
             total += loss.detach()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), self.settings.gradient_clip)
+        if self.group.size > 1:
+            self.gradients.sum_over_ranks()
+        self.gradients.clip(self.settings.gradient_clip)
         optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
         return total
 
     def _labels(self, labels: np.ndarray) -> Tensor:
@@ -318,28 +351,38 @@ class Trial:
             tensor = (tensor - tensor.new_tensor(shift)) / tensor.new_tensor(scale)
         return tensor
 
+    def _tensors(self, model: SequenceClassifier) -> dict[str, Tensor]:
+        """The whole state dict, on the first rank."""
+        tensors = self.weights.tensors(model)
+        return model.state_dict() if tensors is None else tensors
+
     def _save(self, model: SequenceClassifier, optimizer: torch.optim.Optimizer, state: "_State") -> None:
-        stored = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "state": vars(state)}
-        with whole_file(self.folder / LAST, overwrite=True) as partial, partial.open("wb") as file:
-            torch.save(stored, file)
+        """The same file whatever the number of ranks, which all take part."""
+        moments = self.weights.optimizer_state(model, optimizer)
+        stored = {"model": self._tensors(model), "optimizer": moments, "state": vars(state)}
+        if self.group.is_first:
+            with whole_file(self.folder / LAST, overwrite=True) as partial, partial.open("wb") as file:
+                torch.save(stored, file)
 
     def _load(self, model: SequenceClassifier, optimizer: torch.optim.Optimizer) -> "_State":
-        stored = torch.load(self.folder / LAST, map_location=self.compute.device, weights_only=True)
-        model.load_state_dict(stored["model"])
-        optimizer.load_state_dict(stored["optimizer"])
+        stored = torch.load(self.folder / LAST, map_location="cpu", weights_only=True)
+        self.weights.load(model, optimizer, stored["model"], stored["optimizer"])
         return _State(**stored["state"])
 
     def _finish(self, state: "_State") -> TrialResult:
         assert state.best is not None
-        with whole_file(self.folder / BEST, overwrite=True) as partial:
-            save_file({name: value.cpu().contiguous() for name, value in state.weights.items()}, partial)
-        result = {"epoch": state.best_epoch, "dev": state.best, "rows": state.rows, "seconds": state.seconds}
-        write_atomically(self.folder / RESULT, json.dumps(result, indent=2) + "\n")
-        (self.folder / LAST).unlink()
+        if self.group.is_first:
+            with whole_file(self.folder / BEST, overwrite=True) as partial:
+                save_file({name: value.cpu().contiguous() for name, value in state.weights.items()}, partial)
+            result = {"epoch": state.best_epoch, "dev": state.best, "rows": state.rows, "seconds": state.seconds}
+            write_atomically(self.folder / RESULT, json.dumps(result, indent=2) + "\n")
+            (self.folder / LAST).unlink()
         return self._stored()
 
     def _stored(self) -> TrialResult:
-        return TrialResult(self.seed, self.candidate, folder=self.folder, **read_json(self.folder / RESULT))
+        """On all ranks what the first one reads."""
+        found = self.group.as_first(read_json(self.folder / RESULT) if self.group.is_first else {})
+        return TrialResult(self.seed, self.candidate, folder=self.folder, **found)
 
 
 def _nothing() -> None:
@@ -385,10 +428,6 @@ def warmup_lengths(share: float, length: int) -> list[int]:
         shorter //= 2
         lengths.insert(0, shorter)
     return lengths
-
-
-def _is_finite(values: Tensor) -> bool:
-    return bool(values.isfinite().all())
 
 
 def selected_by(results: Sequence[TrialResult], metric: str) -> str:

@@ -20,10 +20,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import NamedTuple
+
+import torch
 
 from dnamamba.errors import InputError
 
@@ -34,6 +37,8 @@ GRACE = 5.0
 """Seconds that a process has to end by its own error after a peer has died."""
 STARTED_BY = "DNAMAMBA_STARTED_BY"
 """The process id of the first process, for those that it starts."""
+RUN_FOLDER = "DNAMAMBA_RUN_FOLDER"
+"""The run folder that it chose, for the same."""
 
 
 class ProcessRank(NamedTuple):
@@ -56,6 +61,41 @@ def process_rank() -> ProcessRank:
     local = int(os.environ.get("LOCAL_WORLD_SIZE", world))
     node = int(os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", 0)))
     return ProcessRank(node * local + int(os.environ["LOCAL_RANK"]), world, local)
+
+
+def chosen_devices(wanted: int | None, accelerator: str, *, resumed: bool) -> int:
+    """How many processes train together: those that torchrun or srun have started, else as many as are `wanted`, else
+    one. Raises `InputError` where these differ, but for a run that is resumed, which may have had others before; and
+    where this machine has fewer GPUs."""
+    here = process_rank()
+    devices = (here.world_size if resumed else None) or wanted or here.world_size or 1
+    if here.world_size not in (None, devices):
+        raise InputError(
+            f"--devices: {devices} wanted, but torchrun or srun started {here.world_size} processes; "
+            "leave the flag out, or give that number"
+        )
+    on_this = here.local_size or devices
+    if accelerator == "gpu" and on_this > (seen := torch.cuda.device_count()):
+        hint = "; srun's --gpus-per-task hides the others, use --gpus-per-node" if seen and here.local_size else ""
+        raise InputError(f"--devices: {on_this} wanted on this machine, torch sees {seen}{hint}")
+    return devices
+
+
+def own_device(accelerator: str) -> None:
+    """Makes this process's GPU the current one."""
+    if accelerator == "gpu":
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+
+
+def chosen_folder(wanted: Path | None, usual: Callable[[], Path]) -> Path:
+    """The run folder, absolute: the one `wanted`, or of processes that the first one starts that of the first, or the
+    `usual` one. Raises `InputError` where processes that started apart would each choose one."""
+    here = process_rank()
+    if wanted is None and RUN_FOLDER in os.environ and here.rank > 0:
+        wanted = Path(os.environ[RUN_FOLDER])
+    if wanted is None and here.world_size not in (None, 1):
+        raise InputError("--out: name the run folder when torchrun or SLURM starts the processes")
+    return (wanted or usual()).absolute()
 
 
 def _adopt_slurm_step() -> None:
@@ -85,12 +125,13 @@ def _adopt_slurm_step() -> None:
 
 
 @contextmanager
-def together(devices: int, advice: str) -> Iterator[None]:
-    """Inside, all processes of the run are there, and none outlives a peer for long.
+def together(devices: int, folder: Path, advice: str) -> Iterator[None]:
+    """Inside, all processes of the run in `folder` are there, and none outlives a peer for long.
 
     Starts the other processes of `--devices` unless torchrun or srun has. When one of them fails, the first process
     names it on stderr with `advice` behind, and exits with code 1. One that fails by itself does not linger either.
     """
+    os.environ[RUN_FOLDER] = str(folder)  # for the processes that this one starts
     try:
         with _in_company(devices, advice):
             yield

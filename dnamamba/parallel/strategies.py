@@ -7,15 +7,10 @@ import lightning as L
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, ParallelStrategy
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_optimizer_state_dict,
-    set_model_state_dict,
-    set_optimizer_state_dict,
-)
 
 from dnamamba.parallel.agreement import refuse_disagreement
 from dnamamba.parallel.processes import PATIENCE
+from dnamamba.parallel.weights import ShardedWeights
 
 
 class _AgreedStrategy(ParallelStrategy):
@@ -59,34 +54,14 @@ class ShardedStrategy(_AgreedStrategy, ModelParallelStrategy):
         self.settings = settings
 
     def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
-        """By numbers, as torch's own: those of the parameters in the order of the groups."""
-        optimizer = optimizer._optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
         assert self.model is not None
-        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-        found = get_optimizer_state_dict(self.model, optimizer, options=options)
-        if not self.is_global_zero:
-            return {}
-        return _renamed(found, {name: number for number, name in enumerate(self._names(optimizer))})
+        own = optimizer._optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
+        return ShardedWeights().optimizer_state(self.model, own)
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         path = Path(self.broadcast(checkpoint_path))
         checkpoint = torch.load(path, mmap=True, map_location="cpu", weights_only=weights_only)
-        options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
         assert self.model is not None
-        set_model_state_dict(self.model, checkpoint.pop("state_dict"), options=options)
-        for optimizer, state in zip(self.optimizers, checkpoint.pop("optimizer_states"), strict=True):
-            named = _renamed(state, dict(enumerate(self._names(optimizer))))
-            set_optimizer_state_dict(self.model, optimizer, named, options=options)
+        [optimizer], [state] = self.optimizers, checkpoint.pop("optimizer_states")
+        ShardedWeights().load(self.model, optimizer, checkpoint.pop("state_dict"), state)
         return checkpoint
-
-    def _names(self, optimizer: torch.optim.Optimizer) -> list[str]:
-        """Of the optimiser's parameters, by their numbers in its state."""
-        assert self.model is not None
-        names = {id(parameter): name for name, parameter in self.model.named_parameters()}
-        return [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
-
-
-def _renamed(state: Any, names: dict[Any, Any]) -> dict[str, Any]:
-    """An optimiser's state with other names of its parameters."""
-    groups = [group | {"params": [names[each] for each in group["params"]]} for group in state["param_groups"]]
-    return {"state": {names[each]: values for each, values in state["state"].items()}, "param_groups": groups}

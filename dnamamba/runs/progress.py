@@ -93,21 +93,22 @@ def clock(seconds: float) -> str:
 
 
 @contextmanager
-def job_bar(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
-    """Gives a function of (done, total) to call now and then: a bar on a terminal, elsewhere a line every few seconds.
+def job_bar(what: str, unit: str, shown: bool = True) -> Iterator[Callable[[int, int], None]]:
+    """Gives a function of (done, total) to call now and then: a bar on a terminal, elsewhere a line every few seconds;
+    nothing unless `shown`.
 
     Both go to stderr. A job of a few seconds leaves no line; `total` is 0 where it is not known.
     """
     on_terminal = sys.stderr.isatty()
     began = line = time.perf_counter()
-    with tqdm(desc=what, unit=unit, unit_scale=True, leave=False, disable=not on_terminal) as bar:
+    with tqdm(desc=what, unit=unit, unit_scale=True, leave=False, disable=not (shown and on_terminal)) as bar:
 
         def report(done: int, total: int) -> None:
             nonlocal line
             bar.total = total
             bar.update(done - bar.n)
             now = time.perf_counter()
-            if not on_terminal and now - line > LINE_EVERY:
+            if shown and not on_terminal and now - line > LINE_EVERY:
                 line = now
                 left = clock((now - began) / done * (total - done)) if done and total else "?"
                 share = f"{si(done).strip()} of {si(total).strip() if total else '?'} {unit}"

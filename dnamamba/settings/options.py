@@ -115,6 +115,22 @@ class ExactComputeOptions(ComputeOptions):
 
 
 @dataclass(kw_only=True)
+class DevicesOptions(Settings):
+    """Training on several devices."""
+
+    devices: int | None = setting(None, at_least=1, on_resume="free")
+    """Processes, each with a device of its own. Default: 1; under torchrun and srun as many as those have started."""
+    strategy: Literal["ddp", "fsdp"] = setting("ddp", absent="ddp", on_resume="free")
+    """How several devices hold the model. ddp: each all of it. fsdp: each a part of weights, gradients and AdamW's
+    moments (FSDP2), for models that take much of a device's memory; the same losses."""
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether a device holds no more than a part of the model."""
+        return self.strategy == "fsdp" and (self.devices or 1) > 1
+
+
+@dataclass(kw_only=True)
 class OptimiserOptions(Settings):
     """What pretraining and fine-tuning share of AdamW."""
 

@@ -19,7 +19,6 @@ from dnamamba.training.prepare import Prepared, PreparedGenome
 from dnamamba.training.regions import WHOLE, RegionMixture
 from dnamamba.training.resolve import (
     dense_steps,
-    is_sharded,
     last_copies,
     warmup_lengths,
     why_no_graph,
@@ -56,7 +55,7 @@ def print_header(
 
 def _parallel(settings: ResolvedPretrainSettings) -> str:
     ways = []
-    if is_sharded(settings):
+    if settings.is_sharded:
         ways.append("weights, gradients and moments in parts (FSDP2)")
     if settings.context_parallel > 1:
         ways.append(f"each window over {settings.context_parallel} devices")

@@ -2,14 +2,11 @@
 
 import dataclasses
 import math
-import os
 import re
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
-
-import torch
 
 from dnamamba.errors import InputError
 from dnamamba.inference.device import choose_compute, chunk_length
@@ -17,7 +14,7 @@ from dnamamba.model.abilities import Ability, abilities_of
 from dnamamba.model.mixers import mixer_class
 from dnamamba.model.settings import ModelSettings, changes, model_config, model_name
 from dnamamba.parallel.context import refuse_parts
-from dnamamba.parallel.processes import ProcessRank, process_rank
+from dnamamba.parallel.processes import chosen_devices, chosen_folder
 from dnamamba.training.mixture_file import bed_or_pattern
 from dnamamba.training.settings import PretrainSettings, ResolvedPretrainSettings
 
@@ -45,9 +42,6 @@ WARMUP_FROM = 1024
 
 _OF_REGIONS = ("regions", "region_shares")
 
-RUN_FOLDER_VARIABLE = "DNAMAMBA_RUN_FOLDER"
-"""For the processes that the first one starts for the other devices: which run folder it chose."""
-
 
 def resolve(settings: PretrainSettings) -> ResolvedPretrainSettings:
     """Every `None` that stands for a default filled in, paths made absolute. Raises `InputError`."""
@@ -56,8 +50,7 @@ def resolve(settings: PretrainSettings) -> ResolvedPretrainSettings:
     compute = choose_compute(settings.accelerator, settings.precision)
     usual = DEMO if is_demo else ON_CPU if compute.accelerator == "cpu" else ON_GPU
     length = _or(settings.length, usual.length)
-    here = process_rank()
-    devices = _or(settings.devices, here.world_size or 1)
+    devices = chosen_devices(settings.devices, compute.accelerator, resumed=settings.resume)
     ranks = settings.context_parallel
     unit = length * max(devices // ranks, 1)
     batch_tokens = _or(settings.batch_tokens, max(usual.batch_tokens // unit, 1) * unit)
@@ -108,8 +101,7 @@ def resolve(settings: PretrainSettings) -> ResolvedPretrainSettings:
         **{field.name: getattr(changed, field.name) for field in dataclasses.fields(changed)}
     )
     _check_together(resolved)
-    _check_devices(resolved, here)
-    resolved.out = _run_folder(settings.out, resolved, here).absolute()
+    resolved.out = chosen_folder(settings.out, lambda: _usual_folder(resolved))
     return resolved
 
 
@@ -163,7 +155,7 @@ def why_no_graph(settings: ResolvedPretrainSettings) -> str:
     reason = ""
     if settings.accelerator == "cpu":
         reason = "it needs a GPU"
-    elif is_sharded(settings):
+    elif settings.is_sharded:
         reason = "--strategy fsdp gathers weights block by block"
     elif settings.context_parallel > 1:
         reason = "--context_parallel sends states between devices"
@@ -176,11 +168,6 @@ def why_no_graph(settings: ResolvedPretrainSettings) -> str:
     if reason and settings.cuda_graph == "on":
         raise InputError(f"--cuda_graph on: {reason}; leave it at auto")
     return reason
-
-
-def is_sharded(settings: ResolvedPretrainSettings) -> bool:
-    """Whether a device holds no more than a part of the model."""
-    return settings.strategy == "fsdp" and settings.devices > 1
 
 
 def dense_steps(settings: ResolvedPretrainSettings) -> int:
@@ -246,25 +233,7 @@ def _check_together(settings: ResolvedPretrainSettings) -> None:
         )
 
 
-def _check_devices(settings: ResolvedPretrainSettings, here: ProcessRank) -> None:
-    if here.world_size not in (None, settings.devices):
-        raise InputError(
-            f"--devices: {settings.devices} wanted, but torchrun or srun started {here.world_size} processes; "
-            "leave the flag out, or give that number"
-        )
-    wanted = here.local_size or settings.devices
-    if settings.accelerator == "gpu" and wanted > (seen := torch.cuda.device_count()):
-        hint = "; srun's --gpus-per-task hides the others, use --gpus-per-node" if seen and here.local_size else ""
-        raise InputError(f"--devices: {wanted} wanted on this machine, torch sees {seen}{hint}")
-
-
-def _run_folder(wanted: Path | None, settings: ResolvedPretrainSettings, here: ProcessRank) -> Path:
-    if wanted is not None:
-        return wanted
-    if RUN_FOLDER_VARIABLE in os.environ and here.rank > 0:
-        return Path(os.environ[RUN_FOLDER_VARIABLE])
-    if here.world_size not in (None, 1):
-        raise InputError("--out: name the run folder when torchrun or SLURM starts the processes")
+def _usual_folder(settings: ResolvedPretrainSettings) -> Path:
     source = settings.mixture or (settings.genome[0] if settings.genome else Path("ecoli-demo"))
     genome = source.name.split(".")[0]
     model = re.sub("[^A-Za-z0-9._-]+", "-", model_name(settings.model))

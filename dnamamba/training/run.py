@@ -2,7 +2,6 @@
 
 import logging
 import math
-import os
 import threading
 import warnings
 from dataclasses import replace
@@ -57,9 +56,7 @@ from dnamamba.training.header import print_header
 from dnamamba.training.module import PretrainModule
 from dnamamba.training.prepare import Prepared, prepare_data
 from dnamamba.training.resolve import (
-    RUN_FOLDER_VARIABLE,
     dense_steps,
-    is_sharded,
     last_copies,
     resolve,
     warmup_lengths,
@@ -131,8 +128,7 @@ def _pretrain(requested: PretrainSettings, settings: ResolvedPretrainSettings, f
         if settings.devices == 1 and not settings.resume and is_worth_measuring(settings, model):
             _print_estimate(settings, model, prepared)
 
-    os.environ[RUN_FOLDER_VARIABLE] = str(folder.path)  # for the processes that this one starts
-    with together(settings.devices, f"continue with: {folder.resume_command('pretrain')}"):
+    with together(settings.devices, folder.path, f"continue with: {folder.resume_command('pretrain')}"):
         makes_the_group = settings.devices > 1 and not torch.distributed.is_initialized()
         with os_errors(folder.path):  # those of TensorBoard's files do not say where
             control = _train(settings, model, prepared, folder)
@@ -188,7 +184,7 @@ def _train(
         loss_weights=prepared.weights,
         gradient_outlier=settings.gradient_outlier,
         parts=parts,
-        weights=ShardedWeights() if is_sharded(settings) else WholeWeights(),
+        weights=ShardedWeights() if settings.is_sharded else WholeWeights(),
     )
     keeper = CheckpointKeeper(folder.checkpoints, keep=settings.keep, provenance=_provenance(settings, prepared))
     control = RunControl(
@@ -242,7 +238,7 @@ def _strategy(settings: ResolvedPretrainSettings) -> Any:
     if settings.devices == 1:
         return "auto"
     agreed = flat(as_plain(settings), named_fields(type(settings)))
-    return ShardedStrategy(agreed, settings.devices) if is_sharded(settings) else RanksStrategy(agreed)
+    return ShardedStrategy(agreed, settings.devices) if settings.is_sharded else RanksStrategy(agreed)
 
 
 def _print_estimate(settings: ResolvedPretrainSettings, model: LanguageModel, prepared: Prepared) -> None:
@@ -265,7 +261,6 @@ def _quiet_lightning() -> None:
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module=r"lightning\.")
-    warnings.filterwarnings("ignore", message="FSDP2-wrapped module")  # of views in place, which nothing here changes
     threading.excepthook = _excepthook
 
 

@@ -15,6 +15,7 @@ from dnamamba.settings.fields import setting
 from dnamamba.settings.options import (
     BackpropOptions,
     ComputeOptions,
+    DevicesOptions,
     MicroTokensOptions,
     OptimiserOptions,
     RecomputeOptions,
@@ -25,7 +26,14 @@ from dnamamba.settings.options import (
 
 @dataclass(kw_only=True)
 class PretrainSettings(
-    ComputeOptions, RecomputeOptions, BackpropOptions, MicroTokensOptions, OptimiserOptions, RunOptions, StoreOptions
+    DevicesOptions,
+    ComputeOptions,
+    RecomputeOptions,
+    BackpropOptions,
+    MicroTokensOptions,
+    OptimiserOptions,
+    RunOptions,
+    StoreOptions,
 ):
     """Pretraining of a language model on reference genomes: to predict the next base, or masked bases."""
 
@@ -127,11 +135,6 @@ class PretrainSettings(
     """Show sizes, splits, bases an epoch, and the time and memory that the run will take; then stop."""
     profile: bool = setting(False, on_resume="free")
     """Trace a few steps into profile.json in the run folder (for chrome://tracing or Perfetto)."""
-    devices: int | None = setting(None, at_least=1, on_resume="free")
-    """Processes, each with a device of its own. Default: 1; under torchrun and srun as many as those have started."""
-    strategy: Literal["ddp", "fsdp"] = setting("ddp", absent="ddp", on_resume="free")
-    """How several devices hold the model. ddp: each all of it. fsdp: each a part of weights, gradients and AdamW's
-    moments (FSDP2), for models that take much of a device's memory; the same losses."""
     context_parallel: int = setting(1, absent=1, at_least=1, on_resume="free")
     """Devices that share each training window, a part of its positions each, with the losses and gradients of one
     device; divides --devices. For windows longer than a device's memory allows for, or faster steps of few of them."""
