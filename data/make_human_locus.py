@@ -6,7 +6,7 @@
 
 Bases: a slice of chromosome 20 of GRCh37. Lower case: repeats of the whole chromosome by WindowMasker and dust (two
 minutes). Genes: the wheel's table says where the introns of all isoforms of a gene begin and end, but not which belong
-together. Of all chains of introns, that is taken which has a reading frame as long as the protein in UniProt.
+together. Of all chains of introns, that is taken which has a reading frame as long as the record says.
 Needs `dpkg-deb` and `windowmasker`.
 """
 
