@@ -13,6 +13,7 @@ import pytest
 import torch
 from rank_group import run_ranks
 from safetensors.torch import load_file
+from test_finetuning_variants import checkpoint, folder, genome, table, variants  # noqa: F401
 
 from dnamamba.errors import InputError
 from dnamamba.finetuning.run import finetune
@@ -51,10 +52,10 @@ WAYS: dict[int, dict[str, tuple[str, dict[str, Any]]]] = {
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two classes of sequences of many lengths. The last batch of an epoch is one example, and most ranks have none;
     batches are no multiple of four either."""
-    folder = tmp_path_factory.mktemp("data")
+    root = tmp_path_factory.mktemp("data")
     generator = np.random.default_rng(0)
     for split, count in (("train", 31), ("dev", 17), ("test", 21)):
-        with (folder / f"{split}.csv").open("w", newline="") as file:
+        with (root / f"{split}.csv").open("w", newline="") as file:
             table = csv.writer(file)
             table.writerow(("sequence", "label"))
             for number in range(count):
@@ -63,8 +64,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 table.writerow(("".join(bases), ("AT", "GC")[number % 2]))
     torch.manual_seed(0)
     model = LanguageModel(ModelConfig(n_layer=2, d_model=16, d_state=4))
-    save_checkpoint(model, folder / "lm", {"settings": {"length": 64}, "genomes": []})
-    return folder
+    save_checkpoint(model, root / "lm", {"settings": {"length": 64}, "genomes": []})
+    return root
 
 
 def settings_of(data: Path, out: Path, **changes: Any) -> FinetuneSettings:
@@ -82,8 +83,8 @@ def settings_of(data: Path, out: Path, **changes: Any) -> FinetuneSettings:
     return replace(settings, **changes)
 
 
-def rows(table: Path) -> list[dict[str, str]]:
-    with table.open(newline="") as file:
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
         return list(csv.DictReader(file))
 
 
@@ -105,20 +106,20 @@ def same(found: Path, expected: Path) -> None:
     assert summaries[0]["selection"] == summaries[1]["selection"]
 
 
-def train_all(rank: int, data: Path, folder: Path, ranks: int) -> list[str]:
+def train_all(rank: int, data: Path, root: Path, ranks: int) -> list[str]:
     """All ways of so many ranks; another is cut off after an epoch. And what must not work."""
     environment = dict(os.environ)
     processes.GRACE = 1000.0  # after an error, too, this process has something to do
     for name, (_, changes) in WAYS[ranks].items():
         os.environ.update(environment)
-        finetune(settings_of(data, folder / f"{ranks} {name}", **changes))
+        finetune(settings_of(data, root / f"{ranks} {name}", **changes))
     os.environ.update(environment)
-    cut(data, folder / f"{ranks} cut", **LAST | FSDP)
+    cut(data, root / f"{ranks} cut", **LAST | FSDP)
     said = []
     for number, changes in enumerate(({"learning_rate": [0.1 + rank / 10]}, {"batch_size": 4 + rank})):
         os.environ.update(environment)
         try:
-            finetune(settings_of(data, folder / f"{ranks} refused {number}", **changes))
+            finetune(settings_of(data, root / f"{ranks} refused {number}", **changes))
         except InputError as error:
             said.append(str(error))
     return said
@@ -148,9 +149,9 @@ def resume(rank: int, data: Path, run: Path, changes: dict[str, Any]) -> None:
 
 @pytest.fixture(scope="module")
 def alone(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("alone")
+    root = tmp_path_factory.mktemp("alone")
     ways = {"last": LAST, "mean": MEAN, "probe": PROBE}
-    return {name: finetune(settings_of(data, folder / name, **changes)) for name, changes in ways.items()}
+    return {name: finetune(settings_of(data, root / name, **changes)) for name, changes in ways.items()}
 
 
 @pytest.mark.parametrize("ranks", [2, 4])
@@ -183,3 +184,30 @@ def test_a_run_of_one_device_continues_on_two(data: Path, alone: dict[str, Path]
     for run, changes in (("run", LAST), ("other", LAST | FSDP)):
         run_ranks(2, resume, data, tmp_path / run, changes)
         same(tmp_path / run, alone["last"])
+
+
+def train_on_variants(rank: int, settings: FinetuneSettings) -> None:
+    finetune(settings)
+
+
+def test_variants_reach_the_embedding_where_it_lies_in_parts(
+    table: Path,  # noqa: F811
+    genome: Path,  # noqa: F811
+    checkpoint: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    """Their log-likelihood ratios use its weights outside the backbone's pass."""
+    settings = FinetuneSettings(
+        task="variants",
+        variants=table,
+        genome=[genome],
+        checkpoint=str(checkpoint),
+        length=32,
+        steps=6,
+        batch_size=32,
+        accelerator="cpu",
+        out=tmp_path / "one",
+    )
+    finetune(settings)
+    run_ranks(2, train_on_variants, replace(settings, strategy="fsdp", out=tmp_path / "two"))
+    same(tmp_path / "two", tmp_path / "one")

@@ -1,6 +1,7 @@
 """Runs on several ranks, with whole weights or parts of them, windows of their own or shared ones: all as on one."""
 
 import csv
+import json
 import math
 import os
 import shutil
@@ -14,6 +15,7 @@ from rank_group import run_ranks
 
 from dnamamba.errors import InputError
 from dnamamba.model.settings import ModelSettings
+from dnamamba.parallel import processes
 from dnamamba.parallel.gradients import Gradients
 from dnamamba.training.module import PretrainModule
 from dnamamba.training.resolve import resolve, validation_windows_per_pass, windows_per_pass
@@ -65,7 +67,10 @@ def rows(run: Path) -> list[dict[str, str]]:
 def same(found: Path, expected: Path) -> None:
     for row, other in zip(rows(found), rows(expected), strict=True):
         for column in COLUMNS:
-            assert float(row[column] or 0) == pytest.approx(float(other[column] or 0), rel=2e-5), (found.name, column)
+            assert float(row[column] or 0) == pytest.approx(float(other[column] or 0), rel=2e-5, nan_ok=True), (
+                found.name,
+                column,
+            )
 
 
 def train_all(rank: int, folder: Path, ranks: int) -> list[str]:
@@ -86,6 +91,45 @@ def train_all(rank: int, folder: Path, ranks: int) -> list[str]:
         except InputError as error:
             said.append(str(error))
     return said
+
+
+FAULTS: dict[str, dict[str, Any]] = {"ddp": {}, "fsdp": {"strategy": "fsdp"}}
+
+
+def train_with_fault(rank: int, folder: Path) -> list[str]:
+    """A gradient of one rank that is not a number in the third step: the run stops, and continues without it."""
+    processes.GRACE = 1000.0  # after an error, too, this process has something to do
+    environment = dict(os.environ)
+    said = []
+    for name, changes in FAULTS.items():
+        for resumed in (False, True):
+            os.environ.update(environment)
+            settings = settings_of(folder / name, save_every=1, **changes)
+            if resumed:
+                settings = replace(settings, resume=True, on_fault="skip")
+            with pytest.MonkeyPatch.context() as patch:
+                inject_fault(patch, rank == 1)
+                try:
+                    pretrain(settings)
+                except InputError as error:
+                    said.append(str(error))
+    return said
+
+
+def inject_fault(patch: pytest.MonkeyPatch, here: bool) -> None:
+    training_step = PretrainModule.training_step
+
+    def faulty(self: PretrainModule, batch: Any, batch_idx: int) -> None:
+        plain, broken = self.gradient, here and self.trainer.global_step == 2
+
+        def gradient(model: Any, windows: Any, scale: torch.Tensor) -> torch.Tensor:
+            return plain(model, windows, scale * float("nan") if broken else scale)
+
+        self.gradient = gradient
+        training_step(self, batch, batch_idx)
+        self.gradient = plain
+
+    patch.setattr(PretrainModule, "training_step", faulty)
 
 
 def resume(rank: int, run: Path, changes: dict[str, Any]) -> None:
@@ -130,6 +174,42 @@ def test_ranks_train_as_one(ranks: int, alone: Path, resumed: Path, tmp_path: Pa
         shutil.copytree(alone, run, symlinks=True)
         run_ranks(2, resume, run, changes)
         same(run, resumed)
+
+
+def test_a_fault_of_one_rank_is_one_of_all(tmp_path: Path) -> None:
+    """Whole weights or parts: all stop at the same step with the same words, what has been saved is before it, and the
+    same steps are left out when the run continues."""
+    pretrain_alone = settings_of(tmp_path / "one", save_every=1, on_fault="skip")
+    with pytest.MonkeyPatch.context() as patch:
+        inject_fault(patch, True)
+        pretrain(pretrain_alone)
+    for said in run_ranks(2, train_with_fault, tmp_path):
+        assert len(said) == len(FAULTS)
+        assert all("step 3: the gradient is not finite" in words for words in said), said
+    for name in FAULTS:
+        same(tmp_path / name, tmp_path / "one")
+        summary = json.loads((tmp_path / name / "summary.json").read_text())
+        assert summary["validation_bits_per_base"] > 0
+
+
+def train_on_gaps(rank: int, run: Path, fasta: Path, changes: dict[str, Any]) -> None:
+    pretrain(settings_of(run, **changes, **gaps(fasta)))
+
+
+def gaps(fasta: Path) -> dict[str, Any]:
+    """Settings for a genome that is nothing but N, but for a few windows: most ranks have no base to count."""
+    if not fasta.exists():
+        fasta.write_text(">chr1\n" + "N" * 20_000 + "ACGTTGCA" * 1000 + "\n")
+        fasta.with_suffix(".bed").write_text("chr1\t26000\t28000\n")
+    return {"genome": [fasta], "max_n_fraction": 1.0, "validation": [str(fasta.with_suffix(".bed"))]}
+
+
+@pytest.mark.parametrize("changes", [{"strategy": "fsdp"}, {"context_parallel": 2}])
+def test_a_rank_with_nothing_but_n(changes: dict[str, Any], tmp_path: Path) -> None:
+    fasta = tmp_path / "gaps.fa"
+    pretrain(settings_of(tmp_path / "one", **gaps(fasta)))
+    run_ranks(2, train_on_gaps, tmp_path / "two", fasta, changes)
+    same(tmp_path / "two", tmp_path / "one")
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,8 @@ import pytest
 
 from dnamamba import cli, pretrain
 from dnamamba.errors import InputError
+from dnamamba.finetuning.resolve import resolve as resolve_finetuning
+from dnamamba.finetuning.settings import FinetuneSettings
 from dnamamba.parallel.processes import process_rank
 from dnamamba.training.resolve import resolve
 from dnamamba.training.settings import PretrainSettings
@@ -80,6 +82,10 @@ def test_devices_are_as_many_as_were_started(monkeypatch: pytest.MonkeyPatch) ->
     settings.devices = 4
     with pytest.raises(InputError, match="2 processes"):
         resolve(settings)
+    with pytest.raises(InputError, match="2 processes"):
+        resolve_finetuning(FinetuneSettings(checkpoint="none", accelerator="cpu", devices=4, out=Path("run")))
+    settings.resume = True
+    assert resolve(settings).devices == 2, "which had four before it was stopped"
     with pytest.raises(InputError, match="--out"):
         resolve(PretrainSettings(accelerator="cpu"))
 

@@ -65,6 +65,7 @@ class RunControl(L.Callback):
         save_minutes: float,
         on_fault: str,
         patience: int,
+        validation_chunk: int | None = None,
     ) -> None:
         self.folder, self.keeper = folder, keeper
         self.steps = steps
@@ -72,6 +73,7 @@ class RunControl(L.Callback):
         self.save_every, self.save_minutes = save_every, save_minutes
         self.on_fault = on_fault
         self.patience = patience
+        self.validation_chunk = validation_chunk
         self.validations_since_best = 0
         self.validation_bits_per_base = math.nan
         self.bits_by_genome: dict[str, float] = {}
@@ -255,7 +257,7 @@ class RunControl(L.Callback):
                 scores = evaluate(
                     module.model,
                     data.validation_windows(),
-                    chunk=module.chunk,
+                    chunk=self.validation_chunk,
                     context=trainer.precision_plugin.val_step_context,
                     sum_over_ranks=module.sum_over_ranks,
                 )

@@ -132,6 +132,13 @@ def validation_windows_per_pass(settings: ResolvedPretrainSettings) -> int:
     return windows_per_pass(replace(settings, context_parallel=1), validation_length(settings))
 
 
+def validation_chunk(settings: ResolvedPretrainSettings) -> int | None:
+    """Positions of a validation window that go through the model together; None is all. Where several devices share a
+    training window, one has a validation window by itself, but no more of it at a time than of the former."""
+    shares = settings.context_parallel > 1 and Ability.CAUSAL in abilities_of(model_config(settings.model))
+    return settings.chunk or (-(-settings.length // settings.context_parallel) if shares else None)
+
+
 def warmup_lengths(settings: ResolvedPretrainSettings) -> list[tuple[int, int]]:
     """(first step, window length) of each stage: the lengths double up to `settings.length`, tokens a step constant.
 

@@ -59,6 +59,7 @@ from dnamamba.training.resolve import (
     dense_steps,
     last_copies,
     resolve,
+    validation_chunk,
     warmup_lengths,
     why_no_graph,
     windows_per_pass,
@@ -197,6 +198,7 @@ def _train(
         save_minutes=settings.save_minutes,
         on_fault=settings.on_fault,
         patience=settings.patience,
+        validation_chunk=validation_chunk(settings),
     )
     devices_here = process_rank().local_size or settings.devices
     trainer = L.Trainer(
