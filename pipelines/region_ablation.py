@@ -16,7 +16,7 @@ worm and aligned vertebrates as they are; chicken's aligned blocks become one re
 
 `score` runs `variant_benchmarks.py` on each finished run, zero shot and a linear probe by gene. None of the variants
 lies on chr20, but ClinVar's records there, which are left out; all models read 512 bases. `table` writes results.csv,
-a row a run, and results.md and results.png, which join the seeds of a system.
+a row a run, and results.md and, of scored runs, results.png, which join the seeds of a system.
 """
 
 import argparse
@@ -249,8 +249,11 @@ def table(options: argparse.Namespace) -> None:
         writer.writerows(rows)
     systems = by_system(rows)
     write_atomically(options.runs / "results.md", markdown(systems))
-    draw(systems, options.runs / "results.png")
-    print(f"written to {options.runs / 'results.csv'}, results.md and results.png")
+    written = f"written to {options.runs / 'results.csv'}, results.md"
+    if any(name.endswith("auroc") for row in systems for name in row):
+        draw(systems, options.runs / "results.png")
+        written += " and results.png"
+    print(written)
 
 
 def by_system(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
