@@ -17,12 +17,20 @@ from dnamamba.alphabet import decode
 from dnamamba.formats.checkpoint import save_checkpoint, save_classifier
 from dnamamba.inference import recorded_passes
 from dnamamba.inference.graphs import Work
-from dnamamba.inference.recorded_passes import SEEN_BEFORE, RecordedPasses, record_no_passes, record_passes
+from dnamamba.inference.recorded_passes import RecordedPasses, record_no_passes, record_passes
 from dnamamba.inference.stream import stream
 from dnamamba.model.classifier import HeadConfig, SequenceClassifier
 from dnamamba.model.config import preset
 from dnamamba.model.language_model import LanguageModel
 from dnamamba.model.mixers import MIXERS, mixer_class
+
+SEEN_BEFORE = 4
+"""In these tests"""
+
+
+@pytest.fixture(autouse=True)
+def recorded_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recorded_passes, "SEEN_BEFORE", SEEN_BEFORE)
 
 
 class Recorder:
@@ -229,6 +237,19 @@ def test_queries_of_a_loaded_model_replay(query: str, options: dict[str, Any], t
     assert model.module is model._loaded.model, "which its user may change"
     np.testing.assert_array_equal(QUERIES[query](model, texts), expected)
     assert recorder.replays == before
+
+
+def test_a_recording_that_fails_costs_nothing_but_itself() -> None:
+    def out_of_memory(work: Work, pool: Any) -> Work:
+        raise torch.OutOfMemoryError("no memory for it")
+
+    batches = [batch(2, 30, seed) for seed in range(8)]
+    expected = passes_of(tiny(), batches, 30)
+    model = tiny()
+    record_passes(model, out_of_memory)
+    with pytest.warns(UserWarning, match="without CUDA graphs: no memory for it") as warned:
+        assert same(passes_of(model, batches, 30), expected)
+    assert len(warned) == 1
 
 
 @pytest.mark.gpu

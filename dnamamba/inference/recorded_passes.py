@@ -6,6 +6,7 @@ Every verb's passes go through a backbone that was loaded for inference, so they
 
 import copy
 import threading
+import warnings
 import weakref
 from typing import Any
 
@@ -19,10 +20,11 @@ from dnamamba.model.config import ModelConfig
 from dnamamba.model.language_model import Backbone, LanguageModel, ModelState
 from dnamamba.model.mixers import mixer_class
 
-SEEN_BEFORE = 4
-"""Passes of a shape before it is recorded"""
+SEEN_BEFORE = 20
+"""Passes of a shape before it is recorded: making a recording takes as long as many passes, and they may be the last"""
 LARGEST = 1 << 24
-"""Positions times hidden width of a pass: the GPU is the limit of larger ones"""
+"""Positions times hidden width of a pass: the GPU is the limit of larger ones. Of one of 16 BiMamba blocks of that size
+the host takes longer than an H200, of twice the size no more"""
 ALL = 2 * LARGEST
 """The same of all recordings together: it bounds the memory of their results"""
 MOST = 16
@@ -49,6 +51,7 @@ class RecordedPasses:
         # Such a mixer makes the host wait for where segments begin, or the padding that no base may see.
         self.cuts_on_host = any(mixer_class(name).packs_on_host(config) for name in config.mixers)
         self._lock = threading.Lock()
+        self._gives_up = False
         self._passes = 0
         self._seen: dict[Any, int] = {}
         self._used: dict[Any, int] = {}
@@ -75,7 +78,12 @@ class RecordedPasses:
             if recording is None:
                 if not (self._is_frequent(key) and self._can_hold(inputs)):
                     return self._forward(*inputs)
-                recording = self._make(key, inputs)
+                try:
+                    recording = self._make(key, inputs)
+                except RuntimeError as error:  # above all where there is no memory left for it
+                    self._gives_up = True
+                    warnings.warn(f"from now on passes go without CUDA graphs: {error}", stacklevel=2)
+                    return self._forward(*inputs)
             self._used[key] = self._passes
             found: Hidden = copied(recording.replay(inputs))
             return found
@@ -84,7 +92,9 @@ class RecordedPasses:
         return type(self.backbone).forward(self.backbone, *inputs)
 
     def _may_be_recorded(self, tokens: Tensor, sequence_ids: Tensor | None) -> bool:
-        if torch.is_grad_enabled() or (self.cuts_on_host and not (sequence_ids is None and self.backbone.is_causal)):
+        if self._gives_up or torch.is_grad_enabled():
+            return False
+        if self.cuts_on_host and not (sequence_ids is None and self.backbone.is_causal):
             return False
         # Replays on one stream follow one another: they write to the same memory.
         streams = torch.cuda.current_stream, torch.cuda.default_stream
