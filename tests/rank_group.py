@@ -15,7 +15,7 @@ PRELOADED = [
 ]
 """Imported once, by the process that all others are forked from"""
 
-PATIENCE = 120
+PATIENCE = 300
 """Seconds"""
 
 

@@ -42,7 +42,6 @@ WAYS: dict[int, dict[str, tuple[str, dict[str, Any]]]] = {
         "ddp": ("mean", MEAN),
         "fsdp": ("mean", MEAN | FSDP),
         "fsdp, chunks": ("last", LAST | CHUNKS | FSDP),
-        "ddp, probe": ("probe", PROBE),
     },
 }
 """Ranks → name → the run on one device that it must equal, and its settings"""
