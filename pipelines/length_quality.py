@@ -8,8 +8,9 @@ second halves of held-out regions of twice the longest length: in tiles as long 
 last half counts, so that each base has between half a window and a whole one before it. They also read each region from
 its start with their state carried along: bits by position, beyond what they were trained at.
 
-Trainings are resumed by the same command, --minutes at a time. Differences are from the shortest length of the same
-size and seed; their 95 % intervals come from resampling intervals of 16,384 bases, and know nothing of other seeds.
+Trainings and scores are resumed by the same command, --minutes at a time. Differences are from the shortest length of
+the same size and seed; their 95 % intervals come from resampling intervals of 16,384 bases, and know nothing of other
+seeds.
 Writes results.csv, by_position.csv, results.md and results.png. --full gives each model 1 billion bases.
 """
 
@@ -38,7 +39,7 @@ from dnamamba.genome.store import TokenStore, open_genome
 from dnamamba.genome.windows import WindowPlan
 from dnamamba.inference.load import Inference, load_for_inference
 from dnamamba.model.language_model import LanguageModel
-from dnamamba.outputs import write_atomically
+from dnamamba.outputs import whole_file, write_atomically
 from dnamamba.pictures.figures import save_png
 from dnamamba.training.data import WindowBatch
 from dnamamba.training.window_parts import WindowParts
@@ -48,10 +49,13 @@ PASS = 1 << 17
 RESAMPLED = 1 << 14
 """Bases that are resampled together"""
 RESAMPLES = 2000
+SCORES = "scores.npz"
+"""In the folder of a training, when its model is scored."""
 
 
 def regions(store: TokenStore, longest: int, scored: int, folder: Path) -> WindowPlan:
-    """Held-out windows of twice the longest length, and the splits as train.bed and validation.bed."""
+    """Held-out windows of twice the longest length, and the splits as train.bed and validation.bed. Raises `InputError`
+    where the folder's models were trained on other ones."""
     contigs = select_contigs(store, None).chosen
     size = 2 * longest + 1
     fraction = -(-scored // longest) * size / sum(contig.length for contig in contigs)
@@ -59,8 +63,11 @@ def regions(store: TokenStore, longest: int, scored: int, folder: Path) -> Windo
         store, contigs, context_length=longest, validation_fraction=fraction, test_fraction=0, block_size=size
     )
     for name, intervals in (("train", splits.train), ("validation", splits.validation)):
-        lines = (f"{interval.contig}\t{interval.start}\t{interval.end}\n" for interval in intervals)
-        write_atomically(folder / f"{name}.bed", "".join(lines))
+        text = "".join(f"{interval.contig}\t{interval.start}\t{interval.end}\n" for interval in intervals)
+        file = folder / f"{name}.bed"
+        if file.exists() and file.read_text("utf-8") != text:
+            raise InputError(f"{file}: from another genome, --lengths or --scored; choose another --out")
+        write_atomically(file, text)
     return WindowPlan(store, splits.validation, 2 * longest, seed=0)
 
 
@@ -117,7 +124,11 @@ def in_tiles(inference: Inference[LanguageModel], region: np.ndarray, length: in
 
 
 def evaluate(run: Path, length: int, plan: WindowPlan) -> tuple[np.ndarray, np.ndarray]:
-    """(intervals, 2) of the bases that all models are scored on, and (octaves, 2) by position: bits and bases."""
+    """(intervals, 2) of the bases that all models are scored on, and (octaves, 2) by position: bits and bases. Kept in
+    the run's folder."""
+    if (run / SCORES).exists():
+        with np.load(run / SCORES) as kept:
+            return kept["scored"], kept["octaves"]
     inference = load_for_inference(run)
     scored, octaves = [], np.zeros((math.ceil(math.log2(plan.length)) + 1, 2))
     for number in range(plan.epoch_size(0)):
@@ -127,7 +138,10 @@ def evaluate(run: Path, length: int, plan: WindowPlan) -> tuple[np.ndarray, np.n
         octave = np.frexp(np.arange(1, plan.length + 1))[1] - 1  # of the number of bases read
         for each in range(len(octaves)):
             octaves[each] += _sums(streamed[octave == each][None])[0]
-    return np.concatenate(scored), octaves
+    sums = np.concatenate(scored)
+    with whole_file(run / SCORES) as partial, partial.open("wb") as file:
+        np.savez(file, scored=sums, octaves=octaves)
+    return sums, octaves
 
 
 def _sums(values: np.ndarray) -> np.ndarray:

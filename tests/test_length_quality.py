@@ -104,6 +104,13 @@ def test_trainings_share_regions_and_differ_in_length_alone(tmp_path, monkeypatc
     assert "not finished: 1.4m-0001024-0" in capsys.readouterr().out
     assert (out / "results.png").stat().st_size > 10_000
 
+    monkeypatch.setattr(length_quality, "run_all", lambda *_: [])
+    monkeypatch.setattr(length_quality, "load_for_inference", None)  # what is scored is not scored again
+    length_quality.main([*map(str, flags), "--batch_tokens", "4096", "--tokens", "8192"])
+    assert list(csv.DictReader((out / "results.csv").read_text().splitlines())) == rows
+    with pytest.raises(InputError, match=r"train\.bed: from another genome, --lengths or --scored"):
+        length_quality.main([*map(str, flags[:-1]), "9000", "--batch_tokens", "4096", "--tokens", "8192"])
+
 
 def test_odd_lengths_are_refused():
     with pytest.raises(InputError, match="powers of two"):
