@@ -275,7 +275,7 @@ def test_a_model_learns_a_sequence_by_heart(model_options):
     if not tree_leaves(model.init_state(1)):  # it mixes no positions: each base follows from the one before
         tokens = torch.arange(25)[None] % 4
     optimizer = torch.optim.AdamW(parameter_groups(model, 0.0), lr=5e-3, betas=BETAS)
-    for _ in range(60):
+    for _ in range(100):
         sums = model.loss(tokens[:, :-1], tokens[:, 1:])
         optimizer.zero_grad()
         (sums.nll_sum / sums.counted).backward()
