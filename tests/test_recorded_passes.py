@@ -252,6 +252,24 @@ def test_a_recording_that_fails_costs_nothing_but_itself() -> None:
     assert len(warned) == 1
 
 
+def test_a_recording_that_fails_frees_the_others() -> None:
+    recorder = Recorder()
+
+    def second_fails(work: Work, pool: Any) -> Work:
+        if recorder.recordings:
+            raise torch.OutOfMemoryError("no memory for it")
+        return recorder(work, pool)
+
+    batches = [batch(2, length, seed) for length in (30, 40) for seed in range(SEEN_BEFORE + 1)]
+    expected = passes_of(tiny(), batches, 40)
+    model = tiny()
+    record_passes(model, second_fails)
+    with pytest.warns(UserWarning, match="without CUDA graphs"):
+        assert same(passes_of(model, batches, 40), expected)
+    assert recorder.replays == [1]
+    assert not model.backbone.forward._recordings
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("mixer", MIXERS)

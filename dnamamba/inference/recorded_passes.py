@@ -82,8 +82,10 @@ class RecordedPasses:
                     recording = self._make(key, inputs)
                 except RuntimeError as error:  # above all where there is no memory left for it
                     self._gives_up = True
+                    self._recordings.clear()  # they would hold their memory for nothing
                     warnings.warn(f"from now on passes go without CUDA graphs: {error}", stacklevel=2)
-                    return self._forward(*inputs)
+            if recording is None:  # here, where the error no longer holds what the attempt took
+                return self._forward(*inputs)
             self._used[key] = self._passes
             found: Hidden = copied(recording.replay(inputs))
             return found
