@@ -86,7 +86,8 @@ def finetune(requested: FinetuneSettings) -> Path:
 
 def _finetune(requested: FinetuneSettings, settings: ResolvedFinetuneSettings, folder: RunFolder) -> Path:
     is_first = process_rank().rank == 0
-    own_device(settings.accelerator)
+    if settings.devices > 1:  # one that is alone stays on the GPU that its caller has chosen
+        own_device(settings.accelerator)
     if settings.resume:
         if is_first and not settings.dry_run:
             folder.lock.take()
