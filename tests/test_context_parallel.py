@@ -195,7 +195,7 @@ def test_what_is_sent_does_not_depend_on_the_length(compared: tuple[list[str], l
 
 
 def test_the_measurements_of_several_gpus_run_on_the_cpu(tmp_path: Path) -> None:
-    """`pipelines/context_parallel.py` with a tiny model on gloo: a device session is not where to find its faults."""
+    """`pipelines/context_parallel.py` with a tiny model on gloo: its faults are found without a GPU."""
     out, script = tmp_path / "measured.json", Path(__file__).parents[1] / "pipelines" / "context_parallel.py"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
     options = ["--accelerator", "cpu", "--seconds", "0.1", "--out", str(out)]

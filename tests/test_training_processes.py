@@ -252,7 +252,7 @@ def test_a_signal_stops_both_ranks_with_a_checkpoint(alone: Path, tmp_path: Path
 
 @pytest.mark.slow
 def test_the_measurements_for_two_gpus_run_on_the_cpu(tmp_path: Path) -> None:
-    """`pipelines/two_gpus.py` with a tiny model on gloo: a device session is not where to find its faults."""
+    """`pipelines/two_gpus.py` with a tiny model on gloo: its faults are found without a GPU."""
     out = tmp_path / "two_gpus.json"
     script = Path(__file__).resolve().parent.parent / "pipelines" / "two_gpus.py"
     command = [sys.executable, script, "--accelerator", "cpu", "--seconds", "1", "--scratch", tmp_path, "--out", out]
