@@ -238,7 +238,7 @@ class Trial:
             tokens, lengths = self.compute.put(batch.tokens), self.compute.put(batch.lengths)
             tokens = reverse_complement(tokens, lengths, flags)
             is_full, chunk = self.settings.mode == "full", self.settings.chunk
-            if chunk is not None:  # ranks that share weights run as many chunks
+            if chunk is not None and self.settings.is_sharded:  # ranks that share weights run as many chunks
                 width = self.group.most(tokens.shape[1], tokens.device)
                 tokens = torch.nn.functional.pad(tokens, (0, width - tokens.shape[1]), value=PAD)
             if is_full and chunk is not None:
@@ -279,7 +279,8 @@ class Trial:
     def _train_epoch(
         self, model: SequenceClassifier, optimizer: torch.optim.Optimizer, state: "_State", features: Features
     ) -> tuple[float, int]:
-        """Mean loss of the epoch's examples, and their number. The host never waits for the device within it."""
+        """Mean loss of the epoch's examples, and their number. The host never waits for the device within it, unless
+        ranks that share weights agree on chunks."""
         model.train()
         total = torch.zeros((), device=self.compute.device)
         seen = 0
