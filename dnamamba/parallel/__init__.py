@@ -1,1 +1,2 @@
-"""How the ranks of a run share its work: windows, and the positions of a window. A step knows none of them by name."""
+"""What the ranks of a run share: windows, the positions of a window, weights and gradients. A step knows none of them by
+name."""
