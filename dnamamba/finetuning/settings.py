@@ -10,28 +10,11 @@ from typing import Literal
 
 from dnamamba.model.settings import ModelSettings
 from dnamamba.settings.fields import setting
-from dnamamba.settings.options import (
-    BackpropOptions,
-    ComputeOptions,
-    DevicesOptions,
-    MicroTokensOptions,
-    OptimiserOptions,
-    OverwriteOptions,
-    RecomputeOptions,
-    RunOptions,
-)
+from dnamamba.settings.options import ComputeOptions, MicroTokensOptions, OverwriteOptions, TrainingOptions
 
 
 @dataclass(kw_only=True)
-class FinetuneSettings(
-    DevicesOptions,
-    ComputeOptions,
-    RecomputeOptions,
-    BackpropOptions,
-    MicroTokensOptions,
-    OptimiserOptions,
-    RunOptions,
-):
+class FinetuneSettings(TrainingOptions):
     """Trains a classifier (or a regression) on top of a pretrained model, or from scratch to compare with."""
 
     task: Literal["species", "sequences", "variants"] = "sequences"

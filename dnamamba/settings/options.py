@@ -152,3 +152,16 @@ class RunOptions(Settings):
     """Show what the run will do, and stop."""
     seed: int = setting(0, at_least=0)
     """Seed of all random numbers."""
+
+
+@dataclass(kw_only=True)
+class TrainingOptions(
+    DevicesOptions,
+    ComputeOptions,
+    RecomputeOptions,
+    BackpropOptions,
+    MicroTokensOptions,
+    OptimiserOptions,
+    RunOptions,
+):
+    """What pretraining and fine-tuning share."""

@@ -12,29 +12,11 @@ from typing import Literal
 
 from dnamamba.model.settings import ModelSettings
 from dnamamba.settings.fields import setting
-from dnamamba.settings.options import (
-    BackpropOptions,
-    ComputeOptions,
-    DevicesOptions,
-    MicroTokensOptions,
-    OptimiserOptions,
-    RecomputeOptions,
-    RunOptions,
-    StoreOptions,
-)
+from dnamamba.settings.options import StoreOptions, TrainingOptions
 
 
 @dataclass(kw_only=True)
-class PretrainSettings(
-    DevicesOptions,
-    ComputeOptions,
-    RecomputeOptions,
-    BackpropOptions,
-    MicroTokensOptions,
-    OptimiserOptions,
-    RunOptions,
-    StoreOptions,
-):
+class PretrainSettings(TrainingOptions, StoreOptions):
     """Pretraining of a language model on reference genomes: to predict the next base, or masked bases."""
 
     genome: list[Path] | None = setting(None, on_resume="files")
