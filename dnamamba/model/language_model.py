@@ -27,7 +27,6 @@ from dnamamba.model.blocks import Block
 from dnamamba.model.config import ModelConfig, Recompute
 from dnamamba.model.context import ContextEmbedding
 from dnamamba.model.embedding import Embedding
-from dnamamba.model.mixers.attention import AttentionMixer
 from dnamamba.model.norm import RMSNorm
 from dnamamba.model.objectives import objective_class
 from dnamamba.model.objectives.objective import LossSums, Objective
@@ -157,12 +156,13 @@ class LanguageModel(nn.Module):
     def _start_with_copies(self) -> None:
         """Attention without positions that compares k-mers starts out looking for a word on both strands: training
         finds repeats from any start, but reverse complements only from some."""
-        attentions = [block.mixer for block in self.backbone.layers if isinstance(block.mixer, AttentionMixer)]
-        if self.backbone.context is None or self.config.rope or not attentions:
+        context = self.backbone.context
+        comparing: list[Any] = [block.mixer for block in self.backbone.layers if block.mixer.compares_content]
+        if context is None or not comparing:
             return
-        self.backbone.context.start_with_words()
-        for attention in attentions:
-            attention.start_with_equals()
+        context.start_with_words()
+        for mixer in comparing:
+            mixer.start_with_equals()
 
     def tie_weights(self) -> None:
         """Make the head share the embedding's weight, if the configuration says so."""

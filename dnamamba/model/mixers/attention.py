@@ -30,6 +30,7 @@ class AttentionMixer(Mixer):
         super().__init__(config)
         self.head_dim = config.head_width(config.d_model)
         self.rope_base = config.rope_base if config.rope else None
+        self.compares_content = not config.rope
         self.in_proj = nn.Linear(config.d_model, 3 * config.d_model, bias=False)  # queries, keys, values
         self.out_proj = nn.Linear(config.d_model, config.d_model, bias=False)
 

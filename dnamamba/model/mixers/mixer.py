@@ -31,6 +31,8 @@ class Mixer(nn.Module):
     state_grows: ClassVar[bool] = False
     """The state keeps something of every position, as attention's keys and values: a cache, and no state of constant
     size."""
+    compares_content: bool = False
+    """Positions are compared by what they hold and by nothing else; such a mixer has `start_with_equals`."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
