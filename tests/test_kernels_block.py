@@ -4,13 +4,12 @@ from itertools import pairwise
 
 import pytest
 import torch
+from block_models import assert_backward_keeps_the_backends, held, model_of, packed
 from torch import Tensor
 from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
-from dnamamba.model.config import preset
 from dnamamba.model.language_model import LanguageModel
-from dnamamba_kernels import backends
 from dnamamba_kernels.block import slices
 from dnamamba_kernels.block.slices import Slice, borders, cut, joined, only
 
@@ -26,24 +25,8 @@ OPTIONS = {
 }
 
 
-def model_of(recompute: str | None, dtype: torch.dtype = torch.float64, **options) -> LanguageModel:
-    torch.manual_seed(0)
-    model = LanguageModel(preset("demo", **{"n_layer": 2, "d_model": 12, "d_state": 4, "d_conv": 4} | options))
-    model.backbone.recompute = recompute
-    return model.to(dtype)
-
-
 def tokens_of(batch: int, length: int) -> Tensor:
     return torch.randint(0, 4, (batch, length + 1), generator=torch.Generator().manual_seed(1))
-
-
-def packed(batch: int, length: int) -> Tensor:
-    """Segments that change at borders of slices, just before and after them, and within."""
-    changes = torch.zeros(batch, length, dtype=torch.int32)
-    for sequence in range(batch):
-        for position in (5, 15, 16, 31, 33, 46, 47, 63, 79)[sequence::2]:
-            changes[sequence, position % length] = 1
-    return changes.cumsum(1).int()
 
 
 def gradients(model: LanguageModel, batch: int, length: int, ids: Tensor | None = None, stateful: bool = True):
@@ -140,14 +123,7 @@ def test_what_sees_inside_gets_the_single_operators():
 
 @pytest.mark.parametrize("recompute", ["none", "cheap", "all"])
 def test_the_backward_pass_takes_the_backends_of_the_forward_pass(recompute, monkeypatch):
-    """Also where another is preferred by then, whose kept states stand elsewhere."""
-    chosen, choose = [], backends.choose
-    monkeypatch.setattr(backends, "choose", lambda name, *rest: chosen.append((name, rest[0])) or choose(name, *rest))
-    model = model_of(recompute, torch.float32)
-    with backends.preferred("scan", "reference"), backends.preferred("conv", "reference"):
-        loss = model(tokens_of(1, 200)).logits.square().sum()
-    loss.backward()
-    assert {backend for name, backend in chosen if name != "norm"} == {"reference"}
+    assert_backward_keeps_the_backends(model_of(recompute, torch.float32), tokens_of(1, 200), monkeypatch)
 
 
 def test_second_derivatives_are_refused():
@@ -160,19 +136,8 @@ def test_second_derivatives_are_refused():
 
 def kept_bytes(model: LanguageModel, batch: int, length: int) -> float:
     """A position: what the graph of a loss holds, but for parameters."""
-    own = {parameter.data_ptr() for parameter in model.parameters()}
-    found: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        if tensor.data_ptr() not in own:
-            found[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
     tokens = tokens_of(batch, length)
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), torch.autocast("cpu", torch.bfloat16):
-        loss = model.loss(tokens[:, :-1], tokens[:, 1:])
-    assert loss.nll_sum.requires_grad
-    return sum(found.values()) / (batch * length)
+    return held(model, lambda: model.loss(tokens[:, :-1], tokens[:, 1:]).nll_sum) / (batch * length)
 
 
 def test_what_is_kept():

@@ -1,15 +1,15 @@
 """Blocks that read both ways, or both strands, as one operator: against the composition of the single operators."""
 
+import block_models
 import pytest
 import torch
+from block_models import assert_backward_keeps_the_backends, packed
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from dnamamba.alphabet import COMPLEMENT
-from dnamamba.model.config import preset
 from dnamamba.model.language_model import LanguageModel
 from dnamamba.runs.recompute import kept_bytes
-from dnamamba_kernels import backends
 from dnamamba_kernels.block import both_ways, slices
 
 MODELS = {
@@ -36,23 +36,11 @@ EACH = pytest.mark.parametrize("which", MODELS.values(), ids=MODELS)
 
 
 def model_of(recompute: str | None, dtype: torch.dtype = torch.float64, **options) -> LanguageModel:
-    torch.manual_seed(0)
-    sizes = {"n_layer": 2, "d_model": 12, "d_state": 4, "d_conv": 4, "objective": "masked_base"}
-    model = LanguageModel(preset("demo", **sizes | options))
-    model.backbone.recompute = recompute
-    return model.to(dtype)
+    return block_models.model_of(recompute, dtype, objective="masked_base", **options)
 
 
 def tokens_of(batch: int, length: int) -> Tensor:
     return torch.randint(0, 4, (batch, length), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
-
-
-def packed(batch: int, length: int) -> Tensor:
-    changes = torch.zeros(batch, length, dtype=torch.int32)
-    for sequence in range(batch):
-        for position in (5, 15, 16, 31, 33, 46, 47, 63, 79)[sequence::2]:
-            changes[sequence, position % length] = 1
-    return changes.cumsum(1).int()
 
 
 def gradients(model: LanguageModel, tokens: Tensor, ids: Tensor | None = None) -> list[Tensor]:
@@ -184,28 +172,12 @@ def test_what_sees_inside_gets_the_single_operators(which, recompute, calls):
 @EACH
 @RECOMPUTE
 def test_the_backward_pass_takes_the_backends_of_the_forward_pass(which, recompute, monkeypatch):
-    chosen, choose = [], backends.choose
-    monkeypatch.setattr(backends, "choose", lambda name, *rest: chosen.append((name, rest[0])) or choose(name, *rest))
-    model = model_of(recompute, torch.float32, **which)
-    with backends.preferred("scan", "reference"), backends.preferred("conv", "reference"):
-        loss = model(tokens_of(1, 200)).logits.square().sum()
-    loss.backward()
-    assert {backend for name, backend in chosen if name != "norm"} == {"reference"}
+    assert_backward_keeps_the_backends(model_of(recompute, torch.float32, **which), tokens_of(1, 200), monkeypatch)
 
 
 def held(model: LanguageModel, batch: int, length: int) -> float:
     """Bytes a position: what the graph of the logits holds, but for parameters."""
-    own = {parameter.data_ptr() for parameter in model.parameters()}
-    found: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        if tensor.data_ptr() not in own:
-            found[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), torch.autocast("cpu", torch.bfloat16):
-        assert model(tokens_of(batch, length)).logits.requires_grad
-    return sum(found.values()) / (batch * length)
+    return block_models.held(model, lambda: model(tokens_of(batch, length)).logits) / (batch * length)
 
 
 @EACH
