@@ -100,6 +100,7 @@ def measure(system: str, d_model: int, length: int, repeats: int) -> Row:
         for block in fast.backbone.layers:
             block.mixer.compile(dynamic=False)  # the norm between is a kernel already
     expected = Step(plain, length).gradients()
+    release()
     replay, found = captured(Step(fast, length).gradients)
     replay()
     compare(expected, found)
@@ -174,6 +175,8 @@ def crossings(rows: Sequence[Row]) -> list[str]:
     for d_model in sorted({int(row["d_model"]) for row in rows}):
         for column, name in (("mtoken_per_s", "training"), ("forward_mtoken_per_s", "forward only")):
             lengths, mamba, other = rates(rows, d_model, column)
+            if not lengths:
+                continue
             found = crossing(lengths, [a / b for a, b in zip(mamba, other, strict=True)])
             where = "at none" if found is None else f"from {found:,.0f} bases on" if found else "at all"
             lines.append(
@@ -257,16 +260,16 @@ def main() -> None:
                 release()
                 try:
                     rows.append({**measure(system, d_model, length, given.repeats), **where})
-                except (ValueError, torch.OutOfMemoryError) as error:
+                except (ValueError, RuntimeError) as error:  # such as that there is too little memory
                     print(f"{system}, {d_model} wide, {length}: {str(error).partition(chr(10))[0]}", flush=True)
                     continue
                 print(*list(rows[-1].values())[: -len(where)], flush=True)
                 rows.sort(key=lambda row: (int(row["d_model"]), int(row["length"]), row["system"]))
                 write_rows(rows, file)
     write_atomically(given.out / "speed.md", table(rows) + "\n" + "".join(f"- {line}\n" for line in crossings(rows)))
-    draw(rows, given.out / "speed.png")
     workflow = {"out": str(given.out / "quality"), **quality(rows, given.d_model[0], given.genome)}
     write_atomically(given.out / "quality.yaml", yaml.safe_dump(workflow, sort_keys=False))
+    draw(rows, given.out / "speed.png")
     print((given.out / "speed.md").read_text("utf-8"))
 
 

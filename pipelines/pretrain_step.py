@@ -6,7 +6,7 @@
 A run is d_model x windows x length, all windows in one pass, then --recompute and --cuda_graph: 8 layers, expand 2, 16
 states, bf16. Mtoken/s and peak memory stand in the runs' metrics.csv; `foretold_gib` is what --dry_run says of the
 peak; `idle` the share of the time in which the GPU did nothing, by torch's profiler. --gaps prints between which
-kernels that was.
+kernels that was. A row is written as soon as its run has ended, and runs whose rows --out holds are not measured again.
 """
 
 import argparse
@@ -17,7 +17,8 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,6 +61,7 @@ TOO_LARGE = ("512x1x1048576-none",)
 RUNS = [f"{shape}-{way}" for shape in SHAPES for way in WAYS if not f"{shape}-{way}".startswith(TOO_LARGE)]
 ROWS_KEPT = 3
 """Rows of metrics.csv whose median is taken, after the first, in which kernels are compiled and recorded"""
+WORKER = Path(__file__).with_name("observed_training.py")
 BASES_A_ROW, BASES_TRACED = 4_000_000, 8_000_000
 FEWEST = 3
 """Steps of a row; of a trace one more"""
@@ -126,8 +128,8 @@ def result(run: Run, folder: Path) -> tuple[Row, list[list[Any]]]:
     }, idle["gaps"]
 
 
-def measure(runs: Sequence[Run], genome: Path, folder: Path, minutes: float) -> None:
-    """All in one process, which compiles each kernel once."""
+def measured(runs: Sequence[Run], genome: Path, folder: Path, minutes: float) -> Iterator[Run]:
+    """Trains all in one process, which compiles each kernel once, and yields each that has ended."""
     jobs, shapes = [], set()
     for run in runs:
         if run.shape not in shapes:
@@ -136,11 +138,35 @@ def measure(runs: Sequence[Run], genome: Path, folder: Path, minutes: float) -> 
         jobs.append(job_of(run, genome, folder))
     file = folder / "jobs.json"
     file.write_text(json.dumps(jobs))
-    worker = str(Path(__file__).parent / "observed_training.py")
+    left, until = list(runs), time.monotonic() + 60 * minutes
+    process = subprocess.Popen([sys.executable, str(WORKER), str(file)])
     try:
-        subprocess.run([sys.executable, worker, str(file)], check=True, timeout=60 * minutes)
-    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
-        print(f"ended early: {error}", flush=True)
+        while True:
+            ended = process.poll() is not None
+            while left and (folder / left[0].name / "summary.json").exists():
+                yield left.pop(0)
+            if ended or time.monotonic() > until:
+                break
+            time.sleep(0.1)
+    finally:
+        process.kill()
+        code = process.wait()
+    if left:
+        print(f"ended early ({code}), not measured: {' '.join(run.name for run in left)}", flush=True)
+
+
+def kept(file: Path) -> list[Row]:
+    """The rows that the file holds already."""
+    if not file.exists():
+        return []
+    with file.open(newline="") as lines:
+        rows: list[Row] = list(csv.DictReader(lines))
+    return rows
+
+
+def name_of(row: Row) -> str:
+    """Of the run that a row is of."""
+    return Run(*(row[field] for field in Run._fields)).name
 
 
 def main() -> None:
@@ -153,22 +179,19 @@ def main() -> None:
     given = parser.parse_args()
     where = conditions()
     print(*(f"{key} {value}" for key, value in where.items()), sep=" · ", flush=True)
-    runs = [Run.of(name) for name in given.runs]
-    found: list[Row] = []
+    rows = kept(given.out)
+    done = {name_of(row) for row in rows}
+    runs = [run for run in map(Run.of, given.runs) if run.name not in done]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        measure(runs, given.genome.absolute(), folder, given.minutes)
-        for run in runs:
-            if not (folder / f"{run.name}.json").exists():
-                print(f"{run.name}: not measured", flush=True)
-                continue
+        for run in measured(runs, given.genome.absolute(), folder, given.minutes):
             row, gaps = result(run, folder)
             print(*(f"{key} {value}" for key, value in row.items()), sep="  ", flush=True)
             if given.gaps:
-                print(*(f"{share:7.3%} {times:5d} times  {a} -> {b}" for share, times, a, b in gaps), sep="\n")
-            found.append({**row, **where})
-    if found:
-        write_rows(found, given.out)
+                lines = (f"{share:7.3%} {times:5d} times  {a} -> {b}" for share, times, a, b in gaps)
+                print(*lines, sep="\n", flush=True)
+            rows.append({**row, **where})
+            write_rows(rows, given.out)
 
 
 if __name__ == "__main__":

@@ -108,15 +108,15 @@ def our_loss(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def peer_model(d_model: int) -> nn.Module:
-    """mamba-ssm's language model. Raises `ImportError` where it is not there."""
-    from mamba_ssm.models.config_mamba import MambaConfig
-    from mamba_ssm.models.mixer_seq_simple import MambaLMHeadModel
+    """A language model of mamba-ssm's blocks. Raises `ImportError` where it is not there."""
+    from mamba_ssm import Mamba
+    from peers import MambaLM
 
-    return MambaLMHeadModel(MambaConfig(d_model=d_model, n_layer=8, vocab_size=16, tie_embeddings=False))
+    return MambaLM(d_model, [Mamba(d_model) for _ in range(8)])
 
 
 def peer_loss(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
-    logits = model(inputs.int()).logits
+    logits = model(inputs.int())
     return F.cross_entropy(logits.float().flatten(0, 1), targets.long().flatten())
 
 

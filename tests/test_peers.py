@@ -1,5 +1,6 @@
 """The peers of `pipelines/side_by_side.py`, with our stand-in for mamba-ssm's module in place of its own."""
 
+import math
 import sys
 import types
 from pathlib import Path
@@ -52,6 +53,18 @@ def test_ours_takes_the_weights_of_a_causal_peer_by_their_names(side_by_side):
     config = ModelConfig(d_model=16, n_layer=2)
     ours, peer = side_by_side.causal([Mamba(16), Mamba(16)], config, "cpu")
     assert max(side_by_side.check(ours, peer, 2, 50)) < 1e-4
+
+
+def test_the_peer_whose_steps_are_timed_predicts_the_next_base(side_by_side):
+    from training_step import peer_loss, peer_model
+
+    torch.manual_seed(1)
+    model, tokens = peer_model(16), torch.randint(0, 4, (2, 51), dtype=torch.uint8)
+    loss = peer_loss(model, tokens[:, :-1], tokens[:, 1:])
+    loss.backward()
+    assert abs(loss.item() - math.log(16)) < 0.2, "one row of its vocabulary is as likely as another at first"
+    gradients = [parameter.grad for parameter in model.parameters()]
+    assert len(gradients) > 8 * 8 and all(gradient.isfinite().all() for gradient in gradients)
 
 
 def test_another_model_is_found_out(side_by_side, tmp_path):

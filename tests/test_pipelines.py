@@ -678,6 +678,50 @@ def test_a_foretold_peak_is_read_from_what_a_dry_run_prints():
     assert foretold("  estimate  2 s a step\n") == {}
 
 
+WORKER_THAT_ENDS_EARLY = """
+import json, sys, time
+from pathlib import Path
+
+for job in json.loads(Path(sys.argv[1]).read_text()):
+    Path(job["output"]).write_text("--recompute none 3.5, all 1 GiB")
+    if "trace" in job:
+        folder = Path(job["settings"]["out"])
+        folder.mkdir()
+        with Path(__file__).with_suffix(".log").open("a") as file:
+            print(folder.name, file=file)
+        rate = job["settings"]["model"]["d_model"] * 1e6
+        lines = ["tokens_per_second,peak_memory_gib,data_wait_fraction", *(f"{rate},2.0,0" for _ in range(5))]
+        (folder / "metrics.csv").write_text(chr(10).join(lines))
+        Path(job["trace"][2]).write_text(json.dumps({"idle": 0.01, "waits": 0.0, "gaps": []}))
+        if rate == 16e6:
+            sys.exit("out of memory")
+        (folder / "summary.json").write_text("{}")
+"""
+
+
+def test_steps_are_written_run_by_run_and_not_measured_again(tmp_path, monkeypatch, capsys):
+    import pretrain_step
+
+    worker, out = tmp_path / "worker.py", tmp_path / "steps.csv"
+    worker.write_text(WORKER_THAT_ENDS_EARLY)
+    monkeypatch.setattr(pretrain_step, "WORKER", worker)
+    monkeypatch.setattr(pretrain_step, "conditions", lambda: {"gpu": "none"})
+
+    def rates(*runs):
+        monkeypatch.setattr(sys, "argv", ["pretrain_step", "x.fa", "--out", str(out), "--runs", *runs])
+        pretrain_step.main()
+        with out.open(newline="") as file:
+            return [
+                (pretrain_step.name_of(row), row["mtoken_per_s"], row["foretold_gib"]) for row in csv.DictReader(file)
+            ]
+
+    assert rates("8x4x64-none-on", "16x4x64-all-off", "32x4x64-all-off") == [("8x4x64-none-on", "8.0", "3.5")]
+    assert "not measured: 16x4x64-all-off 32x4x64-all-off" in capsys.readouterr().out
+    found = rates("8x4x64-none-on", "8x4x64-all-on")
+    assert found == [("8x4x64-none-on", "8.0", "3.5"), ("8x4x64-all-on", "8.0", "1.0")]
+    assert worker.with_suffix(".log").read_text().split() == ["8x4x64-none-on", "16x4x64-all-off", "8x4x64-all-on"]
+
+
 def test_idle_time_is_what_no_work_covers(tmp_path):
     """Kernels that overlap count once, copies within the GPU as work, those from the host and to it not at all."""
     import observed_training

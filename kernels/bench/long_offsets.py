@@ -148,14 +148,14 @@ def main() -> None:
     if given.work:
         work(given.work[0], json.loads(given.work[1]))
         return
-    rows = []
+    rows: list[dict[str, str]] = []
     for which in IMPLEMENTATIONS[: 1 + given.peer]:
         for row in results(which):
-            rows.append(row)
             print(*row.values(), flush=True)
-    if given.out:
-        lines = [",".join(rows[0]), *(",".join(f'"{value}"' for value in row.values()) for row in rows)]
-        given.out.write_text("\n".join(lines) + "\n")
+            rows.append(row)
+            if given.out:
+                lines = [",".join(rows[0]), *(",".join(f'"{value}"' for value in each.values()) for each in rows)]
+                given.out.write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":
