@@ -122,13 +122,22 @@ def test_one_chunk_is_the_whole_to_the_bit() -> None:
         assert all(torch.equal(found[name], gradient) for name, gradient in expected[1].items())
 
 
-@pytest.mark.parametrize("length", [1_000, 100_003])
-def test_long_windows_in_fp32(length: int) -> None:
-    model, scale = model_of("mamba", torch.float32), torch.tensor(1 / length)
+@pytest.mark.parametrize(
+    ("length", "dtype", "tolerance"),
+    [
+        (1_000, torch.float64, 1e-10),
+        (20_011, torch.float64, 1e-10),
+        pytest.param(100_003, torch.float64, 1e-10, marks=pytest.mark.slow),
+        (1_000, torch.float32, 2e-5),
+        (100_003, torch.float32, 2e-5),
+    ],
+)
+def test_long_windows(length: int, dtype: torch.dtype, tolerance: float) -> None:
+    model, scale = model_of("mamba", dtype), torch.tensor(1 / length, dtype=dtype)
     windows = windows_of(model, 1, length)
     expected = of_whole(model, windows, 1.0, scale)
     found = gradients(model, lambda: chunked(model, Chunks(windows, length // 7), scale))
-    assert_equal(found, expected, 2e-5)
+    assert_equal(found, expected, tolerance)
 
 
 @pytest.mark.parametrize("kind", ["mamba", "mamba2", "h3"])
