@@ -13,7 +13,8 @@
   These are small enough for a CPU.
 
 All systems and seeds train at once. A folder is continued by the same command, --minutes at a time; --full gives the
-paper's number of steps. Results are results.csv, results.md and results.png in the folder.
+paper's number of steps. --length_warmup trains on shorter sequences first (`selective_copying`), which the paper does
+not. Results are results.csv, results.md and results.png in the folder.
 """
 
 import argparse
@@ -176,6 +177,15 @@ class Evaluation(NamedTuple):
     length: int
 
 
+class Stage(NamedTuple):
+    """A part of a training, the first or one that follows the one before."""
+
+    until: int
+    """The number of steps at which it ends"""
+    length: int
+    batch: int
+
+
 class Experiment(NamedTuple):
     """What a task is trained and evaluated with."""
 
@@ -196,6 +206,8 @@ class Experiment(NamedTuple):
     warmup: int = 1
     beta2: float = BETAS[1]
     """Of Adam's second moments"""
+    shorter: Sequence[Stage] = ()
+    """What --length_warmup trains with before `length` and `batch`"""
     own: Mapping[str, Mapping[str, Any]] = {}
     """Name of a system → fields of this record in which its training differs"""
 
@@ -258,6 +270,7 @@ EXPERIMENTS = {
         evaluations=[Evaluation(2**power, SELECTIVE, 2**power) for power in range(8, 15)],
         axis="length",
         measure="accuracy",
+        shorter=(Stage(2500, 128, 64), Stage(4000, 512, 64), Stage(5500, 2048, 32)),
     ),
     "base_copies": Experiment(
         task=BaseCopies(),
@@ -300,21 +313,38 @@ class Wanted(NamedTuple):
         return f"{self.system.replace(' ', '-')}-{self.seed}"
 
 
-def training_of(experiment: Experiment, wanted: Wanted, steps: int, device: str) -> Training:
+def training_of(
+    experiment: Experiment, wanted: Wanted, steps: int, device: str, stage: Stage | None = None
+) -> Training:
+    """A system as its experiment trains it; in a stage with that one's sequences, and until it ends."""
     torch.manual_seed(wanted.seed)
     experiment = experiment.of(wanted.system)
     fields = {"vocabulary_size": VOCABULARY_SIZE} | dict(experiment.systems[wanted.system])
     if fields.get("mixer") == "hyena":
         fields["filter_length"] = experiment.length
     model = TaskModel(ModelConfig(**fields), experiment.task.vocabulary).to(device)
+    steps, length, batch = stage or (steps, experiment.length, experiment.batch)
 
     def losses(model: nn.Module, numbers: Tensor) -> Iterator[Tensor]:
-        sample = experiment.task.sample(experiment.batch, experiment.length, wanted.seed, numbers)
+        sample = experiment.task.sample(batch, length, wanted.seed, numbers)
         for inputs, targets in zip(*(each.chunk(len(numbers)) for each in sample), strict=True):
             yield F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten(), ignore_index=-1)
 
     rate, warmup, betas = experiment.learning_rate, experiment.warmup, (BETAS[0], experiment.beta2)
     return Training(wanted.name, model, losses, steps=steps, learning_rate=rate, warmup=warmup, betas=betas)
+
+
+def train(
+    experiment: Experiment, wanted: Sequence[Wanted], steps: int, folder: Path, minutes: float, device: str
+) -> tuple[list[Training], bool]:
+    """The trainings, stage after stage, until all are finished or the time is over; and whether they are finished."""
+    ends = time.monotonic() + 60 * minutes
+    for stage in (*(stage for stage in experiment.shorter if stage.until < steps), None):
+        trainings = [training_of(experiment, each, steps, device, stage) for each in wanted]
+        finished = train_together(trainings, folder, (ends - time.monotonic()) / 60)
+        if not finished:
+            break
+    return trainings, finished
 
 
 @torch.inference_mode()
@@ -439,20 +469,24 @@ def main() -> None:
     parser.add_argument("--full", action="store_true", help="as many steps as in the paper")
     parser.add_argument("--learning_rate", type=float, help="of all systems, in place of the task's own")
     parser.add_argument("--batch", type=int, help="in place of the task's own")
+    parser.add_argument("--length_warmup", action="store_true", help="shorter sequences first, as the task has them")
     arguments = parser.parse_args()
     experiment = EXPERIMENTS[arguments.task]
     changed = {name: getattr(arguments, name) for name in ("learning_rate", "batch") if getattr(arguments, name)}
     names = arguments.systems or list(experiment.systems)
     own = {name: {**experiment.own.get(name, {}), **changed} for name in names}
-    experiment = experiment._replace(systems={name: experiment.systems[name] for name in names}, own=own)
+    experiment = experiment._replace(
+        systems={name: experiment.systems[name] for name in names},
+        own=own,
+        shorter=experiment.shorter if arguments.length_warmup else (),
+    )
     steps = arguments.steps or (experiment.full_steps if arguments.full else experiment.steps)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     folder = arguments.out or Path("runs", arguments.task)
 
     began = time.monotonic()
     wanted = [Wanted(system, seed) for system in names for seed in range(arguments.seeds)]
-    trainings = [training_of(experiment, each, steps, device) for each in wanted]
-    finished = train_together(trainings, folder / "trainings", arguments.minutes)
+    trainings, finished = train(experiment, wanted, steps, folder / "trainings", arguments.minutes, device)
     seconds = time.monotonic() - began
     print(f"{len(trainings)} trainings in {seconds:.0f} s" + ("" if finished else "; continue with the same command"))
     rows = evaluate_all(experiment, wanted, trainings, device)

@@ -190,3 +190,33 @@ def test_results_are_written(tasks, tmp_path, monkeypatch):
     assert lines[0] == "| accuracy at length | 8 | 32,768 |"
     assert lines[3].startswith("| transformer | ")
     assert lines[3].endswith(" |  |")
+
+
+def test_shorter_sequences_come_first(tasks, tmp_path, monkeypatch):
+    """The model, its optimiser and the number of steps go from one length to the next, and over a stop."""
+    experiment = tasks.EXPERIMENTS["selective_copying"]
+    stages = (tasks.Stage(10, 24, 3), tasks.Stage(30, 40, 2), tasks.Stage(1000, 50, 2))
+    evaluations = [tasks.Evaluation(32, experiment.task, 32)]
+    experiment = experiment._replace(length=60, shorter=stages, evaluations=evaluations)
+    monkeypatch.setitem(tasks.EXPERIMENTS, "selective_copying", experiment)
+    monkeypatch.setattr(tasks, "MOST_SEQUENCES", 1)
+    drawn = []
+    sample = tasks.SelectiveCopying.sample
+
+    def recorded(task, batch, length, seed, steps):
+        drawn.append((batch, length, *steps.tolist()))
+        return sample(task, batch, length, seed, steps)
+
+    monkeypatch.setattr(tasks.SelectiveCopying, "sample", recorded)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    command = ["synthetic_tasks.py", "selective_copying", "--systems", "mamba", "--seeds", "1", "--batch", "1"]
+    for steps in ("20", "40"):
+        monkeypatch.setattr("sys.argv", [*command, "--length_warmup", "--out", str(tmp_path), "--steps", steps])
+        tasks.main()
+    evaluated = (1, 32, 0)
+    ten = [tuple(range(first, first + 10)) for first in (0, 10, 20, 30)]
+    first = [(3, 24, *ten[0]), (1, 60, *ten[1]), evaluated]
+    assert drawn == [*first, (2, 40, *ten[2]), (1, 60, *ten[3]), evaluated]
+    saved = torch.load(tmp_path / "trainings" / "mamba-0.pt", weights_only=True)
+    assert saved["done"] == 40
+    assert saved["optimizer"]["state"][0]["step"] == 40
