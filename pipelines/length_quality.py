@@ -33,6 +33,7 @@ from show_classification import gpus, run_all
 from dnamamba import cli
 from dnamamba.alphabet import BASES
 from dnamamba.errors import InputError
+from dnamamba.formats import read_card
 from dnamamba.genome.contigs import select_contigs
 from dnamamba.genome.splits import make_splits
 from dnamamba.genome.store import TokenStore, open_genome
@@ -125,10 +126,12 @@ def in_tiles(inference: Inference[LanguageModel], region: np.ndarray, length: in
 
 def evaluate(run: Path, length: int, plan: WindowPlan) -> tuple[np.ndarray, np.ndarray]:
     """(intervals, 2) of the bases that all models are scored on, and (octaves, 2) by position: bits and bases. Kept in
-    the run's folder."""
+    the run's folder, with the digest of the weights that they are of."""
+    weights = str(read_card(run)["provenance"]["weights_sha256"])
     if (run / SCORES).exists():
         with np.load(run / SCORES) as kept:
-            return kept["scored"], kept["octaves"]
+            if "weights" in kept and str(kept["weights"]) == weights:
+                return kept["scored"], kept["octaves"]
     inference = load_for_inference(run)
     scored, octaves = [], np.zeros((math.ceil(math.log2(plan.length)) + 1, 2))
     for number in range(plan.epoch_size(0)):
@@ -139,8 +142,8 @@ def evaluate(run: Path, length: int, plan: WindowPlan) -> tuple[np.ndarray, np.n
         for each in range(len(octaves)):
             octaves[each] += _sums(streamed[octave == each][None])[0]
     sums = np.concatenate(scored)
-    with whole_file(run / SCORES) as partial, partial.open("wb") as file:
-        np.savez(file, scored=sums, octaves=octaves)
+    with whole_file(run / SCORES, overwrite=True) as partial, partial.open("wb") as file:
+        np.savez(file, scored=sums, octaves=octaves, weights=weights)
     return sums, octaves
 
 

@@ -18,6 +18,7 @@ runs a GPU within a time budget, where there is no Snakemake). The YAML's keys:
     systems: {mamba: {}, NAME: {model.mixer: s4d}}   # or, in place of fine-tuning: one pretraining for each system,
     learning_rates: [0.002, 0.004]                   # with its own flags, and each of these rates
     sizes: [250k, 1.4m]          # the same at each of these presets: quality over operations (`scaling.py`)
+    sweep: 250k                  # the size at which all rates are tried; others train at the best of their system's
     homologous: true             # with a folder of splits: loci are shared, and are resampled over all species
     published: {NAME: {metric: mcc, values: {TASK: 0.7}}}   # other people's results, for the table
     metric: mcc                  # what results.md and the picture show
@@ -36,7 +37,7 @@ from dnamamba.errors import InputError
 
 KEYS = (
     "out", "splits", "pretrain", "checkpoint", "from_scratch", "simple_models", "finetune", "scratch", "lengths",
-    "by_length", "data", "systems", "learning_rates", "sizes", "homologous", "published", "metric",
+    "by_length", "data", "systems", "learning_rates", "sizes", "sweep", "homologous", "published", "metric",
 )  # fmt: skip
 SUMMARY = "summary.json"
 """What a finished run has left in its folder."""
@@ -128,19 +129,35 @@ def make_plan(config: Mapping[str, Any]) -> Plan:
 
 
 def _systems(config: Mapping[str, Any], pretraining: Flags, needs: tuple[str, ...]) -> list[Run]:
-    """A pretraining of each system, of each size, at each rate; sizes, then rates first: early results compare."""
+    """A pretraining of each system, of each size, at each rate; sizes, then rates first: early results compare. With
+    `sweep`, sizes but that one have one run a system, at the rate that `carried_rate.py` finds when it starts."""
+    out = Path(_filled(config["out"]))
+    sizes, rates, sweep = config.get("sizes") or [None], config.get("learning_rates") or [None], config.get("sweep")
+    if sweep is not None and (sweep not in sizes or None in rates):
+        raise InputError(f"sweep: {sweep} has to be one of `sizes`, with `learning_rates` to try there")
     runs = []
-    grid = itertools.product(
-        config.get("sizes") or [None], config.get("learning_rates") or [None], config["systems"].items()
-    )
-    for size, rate, (name, own) in grid:
-        preset = {} if size is None else {"model.preset": size}
-        own_rate = {} if rate is None else {"learning_rate": rate}
-        flags = _flags({**pretraining, **preset, **(own or {}), **own_rate})
-        facts = {"system": name, "size": str(size or ""), "learning_rate": "" if rate is None else f"{float(rate):g}"}
-        label = "-".join(filter(None, facts.values()))
-        runs.append(Run(label, ("-m", "dnamamba.pretrain"), flags, needs, SUMMARY, facts))
+    for size in sorted(sizes, key=lambda size: size != sweep):
+        is_carried = sweep is not None and size != sweep
+        for rate, (name, own) in itertools.product([None] if is_carried else rates, config["systems"].items()):
+            preset = {} if size is None else {"model.preset": size}
+            own_rate = {} if rate is None else {"learning_rate": rate}
+            flags = _flags({**pretraining, **preset, **(own or {}), **own_rate})
+            facts = {"system": name, "size": str(size or ""), "learning_rate": "" if rate is None else _short(rate)}
+            label = "-".join(filter(None, facts.values()))
+            program, needed = ("-m", "dnamamba.pretrain"), needs
+            if is_carried:
+                tried = tuple(f"{name}-{sweep}-{_short(each)}" for each in rates)
+                program = (str(CARRIED_RATE), *(str(out / each) for each in tried))
+                needed = (*needs, *tried)
+            runs.append(Run(label, program, flags, needed, SUMMARY, facts))
     return runs
+
+
+CARRIED_RATE = Path(__file__).with_name("carried_rate.py")
+
+
+def _short(rate: Any) -> str:
+    return f"{float(rate):g}"
 
 
 SIMPLE_FLAGS = (

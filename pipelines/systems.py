@@ -10,7 +10,7 @@ from measured import Row, markdown, write_rows
 from plan import SUMMARY, Plan
 from scaling import draw, fits_table
 
-from dnamamba.formats import load_checkpoint
+from dnamamba.formats import load_checkpoint, read_card
 from dnamamba.model.parameters import parameter_count, training_flops_per_token
 from dnamamba.outputs import write_atomically
 
@@ -30,13 +30,14 @@ def collect_systems(plan: Plan) -> list[Row]:
     """Reads what is finished, writes results.csv and results.md, returns the rows in the order of the systems; with
     several sizes also the lines through them and results.png."""
     done = [run for run in plan.runs if run.facts and (plan.folder(run) / run.result).exists()]
-    rates = sorted({run.facts["learning_rate"] for run in plan.runs if run.facts}, key=lambda rate: float(rate or 0))
+    rates = sorted({run.facts["learning_rate"] for run in plan.runs if run.facts} - {""}, key=float)
     groups: dict[tuple[str, str], dict[str, tuple[float, Path]]] = {}
     for system in dict.fromkeys(run.facts["system"] for run in done):
         for run in done:
             if run.facts["system"] == system:
                 bits = groups.setdefault((system, run.facts["size"]), {})
-                bits[run.facts["learning_rate"]] = _bits(plan.folder(run)), plan.folder(run)
+                rate = run.facts["learning_rate"] or _rate(plan.folder(run))
+                bits[rate] = _bits(plan.folder(run)), plan.folder(run)
     rows = []
     for (system, size), bits in groups.items():
         rate = min(bits, key=lambda rate: bits[rate][0])
@@ -63,6 +64,12 @@ def collect_systems(plan: Plan) -> list[Row]:
 
 def _bits(folder: Path) -> float:
     return float(json.loads((folder / SUMMARY).read_text("utf-8"))["best_validation_bits_per_base"])
+
+
+def _rate(folder: Path) -> str:
+    """That of a run whose workflow does not name it; nothing where the run does not say."""
+    found = read_card(folder)["provenance"]["settings"].get("learning_rate")
+    return "" if found is None else f"{float(found):g}"
 
 
 def _facts(folder: Path) -> Row:

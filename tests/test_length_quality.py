@@ -108,6 +108,15 @@ def test_trainings_share_regions_and_differ_in_length_alone(tmp_path, monkeypatc
     monkeypatch.setattr(length_quality, "load_for_inference", None)  # what is scored is not scored again
     length_quality.main([*map(str, flags), "--batch_tokens", "4096", "--tokens", "8192"])
     assert list(csv.DictReader((out / "results.csv").read_text().splitlines())) == rows
+    monkeypatch.setattr(length_quality, "load_for_inference", load_for_inference)
+    save_checkpoint(tiny_model(seed=9).eval(), plan.folder(plan.runs[1]), {}, overwrite=True)  # which keeps no scores
+    keep = plan.folder(plan.runs[0]) / "scores.npz"
+    (plan.folder(plan.runs[1]) / "scores.npz").write_bytes(keep.read_bytes())  # those of other weights
+    (plan.folder(plan.runs[1]) / "summary.json").write_text(json.dumps({}))
+    length_quality.main([*map(str, flags), "--batch_tokens", "4096", "--tokens", "8192"])
+    again = list(csv.DictReader((out / "results.csv").read_text().splitlines()))
+    assert [again[0], again[2]] == [rows[0], rows[2]]
+    assert float(again[1]["difference"]) not in (0, float(rows[1]["difference"]))
     with pytest.raises(InputError, match=r"train\.bed: from another genome, --lengths or --scored"):
         length_quality.main([*map(str, flags[:-1]), "9000", "--batch_tokens", "4096", "--tokens", "8192"])
 

@@ -436,6 +436,8 @@ def test_the_flags_of_each_workflow_are_known(workflow, workplace, monkeypatch):
     for run in plan.make_plan(config).runs:
         if run.program[0] == "-m":
             verbs.parser(run.program[1].removeprefix("dnamamba.")).parse([*run.flags, "--out", "x"])
+        elif run.program[0] == str(plan.CARRIED_RATE):
+            verbs.parser("pretrain").parse([*run.flags, "--out", "x"])
         elif run.facts.get("model") == "simple":
             assert set(run.flags[::2]) <= {f"--{name}" for name in simple_models.SIMPLE_FLAGS}, run.flags
 
@@ -476,11 +478,11 @@ def test_the_models_of_a_workflow_are_timed_as_it_trains_them():
     assert strands == [False, False, True]
 
 
-def pretrained(folder, bits, tokens=100, **model):
+def pretrained(folder, bits, tokens=100, settings=None, **model):
     """A run folder as pretrain leaves it; gives the model."""
     language_model = LanguageModel(ModelConfig(**{"d_model": 8, "n_layer": 1, "d_state": 2} | model))
     (folder / "checkpoints").mkdir(parents=True)
-    save_checkpoint(language_model, folder / "checkpoints" / "best", {"settings": {"length": 64}})
+    save_checkpoint(language_model, folder / "checkpoints" / "best", {"settings": settings or {"length": 64}})
     (folder / "summary.json").write_text(json.dumps({"best_validation_bits_per_base": bits, "tokens": tokens}))
     (folder / "metrics.csv").write_text("tokens_per_second,peak_memory_gib\n,1\n1e6,2\n3e6,3.5\n2e6,3.5\n")
     return language_model
@@ -531,6 +533,41 @@ def test_sizes_are_drawn_over_the_operations_of_their_training(tmp_path, monkeyp
         assert float(row["training_flops"]) == pytest.approx(operations[row["size"]], rel=1e-3)
     assert "| mamba | 3 | -0.1" in (plan.out / "results.md").read_text()
     assert (plan.out / "results.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_best_rate_of_one_size_is_carried_to_the_others(tmp_path, monkeypatch):
+    import carried_rate
+    from collect import collect
+
+    monkeypatch.chdir(tmp_path)
+    text = "out: x\nsystems: {mamba: {}, s4d: {length: 9}}\nsizes: [250k, 700k]\nlearning_rates: [0.002, 0.004]\n"
+    with pytest.raises(InputError, match="sweep: 7m has to be one of `sizes`"):
+        plan_of(text + "sweep: 7m")
+    plan = plan_of(text + "sweep: 250k")
+    swept = [f"{system}-250k-{rate}" for rate in ("0.002", "0.004") for system in ("mamba", "s4d")]
+    assert [run.name for run in plan.runs] == [*swept, "mamba-700k", "s4d-700k"]
+    last = plan.runs[-1]
+    assert last.needs == ("s4d-250k-0.002", "s4d-250k-0.004") and "--learning_rate" not in last.flags
+    started = []
+    monkeypatch.setattr(carried_rate.os, "execv", lambda program, line: started.append(line[3:]))
+    given = [*last.program[1:], *last.flags, "--out", str(plan.folder(last))]
+    with pytest.raises(InputError, match=r"s4d-250k-0\.002: not finished"):
+        carried_rate.main(given)
+    for rate, bits in ((0.002, 1.93), (0.004, 1.92)):
+        pretrained(plan.out / f"s4d-250k-{rate}", bits, settings={"length": 64, "learning_rate": rate})
+    plan.folder(last).mkdir()  # empty, as a workflow engine makes it
+    carried_rate.main(given)
+    assert started == [[*last.flags, "--out", str(plan.folder(last)), "--learning_rate", "0.004"]]
+    assert not plan.folder(last).exists()
+    pretrained(plan.folder(last), 1.9, settings={"length": 64, "learning_rate": 0.004})
+    (plan.folder(last) / "config.yaml").touch()
+    carried_rate.main(given)
+    assert started[1:] == [["--resume", "--out", str(plan.folder(last))]]
+    rows = collect(plan, yaml.safe_load(text))
+    assert [(row["size"], row["learning_rate"], row["bits_at_0.002"], row["bits_at_0.004"]) for row in rows] == [
+        ("250k", "0.004", "1.9300", "1.9200"),
+        ("700k", "0.004", "", "1.9000"),
+    ]
 
 
 def test_intervals_of_lines_hold_what_they_say():
