@@ -4,6 +4,9 @@ import csv
 import json
 import os
 import shutil
+import signal
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ from rank_group import run_ranks
 from safetensors.torch import load_file
 from test_finetuning_variants import checkpoint, folder, genome, table, variants  # noqa: F401
 
+from dnamamba.cli import Ended
 from dnamamba.errors import InputError
 from dnamamba.finetuning.run import finetune
 from dnamamba.finetuning.settings import FinetuneSettings
@@ -183,6 +187,53 @@ def test_a_run_of_one_device_continues_on_two(data: Path, alone: dict[str, Path]
     for run, changes in (("run", LAST), ("other", LAST | FSDP)):
         run_ranks(2, resume, data, tmp_path / run, changes)
         same(tmp_path / run, alone["last"])
+
+
+SIGNALS: dict[str, tuple[dict[str, Any], int, signal.Signals]] = {
+    "ddp": (LAST, 1, signal.SIGTERM),
+    "fsdp": (LAST | FSDP, 1, signal.SIGTERM),
+    "first": (LAST, 0, signal.SIGINT),
+    "probe": (PROBE, 1, signal.SIGINT),
+}
+"""Name → settings, which rank gets a signal, and which one"""
+
+
+def train_until_signal(rank: int, data: Path, root: Path) -> list[str]:
+    """What each run of `SIGNALS` ends with; the signal comes when an epoch has been written."""
+    processes.GRACE = 1000.0  # after a stop, too, this process has something to do
+    environment, found = dict(os.environ), []
+    for name, (changes, receiver, number) in SIGNALS.items():
+        os.environ.update(environment)
+        out = root / name
+        if rank == receiver:
+            threading.Thread(target=send_after_an_epoch, args=(out, number), daemon=True).start()
+        with pytest.raises((KeyboardInterrupt, Ended, SystemExit)) as stopped:
+            finetune(settings_of(data, out, epochs=100_000, **changes))
+        found.append(repr(getattr(stopped.value, "signal", stopped.value)))
+    return found
+
+
+def send_after_an_epoch(run: Path, number: signal.Signals) -> None:
+    while not (run / "metrics.csv").exists():
+        time.sleep(0.01)
+    os.kill(os.getpid(), number)
+
+
+def test_a_signal_to_one_rank_stops_all(data: Path, tmp_path: Path) -> None:
+    """In the same step, whichever it is: none waits for one that has left. The last epoch is kept."""
+    began = time.monotonic()
+    first, second = run_ranks(2, train_until_signal, data, tmp_path)
+    assert time.monotonic() - began < 120
+    terminated = repr(signal.SIGTERM)
+    assert first == [terminated, terminated, "KeyboardInterrupt()", terminated]
+    assert second == 4 * ["SystemExit(0)"]
+    for name in SIGNALS:
+        run = tmp_path / name
+        [trial] = (run / "trials").iterdir()
+        state = torch.load(trial / "last.ckpt", weights_only=True)["state"]
+        unfinished = json.loads((run / "summary.unfinished.json").read_text())
+        assert state["epoch"] == unfinished["epoch"] == len(rows(run / "metrics.csv"))
+        assert unfinished["stopped_by"] == ("SIGINT" if name == "first" else "SIGTERM")
 
 
 def train_on_variants(rank: int, settings: FinetuneSettings) -> None:

@@ -345,6 +345,7 @@ def _predict(
         model = start.best(task, result).to(compute.device)
         with job_bar(f"predicting test, seed {result.seed}", "examples", group.is_first) as progress:
             logits = predict_logits(model, found.test, compute, progress, group)
+        group.agree(compute.device)
         found.on_test.append(model.predictions(logits).cpu().numpy())
         if task.measure:
             logits = predict_logits(model, task.dev, compute, group=group)

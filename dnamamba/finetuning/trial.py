@@ -35,6 +35,7 @@ from dnamamba.model.tokens import reverse_complement
 from dnamamba.outputs import os_errors, whole_file, write_atomically
 from dnamamba.parallel.group import ALONE, Group
 from dnamamba.parallel.weights import ShardedWeights, WholeWeights, is_finite
+from dnamamba.runs.pace import Pace
 from dnamamba.runs.progress import LINE_EVERY, job_bar
 from dnamamba.runs.schedule import learning_rate
 
@@ -163,6 +164,7 @@ class Trial:
             fused=True,
         )
         self.gradients = self.weights.gradients(each for each in model.parameters() if each.requires_grad)
+        self.pace = Pace()
         state = _State()
         if self.group.as_first((self.folder / LAST).is_file()):
             state = self._load(model, optimizer)
@@ -172,6 +174,7 @@ class Trial:
             began = time.perf_counter()
             loss, seen = self._train_epoch(model, optimizer, state, step_features)
             trained = time.perf_counter()
+            self.group.agree(self.compute.device)
             broken = torch.tensor(float(not (math.isfinite(loss) and is_finite(model))), device=self.compute.device)
             if self.group.sum(broken) > 0:
                 self._report_divergence(state)
@@ -202,6 +205,7 @@ class Trial:
             self._save(model, optimizer, state)
             if self.group.is_first:
                 report(state.rows)
+            self.group.agree(self.compute.device)
         return self._finish(state)
 
     def _report_divergence(self, state: "_State") -> None:
@@ -274,13 +278,15 @@ class Trial:
                 group=self.group,
             ):
                 features[rows] = part
+        self.group.agree(self.compute.device)
         return self.group.sum(features)
 
     def _train_epoch(
         self, model: SequenceClassifier, optimizer: torch.optim.Optimizer, state: "_State", features: Features
     ) -> tuple[float, int]:
         """Mean loss of the epoch's examples, and their number. The host never waits for the device within it, unless
-        ranks that share weights agree on chunks."""
+        ranks that share weights agree on chunks; with several ranks it is at most some steps ahead, to read their
+        votes."""
         model.train()
         total = torch.zeros((), device=self.compute.device)
         seen = 0
@@ -337,10 +343,13 @@ class Trial:
             (loss * self.gradients.scale / len(indices)).backward()
             reached()
             total += loss.detach()
+        votes = None
         if self.group.size > 1:
-            self.gradients.sum_over_ranks()
+            votes = self.gradients.sum_over_ranks(self.group.vote(self.compute.device))
         self.gradients.clip(self.settings.gradient_clip)
         optimizer.step()
+        if votes is not None and (arrived := self.pace.step_queued(votes)) is not None:
+            self.group.follow(arrived[0])
         return total
 
     def _labels(self, labels: np.ndarray) -> Tensor:

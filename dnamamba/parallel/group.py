@@ -1,13 +1,21 @@
-"""The processes that train together, for a training loop of one's own; Lightning makes the group of pretraining."""
+"""The processes that train together, for a training loop of one's own; Lightning makes the group of pretraining.
 
+A signal to one of them is noted there, and stops all of them at the same point: ranks vote, in what they sum anyway.
+One that just left would have the others wait for it.
+"""
+
+import signal
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from dnamamba.cli import Ended
 from dnamamba.parallel.agreement import refuse_disagreement
 from dnamamba.parallel.processes import PATIENCE, process_rank
 
@@ -23,6 +31,10 @@ class Group:
 
     def __init__(self, rank: int = 0, size: int = 1) -> None:
         self.rank, self.size = rank, size
+        self.signal: signal.Signals | None = None
+        """That this one got"""
+        self.stops = False
+        """Whether all have agreed on stopping"""
 
     @property
     def is_first(self) -> bool:
@@ -56,6 +68,51 @@ class Group:
         torch.distributed.broadcast_object_list(held, src=0)
         return held[0]  # type: ignore[return-value]
 
+    def vote(self, device: torch.device) -> Tensor:
+        """(1,) fp64: whether a signal wants this rank to stop; to be summed, and given to `follow` on each of them."""
+        return torch.full((1,), float(self.signal is not None), dtype=torch.float64, device=device)
+
+    def follow(self, votes: float) -> None:
+        """Where any rank voted so, stops all of them: raises what its signal asks for on the rank that got one, and
+        `Ended` by SIGTERM on the others."""
+        if votes > 0:
+            self.stops = True
+            self._raise(self.signal or signal.SIGTERM)
+
+    def agree(self, device: torch.device) -> None:
+        """Votes and follows at once: the host waits for the device."""
+        if self.size > 1:
+            self.follow(float(self.sum(self.vote(device))))
+
+    @contextmanager
+    def noting_signals(self) -> Iterator[None]:
+        """Inside, signals wait for the next vote; after it those that came too late for one are raised here."""
+        if threading.current_thread() is not threading.main_thread():  # Python lets no other thread set handlers
+            yield
+            return
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+        for number, handler in before.items():
+            if handler not in (signal.SIG_IGN, None):  # `nohup` ignores SIGHUP
+                signal.signal(number, self._note)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                if handler not in (signal.SIG_IGN, None):
+                    signal.signal(number, handler)
+        if self.signal is not None:
+            self._raise(self.signal)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.signal is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt  # the second Ctrl-C does not wait
+        self.signal = signal.Signals(number)
+
+    def _raise(self, number: signal.Signals) -> None:
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+        raise Ended(number)
+
 
 ALONE = Group()
 
@@ -74,6 +131,11 @@ def joined(devices: int, on_gpu: bool, settings: dict[str, Any]) -> Iterator[Gro
             "nccl" if on_gpu else "gloo", rank=rank, world_size=devices, timeout=PATIENCE
         )
     refuse_disagreement(settings)
-    yield Group(rank, devices)
-    if makes_the_group:
-        torch.distributed.destroy_process_group()  # by all at once: NCCL's end waits for the peers
+    group, is_over = Group(rank, devices), False
+    try:
+        with group.noting_signals():
+            yield group
+            is_over = True
+    finally:
+        if makes_the_group and (is_over or group.stops):
+            torch.distributed.destroy_process_group()  # by all at once: NCCL's end waits for the peers

@@ -14,11 +14,11 @@ from torch import Tensor
 from dnamamba.errors import InputError
 from dnamamba.model.parameters import training_flops_per_token
 from dnamamba.runs.folder import RunFolder
+from dnamamba.runs.pace import STEPS_AHEAD, event_on
 from dnamamba.runs.progress import TrainingProgress
 from dnamamba.training.checkpoints import CheckpointKeeper
 from dnamamba.training.data import PretrainData, WindowBatch
 from dnamamba.training.module import PretrainModule
-from dnamamba.training.pace import STEPS_AHEAD, event_on
 from dnamamba.training.throughput import peak_bf16_flops, peak_memory_gib
 from dnamamba.training.validation import bits_per_base, evaluate
 from dnamamba.training.validation_windows import WindowTable

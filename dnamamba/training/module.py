@@ -11,10 +11,10 @@ from dnamamba.model.language_model import LanguageModel
 from dnamamba.model.parameters import parameter_groups
 from dnamamba.parallel.context import SequenceParts
 from dnamamba.parallel.weights import WholeWeights
+from dnamamba.runs.pace import Pace
 from dnamamba.training.backprop.choose import WindowGradient
 from dnamamba.training.data import WindowBatch
 from dnamamba.training.loss_weights import EQUAL, LossWeights
-from dnamamba.training.pace import Pace
 from dnamamba.training.window_parts import WindowParts
 
 BETAS = (0.9, 0.95)

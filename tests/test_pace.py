@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from dnamamba.training import pace
-from dnamamba.training.pace import STEPS_AHEAD, Pace
+from dnamamba.runs import pace
+from dnamamba.runs.pace import STEPS_AHEAD, Pace
 
 
 def test_the_host_waits_for_all_but_the_last_steps(monkeypatch: pytest.MonkeyPatch) -> None:
