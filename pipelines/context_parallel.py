@@ -1,7 +1,7 @@
 """One sequence over several GPUs: gradients compared with one GPU's, steps a second, the longest sequence.
 
     torchrun --nproc-per-node 2 pipelines/context_parallel.py --out context_parallel.json
-        [--parts check steps longest] [--only TEXT …] [--accelerator cpu]
+        [--parts check steps shares network longest] [--only TEXT …] [--accelerator cpu]
 
 check    losses and gradients of one sequence over all ranks, of each mixer and way to the gradient, against the same
          sequence on one; of a sequence a rank with whole weights (DDP) or parts of them (FSDP2), against all of them on
@@ -9,6 +9,9 @@ check    losses and gradients of one sequence over all ranks, of each mixer and 
 steps    Mbases/s of whole steps (counts, gradients, their sum, clipping, fused AdamW): every rank by itself, which is
          one device's rate; windows of their own with their gradients summed (`data`), whole weights (DDP) or parts of
          them (FSDP2); one window over all ranks (`context`), whole and in chunks.
+shares   what of a step over all ranks NCCL's kernels (on the CPU gloo's calls) take, by torch's profiler, on each rank:
+         the one that comes last to an exchange waits for nobody.
+network  seconds of the collectives themselves: states, and gradients of the presets.
 longest  one step on ever longer sequences over all ranks: seconds and GiB a device.
 
 With one GPU the ranks share it, and gloo passes what they send through the host: good for `check`, and with --shorter
@@ -19,11 +22,10 @@ Sequences are random bases. Each result is written as soon as it is there; what 
 
 import argparse
 import faulthandler
-import json
 import math
 import os
+import re
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -33,10 +35,13 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple, cast
 
 import torch
+from measured import KeptResults
 from torch.distributed.tensor import DTensor
+from torch.profiler import ProfilerActivity, profile
 
 from dnamamba.alphabet import BASES
 from dnamamba.model.config import ModelConfig, preset
+from dnamamba.model.context_parallel import Ranks
 from dnamamba.model.language_model import LanguageModel
 from dnamamba.model.parameters import parameter_groups
 from dnamamba.parallel.context import SequenceParts
@@ -99,24 +104,28 @@ STEPS = [
     Work("7m", 1 << 23, 1, ("alone", "context"), "cheap", 1 << 19),
     Work("41m", 1 << 20, 1, ("alone", "context"), "all"),
 ]
+SMALL = [Work("demo", 512, 2, ("alone", "data", "fsdp", "context"))]
+"""On the CPU"""
 LONGEST = [
     [Work("7m", 1 << 25, 1, ("context",), "cheap", 1 << 21)],
     [Work("1.4m", 1 << 28, 1, ("context",), "cheap", 1 << 22)],
     [Work("7m", length << 20, 1, ("context",), "all") for length in (8, 9, 10, 11, 12)],
+    [Work("1.4m", length << 20, 1, ("context",), "all") for length in (16, 20, 22, 24)],
 ]
 """In chunks, and whole as long as the next one should fit: a rank that is out of memory leaves the others waiting"""
 
 
-class Bench:
+class Bench(KeptResults):
     """The ranks, their device and the results, which the first rank writes."""
 
     def __init__(
         self, out: Path, on_gpu: bool, only: Sequence[str] = (), seconds: float = 3.0, divisor: int = 1
     ) -> None:
         """The options are those of the command."""
-        self.on_gpu, self.out = on_gpu, out
-        self.only, self.seconds, self.divisor = only, seconds, divisor
         self.rank = int(os.environ["RANK"])
+        super().__init__(out, is_writer=self.rank == 0)
+        self.on_gpu = on_gpu
+        self.only, self.seconds, self.divisor = only, seconds, divisor
         shared = on_gpu and torch.cuda.device_count() < int(os.environ["WORLD_SIZE"])
         self.device = (
             torch.device("cuda", 0 if shared else int(os.environ["LOCAL_RANK"])) if on_gpu else torch.device("cpu")
@@ -133,31 +142,17 @@ class Bench:
         self.ranks = torch.distributed.get_world_size()
         self.parts = SequenceParts(self.ranks)
         self.parts.begin(self.device.type)
-        self.results: dict[str, dict[str, Any]] = json.loads(out.read_text()) if out.exists() else {}
         name = torch.cuda.get_device_name() if on_gpu else "CPU"
         self.results["machine"] = {"devices": f"{self.ranks} x {name}", "torch": torch.__version__}
 
     def keep(self, part: str, name: str, measure: Callable[[], dict[str, Any]]) -> bool:
-        """Whether nothing failed; all ranks call this."""
+        """All ranks call this. An error is one of all of them, or torchrun ends them."""
         if self.only and not any(text in name for text in self.only):
             return True
-        known = self.results.setdefault(part, {})
-        if name in known and "error" not in known[name]:
-            return True
-        began = time.perf_counter()
-        try:
-            found = measure()
-        except Exception as error:  # the same on all ranks, or torchrun ends them
-            traceback.print_exc()
-            found = {"error": f"{type(error).__name__}: {error}"[:300]}
-        found["wall_seconds"] = round(time.perf_counter() - began, 1)
-        known[name] = found
+        is_right = super().keep(part, name, measure)
         if self.on_gpu:
             torch.cuda.empty_cache()
-        if self.rank == 0:
-            print(f"[{part}] {name}: {json.dumps(found)}", flush=True)
-            self.out.write_text(json.dumps(self.results, indent=1) + "\n")
-        return "error" not in found
+        return is_right
 
     def shorter(self, work: Work) -> Work:
         """Of lengths divided as the command says."""
@@ -261,8 +256,7 @@ def difference(one: Any, other: Any) -> dict[str, float]:
 
 
 def steps(bench: Bench) -> None:
-    small = [Work("demo", 512, 2, ("alone", "data", "fsdp", "context"))]
-    for work in map(bench.shorter, STEPS if bench.on_gpu else small):
+    for work in map(bench.shorter, STEPS if bench.on_gpu else SMALL):
         for way in work.ways:
             bench.keep("steps", f"{work.name}, {way}", partial(rate, bench, work, way))
 
@@ -300,6 +294,69 @@ def rate(bench: Bench, work: Work, way: str) -> dict[str, Any]:
     }
 
 
+def shares(bench: Bench) -> None:
+    """Of the rows of `steps` that are over all ranks."""
+    for work in map(bench.shorter, STEPS if bench.on_gpu else SMALL):
+        if "context" in work.ways:
+            bench.keep("shares", f"{work.name}, context", partial(share, bench, work))
+
+
+def share(bench: Bench, work: Work) -> dict[str, Any]:
+    """Of the third step, each number by rank; `recorded` is the step's with the profiler at work."""
+    config = preset(work.preset, **({} if bench.on_gpu else TINY))
+    trainer = Trainer(bench, config, work.recompute, work.chunk, "context")
+    windows = bench.windows(trainer.model, work.length, work.windows)
+    for _ in range(2):
+        trainer.step(windows)
+        bench.synchronise()
+    with profile(activities=[ProfilerActivity.CUDA if bench.on_gpu else ProfilerActivity.CPU]) as profiler:
+        torch.distributed.barrier()
+        bench.synchronise()
+        began = time.perf_counter()
+        trainer.step(windows)
+        bench.synchronise()
+        seconds = time.perf_counter() - began
+    sent = [each.time_range.elapsed_us() for each in profiler.events() if re.match("ncclDev|ncclK|gloo:", each.name)]
+    found: list[Any] = [None] * bench.ranks
+    torch.distributed.all_gather_object(
+        found, (seconds, sum(sent) / 1e6, sorted(sent)[len(sent) // 2] / 1e6, len(sent))
+    )
+    names = "recorded", "exchanges_seconds", "median_exchange", "exchanges"
+    return {name: [each[number] for each in found] for number, name in enumerate(names)}
+
+
+def network(bench: Bench) -> None:
+    """Medians of collectives one after the other, each to its end."""
+    config = preset("7m")
+    state = config.channels * 4 * (config.d_state + 1)
+    parts = Ranks(torch.distributed.group.WORLD)
+    kinds: dict[str, tuple[int, Callable[[torch.Tensor], Any]]] = {"gather of states, 7m": (state, parts.gather)}
+    for name in ("1.4m", "7m", "41m") if bench.on_gpu else ("demo",):
+        size = sum(each.numel() for each in LanguageModel(preset(name)).parameters()) * 4
+        kinds[f"sum of gradients, {name}"] = size, torch.distributed.all_reduce
+    for name, (size, collective) in kinds.items():
+        bench.keep("network", name, partial(exchange, bench, size, collective))
+
+
+def exchange(bench: Bench, size: int, collective: Callable[[torch.Tensor], Any]) -> dict[str, Any]:
+    """One of so many bytes a rank: seconds to its end, and of each of many that are queued at once."""
+    values = torch.zeros(size // 4, device=bench.device)
+    alone, count = [], 50
+    for _ in range(count):
+        torch.distributed.barrier()
+        bench.synchronise()
+        began = time.perf_counter()
+        collective(values)
+        bench.synchronise()
+        alone.append(time.perf_counter() - began)
+    began = time.perf_counter()
+    for _ in range(count):
+        collective(values)
+    bench.synchronise()
+    queued = (time.perf_counter() - began) / count
+    return {"bytes": size, "seconds": sorted(alone)[count // 2], "queued": queued, "gb_per_second": size / queued / 1e9}
+
+
 def longest(bench: Bench) -> None:
     small = [[Work("demo", 1024, 1, ("context",), "all")], [Work("demo", 2048, 1, ("context",), "cheap", 300)]]
     for ever_longer in LONGEST if bench.on_gpu else small:
@@ -334,7 +391,7 @@ def once(bench: Bench, work: Work) -> dict[str, Any]:
     return {"seconds": seconds, "peak_gib": peak, "bits": bits}
 
 
-PARTS = {"check": check, "steps": steps, "longest": longest}
+PARTS = {"check": check, "steps": steps, "shares": shares, "network": network, "longest": longest}
 
 
 def main() -> None:

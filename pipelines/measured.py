@@ -1,9 +1,14 @@
-"""What measurements on a GPU share: calls captured as CUDA graphs, medians of events, and what a figure depends on."""
+"""What measurements share: calls captured as CUDA graphs, medians of events, kept results, what a figure depends on."""
 
 import csv
+import json
 import shutil
 import statistics
 import subprocess
+import sys
+import threading
+import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,6 +22,37 @@ from dnamamba_kernels import backends
 Result = TypeVar("Result")
 Row = dict[str, Any]
 """Column → value."""
+
+
+class KeptResults:
+    """Part → name → result, in a JSON file that is written anew with each of them. Threads may share it."""
+
+    def __init__(self, out: Path, is_writer: bool = True) -> None:
+        self.out = out
+        self.is_writer = is_writer
+        """Of several ranks one is."""
+        self.results: dict[str, Row] = json.loads(out.read_text()) if out.exists() else {}
+        self.lock = threading.Lock()
+
+    def keep(self, part: str, name: str, measure: Callable[[], Row]) -> bool:
+        """One result, unless it is there already: whether it is none of an error, which is a result too, but is tried
+        again the next time."""
+        known = self.results.setdefault(part, {})
+        if name in known and "error" not in known[name]:
+            return True
+        began = time.perf_counter()
+        try:
+            found = measure()
+        except Exception as error:
+            traceback.print_exc()
+            found = {"error": f"{type(error).__name__}: {error}"[:2000]}
+        found["wall_seconds"] = round(time.perf_counter() - began, 1)
+        with self.lock:
+            known[name] = found
+            if self.is_writer:
+                print(f"[{part}] {name}: {json.dumps(found)}", file=sys.stderr, flush=True)
+                self.out.write_text(json.dumps(self.results, indent=1) + "\n")
+        return "error" not in found
 
 
 def captured(run: Callable[[], Result]) -> tuple[Callable[[], None], Result]:

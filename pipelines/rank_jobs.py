@@ -8,12 +8,12 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from measured import KeptResults
 
 ROOT = Path(__file__).resolve().parent.parent
 WORKER = ROOT / "pipelines" / "observed_training.py"
@@ -84,39 +84,21 @@ class Group(NamedTuple):
         self.process.wait()
 
 
-class Bench:
+class Bench(KeptResults):
     """The measurements of one command: where they go, and how jobs are run."""
 
     def __init__(self, arguments: argparse.Namespace, scratch: Path) -> None:
-        self.out, self.scratch = arguments.out, scratch
+        super().__init__(arguments.out)
+        self.scratch = scratch
         self.accelerator, self.seconds = arguments.accelerator, arguments.seconds
         self.sizes = ON_GPU if arguments.accelerator == "gpu" else ON_CPU
         self.sizes = self.sizes._replace(
             presets=tuple(arguments.presets or self.sizes.presets),
             lengths=tuple(arguments.lengths or self.sizes.lengths),
         )
-        self.results = json.loads(self.out.read_text()) if self.out.exists() else {}
         (scratch / "validation.bed").write_text(VALIDATION)
         self.devices = arguments.devices
         self.jobs = 0
-        self.lock = threading.Lock()
-
-    def measure(self, part: str, name: str, how: Callable[[], dict[str, Any]]) -> None:
-        """One result, unless it is there already; an error is a result too, but is tried again the next time."""
-        known = self.results.setdefault(part, {})
-        if name in known and "error" not in known[name]:
-            return
-        began = time.monotonic()
-        try:
-            result = how()
-        except Exception as error:
-            traceback.print_exc()
-            result = {"error": f"{type(error).__name__}: {error}"[:2000]}
-        result["wall_seconds"] = round(time.monotonic() - began, 1)
-        with self.lock:
-            known[name] = result
-            print(f"[{part}] {name}: {json.dumps(result)}", file=sys.stderr, flush=True)
-            self.out.write_text(json.dumps(self.results, indent=1) + "\n")
 
     def job(self, **settings: Any) -> dict[str, Any]:
         """A job with the settings that all share; `observe` and the like are added by the caller."""

@@ -78,7 +78,7 @@ def equality(bench: Bench) -> None:
     if all((Path(folder) / f"gradients-0-{steps - 1}.pt").exists() for folder in folders.values()):
         for kind, name in names.items():
             two, one = folders[kind], folders[kind[0], ways[kind[1]][1]]
-            bench.measure("equality", name, partial(compare_runs, two, one, (0, steps - 1)))
+            bench.keep("equality", name, partial(compare_runs, two, one, (0, steps - 1)))
 
 
 # --- kill ------------------------------------------------------------------------------------------------------------
@@ -98,7 +98,7 @@ def kill(bench: Bench) -> None:
     )
     with ThreadPoolExecutor(len(cases) if bench.accelerator == "gpu" else 1) as pool:
         for number, (name, starter, victim) in enumerate(cases):
-            pool.submit(bench.measure, "kill", name, partial(die, bench, number, starter, victim))
+            pool.submit(bench.keep, "kill", name, partial(die, bench, number, starter, victim))
 
 
 def killed_job(bench: Bench, out: Path, devices: int) -> dict[str, Any]:
@@ -156,7 +156,7 @@ def die(bench: Bench, number: int, starter: str, victim: int | None) -> dict[str
 
 def resume(bench: Bench) -> None:
     """On one device, from the first death on; and all of it there."""
-    bench.measure("resume", "on one device", partial(resumed, bench))
+    bench.keep("resume", "on one device", partial(resumed, bench))
 
 
 def resumed(bench: Bench) -> dict[str, Any]:
@@ -201,7 +201,7 @@ def scaling(bench: Bench) -> None:
         except Exception as error:  # the runs before the one that failed count all the same
             print(f"[scaling] {error}", file=sys.stderr)
         for row, job in zip(missing, jobs, strict=True):
-            bench.measure("scaling", row.name, partial(rate, job))
+            bench.keep("scaling", row.name, partial(rate, job))
 
 
 class Rate(NamedTuple):
