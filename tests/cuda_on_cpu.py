@@ -3,7 +3,8 @@
 The source is compiled by g++ after its few lines of PTX are replaced (BODIES, LINES). The threads of a block are fibers
 of one thread that alternate at barriers, shuffles and matrix products; blocks run one after another. Exponentials and
 reciprocals are libm's, dynamic shared memory starts as NaN, and what is copied to it is NaN until its thread waits for
-it. Threads run in alternating order.
+it. Threads run in alternating order. Fibers alternate by a long jump: `swapcontext` costs a system call. No header of
+C++ is included: two of them took half of the compiler's time.
 """
 
 import contextlib
@@ -30,10 +31,15 @@ BODIES = {
     "u32 pack_bf16": "return (u32)to_bf16(low) | (u32)to_bf16(high) << 16;",
     "u32 load_16": "u16 v = 0; if (valid) memcpy(&v, p, 2); return v;",
     "u32 load_32": "u32 v = 0; if (valid) memcpy(&v, p, 4); return v;",
-    "void fetch_16_bytes": "memset(to, 0xff, 16); under_way[threadIdx.x].push_back({to, from, valid});",
+    "void fetch_16_bytes": (
+        "auto &mine = under_way[threadIdx.x]; if (mine.count == COPIES) __builtin_trap();"
+        "memset(to, 0xff, 16); mine.copies[mine.count++] = {to, from, valid};"
+    ),
     "void wait_for_fetched": (
-        "for (auto &c : under_way[threadIdx.x]) { if (c.valid) memcpy(c.to, c.from, 16); else memset(c.to, 0, 16); }"
-        "under_way[threadIdx.x].clear();"
+        "auto &mine = under_way[threadIdx.x];"
+        "for (Copy *c = mine.copies; c < mine.copies + mine.count; c++)"
+        " if (c->valid) memcpy(c->to, c->from, 16); else memset(c->to, 0, 16);"
+        "mine.count = 0;"
     ),
     "void store_four": "const float v[4] = {v0, v1, v2, v3}; if (valid) memcpy(p, v, 16);",
     "void mma_add": "matrix_product(d, a, b0, b1);",
@@ -54,10 +60,14 @@ LINES = {  # regular expressions
 }
 
 PRELUDE = r"""
-#include <cmath>
-#include <cstring>
+#include <setjmp.h>
+#include <string.h>
 #include <ucontext.h>
-#include <vector>
+#define exp2f __builtin_exp2f
+#define fabsf __builtin_fabsf
+#define fmaf __builtin_fmaf
+#define fmaxf __builtin_fmaxf
+#define fminf __builtin_fminf
 #define __device__
 #define __forceinline__ inline
 #define __global__
@@ -78,22 +88,25 @@ static unsigned to_bf16(float v) {
 }
 
 static char dynamic_shared[1 << 18] __attribute__((aligned(64)));
-static ucontext_t scheduler;
-static std::vector<ucontext_t> fibers;
-static std::vector<std::vector<char>> stacks;
-static std::vector<bool> ended;
+static const int THREADS = 1024, STACK = 1 << 16, COPIES = 64;  // at most: of a block, bytes, of a thread under way
+static int block_threads;
+static jmp_buf scheduler, fibers[THREADS];
+static ucontext_t beginnings[THREADS];
+static char stacks[THREADS][STACK] __attribute__((aligned(64)));
+static bool begun[THREADS], ended[THREADS];
+static __attribute__((noinline)) void alternate(jmp_buf &from, jmp_buf &to) { if (!_setjmp(from)) _longjmp(to, 1); }
 struct Barrier { int waiting = 0, round = 0; };
 static Barrier block_barrier, warp_barriers[32];
 static unsigned exchange[32][32][6];
 struct Copy { void *to; const void *from; bool valid; };
-static std::vector<Copy> under_way[1024];
+static struct { int count; Copy copies[COPIES]; } under_way[THREADS];
 
 static void wait_at(Barrier &b, int threads) {
     const int round = b.round;
     if (++b.waiting == threads) b.waiting = 0, b.round++;
-    while (b.round == round) swapcontext(&fibers[threadIdx.x], &scheduler);
+    while (b.round == round) alternate(fibers[threadIdx.x], scheduler);
 }
-static void __syncthreads() { wait_at(block_barrier, fibers.size()); }
+static void __syncthreads() { wait_at(block_barrier, block_threads); }
 static void __syncwarp() { wait_at(warp_barriers[threadIdx.x / 32], 32); }
 static int __all_sync(unsigned, int v) {
     unsigned(*mine)[6] = exchange[threadIdx.x / 32];
@@ -141,25 +154,31 @@ static void **launched;
 static void fiber(int thread) {
     CALL;
     ended[thread] = true;
-    swapcontext(&fibers[thread], &scheduler);
+    _longjmp(scheduler, 1);
+}
+static __attribute__((noinline)) void run_until_it_waits(int thread) {
+    threadIdx.x = thread;
+    if (_setjmp(scheduler)) return;
+    if (begun[thread]) _longjmp(fibers[thread], 1);
+    begun[thread] = true;
+    setcontext(&beginnings[thread]);
 }
 extern "C" void launch(int grid, int threads, void **arguments) {
     launched = arguments;
-    blockDim.x = threads;
-    fibers.resize(threads), stacks.resize(threads), ended.resize(threads);
+    blockDim.x = block_threads = threads;
     for (blockIdx.x = 0; (int)blockIdx.x < grid; blockIdx.x++) {
         memset(dynamic_shared, 0xff, sizeof dynamic_shared);
         for (int t = 0; t < threads; t++) {
-            stacks[t].resize(1 << 16), ended[t] = false;
-            getcontext(&fibers[t]);
-            fibers[t].uc_stack.ss_sp = stacks[t].data(), fibers[t].uc_stack.ss_size = stacks[t].size();
-            makecontext(&fibers[t], (void (*)())fiber, 1, t);
+            begun[t] = ended[t] = false;
+            getcontext(&beginnings[t]);
+            beginnings[t].uc_stack.ss_sp = stacks[t], beginnings[t].uc_stack.ss_size = STACK;
+            makecontext(&beginnings[t], (void (*)())fiber, 1, t);
         }
         for (bool running = true, backwards = false; running; backwards = !backwards) {
             running = false;
             for (int i = 0; i < threads; i++) {
                 const int t = backwards ? threads - 1 - i : i;
-                if (!ended[t]) threadIdx.x = t, running = true, swapcontext(&scheduler, &fibers[t]);
+                if (!ended[t]) running = true, run_until_it_waits(t);
             }
         }
     }
@@ -197,6 +216,7 @@ def _built(name: str, options: tuple[str, ...]) -> ctypes.CDLL:
         path.write_text(code)
         # else libraries for different dtypes share the static variables of templates: their names are the same
         flags = "-std=c++17", "-O1", "-w", "-fPIC", "-shared", "-fno-strict-aliasing", "-fno-gnu-unique"
+        flags += ("-U_FORTIFY_SOURCE",)  # which takes a jump to another stack for an error
         subprocess.run(["g++", *flags, *options, path, "-o", library], check=True)
         return ctypes.CDLL(str(library))
 
