@@ -9,7 +9,9 @@ the test process.
 
 from __future__ import annotations
 
+import itertools
 import re
+import struct
 import subprocess
 import sys
 import tempfile
@@ -193,14 +195,28 @@ def other_launches(dtype: torch.dtype, heads: int, head: int) -> list[Launch]:
     return record(call)
 
 
-def machine_code(cubin: bytes) -> list[str]:
-    """Its instructions, one a line."""
+def instructions(cubin: bytes) -> bytes:
+    """Of the one kernel in it: the section of its ELF file that is called `.text` and the kernel's name."""
+    headers, size, count, names = *struct.unpack_from("<Q", cubin, 0x28), *struct.unpack_from("<3H", cubin, 0x3A)
+    sections = [struct.unpack_from("<2I4Q2I2Q", cubin, headers + i * size) for i in range(count)]
+    begin = sections[names][4]
+    (found,) = (cubin[s[4] : s[4] + s[5]] for s in sections if cubin[begin + s[0] :].startswith(b".text."))
+    return found
+
+
+def machine_code(cubins: list[bytes], capability: int) -> list[list[str]]:
+    """The instructions of each, one a line. One process reads them all: most of its time is its start."""
     nvdisasm = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "nvdisasm"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
+    codes = [instructions(cubin) for cubin in cubins]
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(b"".join(codes))
         file.flush()
-        listing = subprocess.run([nvdisasm, "-c", file.name], capture_output=True, text=True, check=True).stdout
-    return listing.splitlines()
+        command = [nvdisasm, "--binary", f"SM{capability}{'a' * (capability >= 90)}", file.name]
+        listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    lines = iter([line for line in listing.splitlines() if re.match(r"\s*/\*[0-9a-f]{4,}\*/", line)])
+    found = [list(itertools.islice(lines, len(code) // 16)) for code in codes]
+    assert next(lines, None) is None and all(16 * len(f) == len(code) for f, code in zip(found, codes, strict=True))
+    return found
 
 
 def fused_exchanges(code: list[str]) -> int:
@@ -258,13 +274,13 @@ def all_launches() -> list[Launch]:
 
 def main(capabilities: list[int]) -> None:
     for capability in capabilities:
-        for launch in all_launches():
-            compiled = launch.compile(capability)
-            assert compiled.asm["cubin"]
-            code = machine_code(compiled.asm["cubin"])
+        launches = all_launches()
+        kernels = [launch.compile(capability) for launch in launches]
+        codes = machine_code([kernel.asm["cubin"] for kernel in kernels], capability)
+        for launch, kernel, code in zip(launches, kernels, codes, strict=True):
             unset = unset_registers(code) if capability == 90 else 0
             assert not unset, f"sm_{capability} {launch.name}: {unset} reads of registers that were never set"
-            shared, fused = compiled.metadata.shared, fused_exchanges(code)
+            shared, fused = kernel.metadata.shared, fused_exchanges(code)
             print(f"sm_{capability} {launch.name} shared {shared} bytes, {fused} fused exchanges")
 
 
