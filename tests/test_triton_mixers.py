@@ -1,7 +1,7 @@
 """The Triton kernels of SSD, the gated norm and rotary positions against the plain PyTorch reference in fp64.
 
 On a GPU (``-m gpu``), or through Triton's interpreter where TRITON_INTERPRET=1 was set before Python started;
-``test_in_the_interpreter`` starts such a process. Memory from ``torch.empty`` holds NaN, so unwritten outputs show.
+``test_triton_kernels.py`` starts such a process. Memory from ``torch.empty`` holds NaN, so unwritten outputs show.
 """
 
 import pytest
@@ -9,7 +9,7 @@ import torch
 
 pytest.importorskip("triton")
 
-from test_triton_kernels import BOUNDS, DEVICES, INTERPRETED, compare, poisoned_and_deterministic, run_python, wide
+from test_triton_kernels import BOUNDS, DEVICES, compare, poisoned_and_deterministic, wide
 
 from dnamamba_kernels.gated_norm.reference import BACKEND as REFERENCE_NORM
 from dnamamba_kernels.gated_norm.triton import BACKEND as NORM
@@ -162,11 +162,3 @@ def test_refusals():
     assert "float64" in (NORM.supports(x) or "")
     assert "float64" in (ROTARY.supports(x) or "")
     assert SSD.supports(x.float(), x) is None
-
-
-@pytest.mark.skipif(INTERPRETED, reason="this is the interpreter's process")
-def test_in_the_interpreter():
-    """All tests with a device, in a process whose Triton interprets kernels on the CPU."""
-    out = run_python("-m", "pytest", __file__, "-k", "cpu", "-p", "no:cacheprovider", TRITON_INTERPRET="1")
-    assert "passed" in out
-    assert "skipped" not in out

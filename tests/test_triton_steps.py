@@ -1,13 +1,10 @@
 """The Triton kernels of single steps against the plain PyTorch steps in fp64.
 
 On a GPU (``-m gpu``), or through Triton's interpreter where TRITON_INTERPRET=1 was set before Python started;
-``test_in_the_interpreter`` starts such a process.
+``test_triton_kernels.py`` starts such a process.
 """
 
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -23,7 +20,6 @@ from dnamamba_kernels.scan.triton import BACKEND as SCAN
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICES = [*(["cpu"] if INTERPRETED else []), pytest.param("cuda", marks=pytest.mark.gpu)]
 BOUNDS = {torch.float32: 3e-6, torch.bfloat16: 5e-3}
-ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(params=DEVICES)
@@ -119,16 +115,3 @@ def test_public_steps_take_the_kernels():
         leaf = x.clone().requires_grad_()
         call(leaf).sum().backward()
         assert leaf.grad is not None and leaf.grad.isfinite().all()
-
-
-@pytest.mark.skipif(INTERPRETED, reason="this is the interpreter's process")
-def test_in_the_interpreter():
-    environment = {
-        **os.environ,
-        "TRITON_INTERPRET": "1",
-        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")]),
-    }
-    command = [sys.executable, "-m", "pytest", __file__, "-k", "cpu", "-p", "no:cacheprovider"]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
-    assert "passed" in done.stdout and "skipped" not in done.stdout
