@@ -271,9 +271,12 @@ def run_cases(work: Path, names: Sequence[str]) -> int:
     import torch
 
     import dnamamba
+    from dnamamba_kernels import selective_scan
 
     print(f"code of {Path(dnamamba.__file__).parent}", flush=True)
     assert all((lightning, matplotlib, numba, polars, sklearn, torch))
+    x, A = torch.zeros(1, 4, 2, requires_grad=True), -torch.ones(2, 4)
+    selective_scan(x, x, A, A, A)[0].sum().backward()  # numba starts here, for half a second, not in each process
     os.chdir(work)
     Path("printed").mkdir()
     for name in names:
