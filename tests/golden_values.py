@@ -242,10 +242,11 @@ def machine(threads: int = 1) -> dict[str, str]:
     import numba
     import torch
 
-    model = next(
-        (line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")),
-        platform.processor(),
-    )
+    # Its name is not enough: virtual machines call several families "AMD EPYC", and their last bits differ.
+    lines = [[part.strip() for part in line.split(":", 1)] for line in _lines("/proc/cpuinfo") if ":" in line]
+    described = dict(reversed(lines))
+    names = [f"{name.replace('cpu ', '')} {described[name]}" for name in ("cpu family", "model") if name in described]
+    model = ", ".join([described.get("model name", platform.processor()), *names])
     return {
         "torch": torch.__version__,
         "capability": torch.backends.cpu.get_cpu_capability(),
