@@ -67,6 +67,19 @@ def test_training_convolves_and_packed_real_states_are_scanned(monkeypatch):
         assert calls == ["convolve" if init != "real" else method]
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("init", INITS)
+def test_real_states_are_scanned_on_a_gpu_and_the_same(init, monkeypatch):
+    ssm = make_ssm(torch.float32, s4d_init=init, d_model=32, d_state=16)
+    x, state = torch.randn(2, 1301, 64), torch.randn(2, 64, *ssm.C.shape[1:])
+    expected, expected_state = ssm(x, state)
+    ssm.cuda()
+    monkeypatch.setattr(ssm, "scan" if init != "real" else "convolve", None)
+    y, final = ssm(x.cuda(), state.cuda())
+    torch.testing.assert_close(y.cpu(), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(final.cpu(), expected_state, rtol=1e-4, atol=1e-4)
+
+
 def test_decays_are_the_papers():
     """S4D-Lin: −1/2 + iπn; S4D-Inv: −1/2 + i N/π (N/(2n + 1) − 1); S4D-Real: −(n + 1)."""
     lin, inv, real = (-decays(init, 8) for init in INITS)

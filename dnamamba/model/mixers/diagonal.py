@@ -87,9 +87,10 @@ class DiagonalSSM(nn.Module):
     def forward(
         self, x: Tensor, state: Tensor | None = None, sequence_ids: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """By convolution. `state` None starts from zeros; `sequence_ids`: see `Mixer.forward`. Real states of packed
-        windows are scanned: the kernel knows the ids, whereas transforms must wait for them on the host."""
-        if sequence_ids is not None and self.A_imag is None:
+        """By convolution, or of real states on a GPU by the kernel of the selective scan. `state` None starts from
+        zeros; `sequence_ids`: see `Mixer.forward`. Real states of packed windows are scanned anywhere: the kernel knows
+        the ids, whereas transforms must wait for them on the host."""
+        if self.A_imag is None and (sequence_ids is not None or (x.is_cuda and x.dtype != torch.float64)):
             return self.scan(x, state, sequence_ids)
         return self.convolve(x, state, sequence_ids)
 
