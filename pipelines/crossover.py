@@ -200,7 +200,9 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
+    """Rates and memory by length; a dotted line where Mamba overtakes the Transformer."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import NullFormatter
 
     panels = {"mtoken_per_s": "training, million bases/s", "forward_mtoken_per_s": "forward only, million bases/s"}
     panels["peak_gib"] = "peak memory of training, GiB"
@@ -209,14 +211,27 @@ def draw(rows: Sequence[Row], path: Path) -> None:
         for d_model, style in zip(sorted({int(row["d_model"]) for row in rows}), ("-", "--", ":"), strict=False):
             lengths, *pair = rates(rows, d_model, column)
             for system, values, color in zip(SYSTEMS, pair, ("C0", "C1"), strict=True):
-                axes.plot(
-                    lengths, values, style, color=color, marker="o", markersize=4, label=f"{system}, {d_model} wide"
-                )
+                label = f"{system}, {d_model} wide"
+                axes.plot(lengths, values, style, color=color, marker="o", markersize=4, label=label)
+            found = column != "peak_gib" and crossing(lengths, [a / b for a, b in zip(*pair, strict=True)])
+            if found:
+                axes.axvline(found, color="0.5", linestyle=":", linewidth=1)
+                at = axes.get_xaxis_transform()
+                axes.text(found, 0.98, f" {found:,.0f}", transform=at, va="top", fontsize=8, rotation=90)
         axes.set_xscale("log", base=2)
-        axes.set_yscale("log")
+        if column == "peak_gib":
+            axes.set_ylim(bottom=0)
+        else:
+            axes.set_yscale("log")
+        axes.set_xticks(lengths, [f"{n >> 10}k" if n >= 1024 else str(n) for n in lengths])
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        for which in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+            which("{x:g}")
+        axes.tick_params(axis="y", which="minor", labelsize=7)
         axes.set(xlabel="bases a sequence", title=title)
         axes.grid(alpha=0.3, which="both")
-        axes.legend(fontsize=8)
+        if column == "mtoken_per_s":
+            axes.legend(fontsize=8, loc="lower left")
     save_png(figure, path)
 
 
