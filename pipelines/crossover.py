@@ -5,9 +5,10 @@
 
 Mamba of 16 blocks and a Transformer++ of as many (8 of attention, 8 gated MLPs; parameters equal to 1 %), 262 144 bases
 a step whatever their length, bf16, AdamW. Both at their fastest: Mamba's step is captured as a CUDA graph; the
-Transformer's mixers are compiled by torch.compile, each length anew, then captured, too. Before a way to run is timed,
-its loss and gradients are compared with those of plain steps. Rows that are there already are kept: to go on, or to
-measure again without them, give the same or another --out.
+Transformer's mixers are compiled by torch.compile, each length anew, then captured, too (--whole compiles all of it at
+once, to see whether that is faster; give it an --out of its own). Before a way to run is timed, its loss and gradients
+are compared with those of plain steps. Rows that are there already are kept: to go on, or to measure again without
+them, give the same or another --out.
 
 Writes speed.csv, speed.md, speed.png, and quality.yaml: a workflow that trains both on equal tokens, and the
 Transformer on as many as take it the time that Mamba's took, by the rates measured here.
@@ -59,8 +60,10 @@ def config_of(system: str, d_model: int) -> ModelConfig:
 class Step:
     """A training step of a language model on random bases, and its forward pass alone."""
 
-    def __init__(self, model: LanguageModel, length: int) -> None:
+    def __init__(self, model: LanguageModel, length: int, whole: bool = False) -> None:
+        """`whole` compiles all that the loss is made of at once."""
         self.model = model
+        self.sums_of = torch.compile(model.loss, dynamic=False) if whole else model.loss
         self.optimizer = torch.optim.AdamW(parameter_groups(model, 0.1), lr=1e-4, fused=True, capturable=True)
         generator = torch.Generator("cuda").manual_seed(0)
         shape = TOKENS // length, length + 1
@@ -70,7 +73,7 @@ class Step:
     def loss(self) -> Tensor:
         # Casts of a recording must not come from a cache; and code compiled with one would be compiled anew within it.
         with torch.autocast("cuda", torch.bfloat16, cache_enabled=False):
-            sums = self.model.loss(self.inputs, self.targets)
+            sums = self.sums_of(self.inputs, self.targets)
         return sums.nll_sum / sums.counted
 
     def gradients(self) -> tuple[Tensor, list[Tensor]]:
@@ -90,23 +93,25 @@ class Step:
         return self.loss()
 
 
-def measure(system: str, d_model: int, length: int, repeats: int) -> Row:
-    """A row of the table. Raises `ValueError` where the fast way does not give what plain steps give."""
+def measure(system: str, d_model: int, length: int, repeats: int, whole: bool = False) -> Row:
+    """A row of the table; `whole` compiles what is compiled as a whole. Raises `ValueError` where the fast way does not
+    give what plain steps give."""
     torch.manual_seed(0)
     plain = LanguageModel(config_of(system, d_model)).cuda()
     fast = copy.deepcopy(plain)
     fast.backbone.recompute = "none"  # as pretraining has it where the memory suffices
-    if "compiled" in SYSTEMS[system]:
+    whole = whole and "compiled" in SYSTEMS[system]
+    if "compiled" in SYSTEMS[system] and not whole:
         for block in fast.backbone.layers:
             block.mixer.compile(dynamic=False)  # the norm between is a kernel already
     expected = Step(plain, length).gradients()
     release()
-    replay, found = captured(Step(fast, length).gradients)
+    replay, found = captured(Step(fast, length, whole).gradients)
     replay()
     compare(expected, found)
     del plain, expected, replay, found
 
-    step = Step(fast, length)
+    step = Step(fast, length, whole)
     step.train()
     release()
     step.train()
@@ -124,7 +129,7 @@ def measure(system: str, d_model: int, length: int, repeats: int) -> Row:
         "d_model": d_model,
         "length": length,
         "system": system,
-        "how": SYSTEMS[system],
+        "how": ("as a whole " if whole else "") + SYSTEMS[system],
         "parameters": parameter_count(fast),
         "mtoken_per_s": round(TOKENS / milliseconds / 1e3, 3),
         "forward_mtoken_per_s": round(TOKENS / forward_ms / 1e3, 3),
@@ -260,6 +265,9 @@ def main() -> None:
     parser.add_argument("--lengths", type=int, nargs="+", default=list(LENGTHS))
     parser.add_argument("--repeats", type=int, default=5, help="timed calls of each")
     parser.add_argument(
+        "--whole", action="store_true", help="compile the Transformer as a whole: takes minutes a length"
+    )
+    parser.add_argument(
         "--genome", default="$DNAMAMBA_TEST_DATA/genomes/human_chr20_GRCh37.fa.gz", help="in quality.yaml"
     )
     given = parser.parse_args()
@@ -274,7 +282,7 @@ def main() -> None:
                 torch.compiler.reset()
                 release()
                 try:
-                    rows.append({**measure(system, d_model, length, given.repeats), **where})
+                    rows.append({**measure(system, d_model, length, given.repeats, given.whole), **where})
                 except (ValueError, RuntimeError) as error:  # such as that there is too little memory
                     print(f"{system}, {d_model} wide, {length}: {str(error).partition(chr(10))[0]}", flush=True)
                     continue
