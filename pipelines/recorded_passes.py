@@ -4,7 +4,7 @@
 
 `passes`: models by preset, and of both sides (Caduceus-Ph and -PS, 16 blocks of width 256), random weights, by batch ×
 length: milliseconds of a pass either way, and of the one that is recorded; the bits compared; and the memory that a
-recording takes. Here large passes are recorded, too.
+recording takes. Here large passes are recorded, too, and after few of a shape.
 `score`: variants a second of `score` at short contexts, with recordings and without, and the share of that time in
 which the GPU works, by torch's profiler. Writes passes.csv and score.csv.
 """
@@ -31,7 +31,7 @@ from dnamamba.formats.checkpoint import save_checkpoint
 from dnamamba.inference import recorded_passes
 from dnamamba.inference.device import Precision
 from dnamamba.inference.load import Inference, load_for_inference
-from dnamamba.inference.recorded_passes import SEEN_BEFORE, record_no_passes, record_passes
+from dnamamba.inference.recorded_passes import record_no_passes, record_passes
 from dnamamba.model.config import ModelConfig, preset
 from dnamamba.model.language_model import LanguageModel
 
@@ -44,6 +44,8 @@ MODELS = {
 }
 SHAPES = ((1, 512), (16, 512), (128, 512), (1, 2048), (16, 2048), (64, 2048), (8, 8192), (16, 8192), (32, 8192))
 PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
+SEEN_BEFORE = 3
+"""Passes of a shape before its recording, here"""
 SCORED = {"contexts": (512, 2048), "variants": 1000, "every": 300}
 
 
@@ -73,7 +75,8 @@ def passes(name: str, precision: Precision, repeats: int) -> list[Row]:
     inference = loaded(name, precision)
     backbone, rows = inference.model.backbone, []
     batches = [torch.randint(0, 4, shape, dtype=torch.uint8, device="cuda") for shape in SHAPES]
-    with inference.autocast(), patch.multiple(recorded_passes, LARGEST=1 << 40, ALL=1 << 40):
+    rule = {"LARGEST": 1 << 40, "ALL": 1 << 40, "SEEN_BEFORE": SEEN_BEFORE}
+    with inference.autocast(), patch.multiple(recorded_passes, **rule):
         with queued(inference):
             expected = [backbone(tokens)[0] for tokens in batches]
             slow = [median_ms(lambda tokens=tokens: backbone(tokens), repeats) for tokens in batches]

@@ -14,9 +14,12 @@ from torch.utils._pytree import tree_leaves
 
 import dnamamba
 from dnamamba.alphabet import decode
+from dnamamba.analysis.variants.plan import plan_for
 from dnamamba.formats.checkpoint import save_checkpoint, save_classifier
 from dnamamba.inference import recorded_passes
+from dnamamba.inference.device import MICRO_TOKENS_GPU
 from dnamamba.inference.graphs import Work
+from dnamamba.inference.load import load_for_inference
 from dnamamba.inference.recorded_passes import RecordedPasses, record_no_passes, record_passes
 from dnamamba.inference.stream import stream
 from dnamamba.model.classifier import HeadConfig, SequenceClassifier
@@ -24,8 +27,10 @@ from dnamamba.model.config import preset
 from dnamamba.model.language_model import LanguageModel
 from dnamamba.model.mixers import MIXERS, mixer_class
 
+PIPELINES = Path(__file__).resolve().parent.parent / "pipelines"
 SEEN_BEFORE = 4
 """In these tests"""
+THE_RULES = recorded_passes.SEEN_BEFORE
 
 
 @pytest.fixture(autouse=True)
@@ -178,6 +183,31 @@ def test_shapes_that_do_not_come_again_cost_no_memory(monkeypatch: pytest.Monkey
     for _ in range(3):
         passes_of(model, [batch(1, length) for length in range(10, 20)], 20)
     assert not recorder.replays and len(model.backbone.forward._seen) <= 5
+
+
+def test_scoring_a_thousand_variants_records_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU a recording took as long as a dozen of its passes, which hardly one of the same shape followed."""
+    monkeypatch.setattr(recorded_passes, "SEEN_BEFORE", THE_RULES)
+    monkeypatch.syspath_prepend(str(PIPELINES))
+    from variant_benchmarks import random_variants
+
+    store, alleles = random_variants(tmp_path, 300_000, 1000)
+    save_checkpoint(tiny(n_layer=1, d_model=8), tmp_path / "model", {})
+    inference = load_for_inference(tmp_path / "model", "cpu")
+    recorder, passes = Recorder(), 0
+
+    def counted(*arguments: Any) -> Any:
+        nonlocal passes
+        passes += 1
+        return replayable(*arguments)
+
+    record_passes(inference.model, recorder)
+    replayable = inference.model.backbone.forward
+    inference.model.backbone.forward = counted  # type: ignore[method-assign]
+    plan = plan_for(inference, context=2048, batch_tokens=MICRO_TOKENS_GPU)
+    scores = plan.score(inference, store, alleles)
+    assert np.isfinite(scores.forward.llr).all()
+    assert passes > 10 and recorder.replays == []
 
 
 def test_a_copy_records_for_itself_and_nothing_keeps_a_model() -> None:

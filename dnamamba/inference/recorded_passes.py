@@ -20,8 +20,9 @@ from dnamamba.model.config import ModelConfig
 from dnamamba.model.language_model import Backbone, LanguageModel, ModelState
 from dnamamba.model.mixers import mixer_class
 
-SEEN_BEFORE = 20
-"""Passes of a shape before it is recorded: making a recording takes as long as many passes, and they may be the last"""
+SEEN_BEFORE = 100
+"""Passes of a shape before it is recorded: making a recording takes as long as some 20 passes (0.2 to 0.4 s on an
+H200), a replay saves up to half of one, and the last pass may have been"""
 LARGEST = 1 << 24
 """Positions times hidden width of a pass: the GPU is the limit of larger ones. Of one of 16 BiMamba blocks of that size
 the host takes longer than an H200, of twice the size no more"""
