@@ -1,6 +1,6 @@
 """What it costs one rank to train as one of many: steps on one GPU, with and without what several ranks need.
 
-    python pipelines/one_rank.py --out one_rank.json [--accelerator cpu]
+    python pipelines/one_rank.py --out one_rank.json [--ways context] [--only TEXT …] [--accelerator cpu]
 
 A run on one device uses nothing of it. Here one rank makes all that ranks do in a step, with nobody to wait for: NCCL's
 sum of the gradients and of the counts (`data`), FSDP2's gathering of weights and its scattering of gradients (`fsdp`),
@@ -22,7 +22,7 @@ from context_parallel import Bench, Work, rate
 from dnamamba.model.context_parallel import Ranks
 from dnamamba.parallel.context import SequenceParts
 
-WAYS = ("alone", "data", "fsdp", "context")
+WAYS: tuple[str, ...] = ("alone", "data", "fsdp", "context")
 ON_GPU = [Work("1.4m", 8192, 32, WAYS), Work("7m", 1 << 20, 1, WAYS, "cheap"), Work("7m", 1 << 17, 2, WAYS)]
 ON_CPU = [Work("demo", 2048, 4, WAYS)]
 
@@ -38,24 +38,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("one_rank.json"))
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
+    parser.add_argument("--only", nargs="+", default=[], help="rows whose names have one of these in them")
     parser.add_argument("--accelerator", choices=("gpu", "cpu"), default="gpu")
     arguments = parser.parse_args()
     alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29511"}
     os.environ.update(alone)
+    ways = tuple(dict.fromkeys(("alone", *arguments.ways)))
     bench = Bench(arguments.out, arguments.accelerator == "gpu")
     bench.parts = OnePart()
     bench.parts.begin(bench.device.type)
     for work in ON_GPU if bench.on_gpu else ON_CPU:
         row = f"{work.preset}, {work.windows} x {work.length}"
+        if arguments.only and not any(text in row for text in arguments.only):
+            continue
         for number in range(arguments.rounds):
-            for way in work.ways:
+            for way in ways:
                 bench.keep("steps", f"{row}, {way}, round {number + 1}", partial(rate, bench, work, way))
         seconds = {
             way: statistics.median(
                 bench.results["steps"][f"{row}, {way}, round {number + 1}"]["step_seconds"]
                 for number in range(arguments.rounds)
             )
-            for way in work.ways
+            for way in ways
         }
         overheads = {way: round(each / seconds["alone"] - 1, 4) for way, each in seconds.items()}
         bench.keep("overhead", row, partial(dict, overheads))

@@ -27,6 +27,8 @@ LEAST = 8
 """Positions of a part: more than a convolution's state"""
 _ALIGNED = 16
 """Bytes: where a tensor begins among those that are gathered together"""
+_gather_into = getattr(torch.distributed, "all_gather_single", torch.distributed.all_gather_into_tensor)
+"""torch 2.13 has renamed it"""
 
 
 class Ranks:
@@ -42,13 +44,17 @@ class Ranks:
         """Each of the same shape on all ranks → each (ranks, …), on all of them, in one operation."""
         flat = [tensor.detach().contiguous().flatten().view(torch.uint8) for tensor in tensors]
         widths = [-(-len(each) // _ALIGNED) * _ALIGNED for each in flat]
-        mine = torch.cat([torch.nn.functional.pad(e, (0, w - len(e))) for e, w in zip(flat, widths, strict=True)])
+        mine = flat[0]
+        if widths != [len(mine)]:
+            mine = mine.new_empty(sum(widths))
+            for each, slot in zip(flat, mine.split(widths), strict=True):
+                slot[: len(each)] = each
         device = mine.device
         if self.on_host:
             mine = mine.cpu()
-        found = mine.new_empty(self.size, len(mine))
-        torch.distributed.all_gather(list(found.unbind()), mine, group=self.group)
-        parts = found.to(device).split(widths, dim=1)
+        found = mine.new_empty(self.size * len(mine))
+        _gather_into(found, mine, group=self.group)
+        parts = found.to(device).view(self.size, -1).split(widths, dim=1)
         return [
             part[:, : len(each)].view(tensor.dtype).view(self.size, *tensor.shape)
             for part, each, tensor in zip(parts, flat, tensors, strict=True)

@@ -24,14 +24,14 @@ class ScanOverRanks(ScanBackend):
         return self.backend.chunk_length(batch, length, channels, state, groups)
 
     def forward(self, a: ScanArguments, chunk: int, keep_states: bool) -> tuple[Tensor, Tensor, Tensor | None]:
-        border = _Border(self.ranks, a, a.initial_state, a.options.reverse)
+        border = _Border(self, a, a.initial_state, a.options.reverse)
         y, _, states = self.backend.forward_across(a, border.across, chunk, keep_states)
         return y, border.final, states
 
     def backward(
         self, a: ScanArguments, dy: Tensor, dfinal_state: Tensor | None, kept_states: Tensor, chunk: int
     ) -> tuple[ScanGradients, Tensor]:
-        border = _Border(self.ranks, a, dfinal_state, not a.options.reverse)
+        border = _Border(self, a, dfinal_state, not a.options.reverse)
         gradients = self.backend.backward_across(a, dy, border.across, kept_states, chunk)
         return gradients, border.final
 
@@ -42,16 +42,22 @@ class _Border:
     final: Tensor
     """After the last part, as soon as `across` has been called"""
 
-    def __init__(self, ranks: Ranks, a: ScanArguments, initial: Tensor | None, reverse: bool) -> None:
-        self.ranks, self.a, self.initial, self.reverse = ranks, a, initial, reverse
+    def __init__(self, scan: ScanOverRanks, a: ScanArguments, initial: Tensor | None, reverse: bool) -> None:
+        self.scan, self.a, self.initial, self.reverse = scan, a, initial, reverse
 
     def across(self, dt_sum: Tensor, end: Tensor) -> Tensor:
         """What enters this rank's part."""
-        dt_sums, ends, *ids = self.ranks.gather(dt_sum, end, *edges(self.a.sequence_ids))
+        ranks, A = self.scan.ranks, self.a.A
+        dt_sums, ends, *ids = ranks.gather(dt_sum, end, *edges(self.a.sequence_ids))
+        if not ids:  # parts follow one another as chunks do: one kernel, where the host is what takes time
+            in_time = dt_sums.transpose(0, 1), ends.transpose(0, 1)
+            initial = None if self.initial is None else self.initial.contiguous()
+            states, self.final = self.scan.backend.propagate(*in_time, A, initial, self.reverse)
+            return states[:, ranks.rank].contiguous()
         # +inf: nothing survives the part
-        lasting = torch.where(dt_sums.isinf()[..., None], 0.0, (dt_sums[..., None] * self.a.A).exp())
+        lasting = torch.where(dt_sums.isinf()[..., None], 0.0, (dt_sums[..., None] * A).exp())
         entering, self.final = chain(lasting, ends, self.initial, joined(ids, ends), self.reverse)
-        return entering[self.ranks.rank].contiguous()
+        return entering[ranks.rank].contiguous()
 
 
 OVER_RANKS = ScanOverRanks
