@@ -1,11 +1,12 @@
 """One sequence over several GPUs: gradients compared with one GPU's, steps a second, the longest sequence.
 
     torchrun --nproc-per-node 2 pipelines/context_parallel.py --out context_parallel.json
-        [--parts check steps shares network longest] [--only TEXT …] [--accelerator cpu]
+        [--parts check overhead steps shares network longest] [--only TEXT …] [--accelerator cpu]
 
 check    losses and gradients of one sequence over all ranks, of each mixer and way to the gradient, against the same
          sequence on one; of a sequence a rank with whole weights (DDP) or parts of them (FSDP2), against all of them on
          one: in fp32 and bf16; the difference of one device's bf16 from its fp32 next to it.
+overhead of a rank with as many bases as one that is by itself, all at once: of the faster median step of some rounds.
 steps    Mbases/s of whole steps (counts, gradients, their sum, clipping, fused AdamW): every rank by itself, which is
          one device's rate; windows of their own with their gradients summed (`data`), whole weights (DDP) or parts of
          them (FSDP2); one window over all ranks (`context`), whole and in chunks.
@@ -106,6 +107,8 @@ STEPS = [
 ]
 SMALL = [Work("demo", 512, 2, ("alone", "data", "fsdp", "context"))]
 """On the CPU"""
+ROUNDS = 3
+"""Of `overhead`, in which the ways take turns"""
 LONGEST = [
     [Work("7m", 1 << 25, 1, ("context",), "cheap", 1 << 21)],
     [Work("1.4m", 1 << 28, 1, ("context",), "cheap", 1 << 22)],
@@ -261,9 +264,24 @@ def steps(bench: Bench) -> None:
             bench.keep("steps", f"{work.name}, {way}", partial(rate, bench, work, way))
 
 
-def rate(bench: Bench, work: Work, way: str) -> dict[str, Any]:
+def overhead(bench: Bench) -> None:
+    """With as many bases for each rank as for one that is by itself."""
+    ways, config, names = ("alone", "data", "fsdp", "context"), preset("7m" if bench.on_gpu else "demo"), {}
+    work = bench.shorter(Work("7m", 1 << 17, 2, ways) if bench.on_gpu else Work("demo", 2048, 4, ways))
+    for number in range(ROUNDS):
+        for way in ways:
+            longer = work.length * (bench.ranks if way == "context" else 1)
+            name = names[number, way] = f"{bench.ranks} ranks, {way}, round {number + 1}"
+            bench.keep("overhead", name, partial(rate, bench, replace(work, length=longer), way, config))
+    known = bench.results["overhead"]
+    seconds = {way: min(known[names[number, way]]["step_seconds"] for number in range(ROUNDS)) for way in ways}
+    found = {way: round(seconds[way] / seconds["alone"] - 1, 4) for way in ways}
+    bench.keep("overhead", f"{bench.ranks} ranks", partial(dict, found))
+
+
+def rate(bench: Bench, work: Work, way: str, config: ModelConfig | None = None) -> dict[str, Any]:
     """Of the median step of some seconds of them; all ranks take as many."""
-    config = preset(work.preset, **({} if bench.on_gpu else TINY))
+    config = config or preset(work.preset, **({} if bench.on_gpu else TINY))
     trainer = Trainer(bench, config, work.recompute, work.chunk, way)
     windows = bench.windows(trainer.model, work.length, work.windows, seed=0 if way == "context" else bench.rank)
     seconds: list[float] = []
@@ -391,7 +409,7 @@ def once(bench: Bench, work: Work) -> dict[str, Any]:
     return {"seconds": seconds, "peak_gib": peak, "bits": bits}
 
 
-PARTS = {"check": check, "steps": steps, "shares": shares, "network": network, "longest": longest}
+PARTS = {"check": check, "overhead": overhead, "steps": steps, "shares": shares, "network": network, "longest": longest}
 
 
 def main() -> None:
