@@ -71,6 +71,20 @@ def test_every_contig_is_in_one_shard() -> None:
     assert sorted(name for names in found for name in names) == sorted(bases)
 
 
+def test_more_shards_than_contigs(arguments: list[str], tmp_path: Path) -> None:
+    """Those that have none write none, and end well."""
+    found = [Shard(f"{number}/4").largest_first({"a": 5, "b": 900}) for number in range(1, 5)]
+    assert found == [["b"], ["a"], [], []]
+    alone, shared = tmp_path / "alone", tmp_path / "shared"
+    for folder in (alone, shared):
+        folder.mkdir()
+    assert run(arguments, alone / "track") == 0
+    assert run(arguments, shared / "track", "--shard", "99/99") == 0
+    assert not any((shared / "track.parts").glob("*"))
+    assert run(arguments, shared / "track") == 0
+    assert files(shared) == files(alone)
+
+
 @pytest.mark.parametrize("text", ["0/3", "4/3", "1", "1/0", "a/b", "-1/2"])
 def test_what_is_no_shard_is_refused(text: str) -> None:
     with pytest.raises(InputError, match="expected I/N"):

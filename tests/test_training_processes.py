@@ -10,12 +10,13 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from dnamamba import cli, pretrain
 from dnamamba.errors import InputError
 from dnamamba.finetuning.resolve import resolve as resolve_finetuning
 from dnamamba.finetuning.settings import FinetuneSettings
-from dnamamba.parallel.processes import process_rank
+from dnamamba.parallel.processes import chosen_devices, process_rank
 from dnamamba.training.resolve import resolve
 from dnamamba.training.settings import PretrainSettings
 
@@ -88,6 +89,16 @@ def test_devices_are_as_many_as_were_started(monkeypatch: pytest.MonkeyPatch) ->
     assert resolve(settings).devices == 2, "which had four before it was stopped"
     with pytest.raises(InputError, match="--out"):
         resolve(PretrainSettings(accelerator="cpu"))
+
+
+def test_no_more_gpus_than_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert chosen_devices(2, "gpu", resumed=False) == 2 and chosen_devices(3, "cpu", resumed=False) == 3
+    with pytest.raises(InputError, match=r"^--devices: 3 wanted on this machine, torch sees 2$"):
+        chosen_devices(3, "gpu", resumed=False)
+    set_variables(monkeypatch, LOCAL_RANK=0, WORLD_SIZE=8, LOCAL_WORLD_SIZE=4)
+    with pytest.raises(InputError, match=r"4 wanted on this machine, torch sees 2; .*--gpus-per-node"):
+        chosen_devices(None, "gpu", resumed=False)
 
 
 def environment(**variables: object) -> dict[str, str]:
