@@ -21,12 +21,14 @@ Prints tables in Markdown. About five minutes on two H100; --accelerator cpu tri
 """
 
 import argparse
+import csv
 import json
 import math
 import os
 import re
 import shutil
 import signal
+import statistics
 import sys
 import tempfile
 import time
@@ -225,15 +227,15 @@ def rates(bench: Bench, preset: str, length: int) -> list[Rate]:
 
 
 def rate(job: dict[str, Any]) -> dict[str, Any]:
-    """Of a finished run, from its metrics.csv: bases a second between the second row and the last."""
-    import csv
+    """Of a finished run, from its metrics.csv: bases a second, the median of its rows but the first two. A row that is
+    written late makes the next one short: a mean would count a step too few or too many."""
 
     with (Path(job["settings"]["out"]) / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     first, last = rows[1], rows[-1]
     rates = sorted(float(row["tokens_per_second"]) for row in rows[2:])
     return {
-        RATE: (int(last["tokens"]) - int(first["tokens"])) / (float(last["seconds"]) - float(first["seconds"])) / 1e6,
+        RATE: statistics.median(rates) / 1e6,
         "lowest": rates[0] / 1e6,
         "highest": rates[-1] / 1e6,
         "steps": int(last["step"]) - int(first["step"]),

@@ -1,5 +1,6 @@
 """The CUDA scan against the fp64 reference, and its compilation for several architectures."""
 
+import importlib
 import shutil
 import subprocess
 import threading
@@ -216,6 +217,17 @@ def test_long_sequences_are_cut_into_chunks(device):
     for length in (4099, 40_001):
         a = make(device, dtype, 1, length, 64, 16, ids=length < 5000)
         check(run_cuda(a, options), run_phases(a, options, length), dtype)
+
+
+@pytest.mark.parametrize("name", ["reference", "cpu", *(pytest.param(n, marks=gpu) for n in ("cuda", "triton"))])
+@pytest.mark.parametrize(("reverse", "ids"), [(False, False), (True, False), (False, True)])
+def test_parts_are_entered_with_what_others_leave(name, reverse, ids):
+    """On a GPU long enough for a part to be cut into chunks."""
+    backend = importlib.import_module(f"dnamamba_kernels.scan.{name}").BACKEND
+    where, length, cuts = ("cuda", 9001, [4000, 5001]) if name in ("cuda", "triton") else ("cpu", 331, [203, 220])
+    a = make(torch.device(where), torch.float32, 1, length, 64, 16, ids=ids)
+    options, chunk = ScanOptions(reverse=reverse), backend.chunk_length(1, 17, 64, 16, 1)
+    check(run_parts(a, options, cuts, chunk, backend), run_reference(a, options), torch.float32)
 
 
 @gpu
