@@ -9,8 +9,8 @@ last half counts, so that each base has between half a window and a whole one be
 its start with their state carried along: bits by position, beyond what they were trained at.
 
 Trainings and scores are resumed by the same command, --minutes at a time. Differences are from the shortest length of
-the same size and seed; their 95 % intervals come from resampling intervals of 16,384 bases, and know nothing of other
-seeds.
+the same size and seed; their 95 % intervals come from resampling intervals of 16,384 bases (by position: regions), and
+know nothing of other seeds.
 Writes results.csv, by_position.csv, results.md and results.png. --full gives each model 1 billion bases.
 """
 
@@ -125,22 +125,22 @@ def in_tiles(inference: Inference[LanguageModel], region: np.ndarray, length: in
 
 
 def evaluate(run: Path, length: int, plan: WindowPlan) -> tuple[np.ndarray, np.ndarray]:
-    """(intervals, 2) of the bases that all models are scored on, and (octaves, 2) by position: bits and bases. Kept in
-    the run's folder, with the digest of the weights that they are of."""
+    """(intervals, 2) of the bases that all models are scored on, and (regions, octaves, 2) by position: bits and bases.
+    Kept in the run's folder, with the digest of the weights that they are of."""
     weights = str(read_card(run)["provenance"]["weights_sha256"])
     if (run / SCORES).exists():
         with np.load(run / SCORES) as kept:
             if "weights" in kept and str(kept["weights"]) == weights:
                 return kept["scored"], kept["octaves"]
     inference = load_for_inference(run)
-    scored, octaves = [], np.zeros((math.ceil(math.log2(plan.length)) + 1, 2))
+    scored, octaves = [], np.zeros((plan.epoch_size(0), math.ceil(math.log2(plan.length)) + 1, 2))
     for number in range(plan.epoch_size(0)):
         region = np.array(plan.read(0, number))
         scored.append(_sums(in_tiles(inference, region, length).reshape(-1, min(RESAMPLED, plan.length // 2))))
         streamed = bits(inference, region[None])[0]
         octave = np.frexp(np.arange(1, plan.length + 1))[1] - 1  # of the number of bases read
-        for each in range(len(octaves)):
-            octaves[each] += _sums(streamed[octave == each][None])[0]
+        for each in range(octaves.shape[1]):
+            octaves[number, each] = _sums(streamed[octave == each][None])[0]
     sums = np.concatenate(scored)
     with whole_file(run / SCORES, overwrite=True) as partial, partial.open("wb") as file:
         np.savez(file, scored=sums, octaves=octaves, weights=weights)
@@ -196,6 +196,7 @@ def collect(plan: Plan, held_out: WindowPlan) -> str:
     rows: list[Row] = []
     positions: list[Row] = []
     shortest: dict[tuple[str, str], np.ndarray] = {}
+    positions_of_shortest: dict[tuple[str, str], np.ndarray] = {}
     for run in plan.runs:
         if not (plan.folder(run) / run.result).exists():
             print(f"not finished: {run.name}")
@@ -207,11 +208,13 @@ def collect(plan: Plan, held_out: WindowPlan) -> str:
         total = sums.sum(0)
         rows.append(facts | {"bases": int(total[1]), "bits_per_base": total[0] / total[1]})
         rows[-1] |= {"difference": change, "low": low, "high": high}
-        positions += [
-            facts | {"position": 1 << octave, "bits_per_base": own / bases, "bases": int(bases)}
-            for octave, (own, bases) in enumerate(octaves.tolist())
-            if bases
-        ]
+        other = positions_of_shortest.setdefault((size, seed), octaves)
+        for octave in np.flatnonzero(octaves[..., 1].sum(0)).tolist():
+            own = octaves[:, octave]
+            change, low, high = difference(own, other[:, octave])
+            bits_of, bases = own.sum(0).tolist()
+            place = facts | {"position": 1 << octave, "bits_per_base": bits_of / bases, "bases": int(bases)}
+            positions.append(place | {"difference": change, "low": low, "high": high})
     if not rows:
         return ""
     lines = [
