@@ -101,6 +101,11 @@ def test_trainings_share_regions_and_differ_in_length_alone(tmp_path, monkeypatc
     assert float(rows[0]["difference"]) == 0 != float(rows[1]["difference"])
     positions = list(csv.DictReader((out / "by_position.csv").read_text().splitlines()))
     assert [int(row["position"]) for row in positions[:12]] == [1 << power for power in range(12)]
+    assert {float(row["difference"]) for row in positions[:12]} == {0.0}  # the shortest, from itself
+    for own, other in zip(positions[12:24], positions[:12], strict=True):
+        change = float(own["bits_per_base"]) - float(other["bits_per_base"])
+        assert float(own["low"]) <= float(own["difference"]) <= float(own["high"])
+        assert float(own["difference"]) == pytest.approx(change)
     assert "not finished: 1.4m-0001024-0" in capsys.readouterr().out
     assert (out / "results.png").stat().st_size > 10_000
 
