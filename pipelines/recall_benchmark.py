@@ -6,18 +6,20 @@
 A real segment of 256 bases is repeated after d bases of held-out background. The copy advantage is the cross-entropy of
 the second copy after unrelated bases less that after the first, in nats a base: 0 for a model that does not notice. The
 first copy is exact, with 5 % of its bases substituted, or reverse-complemented. The background is the test split of
-each run (its splits.bed), or --background BED. Points that are done are kept in FOLDER/NAME/copy.json; the table and
-the picture are recall.csv, recall.md and recall.png.
+each run (its splits.bed), or --background BED. Points that are done are kept in FOLDER/NAME, in a file for its weights
+and the background; the table and the picture are recall.csv, recall.md and recall.png.
 """
 
 import argparse
 import csv
+import hashlib
 import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import recall_bench
+import torch
 from torch import Tensor
 
 from dnamamba.alphabet import decode, encode
@@ -46,6 +48,17 @@ def background(store: TokenStore, bed: Path) -> recall_bench.DNABackground:
     return recall_bench.DNABackground.from_strings([decode(store.read(*row.interval)).upper() for row in tests or rows])
 
 
+def kept_as(model: LanguageModel, background: recall_bench.DNABackground) -> str:
+    """The name of the file of finished points, which the benchmark takes up again: of other weights or another
+    background they are others."""
+    digest = hashlib.sha256()
+    for tensor in model.state_dict().values():
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    digest.update(background.seq)
+    digest.update(background.off)
+    return f"copy-{digest.hexdigest()[:12]}.json"
+
+
 def adapter(inference: Inference[LanguageModel], name: str) -> recall_bench.CallableModel:
     """A model as the benchmark calls it."""
 
@@ -65,9 +78,9 @@ def measure(run: Path, store: TokenStore, arguments: argparse.Namespace) -> list
     inference = load_for_inference(run)
     held_out = background(store, arguments.background or run / "splits.bed")
     model = adapter(inference, run.name)
+    out = arguments.out / run.name / kept_as(inference.model, held_out)
     rows = []
     for variant in arguments.variants:
-        out = arguments.out / run.name / "copy.json"
         points = recall_bench.evaluate(
             model, arguments.distances, trials=arguments.trials, background=held_out, out=out, **VARIANTS[variant]
         )
@@ -134,6 +147,8 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=128)
     parser.add_argument("--out", type=Path, default=Path("recall"), help="folder")
     arguments = parser.parse_args()
+    if len({run.name for run in arguments.runs}) < len(arguments.runs):
+        raise InputError("two of the runs have the same name, by which the table knows them; rename a folder")
     arguments.out.mkdir(parents=True, exist_ok=True)
     store = open_genome(arguments.genome)
     rows = [row for run in arguments.runs for row in measure(run, store, arguments)]

@@ -17,13 +17,25 @@ from dnamamba.formats.checkpoint import save_checkpoint
 PIPELINES = Path(__file__).resolve().parent.parent / "pipelines"
 
 
+class Background(list):
+    """Of sequences, with what recall-bench's has."""
+
+    @property
+    def seq(self):
+        return np.frombuffer("".join(self).encode(), np.uint8)
+
+    @property
+    def off(self):
+        return np.cumsum([0] + [len(each) for each in self])
+
+
 class FakeBenchmark:
     """The calls of recall-bench 0.2.1 that are used; a point's advantage is a sum that only the right inputs give."""
 
     class DNABackground:
         @staticmethod
         def from_strings(blocks):
-            return blocks
+            return Background(blocks)
 
     @staticmethod
     def CallableModel(logits, tokenize, *, max_ctx, name, device):
@@ -66,21 +78,10 @@ def load(monkeypatch, benchmark):
     return recall_benchmark
 
 
-def measured(module, monkeypatch, folder, *flags):
+def measured(module, monkeypatch, folder, *flags, runs=("run",)):
     monkeypatch.chdir(folder)
-    arguments = [
-        "recall_benchmark.py",
-        "run",
-        "--genome",
-        "g.fa",
-        "--trials",
-        "7",
-        "--distances",
-        "256",
-        "4096",
-        *flags,
-    ]
-    monkeypatch.setattr(sys, "argv", arguments)
+    options = ["--trials", "7", "--distances", "256", "4096", "--genome", "g.fa", *flags]
+    monkeypatch.setattr(sys, "argv", ["recall_benchmark.py", *runs, *options])
     module.main()
     return list(csv.DictReader((folder / "recall" / "recall.csv").read_text().splitlines()))
 
@@ -96,7 +97,8 @@ def test_a_run_is_measured_on_its_test_split(run, monkeypatch):
     ]
     names, outs, options, backgrounds = zip(*benchmark.calls, strict=True)
     assert set(names) == {"run"}
-    assert set(outs) == {Path("recall/run/copy.json")}
+    assert len(set(outs)) == 1
+    assert outs[0].parent == Path("recall/run")
     assert options == ({}, {"variant": "mutate", "mut_rate": 0.05}, {"variant": "revcomp"})
     assert all(background == [bases[950:1100], bases[2000:2100]] for background in backgrounds)
     tokens = torch.from_numpy(np.asarray(encode(bases[950:1000]), np.int64))[None]
@@ -114,6 +116,35 @@ def test_any_bed_may_be_the_background(run, monkeypatch):
     benchmark = FakeBenchmark()
     measured(load(monkeypatch, benchmark), monkeypatch, folder, "--background", "own.bed", "--variants", "exact")
     assert benchmark.calls[0][3] == [bases[100:200], bases[500:650]]
+
+
+def test_points_are_kept_for_weights_and_background(run, monkeypatch):
+    """The benchmark takes up again what lies in its file, whatever it was measured on."""
+    folder, model, _ = run
+    benchmark = FakeBenchmark()
+    module = load(monkeypatch, benchmark)
+
+    def file(*flags):
+        measured(module, monkeypatch, folder, "--variants", "exact", *flags)
+        return benchmark.calls[-1][1]
+
+    first = file()
+    assert file() == first
+    (folder / "own.bed").write_text("chr1\t950\t1100\nchr1\t2000\t2101\n")
+    other_background = file("--background", "own.bed")
+    with torch.no_grad():
+        model.lm_head.weight[0, 0] += 1e-3
+    splits = (folder / "run" / "splits.bed").read_bytes()
+    save_checkpoint(model, folder / "run", {}, overwrite=True)
+    (folder / "run" / "splits.bed").write_bytes(splits)
+    other_weights = file()
+    assert len({first, other_background, other_weights}) == 3
+
+
+def test_runs_of_one_name_are_refused(run, monkeypatch):
+    module = load(monkeypatch, FakeBenchmark())
+    with pytest.raises(InputError, match="two of the runs have the same name"):
+        measured(module, monkeypatch, run[0], runs=("run", "elsewhere/run"))
 
 
 def test_a_point_that_was_not_measured_is_named(run, monkeypatch):
