@@ -152,7 +152,7 @@ class Training:
         self.optimizer.load_state_dict(saved["optimizer"])
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate
-        self.curve[: len(saved["curve"])] = saved["curve"][: len(self.curve)]
+        self.curve = torch.cat((saved["curve"], self.curve[len(saved["curve"]) :]))
         self.done = saved["done"]
         self.position.fill_(self.done)
 

@@ -13,8 +13,9 @@
   These are small enough for a CPU.
 
 All systems and seeds train at once. A folder is continued by the same command, --minutes at a time; --full gives the
-paper's number of steps. --length_warmup trains on shorter sequences first (`selective_copying`), which the paper does
-not. Results are results.csv, results.md and results.png in the folder.
+paper's number of steps. --length_warmup trains by a schedule of the task's own (`selective_copying`), which the paper
+does not have: short sequences first, small batches, a falling rate. Half an hour of a CPU core a model then does.
+Results are results.csv, results.md and results.png in the folder.
 """
 
 import argparse
@@ -44,7 +45,8 @@ EVALUATED_TOKENS = 1 << 24
 """At a length, in at most `MOST_SEQUENCES`"""
 MOST_SEQUENCES = 256
 PASS_TOKENS = 1 << 20
-"""In one forward pass of an evaluation"""
+"""In one forward pass of an evaluation, on a GPU"""
+CPU_PASS_TOKENS = 1 << 17
 ATTENTION_LIMIT = 1 << 14
 """Its time is quadratic."""
 
@@ -184,6 +186,7 @@ class Stage(NamedTuple):
     """The number of steps at which it ends"""
     length: int
     batch: int
+    learning_rate: float
 
 
 class Experiment(NamedTuple):
@@ -206,8 +209,8 @@ class Experiment(NamedTuple):
     warmup: int = 1
     beta2: float = BETAS[1]
     """Of Adam's second moments"""
-    shorter: Sequence[Stage] = ()
-    """What --length_warmup trains with before `length` and `batch`"""
+    schedule: Sequence[Stage] = ()
+    """What --length_warmup trains with, in place of `length`, `batch`, `learning_rate` and `steps`"""
     own: Mapping[str, Mapping[str, Any]] = {}
     """Name of a system → fields of this record in which its training differs"""
 
@@ -270,7 +273,15 @@ EXPERIMENTS = {
         evaluations=[Evaluation(2**power, SELECTIVE, 2**power) for power in range(8, 15)],
         axis="length",
         measure="accuracy",
-        shorter=(Stage(2500, 128, 64), Stage(4000, 512, 64), Stage(5500, 2048, 32)),
+        warmup=100,
+        schedule=(
+            Stage(2500, 112, 16, 4e-3),
+            Stage(3300, 512, 8, 4e-3),
+            Stage(3800, 2048, 4, 4e-3),
+            Stage(4100, 2048, 4, 1e-3),
+            Stage(4300, 4096, 4, 1e-3),
+            Stage(4700, 4096, 4, 3e-4),
+        ),
     ),
     "base_copies": Experiment(
         task=BaseCopies(),
@@ -323,10 +334,12 @@ def training_of(
     if fields.get("mixer") == "hyena":
         fields["filter_length"] = experiment.length
     model = TaskModel(ModelConfig(**fields), experiment.task.vocabulary).to(device)
-    steps, length, batch = stage or (steps, experiment.length, experiment.batch)
+    if stage is not None:
+        steps = stage.until
+        experiment = experiment._replace(length=stage.length, batch=stage.batch, learning_rate=stage.learning_rate)
 
     def losses(model: nn.Module, numbers: Tensor) -> Iterator[Tensor]:
-        sample = experiment.task.sample(batch, length, wanted.seed, numbers)
+        sample = experiment.task.sample(experiment.batch, experiment.length, wanted.seed, numbers)
         for inputs, targets in zip(*(each.chunk(len(numbers)) for each in sample), strict=True):
             yield F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten(), ignore_index=-1)
 
@@ -339,7 +352,7 @@ def train(
 ) -> tuple[list[Training], bool]:
     """The trainings, stage after stage, until all are finished or the time is over; and whether they are finished."""
     ends = time.monotonic() + 60 * minutes
-    for stage in (*(stage for stage in experiment.shorter if stage.until < steps), None):
+    for stage in experiment.schedule or (None,):
         trainings = [training_of(experiment, each, steps, device, stage) for each in wanted]
         finished = train_together(trainings, folder, (ends - time.monotonic()) / 60)
         if not finished:
@@ -348,11 +361,11 @@ def train(
 
 
 @torch.inference_mode()
-def evaluate(model: TaskModel, evaluation: Evaluation, device: str, least_sequences: int = 1) -> dict[str, float | int]:
-    """Accuracy and mean negative log-likelihood (nats) of what is asked for."""
+def evaluate(model: TaskModel, evaluation: Evaluation, device: str, most: int | None = None) -> dict[str, float | int]:
+    """Accuracy and mean negative log-likelihood (nats) of what is asked for, in `most` sequences at most."""
     length = evaluation.length
-    sequences = min(MOST_SEQUENCES, max(EVALUATED_TOKENS // length, least_sequences))
-    at_once = max(min(sequences, PASS_TOKENS // length), 1)
+    sequences = min(most or MOST_SEQUENCES, max(EVALUATED_TOKENS // length, 1))
+    at_once = max(min(sequences, (PASS_TOKENS if device == "cuda" else CPU_PASS_TOKENS) // length), 1)
     sums = torch.zeros(3, device=device, dtype=torch.float64)
     for number in range(sequences // at_once):
         sample = evaluation.task.sample(at_once, length, EVALUATION_SEED, torch.tensor([number], device=device))
@@ -365,7 +378,11 @@ def evaluate(model: TaskModel, evaluation: Evaluation, device: str, least_sequen
 
 
 def evaluate_all(
-    experiment: Experiment, wanted: Sequence[Wanted], trainings: Sequence[Training], device: str
+    experiment: Experiment,
+    wanted: Sequence[Wanted],
+    trainings: Sequence[Training],
+    device: str,
+    most: int | None = None,
 ) -> list[dict[str, Any]]:
     """A row a system, seed and evaluation; attention beyond `ATTENTION_LIMIT` is left out."""
     rows = []
@@ -376,7 +393,7 @@ def evaluate_all(
             if quadratic and evaluation.length > ATTENTION_LIMIT:
                 continue
             assert isinstance(training.model, TaskModel)
-            found = evaluate(training.model, evaluation, device)
+            found = evaluate(training.model, evaluation, device, most)
             facts = {"system": system, "seed": seed, "parameters": parameters, "steps": training.done}
             rows.append({**facts, experiment.axis: evaluation.value, **found})
         print(training.name, rows[-1], flush=True)
@@ -469,16 +486,22 @@ def main() -> None:
     parser.add_argument("--full", action="store_true", help="as many steps as in the paper")
     parser.add_argument("--learning_rate", type=float, help="of all systems, in place of the task's own")
     parser.add_argument("--batch", type=int, help="in place of the task's own")
-    parser.add_argument("--length_warmup", action="store_true", help="shorter sequences first, as the task has them")
+    parser.add_argument("--length_warmup", action="store_true", help="the task's schedule, which sets all of these")
+    parser.add_argument("--sequences", type=int, help=f"of an evaluation, at most; default: {MOST_SEQUENCES}")
     arguments = parser.parse_args()
     experiment = EXPERIMENTS[arguments.task]
+    if arguments.length_warmup:
+        if not experiment.schedule:
+            parser.error(f"--length_warmup: {arguments.task} has no schedule")
+        if arguments.steps or arguments.full or arguments.learning_rate or arguments.batch:
+            parser.error("--length_warmup sets --steps, --learning_rate and --batch itself; leave them out")
     changed = {name: getattr(arguments, name) for name in ("learning_rate", "batch") if getattr(arguments, name)}
     names = arguments.systems or list(experiment.systems)
     own = {name: {**experiment.own.get(name, {}), **changed} for name in names}
     experiment = experiment._replace(
         systems={name: experiment.systems[name] for name in names},
         own=own,
-        shorter=experiment.shorter if arguments.length_warmup else (),
+        schedule=experiment.schedule if arguments.length_warmup else (),
     )
     steps = arguments.steps or (experiment.full_steps if arguments.full else experiment.steps)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -489,7 +512,7 @@ def main() -> None:
     trainings, finished = train(experiment, wanted, steps, folder / "trainings", arguments.minutes, device)
     seconds = time.monotonic() - began
     print(f"{len(trainings)} trainings in {seconds:.0f} s" + ("" if finished else "; continue with the same command"))
-    rows = evaluate_all(experiment, wanted, trainings, device)
+    rows = evaluate_all(experiment, wanted, trainings, device, arguments.sequences)
     curves = {each: training.curve[: training.done // EVERY] for each, training in zip(wanted, trainings, strict=True)}
     write_results(experiment, rows, curves, folder)
     print((folder / "results.md").read_text())

@@ -192,31 +192,54 @@ def test_results_are_written(tasks, tmp_path, monkeypatch):
     assert lines[3].endswith(" |  |")
 
 
-def test_shorter_sequences_come_first(tasks, tmp_path, monkeypatch):
-    """The model, its optimiser and the number of steps go from one length to the next, and over a stop."""
+def test_a_schedule_is_followed_and_continued(tasks, tmp_path, monkeypatch):
+    """The model, its optimiser, the number of steps and the curve go from one stage to the next, and over a stop."""
+    import captured_training
+
     experiment = tasks.EXPERIMENTS["selective_copying"]
-    stages = (tasks.Stage(10, 24, 3), tasks.Stage(30, 40, 2), tasks.Stage(1000, 50, 2))
+    stages = (tasks.Stage(10, 24, 3, 1e-2), tasks.Stage(30, 40, 2, 1e-3))
     evaluations = [tasks.Evaluation(32, experiment.task, 32)]
-    experiment = experiment._replace(length=60, shorter=stages, evaluations=evaluations)
+    experiment = experiment._replace(schedule=stages, evaluations=evaluations)
     monkeypatch.setitem(tasks.EXPERIMENTS, "selective_copying", experiment)
-    monkeypatch.setattr(tasks, "MOST_SEQUENCES", 1)
-    drawn = []
-    sample = tasks.SelectiveCopying.sample
+    for module in (tasks, captured_training):
+        monkeypatch.setattr(module, "EVERY", 5)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    drawn, rates, calls = [], [], []
+    sample, together = tasks.SelectiveCopying.sample, tasks.train_together
 
     def recorded(task, batch, length, seed, steps):
         drawn.append((batch, length, *steps.tolist()))
         return sample(task, batch, length, seed, steps)
 
+    def stopped(trainings, folder, minutes):
+        rates.append(trainings[0].learning_rate)
+        calls.append(together(trainings, folder, 0.0 if len(calls) == 1 else minutes))
+        return calls[-1]
+
     monkeypatch.setattr(tasks.SelectiveCopying, "sample", recorded)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    command = ["synthetic_tasks.py", "selective_copying", "--systems", "mamba", "--seeds", "1", "--batch", "1"]
-    for steps in ("20", "40"):
-        monkeypatch.setattr("sys.argv", [*command, "--length_warmup", "--out", str(tmp_path), "--steps", steps])
+    monkeypatch.setattr(tasks, "train_together", stopped)
+    command = ["synthetic_tasks.py", "selective_copying", "--systems", "mamba", "--seeds", "1", "--length_warmup"]
+    monkeypatch.setattr("sys.argv", [*command, "--sequences", "2", "--out", str(tmp_path)])
+    for _ in range(2):
         tasks.main()
-    evaluated = (1, 32, 0)
-    ten = [tuple(range(first, first + 10)) for first in (0, 10, 20, 30)]
-    first = [(3, 24, *ten[0]), (1, 60, *ten[1]), evaluated]
-    assert drawn == [*first, (2, 40, *ten[2]), (1, 60, *ten[3]), evaluated]
+    assert calls == [True, False, True, True]
+    assert rates == [1e-2, 1e-3] * 2
+    evaluated = (2, 32, 0)
+    ten = [tuple(range(first, first + 10)) for first in (0, 10, 20)]
+    assert drawn == [(3, 24, *ten[0]), evaluated, (2, 40, *ten[1]), (2, 40, *ten[2]), evaluated]
     saved = torch.load(tmp_path / "trainings" / "mamba-0.pt", weights_only=True)
-    assert saved["done"] == 40
-    assert saved["optimizer"]["state"][0]["step"] == 40
+    assert saved["done"] == 30
+    assert saved["optimizer"]["state"][0]["step"] == 30
+    assert len(saved["curve"]) == 6
+    assert (saved["curve"] > 1).all()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [(["selective_copying", "--batch", "2"], "leave them out"), (["induction_heads"], "has no schedule")],
+)
+def test_a_schedule_is_the_tasks_own(tasks, monkeypatch, capsys, flags, message):
+    monkeypatch.setattr("sys.argv", ["synthetic_tasks.py", *flags, "--length_warmup"])
+    with pytest.raises(SystemExit):
+        tasks.main()
+    assert message in capsys.readouterr().err
