@@ -10,9 +10,9 @@ changes of yeast's reading frames, each over all, within each consequence, and b
 −llr with 95 % intervals from resampling whole positions, genes or 10-kb blocks. Nothing is fitted: the direction is
 given beforehand (a less likely allele is the more harmful one) and no threshold is chosen. --probe adds a linear probe
 (`variant_probe.py`), fitted on other genes. Leaves scores-SET.npz, results.csv and deciles.csv (share of positives by
-tenth of the score: its calibration). Scores that are there are not computed again; `scores` computes them and nothing
-else, as on a machine without scikit-learn. --limit takes every so-manyth variant; --without leaves out contigs that a
-model was trained on, --inside what is not in a BED file.
+tenth of the score: its calibration). Each set's scores are kept when they are there, and not computed again; `scores`
+computes them and nothing else, as on a machine without scikit-learn. --limit takes every so-manyth variant; --without
+leaves out contigs that a model was trained on, --inside what is not in a BED file.
 
 `speed`: a random genome with random variants (weights are random too without --checkpoint): bases that go through the
 model and seconds for all alleles by kept states, against four whole windows an allele (timed on a few alleles), with
@@ -31,7 +31,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from variant_probe import features, probe_scores
+from variant_probe import FITTED_ON, features, probe_scores
 from variant_sets import SETS, Contrast, VariantSet, chosen, records_of
 
 from dnamamba.alphabet import decode
@@ -95,9 +95,10 @@ def quality(arguments: argparse.Namespace) -> None:
         name: chosen(SETS[name](arguments.data), arguments.limit, arguments.without, arguments.inside)
         for name in arguments.sets
     }
-    if any(not scores_of(arguments.out, name).exists() for name in sets):
+    missing = [name for name in sets if not is_scored(arguments, name)]
+    if missing:
         if arguments.checkpoint is None:
-            raise SystemExit(f"{arguments.out}: not all sets have scores yet; give --checkpoint")
+            raise SystemExit(f"{arguments.out}: no scores yet of {', '.join(missing)}; give --checkpoint")
         score_sets(arguments, sets)
     if arguments.what == "scores":
         return
@@ -125,33 +126,56 @@ def scores_of(folder: Path, name: str) -> Path:
     return folder / f"scores-{name}.npz"
 
 
+def is_scored(arguments: argparse.Namespace, name: str, *, probe: bool = True) -> bool:
+    """With `probe`, also by the probe that --probe asks for, if the sets can be probed."""
+    path = scores_of(arguments.out, name)
+    if not path.exists():
+        return False
+    wanted = probe and arguments.probe is not None and FITTED_ON in arguments.sets
+    with np.load(path) as saved:
+        return not wanted or "probe" in saved.files
+
+
 def score_sets(arguments: argparse.Namespace, sets: dict[str, VariantSet]) -> None:
-    """Zero-shot scores of each set, and with --probe those of a linear probe, kept in scores-SET.npz."""
+    """Zero-shot scores of each set, and with --probe those of a linear probe, kept in scores-SET.npz: a set's own as
+    soon as they are there, so that a run that is stopped goes on with the next set."""
     inference = load_for_inference(arguments.checkpoint, "auto", arguments.precision)
     plan = plan_of(arguments, inference)
-    print("\n".join(f"{label:>10}  {text}" for label, text in (*inference.header(), *plan.lines())))
-    found: dict[str, dict[str, np.ndarray]] = {}
-    described: dict[str, torch.Tensor] = {}
+    print("\n".join(f"{label:>10}  {text}" for label, text in (*inference.header(), *plan.lines())), flush=True)
+    checked = {name: check_set(arguments, name, variants, plan) for name, variants in sets.items()}
     for name, variants in sets.items():
-        store = open_genomes(variants.genomes, arguments.out)
-        checked = check(variants.records, store, plan.context // 2)
-        assert len(checked.mismatches) == 0, f"{name}: {len(checked.mismatches)} records differ from the genome"
+        if is_scored(arguments, name, probe=False):
+            continue
+        store, alleles = checked[name]
         began = time.perf_counter()
-        scores = plan.score(inference, store, checked.alleles, progress_line(name))
-        found[name] = combine(checked.alleles, scores).values
+        scores = plan.score(inference, store, alleles, progress_line(name))
         took = time.perf_counter() - began
-        print(f"{name}: {len(checked.alleles):,} alleles in {took:.1f} s, {plan.describe_run(scores.tokens)}")
+        print(f"{name}: {len(alleles):,} alleles in {took:.1f} s, {plan.describe_run(scores.tokens)}", flush=True)
         if text := describe_truncation(scores.truncation):
             print(f"  suffix: {text}")
-        if arguments.probe:
-            length = min(arguments.probe, plan.context)
-            described[name] = features(inference, store, checked.alleles, length, PROBED_AT_ONCE)
-    probed = probe_scores(sets, described, inference.device) if arguments.probe else {}
-    for name, variants in sets.items():
-        values = found[name] | ({"probe": probed[name]} if name in probed else {})
-        values = {key: column.astype(np.float32) for key, column in values.items()}
-        with whole_file(scores_of(arguments.out, name), overwrite=True) as partial, partial.open("wb") as file:
-            np.savez_compressed(file, **values, group=variants.group, **variants.others)
+        save_scores(arguments.out, name, variants, combine(alleles, scores).values)
+    if all(is_scored(arguments, name) for name in sets):
+        return
+    length = min(arguments.probe, plan.context)
+    described = {name: features(inference, *checked[name], length, PROBED_AT_ONCE) for name in sets}
+    for name, probed in probe_scores(sets, described, inference.device).items():
+        with np.load(scores_of(arguments.out, name)) as saved:
+            kept = {key: saved[key] for key in saved.files if key != "group" and key not in sets[name].others}
+        save_scores(arguments.out, name, sets[name], kept | {"probe": probed})
+
+
+def check_set(arguments: argparse.Namespace, name: str, variants: VariantSet, plan: Plan) -> tuple[TokenStore, Alleles]:
+    """The genome of a set, and its alleles there."""
+    store = open_genomes(variants.genomes, arguments.out)
+    checked = check(variants.records, store, plan.context // 2)
+    assert len(checked.mismatches) == 0, f"{name}: {len(checked.mismatches)} records differ from the genome"
+    return store, checked.alleles
+
+
+def save_scores(folder: Path, name: str, variants: VariantSet, values: dict[str, np.ndarray]) -> None:
+    values = {key: column.astype(np.float32) for key, column in values.items()}
+    with whole_file(scores_of(folder, name), overwrite=True) as partial, partial.open("wb") as file:
+        np.savez_compressed(file, **values, group=variants.group, **variants.others)
 
 
 def plan_of(arguments: argparse.Namespace, inference: Inference) -> Plan:

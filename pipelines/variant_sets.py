@@ -236,7 +236,7 @@ def chosen(
 ) -> VariantSet:
     """Those on other contigs than `without`, in intervals of the BED file, and of these `limit`, spread evenly."""
     names = np.array(variants.records.contigs)[variants.records.contig]
-    wanted = ~np.isin(names, without)
+    wanted = ~np.isin(np.char.replace(names, "chr", ""), [name.removeprefix("chr") for name in without])
     if inside is not None:
         there = np.zeros_like(wanted)
         for contig, first, end, *_ in (line.split("\t") for line in inside.read_text().splitlines()):
