@@ -7,12 +7,10 @@
 
 Each command may be stopped and started again: what is finished stays.
 
-`prepare` writes the classes of human chr20 as BED. Its CDS comes from canonical transcripts, exons, genes and starts of
-transcripts from RefSeq (without strand, so that a promoter is 1 kb on both sides, and UTRs are called exon), repeats
-from WindowMasker. Within the validation blocks, the first 10 Mb, coding bases are codon1, codon2 and codon3, and the
-introns' ends between them are donor and acceptor: each run's validation_by_class.csv has their bits. Of the other
-genomes in --data it makes a mixture with chr20: compact ones with their open reading frames of 100 codons as CDS, fly,
-worm and aligned vertebrates as they are; chicken's aligned blocks become one record.
+`prepare` writes the classes of human chr20 as BED (`chr20_regions.py`): each run's validation_by_class.csv has the bits
+of the three bases of codons and of introns' ends. Of the other genomes in --data it makes a mixture with chr20: compact
+ones with their open reading frames of 100 codons as CDS, fly, worm and aligned vertebrates as they are; chicken's
+aligned blocks become one record.
 
 `score` runs `variant_benchmarks.py` on each finished run, zero shot and a linear probe by gene. None of the variants
 lies on chr20, but ClinVar's records there, which are left out; all models read 512 bases. `table` writes results.csv,
@@ -22,7 +20,6 @@ a row a run, and results.md and, of scored runs, results.png, which join the see
 import argparse
 import csv
 import gzip
-import itertools
 import json
 import subprocess
 import sys
@@ -30,21 +27,18 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-import numpy as np
 import yaml
 from annotated_variants import write_gtf
+from chr20_regions import CHROMOSOME, VALIDATION, chr20_regions
 from make_human_splits import group, read_records, split_groups
 
 from dnamamba import cli
 from dnamamba.errors import InputError
 from dnamamba.genome.genes import open_reading_frames
-from dnamamba.genome.intervals import Interval, merge, subtract, widen
+from dnamamba.genome.intervals import Interval
 from dnamamba.genome.store import open_genome
 from dnamamba.outputs import write_atomically
 
-CHROMOSOME = "20"
-VALIDATION = 10_000_000
-"""The first bases of chr20"""
 CHR20 = "human_chr20_GRCh37.fa.gz"
 COMPACT = {
     "yeast": "yeast_sacCer3.fa.gz",
@@ -62,7 +56,6 @@ BLOCKS = ("chicken",)
 HUMAN_SHARE = 0.7
 MARGIN, HELD_OUT = 131_072, (0.04, 0.15)
 """Bases between groups of disease genes; shares of the groups in validation and test"""
-SPLICE, PROMOTER = 20, 1000
 MEASURES = [
     ("brca1", "LOF against the rest"),
     ("brca1", "LOF against the rest, Missense"),
@@ -139,54 +132,6 @@ def disease_genes(data: Path, out: Path) -> dict[str, Any]:
         write_atomically(out / f"genes.{split}.bed", "".join(f"{each.name}\t0\t{each.length}\n" for each in own))
         found[split] = f"genes.{split}.bed"
     return found | {"regions": annotation.name, "region_shares": ["CDS", "splice", "5UTR", "3UTR", "promoter"]}
-
-
-def chr20_regions(folder: Path) -> str:
-    """BED lines of all classes; where they overlap, `dnamamba.genome.region_classes` says which counts."""
-    exons = [row for row in rows_of(folder / "chr20_GRCh37_cds_from_spliceai_orf.bed.gz") if row[0] == CHROMOSOME]
-    refseq = {kind: pairs_of(folder / f"chr20_hg19_RefSeq{kind}.bed.gz") for kind in ("Exon", "Gene", "TSS")}
-    codons: dict[str, list[tuple[int, int]]] = {name: [] for name in ("codon1", "codon2", "codon3")}
-    genes: dict[tuple[str, str], list[tuple[int, int]]] = {}
-    for _, first, last, gene, _, strand, before, *_ in exons:
-        start, end = int(first), int(last)
-        genes.setdefault((gene, strand), []).append((start, end))
-        for base in range(start, min(end, VALIDATION)):
-            along = base - start if strand == "+" else end - 1 - base
-            codons[f"codon{(int(before) + along) % 3 + 1}"].append((base, base + 1))
-    ends: dict[str, list[tuple[int, int]]] = {"donor": [], "acceptor": []}
-    junctions = []
-    for (_, strand), found in genes.items():
-        pairs = sorted(found)
-        for (_, left), (right, _) in itertools.pairwise(pairs):
-            junctions += [left, right]
-            if right < VALIDATION:
-                two = ((left, left + 2), (right - 2, right))
-                for name, pair in zip(("donor", "acceptor"), two if strand == "+" else two[::-1], strict=True):
-                    ends[name].append(pair)
-    coding = merge(np.array([pair for found in genes.values() for pair in found], np.int64))
-    contig = int(max(coding[-1, 1], *(pairs[-1, 1] for pairs in refseq.values()))) + PROMOTER
-    classes = {
-        **{name: np.array(pairs, np.int64) for name, pairs in (codons | ends).items()},
-        "CDS": coding,
-        "splice": widen(np.column_stack((junctions, junctions)).astype(np.int64), SPLICE, contig),
-        "exon": subtract(refseq["Exon"], coding),
-        "promoter": widen(refseq["TSS"], PROMOTER, contig),
-        "repeat": pairs_of(folder / "chr20_GRCh37_windowmasker_repeats.bed.gz"),
-        "intron": refseq["Gene"],
-        "intergenic": np.array([[0, contig]], np.int64),
-    }
-    return "".join(
-        f"{CHROMOSOME}\t{start}\t{end}\t{name}\n" for name, pairs in classes.items() for start, end in pairs.tolist()
-    )
-
-
-def rows_of(path: Path) -> list[list[str]]:
-    with gzip.open(path, "rt") as file:
-        return [line.rstrip("\n").split("\t") for line in file if not line.startswith("#")]
-
-
-def pairs_of(path: Path) -> np.ndarray:
-    return merge(np.array([[int(row[1]), int(row[2])] for row in rows_of(path)], np.int64))
 
 
 def joined(path: Path, out: Path) -> Path:

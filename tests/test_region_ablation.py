@@ -10,6 +10,7 @@ import torch
 
 sys.path.append(str(Path(__file__).parents[1] / "pipelines"))
 
+import chr20_regions
 import region_ablation
 import variant_probe
 import variant_sets
@@ -37,7 +38,7 @@ def test_codons_and_ends_of_introns_are_those_of_the_transcripts(tmp_path: Path)
     write("chr20_hg19_RefSeqTSS.bed.gz", "chr20\t90\t91\n")
     write("chr20_GRCh37_windowmasker_repeats.bed.gz", "20\t120\t140\n")
     found: dict[str, set[int]] = {}
-    for line in region_ablation.chr20_regions(tmp_path).splitlines():
+    for line in chr20_regions.chr20_regions(tmp_path).splitlines():
         _, start, end, name = line.split("\t")
         found.setdefault(name, set()).update(range(int(start), int(end)))
     order = {"plus": [*range(100, 107), *range(200, 208)], "minus": [*range(408, 403, -1), *range(303, 299, -1)]}
