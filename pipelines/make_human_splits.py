@@ -1,6 +1,6 @@
 """Human and ape sequence to pretrain on, with disease genes held out: what the variant benchmarks are measured with.
 
-    python pipelines/make_human_splits.py --data DATA [--apes APES] --out splits
+    python pipelines/make_human_splits.py --data DATA [--apes APES | --everything] --out splits
 
 DATA holds `genomes/human_chr20_GRCh37.fa.gz`, the LRG disease-gene regions and their intervals on GRCh37, and segments
 of chr22; APES is a folder that `make_species_splits.py --homologous` wrote: without it there is human alone. Written
@@ -11,9 +11,15 @@ LRG records of each split.
 - LRG: records that lie on chr20 or chr22 (the apes' loci) and those near BRCA1 are in no split. Of the others, those
   closer than --margin bases on GRCh37 go to one split together, drawn by a hash of the group's first record.
 - apes: their own splits. Without them, human chr22: segments that begin beyond 42 Mb are validation, the rest training.
+
+--everything is what the bundled `human-7m` was trained on, all human sequence in DATA: chr22's segments joined, an N
+between two of them, so that windows longer than a segment fit; three pieces of 2 Mb of chr3, chr4 and chr5; the blocks
+of chr4 that are aligned to chicken, joined too, without those near a held-out LRG record. Of chr20 the locus that comes
+with the package is left out, and validation is reported by region class.
 """
 
 import argparse
+import gzip
 import hashlib
 import os
 import sys
@@ -22,6 +28,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import yaml
+from chr20_regions import CHROMOSOME, VALIDATION, chr20_regions
 
 from dnamamba import cli
 from dnamamba.errors import InputError
@@ -31,6 +38,10 @@ ELSEWHERE = ("20", "22")
 """Contigs of GRCh37 that other genomes of the mixture cover."""
 EXCLUDED_GENE = "BRCA1"
 CHR22_VALIDATION = 42_000_000
+PIECES = "human_chr3_chr4_chr5_2Mb_pieces_augustus.fa.gz"
+CHR4 = "hg19_chr4_aligned_to_chicken.fa.gz"
+BUNDLED_LOCUS = 34_100_000, 34_350_000
+"""Of chr20: what `data/make_human_locus.py` takes for the package, and 90 kb on both sides"""
 
 
 class Record(NamedTuple):
@@ -63,19 +74,64 @@ def main(arguments: list[str] | None = None) -> None:
         lines = "".join(f"{contig.name}\t0\t{contig.length}\n" for contig in chosen)
         (options.out / f"lrg.{split}.bed").write_text(lines, encoding="utf-8")
         print(f"{split:>10}  {len(chosen)} LRG records, {sum(contig.length for contig in chosen):,} bases")
-    (options.out / "chr20.validation.bed").write_text("20\t0\t10000000\n", encoding="utf-8")
+    (options.out / "chr20.validation.bed").write_text(f"{CHROMOSOME}\t0\t{VALIDATION}\n", encoding="utf-8")
     mixture: dict[str, dict[str, str]] = {
         "chr20": {"genome": relative(genomes / "human_chr20_GRCh37.fa.gz"), "validation": "chr20.validation.bed"},
         "lrg": {"genome": relative(fasta), "contigs": "LRG_*"} | {s: f"lrg.{s}.bed" for s in ("train", "validation")},
     }
-    if options.apes is None:
+    if options.everything:
+        first, last = BUNDLED_LOCUS
+        (options.out / "chr20.locus.bed").write_text(f"{CHROMOSOME}\t{first}\t{last}\n", encoding="utf-8")
+        (options.out / "chr20.regions.bed").write_text(chr20_regions(options.data / "annotation"), encoding="utf-8")
+        mixture["chr20"] |= {"exclude": "chr20.locus.bed", "regions": "chr20.regions.bed", "region_shares": "genome"}
+        mixture["pieces"] = {"genome": relative(genomes / PIECES), "contigs": "chr*"}
+        mixture |= joined_segments(options.data, options.out, held_out(records, split_of), options.margin)
+    elif options.apes is None:
         fasta = options.data / "great_apes_chr22" / "human.fa.gz"
         (options.out / "chr22.validation.bed").write_text(beyond(open_genome([fasta]).contigs), encoding="utf-8")
         mixture["chr22"] = {"genome": relative(fasta), "contigs": "*", "validation": "chr22.validation.bed"}
-    for name in () if options.apes is None else ("human", "chimp", "gorilla", "orangutan"):
+    for name in () if options.apes is None or options.everything else ("human", "chimp", "gorilla", "orangutan"):
         beds = {split: relative(options.apes / f"{name}.{split}.bed") for split in ("train", "validation", "test")}
         mixture[name] = {"genome": relative(options.apes / f"{name}.fa.gz")} | beds
     (options.out / "mixture.yaml").write_text(yaml.safe_dump(mixture, sort_keys=False), encoding="utf-8")
+
+
+def held_out(records: list[Record], split_of: dict[str, str]) -> list[Record]:
+    """Those that are not trained on."""
+    return [record for record in records if split_of.get(record.name) != "train" and record.contig not in ELSEWHERE]
+
+
+def joined_segments(data: Path, out: Path, held: list[Record], margin: int) -> dict[str, dict[str, str]]:
+    """chr22 and the blocks of chr4, each as few records: the mixture's entries."""
+    segments = read_segments(data / "great_apes_chr22" / "human.fa.gz")
+    early = [text for first, _, text in segments if first <= CHR22_VALIDATION]
+    late = [text for first, _, text in segments if first > CHR22_VALIDATION]
+    write_records(out / "chr22.fa", {"chr22": early, "chr22_validation": late})
+    blocks = [
+        text
+        for first, last, text in read_segments(data / "genomes" / CHR4)
+        if not any(r.contig == "4" and first < r.end + margin and last > r.start - margin for r in held)
+    ]
+    write_records(out / "chr4.fa", {"chr4_blocks": blocks})
+    chr22 = {"genome": "chr22.fa", "contigs": "chr22*", "train": "chr22", "validation": "chr22_validation"}
+    return {"chr22": chr22, "chr4": {"genome": "chr4.fa", "contigs": "chr4_blocks"}}
+
+
+def read_segments(path: Path) -> list[tuple[int, int, str]]:
+    """First and last base, 1-based, and sequence of records called `NAME:FIRST-LAST`; others are no segments."""
+    found = []
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        for record in file.read().split(">")[1:]:
+            head, *lines = record.split("\n")
+            first, _, last = head.split()[0].rpartition(":")[2].partition("-")
+            if first and last:
+                found.append((int(first), int(last), "".join(lines)))
+    return found
+
+
+def write_records(path: Path, records: dict[str, list[str]]) -> None:
+    """Each name's segments as one record, an N between two of them."""
+    path.write_text("".join(f">{name}\n{'N'.join(parts)}\n" for name, parts in records.items()), encoding="utf-8")
 
 
 def beyond(contigs: Sequence[Contig]) -> str:
@@ -124,6 +180,9 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, required=True, help="folder with genomes/")
     parser.add_argument(
         "--apes", type=Path, help="folder that make_species_splits.py --homologous wrote; else human alone"
+    )
+    parser.add_argument(
+        "--everything", action="store_true", help="all human sequence in DATA, as for the bundled human-7m"
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for the splits")
     parser.add_argument("--margin", type=int, default=131072, help="bases between groups of LRG records")
