@@ -9,11 +9,11 @@ import pytest
 import torch
 
 import dnamamba
-from dnamamba import bundled, cli, export, models
+from dnamamba import bundled, cli, export, models, score
 from dnamamba.errors import InputError
 from dnamamba.formats import load_checkpoint
 from dnamamba.formats.checkpoint import save_checkpoint
-from dnamamba.runs.card import ranking_lines
+from dnamamba.runs.card import ranking_line, ranking_lines
 from tests.tiny_models import random_bases, tiny_model
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "pipelines"))
@@ -60,6 +60,32 @@ def test_ranking_is_said_in_words():
         "intron below chance (0.40 [0.38, 0.42])"
     )
     assert ranking_lines({}) == []
+
+
+def test_score_says_one_line_of_the_most_variants():
+    figures = {"auroc": 0.7, "low": 0.65, "high": 0.75}
+    many = [{"variants": "LOF against the rest, Missense", **figures, "positives": 90, "negatives": 30}]
+    few = [{"variants": "pathogenic against benign, missense", **figures, "auroc": 0.4, "positives": 9, "negatives": 3},
+           {"variants": "deletions of 3", **figures, "auroc": 0.71}]  # fmt: skip
+    [(_, text)] = ranking_line({"ranking": {"a": few, "b": many}, "ranking_context": 512})
+    assert text == (
+        "zero shot at a context of 512: missense above chance (0.70 [0.65, 0.75]), "
+        "deletions above chance (0.71 [0.65, 0.75]); AUROC, all of it: dnamamba info"
+    )
+    others = {"ranking": {"a": [{"variants": "introns", **figures}]}}
+    assert ranking_line(others) == ranking_lines(others) != []
+    assert ranking_line({}) == []
+
+
+def test_score_prints_it(box, tmp_path, capfd):
+    bases = random_bases(300, 1)
+    (tmp_path / "g.fa").write_text(f">c\n{bases}\n")
+    alt = "ACGT"[("ACGT".index(bases[149]) + 1) % 4]
+    head = "##fileformat=VCFv4.2\n##contig=<ID=c>\n#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO\n"
+    (tmp_path / "in.vcf").write_text(f"{head}c\t150\t.\t{bases[149]}\t{alt}\t.\t.\t.\n")
+    flags = ["--checkpoint", "tiny", "--genome", str(tmp_path / "g.fa"), "--vcf", str(tmp_path / "in.vcf")]
+    assert cli.run(score.main, [*flags, "--out", str(tmp_path / "out.vcf"), "--accelerator", "cpu"]) == 0
+    assert "nonsense above chance (0.80 [0.78, 0.82])" in "".join(capfd.readouterr())
 
 
 def test_bf16_rounds_matrices_and_nothing_else(tmp_path):

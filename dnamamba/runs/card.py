@@ -20,6 +20,15 @@ POOLED = {
 }
 """What a head sees, in words"""
 
+KINDS = {
+    "missense": "missense",
+    "nonsense": "nonsense",
+    "splice site": "splice sites",
+    "deletion": "deletions",
+}
+"""Part of what a card calls the variants that it has measured → what one line calls them; all other ones are left to
+the whole card"""
+
 Lines = list[Line]
 
 
@@ -126,7 +135,7 @@ def bundled_lines(card: dict[str, Any]) -> Lines:
         *_model_lines(config),
         *_trained_lines(provenance),
         *_validation_lines(provenance),
-        *ranking_lines(provenance),
+        *ranking_line(provenance),
         ("data", str(provenance.get("licence") or "")),
     ]
 
@@ -144,10 +153,36 @@ def _ranking_lines(provenance: _Said) -> Iterator[Line]:
     for data, found in provenance["ranking"].items():
         ranked = []
         for each in found.each():
-            value, low, high = (each[name].number() for name in ("auroc", "low", "high"))
-            level = "above chance" if low > 0.5 else "below chance" if high < 0.5 else "at chance"
-            ranked.append(f"{each['variants']} {level} ({value:.2f} [{low:.2f}, {high:.2f}])")
+            ranked.append(f"{each['variants']} {_level(each)}")
         yield "ranks", f"{data}{at}: {', '.join(ranked)}"
+
+
+def ranking_line(provenance: dict[str, Any]) -> Lines:
+    """The same in one line at most: of each of `KINDS` the figure of the most variants. Of other figures all lines."""
+    return _ranking_line(provenance) or _ranking_lines(provenance)
+
+
+@_as_far_as_it_goes
+def _ranking_line(provenance: _Said) -> Iterator[Line]:
+    context = provenance.get("ranking_context")
+    found: dict[str, tuple[float, str]] = {}
+    for _, figures in provenance["ranking"].items():
+        for each in figures.each():
+            name = f"{each['variants']}".lower()
+            kind = next((said for part, said in KINDS.items() if part in name), None)
+            counts = [said.number() for said in map(each.get, ("positives", "negatives")) if said]
+            if kind is not None and sum(counts) > found.get(kind, (-1.0, ""))[0]:
+                found[kind] = sum(counts), _level(each)
+    if found:
+        ranked = ", ".join(f"{kind} {found[kind][1]}" for kind in KINDS.values() if kind in found)
+        at = f" at a context of {context.number():,}" if context else ""
+        yield "ranks", f"zero shot{at}: {ranked}; AUROC, all of it: dnamamba info"
+
+
+def _level(said: _Said) -> str:
+    value, low, high = (said[name].number() for name in ("auroc", "low", "high"))
+    level = "above chance" if low > 0.5 else "below chance" if high < 0.5 else "at chance"
+    return f"{level} ({value:.2f} [{low:.2f}, {high:.2f}])"
 
 
 def _model_lines(config: dict[str, Any]) -> Lines:

@@ -21,7 +21,7 @@ from dnamamba.genome.view import GenomeView
 from dnamamba.inference.load import Inference, load_for_inference
 from dnamamba.inference.shards import Shard, made_with
 from dnamamba.outputs import refuse_existing, table_files, write_table
-from dnamamba.runs.card import ranking_lines
+from dnamamba.runs.card import ranking_line
 from dnamamba.runs.lines import Line, caution_lines, genome_line, print_lines
 from dnamamba.runs.progress import job_bar
 
@@ -109,7 +109,7 @@ def _header(
 ) -> list[Line]:
     return [
         *inference.header(),
-        *ranking_lines(inference.provenance),
+        *ranking_line(inference.provenance),
         genome_line(settings.genome, store),
         *checked_lines(records, store, checked),
         *plan.lines(),
