@@ -149,7 +149,9 @@ class TestFinetuning:
         assert make(tmp_path, tmp_path / "labels").count("<img ") == 1
 
     def test_stopped_ones_say_so(self, tmp_path):
-        make(tmp_path, FIXTURES / "finetune-stopped")
+        words = plain(make(tmp_path, FIXTURES / "finetune-stopped"))
+        assert "unfinished the run still trains, or was ended; continue with --resume" in words
+        assert "command python -u -m dnamamba.finetune --checkpoint none" in words
 
     def test_intervals_of_shares(self):
         low, high = _wilson(8, 10)  # Brown, Cai and DasGupta 2001

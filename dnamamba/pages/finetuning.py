@@ -14,7 +14,6 @@ from dnamamba.pictures.confusion import plot_confusion
 from dnamamba.pictures.roc import plot_roc_and_calibration
 from dnamamba.pictures.run_curves import plot_run_curves
 from dnamamba.pictures.run_tables import accuracy_rows
-from dnamamba.runs.card import card_lines
 from dnamamba.runs.summary import comparisons, summary_lines
 
 MOST_CURVES = 8
@@ -44,8 +43,7 @@ class Finetuning(ReportedRun):
 
 def finetuning_section(run: Finetuning) -> str:
     """HTML of one run."""
-    lines = card_lines(run.card) if run.card else []
-    parts = [f"<h2>{text(run.name)}</h2>", labelled([*lines, *summary_lines(run.summary)])]
+    parts = [f"<h2>{text(run.name)}</h2>", labelled([*run.lines, *summary_lines(run.summary)])]
     parts += ["<h3>Test</h3>", _results(run.summary), _curves(run)]
     if run.rows and run.classes and "label" in run.rows[0]:
         parts += _multiclass(run)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from dnamamba.errors import InputError
-from dnamamba.formats.files import read_json
 from dnamamba.genome.store_format import read_index
 from dnamamba.pages.extremes import LOWER_IS_BETTER, contig_extremes, window_extremes
 from dnamamba.pages.html import figure, labelled, table, text
@@ -16,7 +15,6 @@ from dnamamba.pictures.learning_curve import plot_learning_curve
 from dnamamba.pictures.run_curves import plot_run_curves
 from dnamamba.pictures.split_map import SPLITS, plot_split_map
 from dnamamba.pictures.validation_by_class import plot_validation_by_class
-from dnamamba.runs.card import card_lines
 from dnamamba.runs.progress import clock, si
 from dnamamba.runs.summary import summary_lines
 
@@ -67,11 +65,8 @@ class Pretraining(ReportedRun):
 def pretraining_section(run: Pretraining) -> str:
     """HTML of one run."""
     summary, markov = run.summary, run.summary.get("markov_bits_per_base")
-    lines = card_lines(run.card) if run.card else [("command", " ".join(_environment(run).get("command", [])))]
     time = f"{clock(summary['seconds'])} of training" if "seconds" in summary else ""
-    if not summary:
-        lines.append(("unfinished", "the run still trains, or was ended; continue with --resume"))
-    lines += [("speed", f"{run.speed}, median of the steps"), ("time", time), *summary_lines(summary)]
+    lines = [*run.lines, ("speed", f"{run.speed}, median of the steps"), ("time", time), *summary_lines(summary)]
     parts = [f"<h2>{text(run.name)}</h2>", labelled(lines)]
     parts.append(
         figure(
@@ -212,8 +207,3 @@ def _composition(run: Pretraining, name: str) -> str:
             more = f'<p class="muted">{len(rows) - 30:,} shorter contigs are left out.</p>' if len(rows) > 30 else ""
             return table(header, rows[:30]) + more
     return '<p class="muted">N and repeats of the contigs are not known here: the genome is elsewhere.</p>'
-
-
-def _environment(run: Pretraining) -> dict[str, Any]:
-    path = run.path / "environment.json"
-    return read_json(path) if path.is_file() else {}
