@@ -380,6 +380,7 @@ def test_given_splits_of_species_are_kept(tmp_path, two_species):
     two_species.write_text(f"name\tfasta\ttrain\tvalidation\ttest\nlow\tlow.fa\t{beds}\nhigh\thigh.fa\t{beds}\n")
     settings = run.resolve(run.FinetuneSettings(task="species", species=two_species, checkpoint="none", length=100))
     task = species.build(settings)
+    assert len(task.dev.origins) and len(task.train.species) == 2
     assert all(20_000 <= p.start < p.end <= 25_000 for p in task.dev.origins)
     assert all(25_000 <= p.start < p.end <= 30_000 for p in task.test.read({}).origins)
     for found in task.train.species:

@@ -433,7 +433,9 @@ def test_the_flags_of_each_workflow_are_known(workflow, workplace, monkeypatch):
     task = config.get("finetune", {"task": "sequences"})["task"]
     if task not in get_args(get_type_hints(FinetuneSettings)["task"]):
         pytest.skip(f"finetune has no --task {task} yet")
-    for run in plan.make_plan(config).runs:
+    runs = plan.make_plan(config).runs
+    assert any(run.program[0] == "-m" for run in runs)
+    for run in runs:
         if run.program[0] == "-m":
             verbs.parser(run.program[1].removeprefix("dnamamba.")).parse([*run.flags, "--out", "x"])
         elif run.program[0] == str(plan.CARRIED_RATE):

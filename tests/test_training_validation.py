@@ -140,7 +140,9 @@ def test_the_classes_of_a_group_share_all_bases(
     store: TokenStore, annotation: Annotation, model: LanguageModel
 ) -> None:
     scores = evaluate(model, [windows_of(plan_of(store, "chr1", "chr2", "chr3"), annotation)]).classes
-    for group in {score.group for score in scores}:
+    groups = {score.group for score in scores}
+    assert len(groups) > 2
+    for group in groups:
         parts = [score for score in scores if score.group == group]
         assert sum(score.bases for score in parts) == scores[0].bases, group
         assert sum(score.nll for score in parts) == pytest.approx(scores[0].nll), group
@@ -275,7 +277,9 @@ def test_position_bins() -> None:
 def test_position_classes_are_called_what_they_hold(store: TokenStore, model: LanguageModel, length: int) -> None:
     plan = WindowPlan(store, (Interval("chr2", 120, 300),), length, seed=0)
     scores = evaluate(model, [windows_of(plan)]).classes
-    for name, bases in [(score.name, score.bases) for score in scores if score.group == "position"]:
+    found = [(score.name, score.bases) for score in scores if score.group == "position"]
+    assert len(found) == len(set(position_bins(length).tolist()))
+    for name, bases in found:
         first, _, last = name.partition("-")
         assert bases == plan.epoch_size(0) * (int(last or first) - int(first) + 1)
 
