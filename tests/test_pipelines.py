@@ -717,6 +717,16 @@ def test_a_foretold_peak_is_read_from_what_a_dry_run_prints():
     assert foretold("  estimate  2 s a step\n") == {}
 
 
+def test_an_error_of_cuda_is_named_without_its_advice(monkeypatch):
+    monkeypatch.syspath_prepend(str(PIPELINES.parent / "kernels" / "bench"))
+    from long_offsets import error_in
+
+    advice = "For debugging consider passing CUDA_LAUNCH_BLOCKING=1\nCompile with `TORCH_USE_CUDA_DSA`.\n"
+    error = "torch.AcceleratorError: CUDA error: an illegal memory access was encountered"
+    assert error_in(f"Traceback:\n{error}\n{advice}") == error
+    assert error_in("") == "?" and error_in("Killed\n") == "Killed"
+
+
 WORKER_THAT_ENDS_EARLY = """
 import json, sys, time
 from pathlib import Path

@@ -119,6 +119,12 @@ def work(which: str, keys: list[tuple[str, int]]) -> None:
         torch.cuda.empty_cache()
 
 
+def error_in(printed: str) -> str:
+    """The last line that names one: CUDA's are followed by advice."""
+    lines = printed.strip().splitlines() or ["?"]
+    return next((line for line in reversed(lines) if "rror: " in line), lines[-1])
+
+
 def results(which: str) -> list[dict[str, str]]:
     """A row for each operator and length."""
     left = [(name, length) for length in LENGTHS for name in OPERATORS]
@@ -131,7 +137,7 @@ def results(which: str) -> list[dict[str, str]]:
             rows.append({"which": which, "operator": name, "elements": str(length * CHANNELS), "error": said})
         ended = [tuple(line) for line in lines if len(line) == 2]
         if done.returncode:
-            last = (done.stderr.strip().splitlines() or ["?"])[-1]
+            last = error_in(done.stderr)
             name, length = ended[-1] if ended else left[0]
             rows.append({"which": which, "operator": name, "elements": str(length * CHANNELS), "error": last})
             ended = ended or left[:1]
