@@ -65,7 +65,8 @@ class CudaScan(ScanBackend):
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Of all chunks, the last one too: what it leaves goes on to the next part."""
         with torch.cuda.device(a.x.device):
-            call, coarse = _Call(a, in_memory=False), _Call(a).plan.forward_chunk
+            call = _Call(a, in_memory=False)
+            coarse = plan_for(call.plan.layout._replace(in_memory=True)).forward_chunk  # not one pass over all
             dt_sums, ends = call.summarize("scan_forward", coarse)
             entering = across(*self.whole(dt_sums, ends, a.A, a.options.reverse))
             states, final_state = self.propagate(dt_sums, ends, a.A, entering, a.options.reverse)
