@@ -46,7 +46,9 @@ from dnamamba.training.data import WindowBatch
 from dnamamba.training.window_parts import WindowParts
 
 PASS = 1 << 17
-"""Positions that go through a model at a time"""
+"""Positions that go through a model at a time on a GPU"""
+PASS_ON_CPU = 1 << 14
+"""The same on a CPU, whose caches are small"""
 RESAMPLED = 1 << 14
 """Bases that are resampled together"""
 RESAMPLES = 2000
@@ -102,9 +104,9 @@ def bits(inference: Inference[LanguageModel], tokens: np.ndarray) -> np.ndarray:
     its start; NaN where the base is not known."""
     flags = torch.zeros(len(tokens), dtype=torch.bool)
     windows = WindowParts(WindowBatch(torch.from_numpy(tokens), flags), inference.model.objective, inference.device)
-    state, found = None, []
-    for first in range(0, windows.length, PASS):
-        part = windows.chunk(first, min(first + PASS, windows.length))
+    state, found, at_once = None, [], _pass(inference)
+    for first in range(0, windows.length, at_once):
+        part = windows.chunk(first, min(first + at_once, windows.length))
         with inference.autocast():
             loss = inference.model.loss(part.inputs, part.targets, state)
         state = loss.state
@@ -116,12 +118,16 @@ def in_tiles(inference: Inference[LanguageModel], region: np.ndarray, length: in
     """Bits of the second half of a region, (2 · longest + 1,) tokens, each base in the last half of its tile."""
     half, longest = length // 2, (len(region) - 1) // 2
     starts = np.arange(longest - half, 2 * longest - length + 1, half)
-    at_once = max(PASS // length, 1)
+    at_once = max(_pass(inference) // length, 1)
     parts = []
     for first in range(0, len(starts), at_once):
         tiles = np.stack([region[start : start + length + 1] for start in starts[first : first + at_once]])
         parts.append(bits(inference, tiles)[:, half:].ravel())
     return np.concatenate(parts)
+
+
+def _pass(inference: Inference[LanguageModel]) -> int:
+    return PASS if inference.device.type == "cuda" else min(PASS, PASS_ON_CPU)
 
 
 def evaluate(run: Path, length: int, plan: WindowPlan) -> tuple[np.ndarray, np.ndarray]:
@@ -136,18 +142,18 @@ def evaluate(run: Path, length: int, plan: WindowPlan) -> tuple[np.ndarray, np.n
     scored, octaves = [], np.zeros((plan.epoch_size(0), math.ceil(math.log2(plan.length)) + 1, 2))
     for number in range(plan.epoch_size(0)):
         region = np.array(plan.read(0, number))
-        scored.append(_sums(in_tiles(inference, region, length).reshape(-1, min(RESAMPLED, plan.length // 2))))
+        scored.append(sums(in_tiles(inference, region, length).reshape(-1, min(RESAMPLED, plan.length // 2))))
         streamed = bits(inference, region[None])[0]
         octave = np.frexp(np.arange(1, plan.length + 1))[1] - 1  # of the number of bases read
         for each in range(octaves.shape[1]):
-            octaves[number, each] = _sums(streamed[octave == each][None])[0]
-    sums = np.concatenate(scored)
+            octaves[number, each] = sums(streamed[octave == each][None])[0]
+    of_intervals = np.concatenate(scored)
     with whole_file(run / SCORES, overwrite=True) as partial, partial.open("wb") as file:
-        np.savez(file, scored=sums, octaves=octaves, weights=weights)
-    return sums, octaves
+        np.savez(file, scored=of_intervals, octaves=octaves, weights=weights)
+    return of_intervals, octaves
 
 
-def _sums(values: np.ndarray) -> np.ndarray:
+def sums(values: np.ndarray) -> np.ndarray:
     """(n, k) with NaN → (n, 2): sums and counts."""
     return np.stack([np.nansum(values, axis=1), np.isfinite(values).sum(1)], axis=1)
 
@@ -202,10 +208,10 @@ def collect(plan: Plan, held_out: WindowPlan) -> str:
             print(f"not finished: {run.name}")
             continue
         size, length, seed = run.facts["size"], int(run.facts["length"]), run.facts["seed"]
-        sums, octaves = evaluate(plan.folder(run), length, held_out)
-        change, low, high = difference(sums, shortest.setdefault((size, seed), sums))
+        scored, octaves = evaluate(plan.folder(run), length, held_out)
+        change, low, high = difference(scored, shortest.setdefault((size, seed), scored))
         facts: Row = {"size": size, "seed": seed, "length": length}
-        total = sums.sum(0)
+        total = scored.sum(0)
         rows.append(facts | {"bases": int(total[1]), "bits_per_base": total[0] / total[1]})
         rows[-1] |= {"difference": change, "low": low, "high": high}
         other = positions_of_shortest.setdefault((size, seed), octaves)
