@@ -1,11 +1,13 @@
-"""Simple models on exactly the examples that a fine-tuning sees: composition, k-mer regression, a small dilated CNN.
+"""Simple models on exactly the examples that a fine-tuning sees: composition, k-mer regression, a small dilated CNN,
+and where classes are species, a Markov model of each.
 
     python pipelines/simple_models.py --out FOLDER --task species --species species.tsv --length 1024 [--seeds 3]
 
 Takes the flags of `python -m dnamamba.finetune` that say what the examples are (others are refused), and --cnn_epochs.
-What is chosen (penalty, strands, the CNN's epoch) is chosen on dev; test is read once. FOLDER/summary.json has the keys
-of a fine-tuning's, `test` being the CNN's metrics over the seeds, and FOLDER/test_predictions.csv a row a test example,
-seed and model.
+What is chosen (penalty, strands, the CNN's epoch, the Markov order) is chosen on dev; test is read once. Markov models
+read the whole training intervals of their species and its reverse complement; the likeliest species wins.
+FOLDER/summary.json has the keys of a fine-tuning's, `test` being the CNN's metrics over the seeds, and
+FOLDER/test_predictions.csv a row a test example, seed and model.
 """
 
 import csv
@@ -28,10 +30,13 @@ from dnamamba.settings.parser import Parser
 
 if TYPE_CHECKING:
     from dnamamba.finetuning.tasks.examples import Examples
+    from dnamamba.finetuning.tasks.windows import SpeciesIntervals
 
 FIT_EXAMPLES, FIT_BASES = 16_384, 1 << 27
 """Of a training set drawn from genomes, at most, for the regressions."""
 EPOCHS = 10
+MOST_ORDER = 11
+"""Of the Markov models; lower where their tables would have more entries than the largest species has bases."""
 
 
 @dataclass(kw_only=True)
@@ -97,6 +102,14 @@ def compare(requested: FinetuneSettings, cnn_epochs: int) -> dict[str, Any]:
         summary["baselines"][f"{settings.kmer}-mer"] = {**found, **chosen, "examples": len(train)}
         predictions[f"{settings.kmer}-mer", 0] = fitted.predictions
         print(f"{settings.kmer}-mer  {_line(found)}", flush=True)
+    if settings.task == "species":
+        order, likelihoods = markov_likelihoods(task.train.species, dev, test)
+        logits = likelihoods * np.log(2)
+        powers = np.exp(logits - logits.max(1, keepdims=True))
+        predictions["markov", 0] = powers / powers.sum(1, keepdims=True)
+        found = evaluate(predictions["markov", 0], test.labels, target)
+        summary["baselines"]["markov"] = {**found, "order": order}
+        print(f"markov, order {order}  {_line(found)}", flush=True)
     if cnn_epochs and target.kind != "regression":
         results = []
         for seed in range(settings.seed, settings.seed + settings.seeds):
@@ -123,6 +136,29 @@ def compare(requested: FinetuneSettings, cnn_epochs: int) -> dict[str, Any]:
         write_atomically(settings.out / "test_predictions.csv", predictions_csv(predictions, test, target.names))
     write_atomically(settings.out / "summary.json", json.dumps(summary, indent=2, default=float) + "\n")
     return summary
+
+
+def markov_likelihoods(
+    species: Sequence["SpeciesIntervals"], dev: "Examples", test: "Examples"
+) -> tuple[int, np.ndarray]:
+    """The order with the best accuracy on dev, and its (examples, species) log2 likelihoods of test: means of both
+    strands."""
+    from dnamamba.alphabet import reverse_complement
+    from dnamamba.genome import markov
+
+    largest = max(each.bases for each in species)
+    order = max(min(MOST_ORDER, int(np.log(max(2 * largest, 4)) / np.log(4)) - 1), 0)
+    found = []
+    for each in species:
+        model = markov.fit([each.tokens[start:end] for start, end in each.bounds.tolist()], order, both_strands=True)
+        strands = [
+            [examples.tokens, np.stack([reverse_complement(row) for row in examples.tokens])]
+            for examples in (dev, test)
+        ]
+        found.append([np.mean([model.log2_likelihoods(rows) for rows in both], axis=0) for both in strands])
+    of_dev, of_test = (np.stack(part, axis=-1) for part in zip(*found, strict=True))  # (orders, examples, species)
+    best = int(np.argmax((of_dev.argmax(-1) == dev.labels).mean(-1)))
+    return best, of_test[best]
 
 
 def predictions_csv(predictions: dict[tuple[str, int], np.ndarray], test: "Examples", names: Sequence[str]) -> str:

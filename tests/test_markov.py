@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dnamamba.alphabet import COMPLEMENT, SOFT_MASK_BIT
+from dnamamba.alphabet import COMPLEMENT, SOFT_MASK_BIT, N
 from dnamamba.errors import InputError
 from dnamamba.genome import markov
 
@@ -128,6 +128,22 @@ def test_windows_joined_one_by_one_or_in_parts_score_alike(monkeypatch, at_once)
     for order in joined:
         assert joined[order][1] == single[order][1]
         assert joined[order][0] == pytest.approx(single[order][0], rel=1e-6)
+
+
+def test_likelihoods_of_rows_are_those_of_their_bases(monkeypatch):
+    monkeypatch.setattr(markov, "SCORING_TOKENS", 100)  # rows in several parts
+    drawn = np.random.default_rng(0)
+    model = markov.fit([drawn.integers(0, 4, 5_000).astype(np.uint8)], 3)
+    rows = drawn.integers(0, 4, (7, 40)).astype(np.uint8)
+    rows[2, 10] = N
+    found = model.log2_likelihoods(rows)
+    assert found.shape == (4, 7)
+    for number, row in enumerate(rows):
+        bits = model.bits_per_base([row])  # of all bases but the first
+        for order in range(4):
+            first = model.log2_probabilities[0][row[0]]
+            assert found[order, number] == pytest.approx(first - bits[order][0], rel=1e-5)
+    np.testing.assert_allclose(model.log2_likelihoods(rows | 128), found)
 
 
 def test_soft_mask_does_not_change_the_model():

@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args, get_type_hints
 
@@ -19,11 +20,12 @@ import pytest
 import yaml
 
 from dnamamba import cli, verbs
-from dnamamba.alphabet import TOKEN_BITS, decode
+from dnamamba.alphabet import TOKEN_BITS, decode, reverse_complement
 from dnamamba.demo import genome_path
 from dnamamba.errors import InputError
 from dnamamba.finetuning.settings import FinetuneSettings
 from dnamamba.finetuning.tasks.examples import Examples, Origin
+from dnamamba.finetuning.tasks.windows import SpeciesIntervals
 from dnamamba.formats.checkpoint import save_checkpoint
 from dnamamba.genome.species_table import read_species
 from dnamamba.genome.store import open_genome
@@ -453,6 +455,39 @@ def test_predictions_of_simple_models_stand_below_their_heads():
     rows = list(csv.DictReader(text.splitlines()))
     assert [row["label"] for row in rows] == ["no", "yes"] and {row["predicted"] for row in rows} == {"yes"}
     assert rows[0]["contig"] == "chr1" and rows[0]["group"] == "g" and None not in rows[0]
+
+
+def test_the_likeliest_of_the_species_markov_models_wins():
+    """Species that differ in what follows what, on either strand, and not in their composition."""
+    import simple_models
+
+    drawn = np.random.default_rng(0)
+
+    def sequence(likely, size):
+        steps = np.where(drawn.random(size) < 0.7, likely, drawn.integers(0, 4, size))
+        return (np.cumsum(steps) % 4).astype(np.uint8)
+
+    # After A comes C, or G: steps that are the same on the other strand.
+    sources = {"a": 1, "b": 2}
+    species = [
+        SpeciesIntervals(
+            name, sequence(likely, 30_000), np.array([[0, 20_000]]), np.zeros(1, np.int64), ("c",),
+            np.zeros(1, np.int64), ("c",),
+        )
+        for name, likely in sources.items()
+    ]  # fmt: skip
+
+    def examples():
+        rows = [sequence(likely, 60) for likely in sources.values() for _ in range(40)]
+        rows = [reverse_complement(row) if drawn.random() < 0.5 else row for row in rows]
+        return Examples(np.stack(rows), np.full(80, 60), np.repeat([0, 1], 40))
+
+    dev, test = examples(), examples()
+    order, likelihoods = simple_models.markov_likelihoods(species, dev, test)
+    assert order >= 1 and likelihoods.shape == (80, 2)
+    assert (likelihoods.argmax(1) == test.labels).mean() > 0.95
+    other = replace(test, tokens=np.stack([reverse_complement(row) for row in test.tokens]))
+    np.testing.assert_allclose(simple_models.markov_likelihoods(species, dev, other)[1], likelihoods)
 
 
 def test_systems_are_pretrained_at_each_rate():

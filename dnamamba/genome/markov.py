@@ -93,6 +93,25 @@ class MarkovModel:
                     bits[order] -= _sum_at(self.log2_probabilities[min(order, length)], part)
         return {order: (float(bits[order]), counted) for order in range(self.order + 1)}
 
+    def log2_likelihoods(self, rows: np.ndarray) -> np.ndarray:
+        """Of each row of (rows, length) tokens, for each order: (order + 1, rows) fp64, log2 P of all of its bases,
+        each from those before it in the row. What is no base counts nothing, and breaks the context."""
+        length = rows.shape[1]
+        found = np.zeros((self.order + 1, len(rows)))
+        at_once = max(SCORING_TOKENS // max(length, 1), 1)
+        for first in range(0, len(rows), at_once):
+            part = rows[first : first + at_once]
+            codes, contexts = _codes(part.ravel(), self.order)
+            contexts = np.minimum(contexts, np.tile(np.arange(length), len(part)))
+            for order in range(self.order + 1):
+                lengths, values = np.minimum(contexts, order), np.zeros(part.size)
+                for number in range(order + 1):
+                    here = lengths == number
+                    table = self.log2_probabilities[number]
+                    values[here] = table[codes[here] & np.uint32(table.size - 1)]
+                found[order, first : first + at_once] = values.reshape(part.shape).sum(1)
+        return found
+
     def masked_bits_per_base(self, windows: Iterable[np.ndarray], order: int) -> tuple[float, int]:
         """For one order the bits needed for the same targets, each masked by itself and predicted from all others of
         its window up to the next token that is no base, and their number."""
