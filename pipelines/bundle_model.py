@@ -5,7 +5,8 @@
 
 Writes `dnamamba/bundled/NAME`: matrices in bf16, at most 16 MB. Its card is the run's own, without folders of the
 machine that it was trained on, and with what `variant_benchmarks.py quality` left in --results: how well the zero-shot
-scores of this model rank variants in windows of --context bases, over all and by consequence.
+scores of this model, and a linear probe, rank variants in windows of --context bases, over all and by consequence.
+Where RUN is a run folder with validation_by_class.csv, the card has the bits of each class of regions too.
 """
 
 import argparse
@@ -22,8 +23,8 @@ from dnamamba.formats.checkpoint import load_checkpoint, save_checkpoint
 
 MOST_BYTES = 16_000_000
 """Of a bundled model"""
-SCORE = "-llr"
-"""The score of `variant_benchmarks.py` whose ranking a card reports"""
+SCORES = {"ranking": "-llr", "probe_ranking": "probe"}
+"""In a card → the score of `variant_benchmarks.py` whose ranking it reports"""
 NUMBERS = {"auroc": "auroc", "low": "auroc_low", "high": "auroc_high"}
 """In a card → in results.csv"""
 SETS = {
@@ -47,9 +48,12 @@ def main(arguments: list[str] | None = None) -> None:
     model, provenance = load_checkpoint(options.checkpoint)
     said: dict[str, Any] = {"about": options.about, "licence": options.licence}
     if options.results is not None:
-        each = (ranking(folder / "results.csv") for folder in options.results)
-        said |= {"ranking": {data: found for sets in each for data, found in sets.items()}}
+        tables = [folder / "results.csv" for folder in options.results]
+        for name, score in SCORES.items():
+            sets = {data: found for table in tables for data, found in ranking(table, score).items()}
+            said |= {name: sets} if sets or name == "ranking" else {}
         said |= {"ranking_context": options.context} if options.context else {}
+    said |= bits_of_classes(options.checkpoint / "validation_by_class.csv")
     save_checkpoint(model, folder, without_folders(provenance) | said, dtype="bf16")
     size = sum(path.stat().st_size for path in folder.iterdir())
     print(f"{folder}: {size:,} bytes")
@@ -57,13 +61,23 @@ def main(arguments: list[str] | None = None) -> None:
         raise InputError(f"{folder}: {size:,} bytes, at most {MOST_BYTES:,} are wanted; remove it")
 
 
-def ranking(path: Path) -> dict[str, list[dict[str, Any]]]:
+def bits_of_classes(path: Path) -> dict[str, Any]:
+    """The last validation's bits a base by class of regions, as a card holds them; nothing without the table."""
+    if not path.is_file():
+        return {}
+    with path.open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["group"] == "region"]
+    last = [row for row in rows if row["step"] == rows[-1]["step"]]
+    return {"bits_by_region": {row["class"]: round(float(row["bits_per_base"]), 4) for row in last}} if last else {}
+
+
+def ranking(path: Path, score: str) -> dict[str, list[dict[str, Any]]]:
     """Set → AUROC and its 95 % interval of each contrast, as a card holds them."""
     found: dict[str, list[dict[str, Any]]] = {}
     with path.open(newline="") as file:
         for row in csv.DictReader(file):
             is_shown = (row["set"], row["contrast"]) in MEASURES or row["set"] == "yeast"
-            if row["score"] == SCORE and row["auroc"] and is_shown:
+            if row["score"] == score and row["auroc"] and is_shown:
                 numbers = {name: round(float(row[key]), 4) for name, key in NUMBERS.items()}
                 counts = {name: int(row[name]) for name in ("positives", "negatives")}
                 found.setdefault(SETS.get(row["set"], row["set"]), []).append(

@@ -9,10 +9,12 @@ import pytest
 import torch
 
 import dnamamba
-from dnamamba import bundled, cli, export, models, score
+from dnamamba import bundled, cli, demo, export, models, score
+from dnamamba.alphabet import TOKEN_BITS, decode
 from dnamamba.errors import InputError
 from dnamamba.formats import load_checkpoint
 from dnamamba.formats.checkpoint import save_checkpoint
+from dnamamba.genome.store import open_genome
 from dnamamba.runs.card import ranking_line, ranking_lines
 from tests.tiny_models import random_bases, tiny_model
 
@@ -123,7 +125,10 @@ def test_a_run_becomes_a_bundled_model_without_its_folders(box, tmp_path, capsys
     rows = (
         f'clinvar,"{MISSENSE}",-llr,0.6,0.55,0.65,10,20\nclinvar,"{MISSENSE}",|llr|,0.5,0.4,0.6,10,20\n'
         "clinvar,unknown,-llr,0.6,0.55,0.65,10,20\nbrca1,LOF against the rest,-llr,,,,0,9\n"
+        f'clinvar,"{MISSENSE}",probe,0.7,0.66,0.74,10,20\n'
     )
+    classes = "step,group,class,bits_per_base\n1,region,CDS,1.99\n2,mask,unique,1.8\n2,region,CDS,1.91234\n"
+    (tmp_path / "run" / "validation_by_class.csv").write_text(classes)
     (tmp_path / "results" / "results.csv").write_text(header + rows)
     flags = ["--checkpoint", str(tmp_path / "run"), "--name", "new", "--about", "One.", "--licence", "Two."]
     (box / "__init__.py").touch()
@@ -135,8 +140,18 @@ def test_a_run_becomes_a_bundled_model_without_its_folders(box, tmp_path, capsys
             {"variants": MISSENSE, "auroc": 0.6, "low": 0.55, "high": 0.65, "positives": 10, "negatives": 20}
         ]
     }
-    [(_, text)] = ranking_lines(written)
-    assert text == f"ClinVar 2017 (context 64): {MISSENSE} above chance (0.60 [0.55, 0.65])"
+    lines = ranking_lines(written)
+    assert lines == [
+        ("ranks", f"ClinVar 2017 (context 64): {MISSENSE} above chance (0.60 [0.55, 0.65])"),
+        ("probe", f"ClinVar 2017 (context 64): {MISSENSE} above chance (0.70 [0.66, 0.74])"),
+    ]
+    assert ranking_line(written) == [
+        (
+            "ranks",
+            "zero shot at a context of 64: missense above chance (0.60 [0.55, 0.65]); AUROC, all of it: dnamamba info",
+        )
+    ]
+    assert written["bits_by_region"] == {"CDS": 1.9123}
     assert bundled.names() == ["new", "tiny"]
 
 
@@ -149,3 +164,14 @@ def test_every_model_in_the_package_has_a_whole_card_and_is_small():
         assert size <= bundle_model.MOST_BYTES, name
         total += size
     assert total <= 45_000_000
+
+
+def test_the_human_model_reads_a_locus_that_it_has_not_seen():
+    """2,000 bases of the locus in the package, by its name alone; one that knows nothing needs 2 bits a base."""
+    store = open_genome(demo.locus_path())
+    sequence = decode(store.read(store.contigs[0].name, 15_000, 17_000) & TOKEN_BITS)
+    log_p = dnamamba.load("human-7m", device="cpu").log_likelihood(sequence)
+    assert -np.nanmean(log_p) / np.log(2) < 1.9
+    _, provenance = load_checkpoint("human-7m")
+    assert provenance["ranking_context"] == 512 and provenance["bits_by_region"]["codon2"] > 1.9
+    assert set(provenance["ranking"]) == set(provenance["probe_ranking"]) == set(list(bundle_model.SETS.values())[:3])

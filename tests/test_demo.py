@@ -5,15 +5,17 @@ import hashlib
 import itertools
 import json
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from dnamamba import demo, examples
-from dnamamba.alphabet import SOFT_MASK_BIT, TOKEN_BITS, decode
+from dnamamba.alphabet import SOFT_MASK_BIT, TOKEN_BITS, decode, encode
 from dnamamba.formats import read_card
 from dnamamba.genome.contigs import select_contigs
+from dnamamba.genome.effects import effects_of_changes
 from dnamamba.genome.genes import read_genes
 from dnamamba.genome.regions import parse_region
 from dnamamba.genome.splits import make_splits
@@ -102,6 +104,29 @@ def test_its_genes_are_genes():
     region = parse_region(examples.HUMAN_LOCUS, store)
     inside = [pair for gene in genes.values() for pair in gene.coding.tolist() if region.start <= pair[0] < region.end]
     assert len(inside) == 27 and "27 coding exons" in (ROOT / "dnamamba" / "examples.py").read_text()
+
+
+def test_the_variants_of_the_locus_do_what_they_say(tmp_path):
+    """They are what the script draws; each REF is the genome's, and deletions keep the frame."""
+    sys.path.insert(0, str(ROOT / "data"))
+    import make_human_variants
+
+    make_human_variants.main(tmp_path / "again.vcf")
+    text = demo.locus_variants_path().read_text()
+    assert (tmp_path / "again.vcf").read_text() == text
+    store = open_genome(demo.locus_path(), store=tmp_path / "locus.dnamamba")
+    genes = read_genes(demo.locus_genes_path(), store)
+    rows = [line.split("\t") for line in text.splitlines() if not line.startswith("#")]
+    assert len(rows) == 18
+    for contig, position, name, ref, alt, *_, info in rows:
+        start = int(position) - 1
+        assert decode(store.read(contig, start, start + len(ref)) & TOKEN_BITS) == ref
+        if len(ref) == 1:
+            [effect] = effects_of_changes(store, genes, contig, np.array([start]), encode(alt))
+            assert info == f"EFFECT={effect.replace(' ', '_')}"
+        else:
+            coding = next(gene.coding for gene in genes if name.startswith(gene.name))
+            assert len(ref) - len(alt) == 3 and any(a <= start + 1 and start + 4 <= b for a, b in coding.tolist())
 
 
 @pytest.mark.skipif("DNAMAMBA_TEST_DATA" not in os.environ, reason="DNAMAMBA_TEST_DATA names no folder of genomes")

@@ -1,5 +1,6 @@
 """What comes with the package to try things on: the complete chromosome of *Escherichia coli* K-12 MG1655, one contig
-of 4,639,675 bases; and a locus of human chromosome 20 with its repeats in lower case and three genes.
+of 4,639,675 bases; and a locus of human chromosome 20 with its repeats in lower case, three genes, and made variants
+of these.
 
 Provenance, licences and checksums stand in `data/README.md` of the repository and in `NOTICE` next to this file.
 """
@@ -28,6 +29,11 @@ def locus_path() -> Path:
 def locus_genes_path() -> Path:
     """The GFF3 of its genes. `FileNotFoundError` if the installation lost it."""
     return _file(f"{LOCUS_NAME}.gff3")
+
+
+def locus_variants_path() -> Path:
+    """The VCF of made variants of its genes, one of each effect. `FileNotFoundError` if the installation lost it."""
+    return _file(f"{LOCUS_NAME}.vcf")
 
 
 def _file(name: str) -> Path:

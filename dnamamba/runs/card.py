@@ -135,48 +135,50 @@ def bundled_lines(card: dict[str, Any]) -> Lines:
         *_model_lines(config),
         *_trained_lines(provenance),
         *_validation_lines(provenance),
+        *_bits_lines(provenance),
         *ranking_line(provenance),
+        *_ranking_line(provenance, "probe_ranking", "probe"),
         ("data", str(provenance.get("licence") or "")),
     ]
 
 
 def ranking_lines(provenance: dict[str, Any]) -> Lines:
-    """How well a model's zero-shot scores were measured to rank variants, a line for each set of them; none where its
-    card does not say. "at chance": the 95 % interval of the AUROC holds 0.5."""
-    return _ranking_lines(provenance)
+    """How well a model's zero-shot scores, and a linear probe of it, were measured to rank variants, a line for each
+    set of them; none where its card does not say. "at chance": the 95 % interval of the AUROC holds 0.5."""
+    return [*_ranking_lines(provenance, "ranking", "ranks"), *_ranking_lines(provenance, "probe_ranking", "probe")]
 
 
 @_as_far_as_it_goes
-def _ranking_lines(provenance: _Said) -> Iterator[Line]:
+def _ranking_lines(provenance: _Said, key: str, label: str) -> Iterator[Line]:
     context = provenance.get("ranking_context")
     at = f" (context {context.number():,})" if context else ""
-    for data, found in provenance["ranking"].items():
-        ranked = []
-        for each in found.each():
-            ranked.append(f"{each['variants']} {_level(each)}")
-        yield "ranks", f"{data}{at}: {', '.join(ranked)}"
+    for data, found in provenance[key].items():
+        ranked = ", ".join(f"{each['variants']} {_level(each)}" for each in found.each())
+        yield label, f"{data}{at}: {ranked}"
 
 
 def ranking_line(provenance: dict[str, Any]) -> Lines:
-    """The same in one line at most: of each of `KINDS` the figure of the most variants. Of other figures all lines."""
-    return _ranking_line(provenance) or _ranking_lines(provenance)
+    """How well zero-shot scores rank variants in one line at most: of each of `KINDS` the figure of the most variants.
+    Of other figures all lines."""
+    return _ranking_line(provenance, "ranking", "ranks") or _ranking_lines(provenance, "ranking", "ranks")
 
 
 @_as_far_as_it_goes
-def _ranking_line(provenance: _Said) -> Iterator[Line]:
+def _ranking_line(provenance: _Said, key: str, label: str) -> Iterator[Line]:
     context = provenance.get("ranking_context")
     found: dict[str, tuple[float, str]] = {}
-    for _, figures in provenance["ranking"].items():
+    for _, figures in provenance[key].items():
         for each in figures.each():
             name = f"{each['variants']}".lower()
             kind = next((said for part, said in KINDS.items() if part in name), None)
-            counts = [said.number() for said in map(each.get, ("positives", "negatives")) if said]
-            if kind is not None and sum(counts) > found.get(kind, (-1.0, ""))[0]:
-                found[kind] = sum(counts), _level(each)
+            counts = sum(said.number() for said in map(each.get, ("positives", "negatives")) if said)
+            if kind is not None and counts > found.get(kind, (-1, ""))[0]:
+                found[kind] = counts, _level(each)
     if found:
-        ranked = ", ".join(f"{kind} {found[kind][1]}" for kind in KINDS.values() if kind in found)
+        how = {"ranking": "zero shot", "probe_ranking": "a linear probe by gene"}[key]
         at = f" at a context of {context.number():,}" if context else ""
-        yield "ranks", f"zero shot{at}: {ranked}; AUROC, all of it: dnamamba info"
+        ranked = ", ".join(f"{kind} {found[kind][1]}" for kind in KINDS.values() if kind in found)
+        yield label, f"{how}{at}: {ranked}; AUROC, all of it: dnamamba info"
 
 
 def _level(said: _Said) -> str:
@@ -200,6 +202,7 @@ def _pretraining_lines(provenance: dict[str, Any]) -> Lines:
         *_files_lines(provenance),
         *_trained_lines(provenance),
         *_validation_lines(provenance),
+        *_bits_lines(provenance),
         *ranking_lines(provenance),
         *_origin_lines(provenance),
     ]
@@ -236,6 +239,12 @@ def _trained_lines(provenance: _Said) -> Iterator[Line]:
 def _validation_lines(provenance: _Said) -> Iterator[Line]:
     if metrics := provenance.get("metrics"):
         yield "validation", _metrics(metrics)
+
+
+@_as_far_as_it_goes
+def _bits_lines(provenance: _Said) -> Iterator[Line]:
+    bits = ", ".join(f"{name} {each.number():.3f}" for name, each in provenance["bits_by_region"].items())
+    yield "bits", f"a base by class of regions: {bits}"
 
 
 @_as_far_as_it_goes
