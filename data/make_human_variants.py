@@ -6,6 +6,7 @@ Nobody has seen these variants in a person: they are drawn (seed 0) from all tha
 `human_locus.gff3`. So what they do to a protein is known, and nothing else is.
 """
 
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,11 @@ DELETED = 3
 
 
 def main(out: Path) -> None:
-    store = open_genome([demo.locus_path()])
+    with tempfile.TemporaryDirectory() as folder:
+        write(open_genome([demo.locus_path()], store=Path(folder) / "locus.dnamamba"), out)
+
+
+def write(store: TokenStore, out: Path) -> None:
     rng = np.random.default_rng(0)
     genes = read_genes(demo.locus_genes_path(), store)
     rows = [row for gene in genes for row in variants(store, genes, gene, rng)]

@@ -76,7 +76,13 @@ def draw(rows: list[dict[str, object]], path: Path, title: str) -> None:
             low, middle, high = ([row[f"{what}_{int(100 * q)}"] for row in own] for q in QUANTILES)
             panel.plot(x, middle, marker="o", color=f"C{number}", label=f"{kind}, median and middle 80 %")
             panel.fill_between(x, low, high, color=f"C{number}", alpha=0.15)
+        if what == "percentile":
+            for level in QUANTILES:
+                panel.axhline(level, color="tab:gray", lw=0.8, ls="--")
+        lengths = sorted({row["longest"] for row in rows})
         panel.set(xscale="log", xlabel="bases, at most", ylabel=label)
+        panel.set_xticks(lengths, [str(length) for length in lengths])
+        panel.minorticks_off()
         panel.grid(alpha=0.3)
         panel.legend(fontsize=8)
     save_png(figure, path)

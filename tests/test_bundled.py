@@ -166,9 +166,9 @@ def test_every_model_in_the_package_has_a_whole_card_and_is_small():
     assert total <= 45_000_000
 
 
-def test_the_human_model_reads_a_locus_that_it_has_not_seen():
+def test_the_human_model_reads_a_locus_that_it_has_not_seen(tmp_path):
     """2,000 bases of the locus in the package, by its name alone; one that knows nothing needs 2 bits a base."""
-    store = open_genome(demo.locus_path())
+    store = open_genome(demo.locus_path(), store=tmp_path / "locus.dnamamba")
     sequence = decode(store.read(store.contigs[0].name, 15_000, 17_000) & TOKEN_BITS)
     log_p = dnamamba.load("human-7m", device="cpu").log_likelihood(sequence)
     assert -np.nanmean(log_p) / np.log(2) < 1.9

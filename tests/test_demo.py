@@ -1,11 +1,13 @@
 """The demo genome: there, whole, and what data/ says about it."""
 
+import fnmatch
 import gzip
 import hashlib
 import itertools
 import json
 import os
 import sys
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -142,3 +144,14 @@ def test_the_human_locus_was_not_trained_on(tmp_path):
     splits = make_splits(store, select_contigs(store, None), context_length=length, validation_length=length)
     assert splits.fingerprint == card["splits"]
     assert any(interval.start <= start and end <= interval.end for interval in splits.test)
+
+
+def test_a_wheel_holds_every_file_of_the_package():
+    """By the patterns in pyproject.toml, as setuptools reads them: relative to each package."""
+    patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    for folder in ("demo", "bundled", "pages"):
+        root = ROOT / "dnamamba" / folder
+        wanted = [*patterns["*"], *patterns.get(f"dnamamba.{folder}", [])]
+        for path in (each.relative_to(root) for each in root.rglob("*") if each.is_file()):
+            if path.suffix not in (".py", ".pyc") and path.name != "NOTICE" and ".dnamamba" not in str(path):
+                assert any(fnmatch.fnmatch(str(path), pattern) for pattern in wanted), path
