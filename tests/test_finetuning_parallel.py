@@ -223,7 +223,7 @@ def test_a_signal_to_one_rank_stops_all(data: Path, tmp_path: Path) -> None:
     """In the same step, whichever it is: none waits for one that has left. The last epoch is kept."""
     began = time.monotonic()
     first, second = run_ranks(2, train_until_signal, data, tmp_path)
-    assert time.monotonic() - began < 120
+    assert time.monotonic() - began < 240
     terminated = repr(signal.SIGTERM)
     assert first == [terminated, terminated, "KeyboardInterrupt()", terminated]
     assert second == 4 * ["SystemExit(0)"]
