@@ -3,7 +3,7 @@
 The source is compiled by g++ after its few lines of PTX are replaced (BODIES, LINES). The threads of a block are fibers
 of one thread that alternate at barriers, shuffles and matrix products; blocks run one after another. Exponentials and
 reciprocals are libm's, dynamic shared memory starts as NaN, and what is copied to it is NaN until its thread waits for
-it. Threads run in alternating order. Fibers alternate by a long jump: `swapcontext` costs a system call. No header of
+it. Threads run in alternating order. Fibers alternate by a long jump: swapcontext(3) costs a system call. No header of
 C++ is included: two of them took half of the compiler's time.
 """
 
