@@ -2,6 +2,8 @@
 
     python pipelines/variant_benchmarks.py quality --checkpoint DIR --data DNAMAMBA_TEST_DATA --out FOLDER
         [--sets brca1 clinvar bard1 kg1000] [--probe 512] [--limit N] [--context N] [--suffix N]
+    python pipelines/variant_benchmarks.py quality --checkpoint DIR --labelled clinvar.vcf.gz --genome hg38.fa \\
+        --label CLNSIG --positive Pathogenic --effect MC --genes GENE --probe 512 --out FOLDER
     python pipelines/variant_benchmarks.py speed [--checkpoint DIR] [--context 131072] [--variants 1000]
     python pipelines/variant_benchmarks.py rates [--checkpoint DIR] [--contexts 512 16384] [--every 1000 100]
 
@@ -13,6 +15,9 @@ given beforehand (a less likely allele is the more harmful one) and no threshold
 tenth of the score: its calibration). Each set's scores are kept when they are there, and not computed again; `scores`
 computes them and nothing else, as on a machine without scikit-learn. --limit takes every so-manyth variant; --without
 leaves out contigs that a model was trained on, --inside what is not in a BED file.
+
+--labelled takes variants of your own in place of --sets: VCF, TSV or CSV. Of each set leaderboard.csv and
+leaderboard.md have a row a consequence and one of their mean: AUPRC zero shot and of the probe, and what chance gives.
 
 `speed`: a random genome with random variants (weights are random too without --checkpoint): bases that go through the
 model and seconds for all alleles by kept states, against four whole windows an allele (timed on a few alleles), with
@@ -26,13 +31,14 @@ import argparse
 import csv
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from variant_probe import FITTED_ON, features, probe_scores
-from variant_sets import SETS, Contrast, VariantSet, chosen, records_of
+from variant_probe import features, fitted_on, probe_scores
+from variant_sets import OWN, SETS, Contrast, VariantSet, chosen, own, records_of
 
 from dnamamba.alphabet import decode
 from dnamamba.analysis.variants.plan import Plan, plan_for
@@ -47,9 +53,11 @@ from dnamamba.inference.load import Inference, load_for_inference
 from dnamamba.model.abilities import Ability
 from dnamamba.model.config import preset
 from dnamamba.model.language_model import LanguageModel
-from dnamamba.outputs import whole_file
+from dnamamba.outputs import whole_file, write_atomically
 
 PROBED_AT_ONCE = 512
+SHOWN = {"-llr": "AUPRC zero shot", "probe": "AUPRC probe"}
+"""Score → column of the leaderboard"""
 
 
 def main() -> None:
@@ -59,6 +67,12 @@ def main() -> None:
     parser.add_argument("--data", type=Path)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--sets", nargs="+", default=["brca1", "clinvar", "kg1000"], choices=list(SETS))
+    parser.add_argument("--labelled", type=Path, metavar="FILE", help="quality: variants with known answers")
+    parser.add_argument("--genome", type=Path, nargs="+", help="--labelled: FASTA of their assembly")
+    parser.add_argument("--label", default="label", help="--labelled: INFO field or column of the label")
+    parser.add_argument("--positive", nargs="+", default=["1"], help="--labelled: its values of the harmful ones")
+    parser.add_argument("--effect", help="--labelled: INFO field or column of the consequence")
+    parser.add_argument("--genes", help="--labelled: INFO field or column of genes, which are resampled whole")
     parser.add_argument("--limit", type=int, help="variants of each set, spread evenly")
     parser.add_argument("--probe", type=int, metavar="BASES", help="also a linear probe, of windows so long")
     parser.add_argument("--without", nargs="+", default=[], metavar="CONTIG", help="leave its variants out")
@@ -79,8 +93,10 @@ def main() -> None:
         speed(arguments)
     elif arguments.what == "rates":
         rates(arguments)
-    elif arguments.data is None or arguments.out is None:
-        parser.error(f"{arguments.what} needs --data and --out")
+    elif (arguments.data or arguments.labelled) is None or arguments.out is None:
+        parser.error(f"{arguments.what} needs --out, and --data or --labelled")
+    elif arguments.labelled is not None and arguments.genome is None:
+        parser.error("--labelled needs --genome")
     else:
         quality(arguments)
 
@@ -92,9 +108,10 @@ def quality(arguments: argparse.Namespace) -> None:
     """Scores the sets that --out has no scores of, then writes the tables."""
     arguments.out.mkdir(parents=True, exist_ok=True)
     sets = {
-        name: chosen(SETS[name](arguments.data), arguments.limit, arguments.without, arguments.inside)
-        for name in arguments.sets
+        name: chosen(variants, arguments.limit, arguments.without, arguments.inside)
+        for name, variants in wanted_sets(arguments)
     }
+    arguments.sets = list(sets)
     missing = [name for name in sets if not is_scored(arguments, name)]
     if missing:
         if arguments.checkpoint is None:
@@ -113,13 +130,47 @@ def quality(arguments: argparse.Namespace) -> None:
         print(f"\n{name}: {len(variants.records):,} variants")
         for contrast in variants.contrasts:
             for score_name, score in everyones.items():
-                row = {"set": name, "contrast": contrast.name, "score": score_name}
+                row = {"set": name, "contrast": contrast.name, "consequence": contrast.consequence, "score": score_name}
                 results.append(row | measure(contrast, score, variants))
                 if "auroc" in results[-1]:
                     print("  " + summary_line(results[-1]))
             deciles += [{"set": name, "contrast": contrast.name} | row for row in by_tenth(contrast, ours["-llr"])]
     write_csv(arguments.out / "results.csv", results)
     write_csv(arguments.out / "deciles.csv", deciles)
+    leaderboard(arguments.out, results)
+
+
+def leaderboard(folder: Path, results: list[dict[str, object]]) -> None:
+    """AUPRC of each consequence within a set and their mean, by score; what chance gives is the share of positives."""
+    rows: list[dict[str, object]] = []
+    for name in dict.fromkeys(row["set"] for row in results):
+        own = [row for row in results if row["set"] == name and row["consequence"] and "auprc" in row]
+        of_set: list[dict[str, object]] = []
+        for kind in dict.fromkeys(row["consequence"] for row in own):
+            scored = {str(row["score"]): row for row in own if row["consequence"] == kind}
+            counts = [int(str(scored["-llr"][each])) for each in ("positives", "negatives")]
+            row = {"set": name, "consequence": kind, "positives": counts[0], "negatives": counts[1]}
+            row |= {"chance": counts[0] / sum(counts)}
+            of_set.append(row | {label: scored[key]["auprc"] for key, label in SHOWN.items() if key in scored})
+        if of_set:
+            numbers = [key for key in of_set[0] if key == "chance" or key in SHOWN.values()]
+            means = {key: float(np.mean([float(str(row[key])) for row in of_set])) for key in numbers}
+            rows += [*of_set, {"set": name, "consequence": "mean of consequences", **means}]
+    if not rows:
+        return
+    write_csv(folder / "leaderboard.csv", rows)
+    names = list(dict.fromkeys(key for row in rows for key in row))
+    cells = [[f"{v:.3f}" if isinstance(v := row.get(key, ""), float) else str(v) for key in names] for row in rows]
+    lines = [names, ["---"] * len(names), *cells]
+    write_atomically(folder / "leaderboard.md", "".join(f"| {' | '.join(line)} |\n" for line in lines))
+
+
+def wanted_sets(arguments: argparse.Namespace) -> Iterator[tuple[str, VariantSet]]:
+    if arguments.labelled is None:
+        yield from ((name, SETS[name](arguments.data)) for name in arguments.sets)
+    else:
+        columns = arguments.label, arguments.positive, arguments.effect, arguments.genes
+        yield OWN, own(arguments.labelled, arguments.genome, *columns)
 
 
 def scores_of(folder: Path, name: str) -> Path:
@@ -131,7 +182,7 @@ def is_scored(arguments: argparse.Namespace, name: str, *, probe: bool = True) -
     path = scores_of(arguments.out, name)
     if not path.exists():
         return False
-    wanted = probe and arguments.probe is not None and FITTED_ON in arguments.sets
+    wanted = probe and arguments.probe is not None and fitted_on(arguments.sets) is not None
     with np.load(path) as saved:
         return not wanted or "probe" in saved.files
 
@@ -168,7 +219,10 @@ def check_set(arguments: argparse.Namespace, name: str, variants: VariantSet, pl
     """The genome of a set, and its alleles there."""
     store = open_genomes(variants.genomes, arguments.out)
     checked = check(variants.records, store, plan.context // 2)
-    assert len(checked.mismatches) == 0, f"{name}: {len(checked.mismatches)} records differ from the genome"
+    if len(checked.mismatches):
+        what = f"{name}: {len(checked.mismatches)} records differ from the genome"
+        assert name == OWN, what
+        print(f"{what}; they have no score")
     return store, checked.alleles
 
 

@@ -1,15 +1,17 @@
 """A linear probe of variants: ridge logistic regression on frozen features of both alleles, by gene.
 
-On ClinVar it is cross-fitted, each fold of genes by the others; on other sets it is fitted on all of ClinVar's genes
-but those of the set. So no variant is scored by what was fitted on its own gene. The penalty is fixed beforehand.
+On ClinVar, or without it on the variants of one's own file, it is cross-fitted, each fold of genes by the others; on
+other sets it is fitted on all of ClinVar's genes but those of the set. So no variant is scored by what was fitted on
+its own gene. The penalty is fixed beforehand.
 """
 
 import hashlib
+from collections.abc import Iterable
 
 import numpy as np
 import torch
 from torch import Tensor
-from variant_sets import VariantSet
+from variant_sets import OWN, VariantSet
 
 from dnamamba.finetuning.tasks.examples import pad
 from dnamamba.finetuning.tasks.variants import window
@@ -22,7 +24,13 @@ FOLDS = 5
 PENALTY = 1e-2
 """Half of it times the squared norm of the weights is added to the mean log loss, of features scaled to variance 1."""
 STEPS = 100
-FITTED_ON = "clinvar"
+FITTED_ON = ("clinvar", OWN)
+"""The first of these that is there"""
+
+
+def fitted_on(names: Iterable[str]) -> str | None:
+    """The set that a probe of all these is fitted on, if one of them can be."""
+    return next((name for name in FITTED_ON if name in names), None)
 
 
 @torch.inference_mode()
@@ -48,23 +56,23 @@ def probe_scores(
     sets: dict[str, VariantSet], described: dict[str, Tensor], device: torch.device
 ) -> dict[str, np.ndarray]:
     """Set → (variants,) log odds of being harmful; of sets that can be probed."""
-    if FITTED_ON not in sets:
+    if (fitted := fitted_on(sets)) is None:
         return {}
-    fitted_on = sets[FITTED_ON]
-    assert fitted_on.label is not None
-    x = described[FITTED_ON].to(device)
+    known = sets[fitted]
+    assert known.label is not None
+    x = described[fitted].to(device)
     usable = torch.isfinite(x).all(1).cpu().numpy()
-    fold = np.array([int(hashlib.sha256(gene.encode()).hexdigest(), 16) % FOLDS for gene in fitted_on.group.tolist()])
-    scores = {FITTED_ON: np.full(len(fold), np.nan)}
+    fold = np.array([int(hashlib.sha256(gene.encode()).hexdigest(), 16) % FOLDS for gene in known.group.tolist()])
+    scores = {fitted: np.full(len(fold), np.nan)}
     for held in range(FOLDS):
         train, test = usable & (fold != held), usable & (fold == held)
         if test.any():
-            scores[FITTED_ON][test] = _fit(x[train], fitted_on.label[train])(x[test])
+            scores[fitted][test] = _fit(x[train], known.label[train])(x[test])
     for name, variants in sets.items():
-        if name != FITTED_ON:
-            train = usable & ~np.isin(fitted_on.group, variants.genes)
+        if name != fitted:
+            train = usable & ~np.isin(known.group, variants.genes)
             other = described[name].to(device)
-            score = _fit(x[train], fitted_on.label[train])(torch.nan_to_num(other))
+            score = _fit(x[train], known.label[train])(torch.nan_to_num(other))
             scores[name] = np.where(torch.isfinite(other).all(1).cpu().numpy(), score, np.nan)
     return scores
 

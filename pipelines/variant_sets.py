@@ -14,6 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from dnamamba.alphabet import TOKEN_BITS, decode
+from dnamamba.errors import InputError
+from dnamamba.finetuning.tasks.groups import joined_groups, names_in
+from dnamamba.finetuning.tasks.variants import read_rows
 from dnamamba.genome.effects import EFFECTS, changes_of_transcript
 from dnamamba.genome.genes import open_reading_frames
 from dnamamba.genome.intervals import Interval
@@ -30,6 +33,8 @@ class Contrast:
     """(variants,) bool"""
     positive: np.ndarray
     """(variants,) bool"""
+    consequence: str = ""
+    """Which all of its variants have; "" if several"""
 
 
 @dataclass(frozen=True)
@@ -82,7 +87,7 @@ def within(name: str, consequence: np.ndarray, positive: np.ndarray) -> list[Con
         for kind in sorted(set(consequence.tolist()) - {""})
         if min(positive[consequence == kind].sum(), (~positive[consequence == kind]).sum()) >= 10
     ]
-    return [Contrast(f"{name}, {kind}", consequence == kind, positive) for kind in enough]
+    return [Contrast(f"{name}, {kind}", consequence == kind, positive, kind) for kind in enough]
 
 
 def between(name: str, used: np.ndarray, consequence: np.ndarray, positive: str, negative: str) -> Contrast:
@@ -228,6 +233,40 @@ def yeast(data: Path) -> VariantSet:
     )
 
 
+OWN = "own"
+"""The name of the set that `own` reads"""
+BLOCK = 10_000
+"""Bases that are resampled as a whole where no genes are named"""
+
+
+def own(
+    path: Path, genomes: list[Path], label: str, positive: Sequence[str], effect: str | None, genes: str | None
+) -> VariantSet:
+    """The variants of a VCF, TSV or CSV that have the INFO field or column `label`; `positive` are its values of the
+    harmful ones. Each effect is a consequence; genes stay together, else blocks of `BLOCK` bases do."""
+    names = {"label": label.lower(), "effect": effect and effect.lower(), "genes": genes and genes.lower()}
+    rows = [row for row in read_rows(path) if names["label"] in row.columns]
+    harmful = np.array([row.columns[names["label"]] in positive for row in rows])
+    if not rows or harmful.all() or not harmful.any():
+        what = f"{int(harmful.sum())} of {len(rows)} variants have {label} {' or '.join(positive)}"
+        raise InputError(f"{path}: {what}; both harmful and other ones are needed: see --label and --positive")
+    kind = np.array([row.columns.get(names["effect"] or "", "") for row in rows])
+    blocks = [[f"{row.contig}:{row.start // BLOCK}"] for row in rows]
+    named = [names_in(row.columns.get(names["genes"] or "", "")) for row in rows]
+    groups = joined_groups([own or other for own, other in zip(named, blocks, strict=True)],
+                           [(row.contig, row.start) for row in rows])  # fmt: skip
+    return VariantSet(
+        OWN,
+        genomes,
+        records_of([r.contig for r in rows], [r.start for r in rows], [r.ref for r in rows], [r.alt for r in rows]),
+        [Contrast("harmful against the rest", np.ones(len(rows), bool), harmful),
+         *within("harmful against the rest", kind, harmful)],
+        np.array(groups),
+        consequence=kind,
+        label=harmful,
+    )  # fmt: skip
+
+
 SETS = {"brca1": brca1, "clinvar": clinvar, "bard1": bard1, "kg1000": kg1000, "yeast": yeast}
 
 
@@ -257,7 +296,7 @@ def chosen(
             [old.ref[r] for r in rows.tolist()],
             [old.alt[r] for r in rows.tolist()],
         ),
-        contrasts=[Contrast(c.name, c.used[rows], c.positive[rows]) for c in variants.contrasts],
+        contrasts=[replace(c, used=c.used[rows], positive=c.positive[rows]) for c in variants.contrasts],
         group=variants.group[rows],
         consequence=None if variants.consequence is None else variants.consequence[rows],
         label=None if variants.label is None else variants.label[rows],

@@ -1,5 +1,6 @@
 """Scores of labelled variants are kept set by set, and what is there is not scored again."""
 
+import csv
 import sys
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import variant_benchmarks
 import variant_sets
 from variant_sets import Contrast, VariantSet, records_of
 
+from dnamamba.errors import InputError
 from dnamamba.formats.checkpoint import save_checkpoint
 from tests.tiny_models import random_bases, tiny_model
 
@@ -84,3 +86,36 @@ def test_contigs_are_left_out_with_chr_or_without(tmp_path: Path) -> None:
     variants = labelled("clinvar", "chr7")(tmp_path)
     assert len(variant_sets.chosen(variants, None, ["7"]).records) == 0
     assert len(variant_sets.chosen(variants, None, ["17"]).records) == COUNT
+
+
+def test_a_labelled_file_gives_a_leaderboard(line: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two effects of twenty variants each; one record's REF is wrong. Chance gives the share of harmful ones."""
+    variants = labelled("mine", "chr7")(tmp_path)
+    head = "##fileformat=VCFv4.2\n##contig=<ID=chr7>\n"
+    head += "".join(f'##INFO=<ID={name},Number=1,Type=String,Description="">\n' for name in ("SIG", "MC", "GENE"))
+    rows = []
+    for number, (start, ref, alt) in enumerate(
+        zip(variants.records.start.tolist(), variants.records.ref, variants.records.alt, strict=True)
+    ):
+        ref, alt = (alt, ref) if number == 1 else (ref, alt)
+        info = f"SIG={'bad' if number % 2 else 'fine'};MC={'missense' if number < 20 else 'intron'};GENE=g{number // 4}"
+        rows.append(f"chr7\t{start + 1}\t.\t{ref}\t{alt}\t.\t.\t{info}\n")
+    text = head + "#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO\n" + "".join(rows)
+    (tmp_path / "mine.vcf").write_text(text)
+    flags = ["quality", "--checkpoint", str(tmp_path / "model"), "--out", str(tmp_path / "own"), "--context", "64"]
+    flags += ["--labelled", str(tmp_path / "mine.vcf"), "--genome", str(tmp_path / "mine.fa"), "--probe", "32"]
+    columns = ["--label", "SIG", "--effect", "MC", "--genes", "GENE"]
+    monkeypatch.setattr(sys, "argv", ["variant_benchmarks.py", *flags, *columns, "--positive", "bad"])
+    variant_benchmarks.main()
+    with (tmp_path / "own" / "leaderboard.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert [row["consequence"] for row in table] == ["intron", "missense", "mean of consequences"]
+    assert [(row["positives"], row["negatives"]) for row in table[:2]] == [("10", "10"), ("9", "10")]
+    for key in ("chance", "AUPRC zero shot", "AUPRC probe"):
+        each = [float(row[key]) for row in table]
+        assert 0 < each[0] <= 1 and each[2] == pytest.approx((each[0] + each[1]) / 2)
+    assert float(table[0]["chance"]) == 0.5
+    assert (tmp_path / "own" / "leaderboard.md").read_text().count("\n") == 5
+    monkeypatch.setattr(sys, "argv", ["variant_benchmarks.py", *flags, *columns, "--positive", "worse"])
+    with pytest.raises(InputError, match=r"0 of 40 variants have SIG worse; both"):
+        variant_benchmarks.main()
