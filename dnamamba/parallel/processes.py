@@ -136,8 +136,8 @@ def together(devices: int, folder: Path, advice: str) -> Iterator[None]:
         with _in_company(devices, advice):
             yield
     except BaseException as error:
-        # The library's leave-taking may wait for a peer that is gone; who has left by agreement waits for nobody.
-        if devices > 1 and torch.distributed.is_initialized():
+        # The library's leave-taking may wait for a peer that is gone; who has stopped by agreement waits for nobody.
+        if devices > 1 and (isinstance(error, Exception) or torch.distributed.is_initialized()):
             end = threading.Timer(GRACE, os._exit, [2 if isinstance(error, InputError) else 1])
             end.daemon = True
             end.start()
