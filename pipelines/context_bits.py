@@ -83,17 +83,18 @@ def draw(rows: Sequence[Row], path: Path) -> None:
 
     figure = Figure(figsize=(7, 4.6), layout="constrained")
     axes = figure.subplots()
-    for model in dict.fromkeys(row["model"] for row in rows):
+    for number, model in enumerate(dict.fromkeys(row["model"] for row in rows)):
         own = [row for row in rows if row["model"] == model]
         values = np.array([[row["from_shortest" + end] for end in ("", "_low", "_high")] for row in own])
         ends = np.abs(values[:, 1:] - values[:, :1]).T
         label = f"{model}: {own[0]['bits_per_base']:.3f} bits at {own[0]['length']:,}"
-        axes.errorbar([row["length"] for row in own], values[:, 0], ends, marker="o", markersize=4, label=label)
+        beside = [row["length"] * 1.06**number for row in own]  # so that intervals do not hide each other
+        axes.errorbar(beside, values[:, 0], ends, marker="o", markersize=4, label=label)
     axes.set_xscale("log", base=2)
     axes.set(xlabel="bases a tile, of which the last half counts", ylabel="bits per base, from the shortest")
     axes.set_title("the same bases with more context; 95 % intervals")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    figure.legend(loc="outside lower center", fontsize=8)
     save_png(figure, path)
 
 
