@@ -1,10 +1,9 @@
 """The CUDA scan against the fp64 reference, and its compilation for several architectures."""
 
-import importlib
 import shutil
 import subprocess
 import threading
-from itertools import pairwise, product
+from itertools import product
 from pathlib import Path
 
 import kernel_cases
@@ -13,7 +12,7 @@ import torch
 
 from dnamamba_kernels.conv.causal_conv1d import conv_op
 from dnamamba_kernels.norm.rms_norm import norm_op
-from dnamamba_kernels.scan.arguments import ScanArguments, ScanGradients, ScanOptions
+from dnamamba_kernels.scan.arguments import ScanArguments, ScanOptions
 from dnamamba_kernels.scan.cuda import BACKEND as CUDA
 from dnamamba_kernels.scan.cuda import nvrtc, plan
 from dnamamba_kernels.scan.cuda import scan as cuda_scan
@@ -109,47 +108,6 @@ def run_phases(a, options, chunk, backend=CUDA):
     return y, final, (*gradients, dinitial)
 
 
-def run_parts(a, options, cuts, chunk=cuda_scan.TILE, backend=CUDA):
-    """Outputs and gradients of parts that begin at 0 and `cuts`, one after another: each is entered with what the parts
-    before it leave, as ranks of a context-parallel sequence are."""
-    A, ids, length = a["A"], a["sequence_ids"], a["x"].shape[1]
-    cuts = [0, *cuts, length]
-    parts = [slice(*pair) for pair in pairwise(cuts)]
-    along = {"x", "dt", "B", "C", "z", "dy", "sequence_ids"}
-    of = [{k: v[:, p] if k in along and v is not None else v for k, v in a.items()} for p in parts]
-    order = list(range(len(parts)))[:: -1 if options.reverse else 1]
-
-    def going(state, numbers):
-        """For each part `across`, which hands the state on; and the state behind the last."""
-        for number, following in zip(numbers, [*numbers[1:], None], strict=True):
-            behind = []
-
-            def across(dt_sum, end, state=state, behind=behind):
-                lasting = torch.where(dt_sum.isinf()[..., None], 0.0, (dt_sum[..., None] * A).exp())
-                behind.append(torch.where(lasting == 0, 0.0, lasting * state) + end)
-                return state
-
-            yield number, across
-            [state] = behind
-            if following is not None and ids is not None:
-                border = max(cuts[number], cuts[following])
-                state = torch.where((ids[:, border - 1] == ids[:, border])[:, None, None], state, 0.0)
-        last.append(state)
-
-    last, ys, kept, found = [], {}, {}, {}
-    for number, across in going(a["initial"], order):
-        ys[number], _, kept[number] = backend.forward_across(arguments(of[number], options), across, chunk, True)
-    for number, across in going(a["dfinal"], order[::-1]):
-        given = arguments(of[number], options)
-        found[number] = backend.backward_across(given, of[number]["dy"], across, kept[number], chunk)
-    final, dinitial = last
-    whole = {}
-    for name in ScanGradients._fields:
-        each = [getattr(found[number], name) for number in range(len(parts))]
-        whole[name] = None if each[0] is None else torch.cat(each, 1) if name in along else sum(each)
-    return torch.cat([ys[number] for number in range(len(parts))], 1), final, (*whole.values(), dinitial)
-
-
 def errors(got, want):
     """Relative norm of each output's error; infinite where something is not finite."""
     pairs = [("y", got[0], want[0]), ("final", got[1], want[1]), *zip(NAMES, got[2], want[2], strict=True)]
@@ -217,17 +175,6 @@ def test_long_sequences_are_cut_into_chunks(device):
     for length in (4099, 40_001):
         a = make(device, dtype, 1, length, 64, 16, ids=length < 5000)
         check(run_cuda(a, options), run_phases(a, options, length), dtype)
-
-
-@pytest.mark.parametrize("name", ["reference", "cpu", *(pytest.param(n, marks=gpu) for n in ("cuda", "triton"))])
-@pytest.mark.parametrize(("reverse", "ids"), [(False, False), (True, False), (False, True)])
-def test_parts_are_entered_with_what_others_leave(name, reverse, ids):
-    """On a GPU long enough for a part to be cut into chunks."""
-    backend = importlib.import_module(f"dnamamba_kernels.scan.{name}").BACKEND
-    where, length, cuts = ("cuda", 9001, [4000, 5001]) if name in ("cuda", "triton") else ("cpu", 331, [203, 220])
-    a = make(torch.device(where), torch.float32, 1, length, 64, 16, ids=ids)
-    options, chunk = ScanOptions(reverse=reverse), backend.chunk_length(1, 17, 64, 16, 1)
-    check(run_parts(a, options, cuts, chunk, backend), run_reference(a, options), torch.float32)
 
 
 @gpu

@@ -6,18 +6,7 @@ from itertools import product
 import cuda_on_cpu
 import pytest
 import torch
-from test_gpu_scan import (
-    CUDA,
-    WAYS,
-    arguments,
-    check,
-    check_forgetting,
-    make,
-    run_cuda,
-    run_parts,
-    run_phases,
-    run_reference,
-)
+from test_gpu_scan import CUDA, WAYS, arguments, check, check_forgetting, make, run_cuda, run_phases, run_reference
 
 from dnamamba_kernels.scan.arguments import ScanOptions
 from dnamamba_kernels.scan.cuda import plan
@@ -109,13 +98,6 @@ def test_every_option(way, channels, odd_rows, reverse, zoh, ids, gate, softplus
     want = run_reference(a, options)
     check(run_cuda(a, options), want, torch.float32)
     check(run_phases(a, options, 50), want, torch.float32)
-
-
-@pytest.mark.parametrize(("reverse", "zoh", "ids"), [(False, False, False), (True, True, False), (False, True, True)])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_parts_are_entered_with_what_others_leave(dtype, reverse, zoh, ids):
-    a, options = make(CPU, dtype, 2, 331, 70, 16, ids=ids), ScanOptions(reverse=reverse, zoh=zoh)
-    check(run_parts(a, options, [203, 220]), run_reference(a, options), dtype)
 
 
 @pytest.mark.parametrize("way", ["one pass"], indirect=True)

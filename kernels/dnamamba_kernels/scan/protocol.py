@@ -13,8 +13,8 @@ from torch import Tensor
 from dnamamba_kernels.scan.arguments import ScanArguments, ScanGradients
 
 Across = Callable[[Tensor, Tensor], Tensor]
-"""(ΣΔ of a part of a sequence, and the state after it from zero, as of `ScanBackend.whole`) → the state that enters it;
-of a backward pass the same of adjoints, against time"""
+"""(ΣΔ of a part of a sequence, as of `ScanBackend.summary`, and the state after it from zero) → the state that enters
+it; of a backward pass the same of adjoints, against time"""
 
 
 class ScanBackend(Protocol):
@@ -50,24 +50,31 @@ class ScanBackend(Protocol):
     def forward_across(
         self, a: ScanArguments, across: Across, chunk: int, keep_states: bool
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """`forward` of a part of a longer sequence, entered with what `across` gives. The chunks' summaries are made
-        once, for the part's and for what enters them."""
-        dt_sums, end_states = self.chunk_summaries(a, chunk)
-        entering = across(*self.whole(dt_sums, end_states, a.A, a.options.reverse))
-        chunk_states, final_state = self.propagate(dt_sums, end_states, a.A, entering, a.options.reverse)
-        return self.chunk_outputs(a, chunk_states, chunk), final_state, chunk_states
+        """`forward` of a part of a longer sequence, entered with what `across` gives."""
+        entering = across(*self.summary(a))
+        return self.forward(a._replace(initial_state=entering), chunk, keep_states)
 
     def backward_across(
         self, a: ScanArguments, dy: Tensor, across: Across, kept_states: Tensor, chunk: int
     ) -> ScanGradients:
         """The gradients of `backward` with the adjoint that `across` gives for the state after the part."""
-        dt_sums, ends = self.backward_summaries(a, dy, chunk)
-        entering = across(*self.whole(dt_sums, ends, a.A, not a.options.reverse))
-        adjoints, _ = self.propagate(dt_sums, ends, a.A, entering, not a.options.reverse)
-        return self.chunk_gradients(a, dy, kept_states, adjoints, chunk)
+        return self.backward(a, dy, across(*self.adjoint_summary(a, dy)), kept_states, chunk)[0]
 
-    def whole(self, dt_sums: Tensor, ends: Tensor, A: Tensor, reverse: bool) -> tuple[Tensor, Tensor]:
-        """Of all chunks as one: ΣΔ (batch, channels), and the state after them from zero (batch, channels, state)."""
+    def summary(self, a: ScanArguments) -> tuple[Tensor, Tensor]:
+        """ΣΔ of the whole length (batch, channels), +inf if no state survives it, and the state after it from zero
+        (batch, channels, state): what `chunk_summaries` gives of one chunk."""
+        return self._whole(*self.chunk_summaries(a, self._chunk(a)), a.A, a.options.reverse)
+
+    def adjoint_summary(self, a: ScanArguments, dy: Tensor) -> tuple[Tensor, Tensor]:
+        """The same of `backward_summaries`."""
+        return self._whole(*self.backward_summaries(a, dy, self._chunk(a)), a.A, not a.options.reverse)
+
+    def _chunk(self, a: ScanArguments) -> int:
+        batch, length, channels = a.x.shape
+        groups = 0 if 2 in (a.B.dim(), a.C.dim()) else max(a.B.shape[2], a.C.shape[2])
+        return min(length, self.chunk_length(batch, length, channels, a.A.shape[1], groups))
+
+    def _whole(self, dt_sums: Tensor, ends: Tensor, A: Tensor, reverse: bool) -> tuple[Tensor, Tensor]:
         return dt_sums.sum(1), self.propagate(dt_sums, ends, A, None, reverse)[1]
 
     def forward(self, a: ScanArguments, chunk: int, keep_states: bool) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from dnamamba_kernels.scan.arguments import ScanArguments, ScanGradients
 from dnamamba_kernels.scan.cpu.threads import run_tasks
-from dnamamba_kernels.scan.protocol import Across, ScanBackend
+from dnamamba_kernels.scan.protocol import ScanBackend
 
 CHUNK = 64  # positions between kept states
 MAX_CHANNEL_TASKS = 8  # parts of the channels; each has its own sum of dB and dC
@@ -99,27 +99,8 @@ class CpuScan(ScanBackend):
         adjoint = p.state_from(dfinal_state)
         return p.backward(p.code.FUSED, dy, a.x, a.z, kept_states, adjoint), adjoint
 
-    def forward_across(
-        self, a: ScanArguments, across: Across, chunk: int, keep_states: bool
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Summaries, then one pass, which is faster than from the states of chunks. So is `backward_across`."""
-        summaries, reverse = self.chunk_summaries(a, _coarse(a)), a.options.reverse
-        entering = across(*self.whole(*summaries, a.A, reverse))
-        return self.forward(a._replace(initial_state=entering), chunk, keep_states)
-
-    def backward_across(
-        self, a: ScanArguments, dy: Tensor, across: Across, kept_states: Tensor, chunk: int
-    ) -> ScanGradients:
-        summaries, reverse = self.backward_summaries(a, dy, _coarse(a)), not a.options.reverse
-        return self.backward(a, dy, across(*self.whole(*summaries, a.A, reverse)), kept_states, chunk)[0]
-
 
 BACKEND = CpuScan()
-
-
-def _coarse(a: ScanArguments) -> int:
-    """Positions of each of a few chunks."""
-    return -(-a.x.shape[1] // LENGTH_TASKS)
 
 
 class _Problem:

@@ -60,18 +60,8 @@ class CudaScan(ScanBackend):
         with torch.cuda.device(a.x.device):
             return _Call(a).summarize("scan_forward", chunk)
 
-    def forward_across(
-        self, a: ScanArguments, across: Across, chunk: int, keep_states: bool
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Of all chunks, the last one too: what it leaves goes on to the next part."""
-        with torch.cuda.device(a.x.device):
-            call = _Call(a, in_memory=False)
-            coarse = plan_for(call.plan.layout._replace(in_memory=True)).forward_chunk  # not one pass over all
-            dt_sums, ends = call.summarize("scan_forward", coarse)
-            entering = across(*self.whole(dt_sums, ends, a.A, a.options.reverse))
-            states, final_state = self.propagate(dt_sums, ends, a.A, entering, a.options.reverse)
-            y, tiles = call.outputs(coarse, states, keep_states)
-            return y.to(a.x.dtype), final_state, tiles
+    def summary(self, a: ScanArguments) -> tuple[Tensor, Tensor]:
+        return self._whole(*self.chunk_summaries(a, _Call(a).plan.forward_chunk), a.A, a.options.reverse)
 
     def backward_across(
         self, a: ScanArguments, dy: Tensor, across: Across, kept_states: Tensor, chunk: int
@@ -81,8 +71,8 @@ class CudaScan(ScanBackend):
             call = _Call(a, dy, in_memory=False)
             coarse = call.plan.backward_chunk
             dt_sums, ends = call.summarize("scan_adjoints", coarse)
-            entering = across(*self.whole(dt_sums, ends, a.A, not a.options.reverse))
-            adjoints, _ = self.propagate(dt_sums, ends, a.A, entering, not a.options.reverse)
+            summary = self._whole(dt_sums, ends, a.A, not a.options.reverse)
+            adjoints, _ = self.propagate(dt_sums, ends, a.A, across(*summary), not a.options.reverse)
             return _as_given(call.gradients(kept_states, adjoints, coarse), a)
 
     def propagate(
