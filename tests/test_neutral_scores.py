@@ -121,7 +121,7 @@ def test_score_writes_them_and_keeps_the_random_scores(
 def test_they_are_kept_with_the_weights_that_gave_them(
     genome: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A run's in its checkpoint, which changes when it is resumed; a bundled model's with it, wherever one works."""
+    """A run's in its checkpoint, which changes when it is resumed; a bundled model's in the user's cache."""
     monkeypatch.setattr(neutral, "DRAWS", 2)
     monkeypatch.setattr(neutral, "LONGEST", (1,))
     monkeypatch.chdir(tmp_path)
@@ -129,6 +129,7 @@ def test_they_are_kept_with_the_weights_that_gave_them(
     best = tmp_path / "run" / "checkpoints" / "best"
     bundled_folder = tmp_path / "package"
     monkeypatch.setattr(bundled, "FOLDER", bundled_folder)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     save_checkpoint(LanguageModel(config), bundled_folder / "small", {})
     store, found = open_genome(genome), []
 
@@ -148,4 +149,5 @@ def test_they_are_kept_with_the_weights_that_gave_them(
     assert found[0]["scores"] != found[1]["scores"]
     scores_of(Path("small"))
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == []
-    assert (bundled_folder / "small" / neutral.NAME).is_file()
+    assert not (bundled_folder / "small" / neutral.NAME).exists()
+    assert (tmp_path / "cache" / "dnamamba" / "neutral_scores" / "small" / neutral.NAME).is_file()

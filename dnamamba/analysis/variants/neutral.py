@@ -8,15 +8,18 @@ file `NAME` in the checkpoint's folder keeps their scores.
 
 import hashlib
 import json
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from dnamamba import bundled
 from dnamamba.alphabet import BASES, TOKEN_BITS, decode
 from dnamamba.analysis.variants.plan import Plan
 from dnamamba.errors import InputError, warn
 from dnamamba.formats.files import checkpoint_folder, read_json
 from dnamamba.genome.alleles import Alleles
+from dnamamba.genome.store import user_cache
 from dnamamba.genome.view import GenomeView
 from dnamamba.inference.load import Inference
 from dnamamba.outputs import write_atomically
@@ -130,9 +133,8 @@ def facts_of(inference: Inference, store: GenomeView, plan: Plan) -> dict[str, A
 
 
 def neutral_scores(inference: Inference, store: GenomeView, plan: Plan) -> Neutral:
-    """Those in the checkpoint's folder, or if it has none of these weights, genome and plan, measured now and kept
-    there."""
-    path, facts = checkpoint_folder(inference.checkpoint) / NAME, facts_of(inference, store, plan)
+    """Those that are kept, or if there are none of these weights, genome and plan, measured now and kept."""
+    path, facts = _kept_in(inference.checkpoint) / NAME, facts_of(inference, store, plan)
     if path.is_file():
         kept = read_json(path)
         if kept.get("facts") == facts:
@@ -140,7 +142,14 @@ def neutral_scores(inference: Inference, store: GenomeView, plan: Plan) -> Neutr
     found = measure(inference, store, plan, DRAWS)
     try:
         kept = {"facts": facts, "scores": {name: each.tolist() for name, each in found.scores.items()}}
+        path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, json.dumps(kept) + "\n")
     except OSError as error:
         warn(f"{path}: the scores of random variants could not be kept ({error.strerror})")
     return found
+
+
+def _kept_in(checkpoint: Path) -> Path:
+    """The package's own folder is no place to write to: it may be read-only, and belongs to all users."""
+    folder = checkpoint_folder(checkpoint)
+    return user_cache() / "neutral_scores" / folder.name if folder.parent == bundled.FOLDER else folder
