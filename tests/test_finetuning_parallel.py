@@ -201,6 +201,7 @@ SIGNALS: dict[str, tuple[dict[str, Any], int, signal.Signals]] = {
 def train_until_signal(rank: int, data: Path, root: Path) -> list[str]:
     """What each run of `SIGNALS` ends with; the signal comes when an epoch has been written."""
     processes.GRACE = 1000.0  # after a stop, too, this process has something to do
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores it
     environment, found = dict(os.environ), []
     for name, (changes, receiver, number) in SIGNALS.items():
         os.environ.update(environment)
