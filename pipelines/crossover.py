@@ -16,7 +16,6 @@ Transformer on as many as take it the time that Mamba's took, by the rates measu
 
 import argparse
 import copy
-import csv
 import gc
 import math
 from collections.abc import Sequence
@@ -26,7 +25,7 @@ from typing import Any
 
 import torch
 import yaml
-from measured import Row, captured, conditions, markdown, median_ms, write_rows
+from measured import Row, captured, conditions, kept_rows, markdown, median_ms, write_rows
 from torch import Tensor
 
 from dnamamba.model.config import ModelConfig
@@ -273,7 +272,7 @@ def main() -> None:
     given = parser.parse_args()
     where, file = conditions(), given.out / "speed.csv"
     print(*(f"{key} {value}" for key, value in where.items()), sep=" · ", flush=True)
-    rows: list[Row] = list(csv.DictReader(file.read_text("utf-8").splitlines())) if file.exists() else []
+    rows = kept_rows(file)
     for d_model in given.d_model:
         for length in given.lengths:
             for system in SYSTEMS:

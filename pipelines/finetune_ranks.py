@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 from measured import KeptResults
-from rank_jobs import GPU_VARIABLES, ROOT, alive, describe_machine, wait
+from rank_jobs import GPU_VARIABLES, ROOT, alive, describe_machine, ranks_of, wait
 
 WAYS: dict[str, list[str]] = {
     "one": ["--devices", "1"],
@@ -114,7 +114,7 @@ def stopped(bench: Bench) -> dict[str, Any]:
     process, said = bench.start(out, [*WAYS["ddp"], "--precision", "fp32", "--epochs", "1000"])
     try:
         wait(240, (out / "metrics.csv").exists, process)
-        [second] = ranks_of(process.pid)
+        _, second = ranks_of(out)
         began = time.monotonic()
         os.kill(second, signal.SIGTERM)
         code = process.wait(timeout=400)
@@ -129,20 +129,6 @@ def stopped(bench: Bench) -> dict[str, Any]:
     finally:
         again.kill()
     return {"seconds_until_no_process": ended, "exit_code": code, "epochs": epochs, "said": words[-3:]}
-
-
-def ranks_of(first: int) -> list[int]:
-    """The processes that a first one has started to train with it."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-            is_rank = b"dnamamba.finetune" in (entry / "cmdline").read_bytes()
-        except OSError:
-            continue  # it has just ended
-        if parent == first and is_rank:
-            found.append(int(entry.name))
-    return found
 
 
 def main() -> int:

@@ -18,6 +18,7 @@ from typing import get_args
 
 import numpy as np
 import torch
+from measured import kept_rows
 
 from dnamamba.genome.store import open_genome
 from dnamamba.model.chunked_backward import bytes_on_device, state_bytes
@@ -148,10 +149,7 @@ def main() -> None:
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {backends.describe('cuda')}", flush=True)
     if arguments.check:
         check(arguments.d_model, arguments.n_layer, arguments.recompute, 200_001)
-    done = []
-    if arguments.out and arguments.out.exists():
-        with arguments.out.open(newline="") as file:
-            done = list(csv.DictReader(file))
+    done = kept_rows(arguments.out)
     settings = {name: str(getattr(arguments, name)) for name in SETTINGS}
     keys = [{"sequence": length, **settings} for length in arguments.lengths]
     keys = [key for key in keys if not any(key.items() <= row.items() for row in done)]

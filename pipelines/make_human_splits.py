@@ -33,6 +33,7 @@ from chr20_regions import CHROMOSOME, VALIDATION, chr20_regions
 from dnamamba import cli
 from dnamamba.errors import InputError
 from dnamamba.genome.store import Contig, open_genome
+from dnamamba.outputs import write_atomically
 
 ELSEWHERE = ("20", "22")
 """Contigs of GRCh37 that other genomes of the mixture cover."""
@@ -120,18 +121,23 @@ def joined_segments(data: Path, out: Path, held: list[Record], margin: int) -> d
 def read_segments(path: Path) -> list[tuple[int, int, str]]:
     """First and last base, 1-based, and sequence of records called `NAME:FIRST-LAST`; others are no segments."""
     found = []
-    with gzip.open(path, "rt", encoding="utf-8") as file:
-        for record in file.read().split(">")[1:]:
-            head, *lines = record.split("\n")
-            first, _, last = head.split()[0].rpartition(":")[2].partition("-")
-            if first and last:
-                found.append((int(first), int(last), "".join(lines)))
+    for head, sequence in sequences_of(path):
+        first, _, last = head.split()[0].rpartition(":")[2].partition("-")
+        if first and last:
+            found.append((int(first), int(last), sequence))
     return found
+
+
+def sequences_of(path: Path) -> list[tuple[str, str]]:
+    """Header and sequence of each record of a gzipped FASTA."""
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        records = (record.split("\n") for record in file.read().split(">")[1:])
+        return [(head, "".join(lines)) for head, *lines in records]
 
 
 def write_records(path: Path, records: dict[str, list[str]]) -> None:
     """Each name's segments as one record, an N between two of them."""
-    path.write_text("".join(f">{name}\n{'N'.join(parts)}\n" for name, parts in records.items()), encoding="utf-8")
+    write_atomically(path, "".join(f">{name}\n{'N'.join(parts)}\n" for name, parts in records.items()))
 
 
 def beyond(contigs: Sequence[Contig]) -> str:

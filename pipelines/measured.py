@@ -106,6 +106,15 @@ def write_rows(rows: Sequence[Mapping[str, Any]], path: Path, columns: Sequence[
         writer.writerows(rows)
 
 
+def kept_rows(path: Path | None) -> list[Row]:
+    """Those of a CSV that is there already, of texts: what measurements that go on need not measure again."""
+    if path is None or not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        rows: list[Row] = list(csv.DictReader(file))
+    return rows
+
+
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table as Markdown."""
     lines = [head, ["---"] * len(head), *rows]

@@ -22,7 +22,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from measured import Row, conditions, write_rows
+from measured import Row, conditions, kept_rows, write_rows
 
 
 class Run(NamedTuple):
@@ -155,15 +155,6 @@ def measured(runs: Sequence[Run], genome: Path, folder: Path, minutes: float) ->
         print(f"ended early ({code}), not measured: {' '.join(run.name for run in left)}", flush=True)
 
 
-def kept(file: Path) -> list[Row]:
-    """The rows that the file holds already."""
-    if not file.exists():
-        return []
-    with file.open(newline="") as lines:
-        rows: list[Row] = list(csv.DictReader(lines))
-    return rows
-
-
 def name_of(row: Row) -> str:
     """Of the run that a row is of."""
     return Run(*(row[field] for field in Run._fields)).name
@@ -179,7 +170,7 @@ def main() -> None:
     given = parser.parse_args()
     where = conditions()
     print(*(f"{key} {value}" for key, value in where.items()), sep=" · ", flush=True)
-    rows = kept(given.out)
+    rows = kept_rows(given.out)
     done = {name_of(row) for row in rows}
     runs = [run for run in map(Run.of, given.runs) if run.name not in done]
     with tempfile.TemporaryDirectory() as name:

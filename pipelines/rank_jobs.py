@@ -63,18 +63,7 @@ class Group(NamedTuple):
         return "; ".join(found[:3]) or self.words()[-1500:]
 
     def ranks(self) -> list[int]:
-        """The processes that train now, by rank: those that work on these jobs, but for torchrun's agent."""
-        found = {}
-        for entry in Path("/proc").glob("[0-9]*"):
-            try:
-                command = (entry / "cmdline").read_bytes()
-                variables = (entry / "environ").read_bytes().split(b"\0")
-            except OSError:
-                continue  # it has just ended, or is not ours
-            if str(self.jobs).encode() in command and b"torch.distributed.run" not in command:
-                [rank] = [item[11:] for item in variables if item.startswith(b"LOCAL_RANK=")] or [b"0"]
-                found[int(rank)] = int(entry.name)
-        return [found[rank] for rank in sorted(found)]
+        return ranks_of(self.jobs)
 
     def end(self) -> None:
         """Whatever has not ended by itself."""
@@ -153,6 +142,21 @@ class Bench(KeptResults):
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
         return str(folder)
+
+
+def ranks_of(path: Path) -> list[int]:
+    """The processes that train now, by rank: those with this path in their command, but for torchrun's agent."""
+    found = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (entry / "cmdline").read_bytes()
+            variables = (entry / "environ").read_bytes().split(b"\0")
+        except OSError:
+            continue  # it has just ended, or is not ours
+        if str(path).encode() in command and b"torch.distributed.run" not in command:
+            [rank] = [item[11:] for item in variables if item.startswith(b"LOCAL_RANK=")] or [b"0"]
+            found[int(rank)] = int(entry.name)
+    return [found[rank] for rank in sorted(found)]
 
 
 def alive(pid: int) -> bool:

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import recall_bench
-import torch
 from torch import Tensor
 
 from dnamamba.alphabet import decode, encode
@@ -48,12 +47,10 @@ def background(store: TokenStore, bed: Path) -> recall_bench.DNABackground:
     return recall_bench.DNABackground.from_strings([decode(store.read(*row.interval)).upper() for row in tests or rows])
 
 
-def kept_as(model: LanguageModel, background: recall_bench.DNABackground) -> str:
+def kept_as(inference: Inference[LanguageModel], background: recall_bench.DNABackground) -> str:
     """The name of the file of finished points, which the benchmark takes up again: of other weights or another
     background they are others."""
-    digest = hashlib.sha256()
-    for tensor in model.state_dict().values():
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    digest = hashlib.sha256(inference.provenance["weights_sha256"].encode())
     digest.update(background.seq)
     digest.update(background.off)
     return f"copy-{digest.hexdigest()[:12]}.json"
@@ -78,7 +75,7 @@ def measure(run: Path, store: TokenStore, arguments: argparse.Namespace) -> list
     inference = load_for_inference(run)
     held_out = background(store, arguments.background or run / "splits.bed")
     model = adapter(inference, run.name)
-    out = arguments.out / run.name / kept_as(inference.model, held_out)
+    out = arguments.out / run.name / kept_as(inference, held_out)
     rows = []
     for variant in arguments.variants:
         points = recall_bench.evaluate(

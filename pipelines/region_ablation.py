@@ -19,7 +19,6 @@ a row a run, and results.md and, of scored runs, results.png, which join the see
 
 import argparse
 import csv
-import gzip
 import json
 import subprocess
 import sys
@@ -30,7 +29,7 @@ from typing import Any
 import yaml
 from annotated_variants import write_gtf
 from chr20_regions import CHROMOSOME, VALIDATION, chr20_regions
-from make_human_splits import group, read_records, split_groups
+from make_human_splits import group, read_records, sequences_of, split_groups, write_records
 
 from dnamamba import cli
 from dnamamba.errors import InputError
@@ -136,9 +135,7 @@ def disease_genes(data: Path, out: Path) -> dict[str, Any]:
 
 def joined(path: Path, out: Path) -> Path:
     """Aligned blocks, shorter than windows and with names that come twice, as one record: an N between two of them."""
-    with gzip.open(path, "rt") as file:
-        blocks = ["".join(record.split("\n")[1:]) for record in file.read().split(">")[1:]]
-    write_atomically(out, f">{out.stem}\n{'N'.join(blocks)}\n")
+    write_records(out, {out.stem: [sequence for _, sequence in sequences_of(path)]})
     return out.absolute()
 
 

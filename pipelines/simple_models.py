@@ -148,13 +148,12 @@ def markov_likelihoods(
 
     largest = max(each.bases for each in species)
     order = max(min(MOST_ORDER, int(np.log(max(2 * largest, 4)) / np.log(4)) - 1), 0)
+    strands = [
+        [examples.tokens, np.stack([reverse_complement(row) for row in examples.tokens])] for examples in (dev, test)
+    ]
     found = []
     for each in species:
         model = markov.fit([each.tokens[start:end] for start, end in each.bounds.tolist()], order, both_strands=True)
-        strands = [
-            [examples.tokens, np.stack([reverse_complement(row) for row in examples.tokens])]
-            for examples in (dev, test)
-        ]
         found.append([np.mean([model.log2_likelihoods(rows) for rows in both], axis=0) for both in strands])
     of_dev, of_test = (np.stack(part, axis=-1) for part in zip(*found, strict=True))  # (orders, examples, species)
     best = int(np.argmax((of_dev.argmax(-1) == dev.labels).mean(-1)))
