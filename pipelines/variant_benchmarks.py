@@ -37,6 +37,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from measured import markdown
 from variant_probe import features, fitted_on, probe_scores
 from variant_sets import OWN, SETS, Contrast, VariantSet, chosen, own, records_of
 
@@ -161,8 +162,7 @@ def leaderboard(folder: Path, results: list[dict[str, object]]) -> None:
     write_csv(folder / "leaderboard.csv", rows)
     names = list(dict.fromkeys(key for row in rows for key in row))
     cells = [[f"{v:.3f}" if isinstance(v := row.get(key, ""), float) else str(v) for key in names] for row in rows]
-    lines = [names, ["---"] * len(names), *cells]
-    write_atomically(folder / "leaderboard.md", "".join(f"| {' | '.join(line)} |\n" for line in lines))
+    write_atomically(folder / "leaderboard.md", markdown(names, cells))
 
 
 def wanted_sets(arguments: argparse.Namespace) -> Iterator[tuple[str, VariantSet]]:
