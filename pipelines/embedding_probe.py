@@ -3,50 +3,49 @@
     python pipelines/embedding_probe.py --checkpoints CAUSAL BOTH_STRANDS --data gue/tf_0 [--train 4000] [--out FOLDER]
 
 The mean of a model's states over a sequence's bases, and over both strands, which for an equivariant model are one.
-`--train` draws so many training sequences, the same for all models. The penalty is chosen on dev by MCC; test is read
-once. The interval (95 %) is from resampling the test sequences. Embeddings stay in FOLDER and are not made again.
+Folders are those of `finetune --task sequences`. `--train` draws so many training sequences, the same for all models.
+The penalty is chosen on dev by MCC; test is read once. The interval (95 %) is from resampling the test sequences.
+Embeddings stay in the folder of `--out` and are not made again.
 """
 
 import argparse
-import csv
-import gzip
 from pathlib import Path
 
 import numpy as np
 from measured import write_rows
 
 import dnamamba
+from dnamamba.alphabet import decode
+from dnamamba.finetuning.baselines.models import fit_linear
 from dnamamba.finetuning.metrics import bootstrap_matthews, matthews
+from dnamamba.finetuning.tasks.examples import Target
+from dnamamba.finetuning.tasks.labels import encode_labels, find_target
+from dnamamba.finetuning.tasks.readers import TableColumns
+from dnamamba.finetuning.tasks.sequences import read_splits
 
 PENALTIES = (1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0)
 """scikit-learn's C"""
-BLOCK = 500
-"""Sequences at a time"""
 SEED = 0
 Split = tuple[np.ndarray, np.ndarray]
-"""Embeddings (sequences, width) and labels (sequences,)"""
-
-
-def read(folder: Path, split: str, most: int) -> tuple[list[str], np.ndarray]:
-    """Sequences and labels; `most` of them at random, 0: all."""
-    with gzip.open(folder / f"{split}.csv.gz", "rt", encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    if 0 < most < len(rows):
-        rows = [rows[row] for row in np.sort(np.random.default_rng(SEED).permutation(len(rows))[:most])]
-    return [row["sequence"] for row in rows], np.array([int(row["label"]) for row in rows])
+"""Embeddings (sequences, width) and classes (sequences,)"""
 
 
 def embedded(checkpoint: Path, folder: Path, train: int, kept: Path) -> dict[str, Split]:
     """Of train, dev and test; read from `kept` where that is there."""
     if not kept.exists():
         model = dnamamba.load(checkpoint)
+        both_strands = not model.module.config.rc_equivariant
+        splits = read_splits(folder, TableColumns())
+        if not all(splits.values()):
+            raise SystemExit(f"{folder}: expected train, dev and test")
+        target = find_target(splits["train"], "multiclass", None)
+        if 0 < train < len(splits["train"]):
+            drawn = np.random.default_rng(SEED).permutation(len(splits["train"]))[:train]
+            splits["train"] = [splits["train"][row] for row in np.sort(drawn)]
         found: dict[str, np.ndarray] = {}
-        for split in ("train", "dev", "test"):
-            sequences, labels = read(folder, split, train if split == "train" else 0)
-            blocks = [sequences[first : first + BLOCK] for first in range(0, len(sequences), BLOCK)]
-            equivariant = model.module.config.rc_equivariant
-            vectors = [np.stack(model.embed(block, both_strands=not equivariant)) for block in blocks]
-            found |= {split: np.concatenate(vectors), f"{split}_y": labels}
+        for split, records in splits.items():
+            found[split] = model.embed([decode(record.tokens) for record in records], both_strands=both_strands)
+            found[f"{split}_y"] = encode_labels(records, target)
         np.savez(kept, **found)  # type: ignore[arg-type]
     with np.load(kept) as archive:
         return {split: (archive[split], archive[f"{split}_y"]) for split in ("train", "dev", "test")}
@@ -54,17 +53,14 @@ def embedded(checkpoint: Path, folder: Path, train: int, kept: Path) -> dict[str
 
 def probe(splits: dict[str, Split]) -> dict[str, float | int]:
     """MCC on dev of the best penalty, and on test with its interval."""
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
     (x, y), (dev_x, dev_y), (test_x, test_y) = (splits[name] for name in ("train", "dev", "test"))
+    target = Target("multiclass", tuple(map(str, range(int(y.max()) + 1))))
     tried = []
     for penalty in PENALTIES:
-        model = make_pipeline(StandardScaler(), LogisticRegression(C=penalty, max_iter=2_000)).fit(x, y)
-        tried.append((matthews(dev_y, model.predict(dev_x)), -penalty, model))
+        model = fit_linear(x, y, target, penalty)
+        tried.append((matthews(dev_y, model(dev_x).argmax(1)), -penalty, model))
     dev, penalty, model = max(tried, key=lambda each: each[:2])
-    predicted = model.predict(test_x)
+    predicted = model(test_x).argmax(1)
     found = bootstrap_matthews(test_y, predicted[None], [str(row) for row in range(len(test_y))])
     return {
         "train": len(y), "test": len(test_y), "C": -penalty, "dev_mcc": dev, "mcc": found.value, "mcc_low": found.low,
@@ -75,7 +71,7 @@ def probe(splits: dict[str, Split]) -> dict[str, float | int]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoints", type=Path, nargs="+", required=True)
-    parser.add_argument("--data", type=Path, nargs="+", required=True, help="folders with train, dev, test.csv.gz")
+    parser.add_argument("--data", type=Path, nargs="+", required=True, help="folders with train, dev and test")
     parser.add_argument("--train", type=int, default=0, help="training sequences to draw; 0: all")
     parser.add_argument("--out", type=Path, default=Path("runs/embedding_probe"))
     arguments = parser.parse_args()

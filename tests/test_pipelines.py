@@ -490,6 +490,26 @@ def test_the_likeliest_of_the_species_markov_models_wins():
     np.testing.assert_allclose(simple_models.markov_likelihoods(species, dev, other)[1], likelihoods)
 
 
+def test_a_linear_classifier_of_embeddings(tmp_path):
+    """Two kinds of sequences that even random weights tell apart, in a folder as `finetune` reads it."""
+    import embedding_probe
+
+    model = LanguageModel(ModelConfig(d_model=16, n_layer=1))
+    save_checkpoint(model, tmp_path / "model", {})
+    kinds = {"rich": "CCG", "poor": "AAT"}
+    drawn = np.random.default_rng(0)
+    (tmp_path / "data").mkdir()
+    for split, size in (("train", 60), ("dev", 20), ("test", 20)):
+        lines = [f"{''.join(drawn.choice(list(kinds[kind]), 30))},{kind}" for kind in list(kinds) * (size // 2)]
+        (tmp_path / "data" / f"{split}.csv").write_text("\n".join(["sequence,label", *lines]))
+    splits = embedding_probe.embedded(tmp_path / "model", tmp_path / "data", 40, tmp_path / "kept.npz")
+    assert {split: len(labels) for split, (_, labels) in splits.items()} == {"train": 40, "dev": 20, "test": 20}
+    found = embedding_probe.probe(splits)
+    assert found["mcc"] == found["accuracy"] == 1 and found["C"] in embedding_probe.PENALTIES
+    again = embedding_probe.embedded(tmp_path / "gone", tmp_path / "data", 40, tmp_path / "kept.npz")
+    assert all((again[split][0] == splits[split][0]).all() for split in splits)
+
+
 def test_systems_are_pretrained_at_each_rate():
     plan = plan_of(
         "out: x\npretrain: {length: 8, model.preset: demo}\nlearning_rates: [0.002, 1e-3]\n"

@@ -125,7 +125,7 @@ def kmer_predictions(
             kmer_frequencies(tokens, k, both_strands=strands) for tokens in (fit_tokens, dev_tokens)
         )
         for penalty in PENALTIES:
-            predicted = _fit(fit_features, fit_labels, target, penalty)(dev_features)
+            predicted = fit_linear(fit_features, fit_labels, target, penalty)(dev_features)
             score = evaluate(predicted, dev_labels, target)[SELECT_BY[target.kind]]
             score = score if math.isfinite(score) else -math.inf  # not defined on this dev: never the better one
             if best is None or score > best[0]:
@@ -135,14 +135,23 @@ def kmer_predictions(
                 progress(fitted, to_fit)
     assert best is not None
     score, penalty, strands = best
-    model = _fit(kmer_frequencies(train_tokens, k, both_strands=strands), train_labels, target, penalty)
+    model = fit_linear(kmer_frequencies(train_tokens, k, both_strands=strands), train_labels, target, penalty)
     return Fitted(model(kmer_frequencies(test_tokens, k, both_strands=strands)), penalty, strands, score)
 
 
-def _fit(
+def fit_linear(
     features: np.ndarray, labels: np.ndarray, target: Target, penalty: float
 ) -> Callable[[np.ndarray], np.ndarray]:
-    """A fitted model: (examples, features) → (examples, outputs)."""
+    """Logistic regression, or ridge for numbers, on standardised features.
+
+    Args:
+        features: (examples, features).
+        labels: as `kmer_predictions` takes them.
+        penalty: scikit-learn's C; 1 / C is the ridge's alpha.
+
+    Returns:
+        The fitted model, (examples, features) → (examples, outputs).
+    """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression, Ridge
     from sklearn.pipeline import Pipeline, make_pipeline
