@@ -4,8 +4,8 @@
 
 Writes FOLDER/genes.gtf from the exons of the data folder (LRG records in their own coordinates, and coding sequences of
 chr20), builds the task exactly as `dnamamba finetune --task variants` does (the same held-out genes), fits boosted
-trees on the annotation's features, and leaves annotation.npz and results.json. Test is read once. A fine-tuning of a
-language model takes the same file: `dnamamba finetune --task variants --annotation FOLDER/genes.gtf`.
+trees on the annotation's features, and leaves annotation.npz, results.json and calibration.png. Test is read once. A
+fine-tuning of a language model takes the same file: `dnamamba finetune --task variants --annotation FOLDER/genes.gtf`.
 """
 
 import argparse
@@ -20,6 +20,7 @@ from dnamamba.finetuning.settings import FinetuneSettings
 from dnamamba.finetuning.tasks import variants
 from dnamamba.genome.store import open_genome
 from dnamamba.outputs import write_atomically
+from dnamamba.pictures.calibration import calibrations, plot_calibration
 
 
 def main() -> None:
@@ -33,6 +34,9 @@ def main() -> None:
     table = arguments.data / "clinvar_2017" / "clinvar_labelled_snv.tsv.gz"
     found = measure(table, genomes(arguments.data), annotation, arguments.length, arguments.out)
     write_atomically(arguments.out / "results.json", json.dumps(found, indent=1) + "\n")
+    predictors = calibrations(found["variants"])
+    title = "ClinVar's held-out genes, by the annotation alone"
+    plot_calibration(predictors, arguments.out / "calibration.png", title=title, positive="pathogenic")
     print_table(found)
 
 

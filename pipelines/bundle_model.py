@@ -1,16 +1,19 @@
 """Make a trained model one that comes with the package.
 
     python pipelines/bundle_model.py --checkpoint RUN --name NAME --about TEXT --licence TEXT \\
-        [--results FOLDER ... --context N]
+        [--results FOLDER ... --context N] [--run FOLDER]
 
 Writes `dnamamba/bundled/NAME`: matrices in bf16, at most 16 MB. Its card is the run's own, without folders of the
 machine that it was trained on, and with what `variant_benchmarks.py quality` left in --results: how well the zero-shot
 scores of this model, and a linear probe, rank variants in windows of --context bases, over all and by consequence.
-Where RUN is a run folder with validation_by_class.csv, the card has the bits of each class of regions too.
+Where RUN is a run folder with validation_by_class.csv, the card has the bits of each class of regions too; where it is
+one of a mixture, those of what was held out of each genome, beside the best Markov model's. --run names that folder
+where the weights lie elsewhere.
 """
 
 import argparse
 import csv
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -43,7 +46,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--licence", required=True, help="the data's names and licences")
     parser.add_argument("--results", type=Path, nargs="+", help="folders that variant_benchmarks.py quality wrote")
     parser.add_argument("--context", type=int, help="that the variants of --results were scored with")
+    parser.add_argument("--run", type=Path, help="run folder with the tables of its validation; default: --checkpoint")
     options = parser.parse_args(arguments)
+    run = options.run or options.checkpoint
     folder = bundled.FOLDER / options.name
     model, provenance = load_checkpoint(options.checkpoint)
     said: dict[str, Any] = {"about": options.about, "licence": options.licence}
@@ -53,7 +58,7 @@ def main(arguments: list[str] | None = None) -> None:
             sets = {data: found for table in tables for data, found in ranking(table, score).items()}
             said |= {name: sets} if sets or name == "ranking" else {}
         said |= {"ranking_context": options.context} if options.context else {}
-    said |= bits_of_classes(options.checkpoint / "validation_by_class.csv")
+    said |= bits_of_classes(run / "validation_by_class.csv") | bits_of_genomes(run / "summary.json")
     save_checkpoint(model, folder, without_folders(provenance) | said, dtype="bf16")
     size = sum(path.stat().st_size for path in folder.iterdir())
     print(f"{folder}: {size:,} bytes")
@@ -69,6 +74,19 @@ def bits_of_classes(path: Path) -> dict[str, Any]:
         rows = [row for row in csv.DictReader(file) if row["group"] == "region"]
     last = [row for row in rows if row["step"] == rows[-1]["step"]]
     return {"bits_by_region": {row["class"]: round(float(row["bits_per_base"]), 4) for row in last}} if last else {}
+
+
+def bits_of_genomes(path: Path) -> dict[str, Any]:
+    """The last validation's bits a base by genome, as a card holds them, of a mixture that a Markov model was fitted
+    to; else nothing."""
+    genomes = json.loads(path.read_text("utf-8")).get("genomes", {}) if path.is_file() else {}
+    names = {"model": "validation_bits_per_base", "markov": "markov_bits_per_base"}
+    found = {
+        genome: {name: round(bits[key], 4) for name, key in names.items()}
+        for genome, bits in genomes.items()
+        if all(bits.get(key) is not None for key in names.values())
+    }
+    return {"bits_by_genome": found} if found else {}
 
 
 def ranking(path: Path, score: str) -> dict[str, list[dict[str, Any]]]:

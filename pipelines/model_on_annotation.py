@@ -3,13 +3,15 @@
     python pipelines/model_on_annotation.py prepare --data DATA --out task.npz [--length 512]
     python pipelines/model_on_annotation.py embed --data DATA --task task.npz --checkpoint DIR --out lm.npz
     python pipelines/model_on_annotation.py fit --task task.npz --embedded lm.npz --out DIR [--scores FILE]
+    python pipelines/model_on_annotation.py draw --results DIR/results.json --alone FILE --out calibration.png
 
 `prepare` builds the task as `dnamamba finetune --task variants --annotation` does, with its held-out genes, and keeps
 the annotation's features, labels and groups. `embed` describes each variant by a frozen model, on both strands, and
 keeps the first principal components of that (of the training variants, without their labels). It needs no
 scikit-learn. `fit` trains boosted trees on the annotation's features alone, on these with what the model says, and on
 the model alone; each is chosen on dev. The test genes are read once for each. What the model adds is the difference of
-AUROC, with its interval from resampling genes.
+AUROC, with its interval from resampling genes. `draw` makes a reliability picture: of --results, and of missense
+variants from the results.json of `annotated_variants.py` (--alone).
 """
 
 import argparse
@@ -28,17 +30,19 @@ PARTS = ("llr", "at", "after")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["prepare", "embed", "fit"])
+    parser.add_argument("what", choices=["prepare", "embed", "fit", "draw"])
     parser.add_argument("--data", type=Path, help="prepare, embed")
     parser.add_argument("--task", type=Path, help="embed, fit: what prepare wrote")
     parser.add_argument("--checkpoint", type=Path, help="embed")
     parser.add_argument("--embedded", type=Path, help="fit: what embed wrote")
     parser.add_argument("--scores", type=Path, help="fit: ClinVar's of variant_benchmarks.py, of the same model")
+    parser.add_argument("--results", type=Path, help="draw: what fit wrote")
+    parser.add_argument("--alone", type=Path, help="draw: what annotated_variants.py wrote")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--length", type=int, default=512, help="prepare, embed: bases of a window")
     parser.add_argument("--limit", type=int, help="embed: so many variants of each split")
     options = parser.parse_args()
-    {"prepare": prepare, "embed": embed, "fit": fit}[options.what](options)
+    {"prepare": prepare, "embed": embed, "fit": fit, "draw": draw}[options.what](options)
 
 
 def prepare(options: argparse.Namespace) -> None:
@@ -186,6 +190,20 @@ def fit(options: argparse.Namespace) -> None:
     write_atomically(options.out / "results.json", json.dumps(found, indent=1) + "\n")
     np.savez_compressed(options.out / "test.npz", labels=positive, group=group, missense=missense, **logits)
     print(json.dumps(found["model_adds"], indent=1))
+
+
+def draw(options: argparse.Namespace) -> None:
+    from dnamamba.pictures.calibration import calibrations, plot_calibration
+
+    fitted, alone = (json.loads(path.read_text("utf-8")) for path in (options.results, options.alone))
+    predictors = {
+        "annotation": fitted["annotation"]["calibration"],
+        "annotation and language model": fitted["both"]["calibration"],
+        "language model": fitted["model"]["calibration"],
+        "annotation, missense": calibrations(alone["variants"])["annotation, missense"],
+    }
+    title = "Variants of ClinVar's held-out genes"
+    plot_calibration(predictors, options.out, title=title, positive="pathogenic")
 
 
 if __name__ == "__main__":

@@ -13,9 +13,9 @@ from dnamamba import bundled, cli, demo, export, models, score
 from dnamamba.alphabet import TOKEN_BITS, decode
 from dnamamba.errors import InputError
 from dnamamba.formats import load_checkpoint
-from dnamamba.formats.checkpoint import save_checkpoint
+from dnamamba.formats.checkpoint import read_card, save_checkpoint
 from dnamamba.genome.store import open_genome
-from dnamamba.runs.card import ranking_line, ranking_lines
+from dnamamba.runs.card import bundled_lines, ranking_line, ranking_lines
 from tests.tiny_models import random_bases, tiny_model
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "pipelines"))
@@ -129,6 +129,8 @@ def test_a_run_becomes_a_bundled_model_without_its_folders(box, tmp_path, capsys
     )
     classes = "step,group,class,bits_per_base\n1,region,CDS,1.99\n2,mask,unique,1.8\n2,region,CDS,1.91234\n"
     (tmp_path / "run" / "validation_by_class.csv").write_text(classes)
+    genomes = {"yeast": {"validation_bits_per_base": 1.8801364, "markov_bits_per_base": 1.9292}, "none": {}}
+    (tmp_path / "run" / "summary.json").write_text(json.dumps({"genomes": genomes}))
     (tmp_path / "results" / "results.csv").write_text(header + rows)
     flags = ["--checkpoint", str(tmp_path / "run"), "--name", "new", "--about", "One.", "--licence", "Two."]
     (box / "__init__.py").touch()
@@ -148,10 +150,14 @@ def test_a_run_becomes_a_bundled_model_without_its_folders(box, tmp_path, capsys
     assert ranking_line(written) == [
         (
             "ranks",
-            "zero shot at a context of 64: missense above chance (0.60 [0.55, 0.65]); AUROC, all of it: dnamamba info",
+            "zero shot at a context of 64, ClinVar 2017: missense above chance (0.60 [0.55, 0.65]); AUROC, all of it: "
+            "dnamamba info",
         )
     ]
     assert written["bits_by_region"] == {"CDS": 1.9123}
+    assert written["bits_by_genome"] == {"yeast": {"model": 1.8801, "markov": 1.9292}}
+    bits = "a base of what was held out of each genome (the best Markov model): yeast 1.880 (1.929)"
+    assert ("bits", bits) in bundled_lines(read_card(box / "new"))
     assert bundled.names() == ["new", "tiny"]
 
 

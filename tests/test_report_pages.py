@@ -16,6 +16,8 @@ from dnamamba.pages.finetuning import _wilson
 from dnamamba.pages.html import page, table, text
 from dnamamba.pages.report import names
 from dnamamba.pages.scores import ScoreTable
+from dnamamba.pictures import calibration
+from dnamamba.pictures.calibration import calibrations
 from dnamamba.pictures.split_map import plot_split_map
 
 FIXTURES = Path(__file__).parent / "fixtures" / "formats-2026-11"
@@ -147,6 +149,31 @@ class TestFinetuning:
         assert "ROC and calibration" not in plain(make(tmp_path, tmp_path / "numbers"))
         assert "y 3 1.0000 0.5 0.8165" in plain(make(tmp_path, tmp_path / "numbers"))
         assert make(tmp_path, tmp_path / "labels").count("<img ") == 1
+
+    def test_of_variants_with_an_annotation(self, tmp_path):
+        bins = [{"variants": 5, "predicted": 0.1, "observed": 0.2}, {"variants": 5, "predicted": 0.9, "observed": 0.8}]
+        of = {"calibration": {"brier": 0.15, "expected_calibration_error": 0.1, "bins": bins}}
+        annotation = {**of, "missense": of, "with_model": {**of, "missense": of}}
+        variants = {**of, "missense": of, "annotation": annotation}
+        run = tmp_path / "run"
+        shutil.copytree(FINETUNED, run, symlinks=True)
+        summary = json.loads((run / "summary.json").read_text()) | {"variants": variants}
+        (run / "summary.json").write_text(json.dumps(summary))
+        html = make(tmp_path, run)
+        assert html.count("<img ") == 5 and "Test variants in tenths" in plain(html)
+        parts = ("the model", "annotation", "both together")
+        assert list(calibrations(variants)) == [name for part in parts for name in (part, f"{part}, missense")]
+        assert list(calibrations({"annotation": of})) == ["annotation"]
+
+    def test_a_line_lies_at_its_bins(self, monkeypatch):
+        drawn = []
+        monkeypatch.setattr(calibration, "save_png", lambda figure, path: drawn.append(figure.axes[0]))
+        bins = [{"variants": 5, "predicted": 0.1, "observed": 0.2}, {"variants": 5, "predicted": 0.9, "observed": 1.0}]
+        of = {"brier": 0.15, "expected_calibration_error": 0.1, "bins": bins}
+        calibration.plot_calibration({"a": of}, Path("a.png"), title="t", positive="x")
+        line = drawn[0].containers[0].lines[0]
+        assert line.get_xdata().tolist() == [0.1, 0.9] and line.get_ydata().tolist() == [0.2, 1.0]
+        assert drawn[0].containers[0].get_label() == "a: calibration error 0.100, Brier 0.150"
 
     def test_stopped_ones_say_so(self, tmp_path):
         words = plain(make(tmp_path, FIXTURES / "finetune-stopped"))

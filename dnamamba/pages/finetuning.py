@@ -10,6 +10,7 @@ import numpy as np
 from dnamamba.pages.html import figure, labelled, table, text
 from dnamamba.pages.run import ReportedRun
 from dnamamba.pictures.accuracy_by_length import plot_accuracy_by_length
+from dnamamba.pictures.calibration import calibrations, plot_calibration
 from dnamamba.pictures.confusion import plot_confusion
 from dnamamba.pictures.roc import plot_roc_and_calibration
 from dnamamba.pictures.run_curves import plot_run_curves
@@ -51,7 +52,21 @@ def finetuning_section(run: Finetuning) -> str:
         parts += _multilabel(run)
     elif run.rows:
         parts += _regression(run)
-    return "\n".join(parts)
+    return "\n".join([*parts, *_reliability(run.summary)])
+
+
+def _reliability(summary: Mapping[str, Any]) -> list[str]:
+    """Of a variant classifier with an annotation: are the probabilities of each of its predictors true shares?"""
+    if "annotation" not in (variants := summary.get("variants", {})):
+        return []
+    predictors, positive = calibrations(variants), summary.get("classes", ["", "positive"])[-1]
+    return [
+        figure(
+            lambda path: plot_calibration(predictors, path, title="calibration on test", positive=positive),
+            "Test variants in tenths by the probability that a predictor gives them, against the share that is "
+            f"{text(positive)}.",
+        )
+    ]
 
 
 def by_length(runs: list[Finetuning]) -> str:

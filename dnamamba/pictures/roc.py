@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dnamamba.pictures.calibration import calibration_labels, draw_calibration
 from dnamamba.pictures.figures import BASELINE, COLOURS, save_png
 
 if TYPE_CHECKING:
@@ -61,12 +62,11 @@ def plot_roc_and_calibration(
     if calibrated:
         panels[1].plot([0, 1], [0, 1], **BASELINE, label="perfect")
         panels[1].set(
-            xlabel=f"predicted probability of {positive}",
-            ylabel=f"fraction that is {positive}, ± 1 standard error",
             xlim=(0, min(1.1 * reach, 1)),
             ylim=(0, min(1.1 * reach, 1)),
             aspect="equal",
             title=f"calibration, the nearer to the line the better ({BINS} bins at most)",
+            **calibration_labels(positive),
         )
     for axes in panels:
         axes.grid(alpha=0.3)
@@ -84,11 +84,7 @@ def _calibration(axes: "Axes", name: str, label: np.ndarray, probability: np.nda
     predicted = np.array([probability[part].mean() for part in parts])
     observed = np.array([label[part].mean() for part in parts])
     size = np.array([part.size for part in parts])
-    error = np.sqrt(observed * (1 - observed) / size)
     gap = float((np.abs(predicted - observed) * size).sum() / size.sum())
     brier = float(((probability - label) ** 2).mean())
-    axes.errorbar(
-        predicted, observed, error, color=colour, marker="o", markersize=4, capsize=2,
-        label=f"{name}: calibration error {gap:.3f}, Brier {brier:.3f}",
-    )  # fmt: skip
-    return float(max(predicted.max(), (observed + error).max()))
+    said = f"{name}: calibration error {gap:.3f}, Brier {brier:.3f}"
+    return draw_calibration(axes, said, predicted, observed, size, colour)

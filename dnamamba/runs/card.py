@@ -136,6 +136,7 @@ def bundled_lines(card: dict[str, Any]) -> Lines:
         *_trained_lines(provenance),
         *_validation_lines(provenance),
         *_bits_lines(provenance),
+        *_genomes_bits_lines(provenance),
         *ranking_line(provenance),
         *_ranking_line(provenance, "probe_ranking", "probe"),
         ("data", str(provenance.get("licence") or "")),
@@ -167,7 +168,8 @@ def ranking_line(provenance: dict[str, Any]) -> Lines:
 def _ranking_line(provenance: _Said, key: str, label: str) -> Iterator[Line]:
     context = provenance.get("ranking_context")
     found: dict[str, tuple[float, str]] = {}
-    for _, figures in provenance[key].items():
+    sets = provenance[key].items()
+    for _, figures in sets:
         for each in figures.each():
             name = f"{each['variants']}".lower()
             kind = next((said for part, said in KINDS.items() if part in name), None)
@@ -177,6 +179,7 @@ def _ranking_line(provenance: _Said, key: str, label: str) -> Iterator[Line]:
     if found:
         how = {"ranking": "zero shot", "probe_ranking": "a linear probe by gene"}[key]
         at = f" at a context of {context.number():,}" if context else ""
+        at += f", {sets[0][0]}" if len(sets) == 1 else ""
         ranked = ", ".join(f"{kind} {found[kind][1]}" for kind in KINDS.values() if kind in found)
         yield label, f"{how}{at}: {ranked}; AUROC, all of it: dnamamba info"
 
@@ -203,6 +206,7 @@ def _pretraining_lines(provenance: dict[str, Any]) -> Lines:
         *_trained_lines(provenance),
         *_validation_lines(provenance),
         *_bits_lines(provenance),
+        *_genomes_bits_lines(provenance),
         *ranking_lines(provenance),
         *_origin_lines(provenance),
     ]
@@ -245,6 +249,13 @@ def _validation_lines(provenance: _Said) -> Iterator[Line]:
 def _bits_lines(provenance: _Said) -> Iterator[Line]:
     bits = ", ".join(f"{name} {each.number():.3f}" for name, each in provenance["bits_by_region"].items())
     yield "bits", f"a base by class of regions: {bits}"
+
+
+@_as_far_as_it_goes
+def _genomes_bits_lines(provenance: _Said) -> Iterator[Line]:
+    found = provenance["bits_by_genome"].items()
+    bits = ", ".join(f"{name} {said['model'].number():.3f} ({said['markov'].number():.3f})" for name, said in found)
+    yield "bits", f"a base of what was held out of each genome (the best Markov model): {bits}"
 
 
 @_as_far_as_it_goes
