@@ -253,7 +253,8 @@ def quality(rows: Sequence[Row], d_model: int, genome: str) -> dict[str, Any]:
         systems[f"transformer-{length}"] = transformer
         systems[f"transformer-{length}-seconds"] = {**transformer, "tokens": tokens}
     pretrain = {"genome": genome, "model.d_model": d_model, "model.n_layer": BLOCKS, "model.preset": "1.4m"}
-    pretrain |= {"batch_tokens": QUALITY_BATCH, "markov_order": 0}
+    pretrain |= {"batch_tokens": QUALITY_BATCH, "markov_order": 0, "validation_every": 256}
+    pretrain |= {"validation_tokens": 2_000_000}
     return {"pretrain": pretrain, "learning_rates": [0.002, 0.004], "systems": systems}
 
 
