@@ -4,6 +4,7 @@
     python pipelines/show_classification.py pipelines/region_ablation.yaml --minutes 8 --jobs_per_gpu 6
     python pipelines/region_ablation.py score --data DNAMAMBA_TEST_DATA --runs runs/regions [--sets brca1 clinvar bard1]
     python pipelines/region_ablation.py table --data DNAMAMBA_TEST_DATA --runs runs/regions
+    python pipelines/region_ablation.py differences --data DNAMAMBA_TEST_DATA --runs runs/regions [--against whole]
 
 Each command may be stopped and started again: what is finished stays.
 
@@ -14,7 +15,9 @@ aligned blocks become one record.
 
 `score` runs `variant_benchmarks.py` on each finished run, zero shot and a linear probe by gene. None of the variants
 lies on chr20, but ClinVar's records there, which are left out; all models read 512 bases. `table` writes results.csv,
-a row a run, and results.md and, of scored runs, results.png, which join the seeds of a system.
+a row a run, and results.md and, of scored runs, results.png, which join the seeds of a system. `differences` writes
+differences.csv: how much higher each run's AUROC is than that of --against with the same seed, with its 95 % interval
+from resampling the same positions, genes or segments for both.
 """
 
 import argparse
@@ -26,13 +29,17 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import numpy as np
 import yaml
 from annotated_variants import write_gtf
 from chr20_regions import CHROMOSOME, VALIDATION, chr20_regions
 from make_human_splits import group, read_records, sequences_of, split_groups, write_records
+from measured import write_rows
+from variant_sets import SETS, chosen
 
 from dnamamba import cli
 from dnamamba.errors import InputError
+from dnamamba.finetuning.tasks.variant_report import gained
 from dnamamba.genome.genes import open_reading_frames
 from dnamamba.genome.intervals import Interval
 from dnamamba.genome.store import open_genome
@@ -80,7 +87,7 @@ CLASSES = ("codon1", "codon2", "codon3", "donor", "acceptor", "exon", "promoter"
 
 def main(arguments: list[str] | None = None) -> None:
     options = _options(arguments)
-    {"prepare": prepare, "score": score, "table": table}[options.what](options)
+    {"prepare": prepare, "score": score, "table": table, "differences": differences}[options.what](options)
 
 
 # What is trained on.
@@ -198,6 +205,35 @@ def table(options: argparse.Namespace) -> None:
     print(written)
 
 
+def differences(options: argparse.Namespace) -> None:
+    """A row a run, measure and kind of score."""
+    rows: list[dict[str, Any]] = []
+    runs = finished(options.runs)
+    for name in options.sets:
+        variants = chosen(SETS[name](options.data), None, [CHROMOSOME])
+        contrasts = [each for each in variants.contrasts if (name, each.name) in MEASURES]
+        for run in runs:
+            system, _, seed = run.name.rpartition("-")
+            folders = [options.runs / "scores" / f"{each}-{seed}" for each in (options.against, system)]
+            paths = [folder / f"scores-{name}.npz" for folder in folders]
+            if system == options.against or not all(path.is_file() for path in paths):
+                continue
+            with np.load(paths[0]) as before, np.load(paths[1]) as after:
+                scores = {"zero shot": (-before["llr"], -after["llr"])}
+                if "probe" in before.files and "probe" in after.files:
+                    scores["probe"] = before["probe"], after["probe"]
+            for contrast in contrasts:
+                for kind, pair in scores.items():
+                    used = contrast.used & np.isfinite(pair[0]) & np.isfinite(pair[1])
+                    values = (contrast.positive[used], *(each[used] for each in pair), variants.group[used])
+                    row = {"run": run.name, "against": options.against, "set": name, "contrast": contrast.name}
+                    rows.append(row | {"score": kind} | {key: round(v, 4) for key, v in gained(*values).items()})
+    if not rows:
+        raise InputError(f"{options.runs}: no scored runs of {options.against} and another system with the same seed")
+    write_rows(rows, options.runs / "differences.csv")
+    print(f"written to {options.runs / 'differences.csv'}")
+
+
 def by_system(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Runs that differ in the seed, the number at their names' ends, as one row: means, and the widest interval."""
     found = []
@@ -264,14 +300,15 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["prepare", "score", "table"])
+    parser.add_argument("what", choices=["prepare", "score", "table", "differences"])
     parser.add_argument("--data", type=Path, required=True, help="folder with genomes/, annotation/ and the variants")
     parser.add_argument("--out", type=Path, help="prepare: folder for BED files and the mixture")
-    parser.add_argument("--runs", type=Path, help="score, table: folder of the runs")
+    parser.add_argument("--runs", type=Path, help="all others: folder of the runs")
     parser.add_argument("--sets", nargs="+", default=["brca1", "clinvar", "bard1"])
     parser.add_argument(
         "--only", choices=["quality", "scores"], default="quality", help="score: scores leaves the tables"
     )
+    parser.add_argument("--against", default="whole", help="differences: the system that others are compared with")
     parser.add_argument("--context", type=int, default=512, help="score: bases of all models' windows")
     options = parser.parse_args(arguments)
     if (options.out if options.what == "prepare" else options.runs) is None:

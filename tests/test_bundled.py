@@ -172,6 +172,17 @@ def test_every_model_in_the_package_has_a_whole_card_and_is_small():
     assert total <= 45_000_000
 
 
+def test_the_model_of_compact_genomes_reads_what_it_has_not_seen_of_ecoli(tmp_path):
+    """2,000 bases of its test split in the demo genome, below the best Markov model's bits there."""
+    store = open_genome(demo.genome_path(), store=tmp_path / "ecoli.dnamamba")
+    sequence = decode(store.read(store.contigs[0].name, 1_680_000, 1_682_000) & TOKEN_BITS)
+    log_p = dnamamba.load("compact-genomes", device="cpu").log_likelihood(sequence)
+    _, provenance = load_checkpoint("compact-genomes")
+    bits = provenance["bits_by_genome"]
+    assert -np.nanmean(log_p) / np.log(2) < bits["ecoli"]["markov"]
+    assert len(bits) == 6 and all(each["model"] < each["markov"] for each in bits.values())
+
+
 def test_the_human_model_reads_a_locus_that_it_has_not_seen(tmp_path):
     """2,000 bases of the locus in the package, by its name alone; one that knows nothing needs 2 bits a base."""
     store = open_genome(demo.locus_path(), store=tmp_path / "locus.dnamamba")

@@ -96,12 +96,38 @@ def test_a_table_has_a_column_a_run() -> None:
     assert "| bits a base, codon1 |  | 1.9000 |" in text
 
 
-@pytest.mark.parametrize("command", ["score", "table"])
+@pytest.mark.parametrize("command", ["score", "table", "differences"])
 def test_without_runs_it_says_so(command: str, tmp_path: Path) -> None:
     from dnamamba.errors import InputError
 
     with pytest.raises(InputError, match="no finished run"):
         region_ablation.main([command, "--data", str(tmp_path), "--runs", str(tmp_path)])
+
+
+def test_differences_are_those_of_runs_with_the_same_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One system tells all variants apart where the other knows nothing; other seeds and unscored runs are left out."""
+    label = np.arange(40) % 2 == 0
+    name = "LOF against the rest"
+    contrast = variant_sets.Contrast(name, np.ones(40, bool), label)
+    records = Records(("17",), np.zeros(40, np.int32), np.arange(40), ["A"] * 40, ["C"] * 40)
+    variants = variant_sets.VariantSet("brca1", [], records, [contrast], np.arange(40).astype(str), label=label)
+    monkeypatch.setattr(region_ablation, "SETS", {"brca1": lambda _: variants})
+    for run, llr in (
+        ("whole-0", np.zeros(40)),
+        ("good-0", -label.astype(float)),
+        ("good-1", np.zeros(40)),
+        ("new-0", None),
+    ):
+        (tmp_path / run).mkdir()
+        (tmp_path / run / "summary.json").write_text("{}")
+        if llr is not None:
+            (tmp_path / "scores" / run).mkdir(parents=True)
+            np.savez(tmp_path / "scores" / run / "scores-brca1.npz", llr=llr)
+    region_ablation.main(["differences", "--data", ".", "--runs", str(tmp_path), "--sets", "brca1"])
+    assert (tmp_path / "differences.csv").read_text().splitlines() == [
+        "run,against,set,contrast,score,auroc,low,high",
+        f"good-0,whole,brca1,{name},zero shot,0.5,0.5,0.5",
+    ]
 
 
 def test_aligned_blocks_become_one_record(tmp_path: Path) -> None:
