@@ -1,14 +1,14 @@
 """Make a trained model one that comes with the package.
 
     python pipelines/bundle_model.py --checkpoint RUN --name NAME --about TEXT --licence TEXT \\
-        [--results FOLDER ... --context N] [--run FOLDER]
+        [--results FOLDER ... --context N] [--run FOLDER] [--recall FILE]
 
 Writes `dnamamba/bundled/NAME`: matrices in bf16, at most 16 MB. Its card is the run's own, without folders of the
 machine that it was trained on, and with what `variant_benchmarks.py quality` left in --results: how well the zero-shot
 scores of this model, and a linear probe, rank variants in windows of --context bases, over all and by consequence.
 Where RUN is a run folder with validation_by_class.csv, the card has the bits of each class of regions too; where it is
 one of a mixture, those of what was held out of each genome, beside the best Markov model's. --run names that folder
-where the weights lie elsewhere.
+where the weights lie elsewhere. --recall is recall.csv of `recall_benchmark.py`: what this model gains from copies.
 """
 
 import argparse
@@ -30,6 +30,8 @@ SCORES = {"ranking": "-llr", "probe_ranking": "probe"}
 """In a card → the score of `variant_benchmarks.py` whose ranking it reports"""
 NUMBERS = {"auroc": "auroc", "low": "auroc_low", "high": "auroc_high"}
 """In a card → in results.csv"""
+COPIES = {"nats": "copy_advantage", "low": "ci_lo", "high": "ci_hi"}
+"""In a card → in recall.csv"""
 SETS = {
     "brca1": "BRCA1 saturation editing",
     "clinvar": "ClinVar 2017",
@@ -47,6 +49,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--results", type=Path, nargs="+", help="folders that variant_benchmarks.py quality wrote")
     parser.add_argument("--context", type=int, help="that the variants of --results were scored with")
     parser.add_argument("--run", type=Path, help="run folder with the tables of its validation; default: --checkpoint")
+    parser.add_argument("--recall", type=Path, help="recall.csv of this model, by recall_benchmark.py")
     options = parser.parse_args(arguments)
     run = options.run or options.checkpoint
     folder = bundled.FOLDER / options.name
@@ -59,6 +62,7 @@ def main(arguments: list[str] | None = None) -> None:
             said |= {name: sets} if sets or name == "ranking" else {}
         said |= {"ranking_context": options.context} if options.context else {}
     said |= bits_of_classes(run / "validation_by_class.csv") | bits_of_genomes(run / "summary.json")
+    said |= {"copy_advantage": copy_advantage(options.recall)} if options.recall else {}
     save_checkpoint(model, folder, without_folders(provenance) | said, dtype="bf16")
     size = sum(path.stat().st_size for path in folder.iterdir())
     print(f"{folder}: {size:,} bytes")
@@ -87,6 +91,19 @@ def bits_of_genomes(path: Path) -> dict[str, Any]:
         if all(bits.get(key) is not None for key in names.values())
     }
     return {"bits_by_genome": found} if found else {}
+
+
+def copy_advantage(path: Path) -> dict[str, list[dict[str, float]]]:
+    """First copy (exact, substituted, …) → by the bases between the copies: nats a base and their 95 % interval."""
+    found: dict[str, list[dict[str, float]]] = {}
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    if len(models := {row["model"] for row in rows}) != 1:
+        raise InputError(f"{path}: {len(models)} models; leave the rows of one")
+    for row in rows:
+        numbers = {name: float(row[key]) + 0.0 for name, key in COPIES.items()}  # + 0.0: no minus zero
+        found.setdefault(row["variant"], []).append({"distance": int(row["distance"]), **numbers})
+    return found
 
 
 def ranking(path: Path, score: str) -> dict[str, list[dict[str, Any]]]:

@@ -134,7 +134,11 @@ def test_a_run_becomes_a_bundled_model_without_its_folders(box, tmp_path, capsys
     (tmp_path / "results" / "results.csv").write_text(header + rows)
     flags = ["--checkpoint", str(tmp_path / "run"), "--name", "new", "--about", "One.", "--licence", "Two."]
     (box / "__init__.py").touch()
-    assert cli.run(bundle_model.main, [*flags, "--results", str(tmp_path / "results"), "--context", "64"]) == 0
+    recall = "model,variant,distance,copy_advantage,ci_lo,ci_hi,n\n"
+    recall += "m,exact,256,1.0012,0.9,1.1,8\nm,exact,1024,-0.0,-0.0,0.01,8\nm,reverse complement,256,0.5,0.4,0.6,8\n"
+    (tmp_path / "recall.csv").write_text(recall)
+    flags += ["--results", str(tmp_path / "results"), "--context", "64", "--recall", str(tmp_path / "recall.csv")]
+    assert cli.run(bundle_model.main, flags) == 0
     written = json.loads((box / "new" / "provenance.json").read_text())
     assert written["genomes"][0]["source"][0]["path"] == "a.fa" and written["command"] == ["python"]
     assert written["ranking"] == {
@@ -156,9 +160,15 @@ def test_a_run_becomes_a_bundled_model_without_its_folders(box, tmp_path, capsys
     ]
     assert written["bits_by_region"] == {"CDS": 1.9123}
     assert written["bits_by_genome"] == {"yeast": {"model": 1.8801, "markov": 1.9292}}
+    assert written["copy_advantage"]["exact"][0] == {"distance": 256, "nats": 1.0012, "low": 0.9, "high": 1.1}
+    copies = "what a copy gains, nats a base, after 256, 1,024 bases: exact 1.00, 0.00; reverse complement 0.50"
+    assert ("copies", copies) in bundled_lines(read_card(box / "new"))
     bits = "a base of what was held out of each genome (the best Markov model): yeast 1.880 (1.929)"
     assert ("bits", bits) in bundled_lines(read_card(box / "new"))
     assert bundled.names() == ["new", "tiny"]
+    (tmp_path / "recall.csv").write_text(recall + "other,exact,256,0.0,0.0,0.0,8\n")
+    assert cli.run(bundle_model.main, flags) == cli.USER_ERROR
+    assert "2 models; leave the rows of one" in capsys.readouterr().err
 
 
 def test_every_model_in_the_package_has_a_whole_card_and_is_small():

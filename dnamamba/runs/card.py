@@ -137,6 +137,7 @@ def bundled_lines(card: dict[str, Any]) -> Lines:
         *_validation_lines(provenance),
         *_bits_lines(provenance),
         *_genomes_bits_lines(provenance),
+        *_copies_line(provenance),
         *ranking_line(provenance),
         *_ranking_line(provenance, "probe_ranking", "probe"),
         ("data", str(provenance.get("licence") or "")),
@@ -207,6 +208,7 @@ def _pretraining_lines(provenance: dict[str, Any]) -> Lines:
         *_validation_lines(provenance),
         *_bits_lines(provenance),
         *_genomes_bits_lines(provenance),
+        *_copies_line(provenance),
         *ranking_lines(provenance),
         *_origin_lines(provenance),
     ]
@@ -256,6 +258,15 @@ def _genomes_bits_lines(provenance: _Said) -> Iterator[Line]:
     found = provenance["bits_by_genome"].items()
     bits = ", ".join(f"{name} {said['model'].number():.3f} ({said['markov'].number():.3f})" for name, said in found)
     yield "bits", f"a base of what was held out of each genome (the best Markov model): {bits}"
+
+
+@_as_far_as_it_goes
+def _copies_line(provenance: _Said) -> Iterator[Line]:
+    found = [(name, gains.each()) for name, gains in provenance["copy_advantage"].items()]
+    if found:
+        distances = ", ".join(format(each["distance"], ",") for each in found[0][1])
+        said = (f"{name} {', '.join(format(each['nats'], '.2f') for each in gains)}" for name, gains in found)
+        yield "copies", f"what a copy gains, nats a base, after {distances} bases: {'; '.join(said)}"
 
 
 @_as_far_as_it_goes
