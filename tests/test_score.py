@@ -14,7 +14,7 @@ from tiny_models import random_bases, tiny_model
 
 from dnamamba import cli, score
 from dnamamba.alphabet import COMPLEMENT, TOKEN_BITS, decode, encode
-from dnamamba.analysis.variants.plan import default_state_every, default_suffix, plan_for
+from dnamamba.analysis.variants.plan import default_suffix, plan_for
 from dnamamba.analysis.variants.score_output import combine
 from dnamamba.analysis.variants.scores import ScorePlan, score_alleles
 from dnamamba.analysis.variants.tiles import Tiling, on_reverse_strand
@@ -179,7 +179,6 @@ def test_how_the_work_is_cut_changes_nothing(inference, store, records):
 def test_states_are_kept_more_often_at_short_contexts(inference, context, every):
     assert plan_for(inference, context=context).state_every == every
     assert plan_for(inference, context=context, state_every=3).state_every == 3
-    assert default_state_every(context, "cuda") == max(every, 256)  # whose steps of 64 bases take as long
 
 
 def test_a_score_does_not_depend_on_the_other_records(inference, store, folder, contigs):

@@ -26,11 +26,10 @@ def default_suffix(context: int) -> int:
     return min(max(2048, context // 32), context // 2)
 
 
-def default_state_every(context: int, device: str = "cpu") -> int:
+def default_state_every(context: int) -> int:
     """Bases between kept states. An allele is read from the last one on, so that at short contexts few bases between
-    them save much of the work, and at long ones many save memory. A GPU reads steps of 64 bases at a fifth of the rate
-    of steps of 256."""
-    return min(max(context // 8, 64 if device == "cpu" else 256), 1024)
+    them save much of the work, and at long ones many save memory."""
+    return min(max(context // 8, 64), 1024)
 
 
 def plan_for(
@@ -73,7 +72,7 @@ def plan_for(
     suffix = default_suffix(context) if suffix is None else suffix
     if not 0 <= suffix <= context // 2:
         raise InputError(f"--suffix: {suffix} is not possible, expected 0 to {context // 2}, half of --context")
-    state_every = default_state_every(context, inference.device.type) if state_every is None else state_every
+    state_every = default_state_every(context) if state_every is None else state_every
     if state_every < 1:
         raise InputError(f"--state_every: {state_every} is not possible, expected at least 1 base")
     resumes = Ability.CONSTANT_STATE in inference.model.abilities

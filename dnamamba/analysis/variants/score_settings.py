@@ -34,8 +34,8 @@ class ScoreSettings(ExactComputeOptions, BatchTokensOptions, OverwriteOptions, G
     and at most half of --context."""
     state_every: int | None = setting(None, at_least=1)
     """Bases between the states that are kept of a tile's pass; the scores do not depend on it beyond rounding. Default:
-    an eighth of --context, but at least 64 (on a GPU 256) and at most 1024. Models with attention or Hyena keep none,
-    and read each allele's tile from its start; those that predict masked bases need none."""
+    an eighth of --context, but at least 64 and at most 1024. Models with attention or Hyena keep none, and read each
+    allele's tile from its start; those that predict masked bases need none."""
     exact: bool = False
     """Score all bases up to the tile's end instead of --suffix."""
     check: int = setting(32, at_least=0)
