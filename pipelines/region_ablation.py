@@ -35,6 +35,7 @@ from annotated_variants import write_gtf
 from chr20_regions import CHROMOSOME, VALIDATION, chr20_regions
 from make_human_splits import group, read_records, sequences_of, split_groups, write_records
 from measured import write_rows
+from variant_benchmarks import scores_of
 from variant_sets import SETS, chosen
 
 from dnamamba import cli
@@ -214,8 +215,7 @@ def differences(options: argparse.Namespace) -> None:
         contrasts = [each for each in variants.contrasts if (name, each.name) in MEASURES]
         for run in runs:
             system, _, seed = run.name.rpartition("-")
-            folders = [options.runs / "scores" / f"{each}-{seed}" for each in (options.against, system)]
-            paths = [folder / f"scores-{name}.npz" for folder in folders]
+            paths = [scores_of(options.runs / "scores" / f"{each}-{seed}", name) for each in (options.against, system)]
             if system == options.against or not all(path.is_file() for path in paths):
                 continue
             with np.load(paths[0]) as before, np.load(paths[1]) as after:

@@ -30,10 +30,9 @@ def plot_calibration(
         predicted, observed, size = (
             np.array([each[key] for each in found["bins"]], float) for key in ("predicted", "observed", "variants")
         )
-        label = f"{name}: calibration error {found['expected_calibration_error']:.3f}, Brier {found['brier']:.3f}"
+        label = calibration_label(name, found["expected_calibration_error"], found["brier"])
         draw_calibration(axes, label, predicted, observed, size, COLOURS[number % len(COLOURS)])
-    axes.plot([0, 1], [0, 1], **BASELINE, label="perfect")
-    axes.set(title=title, xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal", **calibration_labels(positive))
+    frame_calibration(axes, title, positive, (-0.02, 1.02))
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.12))
     save_png(figure, path)
@@ -48,12 +47,22 @@ def draw_calibration(
     return float(max(predicted.max(), (observed + error).max()))
 
 
-def calibration_labels(positive: str) -> dict[str, str]:
-    """Of both axes."""
-    return {
-        "xlabel": f"predicted probability of {positive}",
-        "ylabel": f"fraction that is {positive}, ± 1 standard error",
-    }
+def calibration_label(name: str, error: float, brier: float) -> str:
+    """Of a predictor's line."""
+    return f"{name}: calibration error {error:.3f}, Brier {brier:.3f}"
+
+
+def frame_calibration(axes: "Axes", title: str, positive: str, limits: tuple[float, float]) -> None:
+    """The line of a perfect predictor, and what both axes, of the same limits, show."""
+    axes.plot([0, 1], [0, 1], **BASELINE, label="perfect")
+    axes.set(
+        xlabel=f"predicted probability of {positive}",
+        ylabel=f"fraction that is {positive}, ± 1 standard error",
+        xlim=limits,
+        ylim=limits,
+        aspect="equal",
+        title=title,
+    )
 
 
 def calibrations(variants: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:

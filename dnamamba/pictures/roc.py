@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dnamamba.pictures.calibration import calibration_labels, draw_calibration
+from dnamamba.pictures.calibration import calibration_label, draw_calibration, frame_calibration
 from dnamamba.pictures.figures import BASELINE, COLOURS, save_png
 
 if TYPE_CHECKING:
@@ -60,14 +60,8 @@ def plot_roc_and_calibration(
         title=f"ROC, the nearer to the upper left the better ({positive} / {negative})",
     )
     if calibrated:
-        panels[1].plot([0, 1], [0, 1], **BASELINE, label="perfect")
-        panels[1].set(
-            xlim=(0, min(1.1 * reach, 1)),
-            ylim=(0, min(1.1 * reach, 1)),
-            aspect="equal",
-            title=f"calibration, the nearer to the line the better ({BINS} bins at most)",
-            **calibration_labels(positive),
-        )
+        text = f"calibration, the nearer to the line the better ({BINS} bins at most)"
+        frame_calibration(panels[1], text, positive, (0, min(1.1 * reach, 1)))
     for axes in panels:
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.14))  # below: curves may be anywhere
@@ -86,5 +80,4 @@ def _calibration(axes: "Axes", name: str, label: np.ndarray, probability: np.nda
     size = np.array([part.size for part in parts])
     gap = float((np.abs(predicted - observed) * size).sum() / size.sum())
     brier = float(((probability - label) ** 2).mean())
-    said = f"{name}: calibration error {gap:.3f}, Brier {brier:.3f}"
-    return draw_calibration(axes, said, predicted, observed, size, colour)
+    return draw_calibration(axes, calibration_label(name, gap, brier), predicted, observed, size, colour)

@@ -133,11 +133,7 @@ def bundled_lines(card: dict[str, Any]) -> Lines:
     return [
         ("", str(provenance.get("about") or "")),
         *_model_lines(config),
-        *_trained_lines(provenance),
-        *_validation_lines(provenance),
-        *_bits_lines(provenance),
-        *_genomes_bits_lines(provenance),
-        *_copies_line(provenance),
+        *_training_lines(provenance),
         *ranking_line(provenance),
         *_ranking_line(provenance, "probe_ranking", "probe"),
         ("data", str(provenance.get("licence") or "")),
@@ -204,13 +200,20 @@ def _pretraining_lines(provenance: dict[str, Any]) -> Lines:
     return [
         *_genome_lines(provenance),
         *_files_lines(provenance),
+        *_training_lines(provenance),
+        *ranking_lines(provenance),
+        *_origin_lines(provenance),
+    ]
+
+
+def _training_lines(provenance: dict[str, Any]) -> Lines:
+    """How a language model was trained, and what it came to."""
+    return [
         *_trained_lines(provenance),
         *_validation_lines(provenance),
         *_bits_lines(provenance),
         *_genomes_bits_lines(provenance),
         *_copies_line(provenance),
-        *ranking_lines(provenance),
-        *_origin_lines(provenance),
     ]
 
 
